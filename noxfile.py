@@ -1,0 +1,84 @@
+"""The sessions of pressgauge: ``nox -s measure``, ``nox -s cpu``, and so on. What follows ``--`` goes to the tool."""
+
+import nox
+
+nox.needs_version = ">=2025.2"
+nox.options.sessions = ["cpu"]
+nox.options.reuse_existing_virtualenvs = True
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+OLDEST_TRANSFORMERS = "transformers==5.2.*"
+
+
+def install(session: nox.Session, *groups: str, extra: tuple[str, ...] = ()) -> None:
+    """The package, as it lies here, with dependency groups; torch as ``constraints.txt`` pins it."""
+    requirements = nox.project.dependency_groups(PROJECT, *groups)
+    session.install("--constraint", "constraints.txt", "--editable", ".", *requirements, *extra)
+
+
+def require(session: nox.Session, device: str, condition: str) -> None:
+    """Stop with an error where the machine does not have the device: a skipped validation validates nothing."""
+    answer = session.run("python", "-c", f"import torch; print({condition})", silent=True)
+    if str(answer).strip() != "True":
+        session.error(f"nox -s {device} needs a machine on which torch finds {device}, and it finds none here")
+
+
+@nox.session
+def measure(session: nox.Session) -> None:
+    """Measure a press on a model; ``-- --help`` lists the options."""
+    install(session)
+    session.run("pressgauge", "measure", *session.posargs)
+
+
+@nox.session
+def cpu(session: nox.Session) -> None:
+    """Validate on the CPU: the whole suite."""
+    install(session, "test")
+    session.run("python", "-m", "pytest", "--device", "cpu", "--numprocesses", "2", *session.posargs)
+
+
+@nox.session
+def cuda(session: nox.Session) -> None:
+    """Validate on a CUDA device."""
+    install(session, "test")
+    require(session, "cuda", "torch.cuda.is_available()")
+    session.run("python", "-m", "pytest", "--device", "cuda", *session.posargs)
+
+
+@nox.session
+def mps(session: nox.Session) -> None:
+    """Validate on Apple's Metal."""
+    install(session, "test")
+    require(session, "mps", "torch.backends.mps.is_available()")
+    session.run("python", "-m", "pytest", "--device", "mps", *session.posargs)
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """Conformance on the oldest transformers that is supported."""
+    install(session, "test", extra=(OLDEST_TRANSFORMERS,))
+    session.run("python", "-m", "pytest", "tests/conformance", "--numprocesses", "2", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Format, lint and types; ``-- --fix`` mends what ruff can mend."""
+    install(session, "lint")
+    session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]), ".")
+    session.run("ruff", "check", *session.posargs, ".")
+    session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into ``site/``; a warning is an error."""
+    install(session, "docs")
+    session.run("mkdocs", "build", "--strict", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("name", ["reference", "reference-neox"], ids=["llama", "neox"])
+def train(session: nox.Session, name: str) -> None:
+    """Train the reference models again, from scratch, into the package."""
+    install(session)
+    session.run("python", "-m", "pressgauge.reference.train", name, *session.posargs)

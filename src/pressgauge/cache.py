@@ -1,0 +1,593 @@
+"""``PressedCache``: a transformers ``DynamicCache`` whose layers evict entries by a press's rules.
+
+A pass hands attention everything that is held plus the new entries; only then is anything evicted. A cache does not
+learn when attention has run, so a layer settles its eviction when the next layer is updated or somebody looks.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+
+from pressgauge.budget import Ledger
+from pressgauge.history import NEVER, History
+from pressgauge.press import Press, choose, protect, rank
+
+_SLACK = 50
+"""Storage may exceed what is held by one part in this many."""
+
+_ATTACHED = "use with press(model):"
+
+
+class PressedLayer(CacheLayerMixin):
+    """One layer's entries. Until the first eviction it stores exactly what transformers' ``DynamicLayer`` would.
+
+    After that, entries lie in slots in any order, ``positions`` says whose they are, and where scores are fixed an
+    evicted entry's slot is taken by another entry instead of moving the whole storage.
+
+    Args:
+        press: the press.
+        index: index of the layer.
+        ledger: the counts that all layers of the cache share.
+    """
+
+    is_sliding = False
+    is_croppable = True
+
+    def __init__(self, press: Press, index: int, ledger: Ledger) -> None:
+        # The base class assigns `keys` and `values`, which are computed here.
+        self.press = press
+        self.index = index
+        self.ledger = ledger
+        self.is_initialized = False
+        self.columns = 0
+        self.used = 0
+        self.pending = False
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+        self._positions: Tensor | None = None
+        self._ranks: Tensor | None = None
+        self._history: History | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Start empty, in the shape, dtype and device of the first entries."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self._keys, self._values = key_states[:, :, :0], value_states[:, :, :0]
+        self.is_initialized = True
+
+    @property
+    def compressed(self) -> bool:
+        """Whether anything has been evicted."""
+        return self._positions is not None
+
+    def _offset(self) -> Tensor | int:
+        """What to take from a column's number to get the row's own position."""
+        padding = self.ledger.padding
+        return torch.tensor(padding, device=self.device)[:, None, None] if any(padding) else 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Add ``[B, K, q, D]`` entries and return all that is held, ``[B, K, N + q, D]``, in the order of storage."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self._keys is not None and self._values is not None
+        rows, heads, tokens, _ = key_states.shape
+        start, end = self.used, self.used + tokens
+        if not self.compressed:
+            self._keys = torch.cat([self._keys, key_states], dim=2)
+            self._values = torch.cat([self._values, value_states], dim=2)
+        else:
+            self._reserve(end)
+            new = self._own_positions(self.columns, tokens, rows, heads)
+            self._keys[:, :, start:end] = key_states
+            self._values[:, :, start:end] = value_states
+            assert self._positions is not None
+            self._positions[:, :, start:end] = new
+            if self._ranks is not None:
+                self._ranks[:, :, start:end] = self._rank(key_states, new)
+        self.columns += tokens
+        self.used = end
+        self.pending = True
+        return self._keys[:, :, :end], self._values[:, :, :end]
+
+    def _own_positions(self, start: int, tokens: int, rows: int, heads: int) -> Tensor:
+        columns = torch.arange(start, start + tokens, device=self.device)
+        return (columns - self._offset()).clamp(min=-1).expand(rows, heads, tokens)
+
+    def _rank(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None) -> Tensor:
+        scores = self.press.score(keys, positions=positions.long(), layer=self.index, queries=queries)
+        return rank(scores, positions, self.press.sinks)
+
+    def _buffers(self) -> dict[str, Tensor]:
+        names = ("_keys", "_values", "_positions", "_ranks")
+        return {name: buffer for name in names if (buffer := getattr(self, name)) is not None}
+
+    def _reserve(self, slots: int) -> None:
+        """Make room for ``slots`` entries, and a few more if the storage has to move anyway."""
+        for name, buffer in self._buffers().items():
+            if buffer.shape[2] < slots:
+                larger = buffer.new_empty((*buffer.shape[:2], slots + slots // _SLACK, *buffer.shape[3:]))
+                larger[:, :, : self.used] = buffer[:, :, : self.used]
+                setattr(self, name, larger)
+            elif buffer.is_inference() and not torch.is_inference_mode_enabled():
+                setattr(self, name, buffer.clone())
+
+    def settle(self, queries: Tensor | None = None) -> None:
+        """Evict what the last pass is to evict, once its attention has run.
+
+        Args:
+            queries: ``[B, H, q, D]``, those of the pass, for presses that need them.
+        """
+        if not self.pending:
+            return
+        self.pending = False
+        if self.ledger.cut:
+            self._evict(queries)
+        elif self.compressed:
+            self._trim()
+
+    def _evict(self, queries: Tensor | None) -> None:
+        assert self._keys is not None
+        rows, heads = self._keys.shape[:2]
+        if self._history is None:
+            self._history = History(rows, heads, self.device)
+            self._positions = self._own_positions(0, self.used, rows, heads).int()
+            if self.press.fixed_scores:
+                self._ranks = self._rank(self._keys, self._positions)
+        assert self._positions is not None
+        positions = self._positions[:, :, : self.used]
+        if self._ranks is not None:
+            ranks = self._ranks[:, :, : self.used]
+        else:
+            ranks = self._rank(self._keys[:, :, : self.used], positions, queries)
+        if self.press.recent:
+            ranks = protect(ranks, positions, self.ledger.columns - self.press.recent - self._offset())
+        keep = self.ledger.held
+        count = self.used - keep[0]
+        unpadded = not any(self.ledger.padding)
+        if unpadded and self._ranks is not None and self._keys.shape[2] <= keep[0] + keep[0] // _SLACK:
+            gone = self._refill(ranks, positions, count)
+        else:
+            kept, stays, gone = choose(ranks, positions, keep)
+            for name, buffer in self._buffers().items():
+                index = kept[..., None].expand(-1, -1, -1, buffer.shape[3]) if buffer.dim() == 4 else kept
+                setattr(self, name, buffer.gather(2, index))
+            self._positions = stays
+            self.used = stays.shape[2]
+            if not unpadded:
+                assert self._keys is not None and self._values is not None
+                filler = (stays < 0)[..., None]
+                self._keys.masked_fill_(filler, 0)
+                self._values.masked_fill_(filler, 0)
+                if self._ranks is not None:
+                    self._ranks.masked_fill_(stays < 0, torch.iinfo(torch.int64).min)
+        self._history.record(gone, self.ledger.padding, self.ledger.columns)
+
+    def _refill(self, ranks: Tensor, positions: Tensor, count: int) -> Tensor:
+        """Evict the ``count`` lowest, move the last entries into their slots, and return their positions."""
+        left = self.used - count
+        tail = torch.arange(left, self.used, device=ranks.device).expand(*ranks.shape[:2], count)
+        if count == 1:
+            slots = ranks.argmin(dim=-1, keepdim=True)
+        else:
+            slots = ranks.topk(count, largest=False).indices.sort(dim=-1).values
+            # The i-th evicted slot before `left` takes the i-th survivor after it; what is left over stays beyond.
+            evicted = torch.zeros((*ranks.shape[:2], self.used), dtype=torch.int8, device=ranks.device)
+            evicted.scatter_(2, slots, 1)
+            tail = tail.gather(2, evicted[..., left:].argsort(dim=-1, stable=True))
+        gone = positions.gather(2, slots)
+        for buffer in self._buffers().values():
+            wide = buffer.dim() == 4
+            source = tail[..., None].expand(-1, -1, -1, buffer.shape[3]) if wide else tail
+            slot = slots[..., None].expand(-1, -1, -1, buffer.shape[3]) if wide else slots
+            buffer.scatter_(2, slot, buffer.gather(2, source))
+        self.used = left
+        return gone
+
+    def _trim(self) -> None:
+        """Give back storage beyond the slack."""
+        for name, buffer in self._buffers().items():
+            if buffer.shape[2] > self.used + self.used // _SLACK:
+                setattr(self, name, buffer[:, :, : self.used].clone())
+
+    def mask(self, tokens: int) -> Tensor | None:
+        """Which stored entries the last ``tokens`` queries may see: ``[B or 1, 1, tokens, N]`` bool, None for all.
+
+        Only for a compressed layer whose last pass has not been settled.
+        """
+        padding = self.ledger.padding
+        if tokens == 1 and not any(padding):
+            return None
+        assert self._positions is not None
+        held = self.used - tokens
+        mask = torch.ones((tokens, self.used), dtype=torch.bool, device=self.device).tril(held)[None, None]
+        if any(padding):
+            # Filler lies in front of every head's entries alike, so that the first head speaks for all.
+            mask = mask & (self._positions[:, :1, None, : self.used] >= 0)
+            # A query of padding sees itself: a row without any key would be NaN, which no mask takes away again.
+            itself = torch.eye(tokens, dtype=torch.bool, device=self.device)
+            mask[..., held:] |= itself
+        return mask
+
+    def _ordered(self, buffer: Tensor | None) -> Tensor | None:
+        if buffer is None or self._positions is None:
+            return buffer
+        order = self._positions[:, :, : self.used].argsort(dim=-1, stable=True)
+        return buffer.gather(2, order[..., None].expand(-1, -1, -1, buffer.shape[3]))
+
+    @property
+    def keys(self) -> Tensor | None:  # type: ignore[override]
+        """``[B, K, N, D]``, in order of position; shorter rows have zeros in front. None before the first pass."""
+        self.settle()
+        return self._ordered(self._keys)
+
+    @property
+    def values(self) -> Tensor | None:  # type: ignore[override]
+        """``[B, K, N, D]``, in step with ``keys``."""
+        self.settle()
+        return self._ordered(self._values)
+
+    @property
+    def positions(self) -> Tensor | None:
+        """``[B, K, N]``: the own positions of what is held, ascending, -1 at filler. None before the first pass."""
+        self.settle()
+        if self._keys is None:
+            return None
+        if self._positions is None:
+            return self._own_positions(0, self.used, *self._keys.shape[:2])
+        return self._positions[:, :, : self.used].long().sort(dim=-1).values
+
+    @property
+    def evicted_at(self) -> Tensor | None:
+        """``[B, K, columns]`` int32, see ``pressgauge.history``. None before the first pass."""
+        self.settle()
+        if self._keys is None:
+            return None
+        history = self._history or History(self._keys.shape[0], self._keys.shape[1], self.device)
+        return history.evicted_at(self.columns, self.ledger.padding)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of key and value storage."""
+        self.settle()
+        return sum(t.untyped_storage().nbytes() for t in (self._keys, self._values) if t is not None)
+
+    @property
+    def overhead_nbytes(self) -> int:
+        """Bytes of positions and scores."""
+        self.settle()
+        return sum(t.untyped_storage().nbytes() for t in (self._positions, self._ranks) if t is not None)
+
+    def get_seq_length(self) -> int:
+        """Columns fed, whatever is held of them: the position of the next query."""
+        return self.columns
+
+    def get_mask_sizes(self, query: int | Tensor) -> tuple[int, int]:
+        """Length and offset of what the next pass hands to attention, as if the last columns were what is held."""
+        self.settle()
+        tokens = query if isinstance(query, int) else query.shape[0]
+        return self.used + tokens, self.columns - self.used
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    get_max_cache_shape = get_max_length
+
+    def reset(self) -> None:
+        """Forget everything; the cache resets the ledger."""
+        self.__init__(self.press, self.index, self.ledger)  # type: ignore[misc]
+
+    def crop_to(self, columns: int) -> None:
+        """Drop what came after ``columns`` columns. Nothing may have been evicted since, which the cache checks."""
+        self.settle()
+        if self._keys is None or columns >= self.columns:
+            return
+        left = self.used - (self.columns - columns)
+        # In order of position the last ones are those to go, since none of them was evicted.
+        for name in ("_keys", "_values"):
+            buffer = self._ordered(getattr(self, name))
+            assert buffer is not None
+            setattr(self, name, buffer[:, :, :left].clone())
+        if self._positions is not None:
+            order = self._positions[:, :, : self.used].argsort(dim=-1, stable=True)[..., :left]
+            self._positions = self._positions.gather(2, order)
+            self._ranks = None if self._ranks is None else self._ranks.gather(2, order)
+        self.columns, self.used = columns, left
+
+    def _select(self, rows: Tensor) -> None:
+        self.settle()
+        for name, buffer in self._buffers().items():
+            setattr(self, name, buffer.index_select(0, rows.to(buffer.device)))
+        if self._history is not None:
+            self._history.select(rows)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Make row i what row ``beam_idx[i]`` was."""
+        self._select(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row ``repeats`` times."""
+        if self._keys is not None:
+            self._select(torch.arange(self._keys.shape[0]).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows at ``indices``."""
+        if self._keys is not None:
+            self._select(torch.arange(self._keys.shape[0])[indices.cpu()])
+
+
+def storage_nbytes(layer: Any) -> int:
+    """Bytes of key and value storage of one layer of any transformers cache that stores keys and values."""
+    if isinstance(layer, PressedLayer):
+        return layer.nbytes
+    return sum(t.untyped_storage().nbytes() for t in (layer.keys, layer.values)) if layer.is_initialized else 0
+
+
+def check(press: Press, config: PretrainedConfig) -> list[Any]:
+    """The layers of a cache for this model, those that the press may prune still missing their entries.
+
+    Returns:
+        The model's own cache layers, one per layer; those that may be pruned are plain ``DynamicLayer`` objects.
+
+    Raises:
+        ValueError: for a layer that the press cannot do right by, or a layer index that the model does not have.
+    """
+    text = config.get_text_config(decoder=True)
+    count = text.num_hidden_layers
+    if missing := [layer for layer in press.skip_layers if layer >= count]:
+        raise ValueError(f"skip_layers names layer {missing[0]}, but the model has {count} layers, 0 to {count - 1}")
+    layers: list[Any] = list(DynamicCache(config=config).layers)
+    types = getattr(text, "layer_types", None) or [None] * count
+    sharing = bool(getattr(text, "num_kv_shared_layers", 0) or getattr(text, "kv_sharing_modes", None))
+    for index in range(count):
+        if index in press.skip_layers:
+            continue
+        if sharing:
+            kind = "keys and values shared between layers"
+        elif type(layers[index]) is not DynamicLayer:
+            window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
+            kind = (types[index] or "sliding_attention").replace("_", " ") + (f" of {window}" if window else "")
+        else:
+            continue
+        raise ValueError(
+            f"layer {index} has {kind}, whose entries a press cannot choose: add {index} to skip_layers, "
+            "and it keeps its own cache"
+        )
+    return layers
+
+
+class PressedCache(DynamicCache):
+    """A cache for one batch of sequences, compressed by a press. Usually made by ``press.cache(config)``.
+
+    Args:
+        press: the press.
+        config: the model's configuration.
+        prompt_length: columns of the prompt; the first pass is the prompt if it is not given.
+        unpadded: a promise that no row is padded; a plain cache with more than one row needs it.
+
+    Raises:
+        ValueError: if the press cannot do right by the model.
+    """
+
+    def __init__(
+        self, press: Press, config: PretrainedConfig, *, prompt_length: int | None = None, unpadded: bool = False
+    ) -> None:
+        super().__init__()
+        self._begin(press, config, prompt_length=prompt_length, unpadded=unpadded)
+
+    @classmethod
+    def adopt(
+        cls, cache: DynamicCache, press: Press, config: PretrainedConfig, *, prompt_length: int | None = None
+    ) -> "PressedCache":
+        """Turn an empty ``DynamicCache`` into a pressed one, the same object.
+
+        Raises:
+            ValueError: if it is not empty, or of another kind.
+        """
+        if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
+            raise ValueError(
+                f"a press cannot compress a {type(cache).__name__} of this kind (a subclass, or with offloading): "
+                "pass a plain DynamicCache, or none at all"
+            )
+        if cache.get_seq_length():
+            raise ValueError(
+                f"the cache holds {cache.get_seq_length()} tokens that no press has seen: start from an empty one"
+            )
+        check(press, config)
+        cache.__class__ = cls
+        assert isinstance(cache, PressedCache)
+        cache._begin(press, config, prompt_length=prompt_length, unpadded=False)
+        return cache
+
+    def _begin(self, press: Press, config: PretrainedConfig, *, prompt_length: int | None, unpadded: bool) -> None:
+        self.layers: list[Any] = check(press, config)
+        self.layer_class_to_replicate = None
+        self.press = press
+        self.config = config
+        self.ledger = Ledger(press, prompt_length)
+        self.unpadded = unpadded
+        self.attached: list[int] | None = None
+        """While an attached pass runs, the padding of each row after it."""
+        self._declared = prompt_length
+        self._open: PressedLayer | None = None
+        self._first = next((i for i, layer in enumerate(self.layers) if isinstance(layer, DynamicLayer)), 0)
+        for index in range(len(self.layers)):
+            if index not in press.skip_layers:
+                self.layers[index] = PressedLayer(press, index, self.ledger)
+
+    @property
+    def _pressed(self) -> list[PressedLayer]:
+        return [layer for layer in self.layers if isinstance(layer, PressedLayer)]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add a pass's entries to a layer and return all that it holds.
+
+        Raises:
+            ValueError: before anything is stored, if a plain cache cannot go on rightly.
+        """
+        if self._open is not None:
+            self._open.settle()
+            self._open = None
+        if layer_idx == self._first:
+            rows, _, tokens, _ = key_states.shape
+            self._start_pass(rows, tokens)
+        layer = self.layers[layer_idx]
+        if isinstance(layer, PressedLayer):
+            self._open = layer
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def _start_pass(self, rows: int, tokens: int) -> None:
+        if any(layer.columns != self.ledger.columns for layer in self._pressed):
+            raise RuntimeError("an earlier pass through this cache was interrupted: start again with a new cache")
+        if self.ledger.padding and len(self.ledger.padding) != rows:
+            raise ValueError(f"this cache serves {len(self.ledger.padding)} rows, got a pass of {rows}")
+        if self.attached is not None:
+            padding = self.attached
+        else:
+            padding = self.ledger.padding or [0] * rows
+            if any(padding):
+                raise ValueError(
+                    f"this cache holds padded rows, which only an attached press knows how to mask: {_ATTACHED}"
+                )
+            if rows > 1 and not self.unpadded and self._pressed and self.ledger.would_cut(tokens, padding):
+                raise ValueError(
+                    f"a plain cache never sees the attention mask, so it cannot evict from a batch of {rows} rows that "
+                    f"may be padded: {_ATTACHED} or, if no row is padded, press.cache(config, unpadded=True)"
+                )
+        self.ledger.feed(tokens, padding)
+
+    def get_mask_sizes(self, query: int | Tensor, layer_idx: int) -> tuple[int, int]:
+        """Length and offset of the keys that the next pass hands to attention.
+
+        Raises:
+            ValueError: if one mask cannot serve all layers of a plain cache.
+        """
+        tokens = query if isinstance(query, int) else query.shape[0]
+        if self.attached is not None:
+            # The mask of an uncompressed cache: right for layers that have evicted nothing; the others make their own.
+            if isinstance(self.layers[layer_idx], PressedLayer):
+                return self.ledger.columns + tokens, 0
+            return super().get_mask_sizes(query, layer_idx)  # type: ignore[arg-type]  # transformers 5.2 passes positions
+        held = {layer.get_mask_sizes(0)[0] for layer in self._pressed}
+        if any(type(layer) is DynamicLayer for layer in self.layers):
+            held.add(self.ledger.columns)
+        if len(held) > 1:
+            implementation = getattr(self.config.get_text_config(decoder=True), "_attn_implementation", None)
+            if tokens > 1:
+                raise ValueError(
+                    f"after an eviction, layers hold different numbers of entries ({min(held)} to {max(held)}), and a "
+                    f"plain cache has one mask for all: feed single tokens, or {_ATTACHED}"
+                )
+            if implementation not in (None, "sdpa"):
+                raise ValueError(
+                    f"attention {implementation!r} makes one mask for all layers, which hold {min(held)} to "
+                    f"{max(held)} entries: load the model with attn_implementation='sdpa', or {_ATTACHED}"
+                )
+        return super().get_mask_sizes(query, layer_idx)  # type: ignore[arg-type]  # transformers 5.2 passes positions
+
+    @property
+    def seen(self) -> int:
+        """Tokens fed so far: the longest row's."""
+        return max(self.ledger.seen, default=0)
+
+    @property
+    def held(self) -> list[int]:
+        """Entries that each layer holds per KV head: the longest row's."""
+        return [int(self.held_rows(layer).max()) if self.ledger.padding else 0 for layer in range(len(self.layers))]
+
+    def held_rows(self, layer: int) -> Tensor:
+        """``[B]``: entries that a layer holds per KV head, of each row."""
+        return torch.tensor(self.ledger.held if isinstance(self.layers[layer], PressedLayer) else self.ledger.seen)
+
+    @property
+    def evicted_at(self) -> list[Tensor]:
+        """One int32 ``[B, K, columns]`` per layer, see ``pressgauge.history``; empty before the first pass."""
+        tables = []
+        for layer in self.layers:
+            if not layer.is_initialized:
+                return []
+            if isinstance(layer, PressedLayer):
+                table = layer.evicted_at
+                assert table is not None
+            else:
+                rows, heads = layer.keys.shape[:2]
+                table = History(rows, heads, layer.keys.device).evicted_at(self.ledger.columns, self.ledger.padding)
+            tables.append(table)
+        return tables
+
+    @property
+    def evictions(self) -> int:
+        """Entries evicted so far, over layers, KV heads and rows."""
+        return sum(int(((table > 0) & (table < NEVER)).sum()) for table in self.evicted_at)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of key and value storage of all layers."""
+        return sum(storage_nbytes(layer) for layer in self.layers)
+
+    @property
+    def overhead_nbytes(self) -> int:
+        """Bytes of positions and scores of what is held; the record in ``evicted_at`` is not counted."""
+        return sum(layer.overhead_nbytes for layer in self._pressed)
+
+    def _settle(self) -> None:
+        for layer in self._pressed:
+            layer.settle()
+
+    def reset(self) -> None:
+        """Forget everything and be as new."""
+        self._begin(self.press, self.config, prompt_length=self._declared, unpadded=self.unpadded)
+
+    def crop(self, length: int) -> None:
+        """Go back to ``length`` columns, or by ``-length`` if it is negative, as transformers' caches do.
+
+        Raises:
+            ValueError: if an entry was evicted after that point, so that what it was cannot be had back.
+        """
+        before = self.ledger.columns
+        columns = length if length > 0 else before + length
+        if not 0 <= columns < before:
+            return
+        self._settle()
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, PressedLayer) and layer.evicted_at is not None:
+                last = layer.evicted_at.masked_fill(layer.evicted_at == NEVER, 0).max()
+                if last > columns:
+                    raise ValueError(
+                        f"cannot crop to {columns} tokens: layer {index} evicted entries after token {int(last)}, and "
+                        "they are gone; crop before anything is evicted, or start again with a new cache"
+                    )
+        for layer in self.layers:
+            if isinstance(layer, PressedLayer):
+                layer.crop_to(columns)
+            elif layer.is_initialized:
+                layer.crop(columns - before)
+        self.ledger.crop(columns)
+
+    def _select_rows(self, rows: Sequence[int]) -> None:
+        self.ledger.select(rows)
+        if self.attached is not None:
+            self.attached = [self.attached[row] for row in rows]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Make row i what row ``beam_idx[i]`` was, as beam search asks for."""
+        self._settle()
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
+        self._select_rows(beam_idx.tolist())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row ``repeats`` times."""
+        self._settle()
+        super().batch_repeat_interleave(repeats)
+        self._select_rows([row for row in range(len(self.ledger.padding)) for _ in range(repeats)])
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows at ``indices``."""
+        self._settle()
+        super().batch_select_indices(indices)
+        self._select_rows(torch.arange(len(self.ledger.padding))[indices.cpu()].tolist())

@@ -1,0 +1,180 @@
+"""``evicted_at``: one integer per (sequence, KV head, token) that tells the whole history of a layer.
+
+It is the number of columns fed right after the pass that evicted the token, ``NEVER`` for a token that is still held,
+and 0 for padding. So query t sees key j if and only if ``j <= t < evicted_at[b, k, j]``.
+"""
+
+import heapq
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pressgauge.budget import Ledger
+from pressgauge.press import Press, choose, protect, rank
+
+NEVER = torch.iinfo(torch.int32).max
+
+
+class History:
+    """Records the evictions of one layer while they happen.
+
+    Args:
+        rows, heads: B and K.
+        device: where to keep the record.
+    """
+
+    def __init__(self, rows: int, heads: int, device: torch.device) -> None:
+        self._evicted_at = torch.full((rows, heads, 1), NEVER, dtype=torch.int32, device=device)
+
+    def record(self, positions: Tensor, padding: Sequence[int], seen: int) -> None:
+        """Note that the entries at ``positions`` (``[B, K, n]``, -1 for none) go after column number ``seen``."""
+        if seen >= self._evicted_at.shape[-1]:
+            # The last column is where "none" is written to, so that nothing has to be looked up on the device.
+            more = seen + seen // 2 + 64 - self._evicted_at.shape[-1]
+            self._evicted_at[..., -1] = NEVER
+            self._evicted_at = torch.nn.functional.pad(self._evicted_at, (0, more), value=NEVER)
+        columns = positions.long()
+        if any(padding):
+            columns = columns + torch.tensor(padding, device=columns.device)[:, None, None]
+            columns = torch.where(positions < 0, self._evicted_at.shape[-1] - 1, columns)
+        self._evicted_at.scatter_(2, columns, seen)
+
+    def evicted_at(self, columns: int, padding: Sequence[int]) -> Tensor:
+        """``[B, K, columns]`` int32."""
+        rows, heads, known = self._evicted_at.shape
+        table = self._evicted_at.new_full((rows, heads, columns), NEVER)
+        known = min(known - 1, columns)
+        table[..., :known] = self._evicted_at[..., :known]
+        if any(padding):
+            ends = torch.tensor(padding, device=table.device)[:, None, None]
+            table.masked_fill_(torch.arange(columns, device=table.device) < ends, 0)
+        return table
+
+    def select(self, rows: Tensor) -> None:
+        """Make row i what row ``rows[i]`` was."""
+        self._evicted_at = self._evicted_at.index_select(0, rows.to(self._evicted_at.device))
+
+
+def visible(evicted_at: Tensor, start: int, stop: int) -> Tensor:
+    """Which keys the queries ``start`` to ``stop - 1`` see: ``[B, K, stop - start, T]`` bool."""
+    queries = torch.arange(start, stop, device=evicted_at.device)[:, None]
+    keys = torch.arange(evicted_at.shape[-1], device=evicted_at.device)
+    return (keys <= queries) & (queries < evicted_at[:, :, None, :])
+
+
+def _replay_fixed(press: Press, ranks: Tensor, cuts: list[list[tuple[int, int]]], padding: Sequence[int]) -> Tensor:
+    """Evictions where a score never changes: per head a heap of the tokens that may go, the worst on top.
+
+    ``cuts[b]`` lists (own tokens seen, entries to evict) of row b.
+    """
+    rows, heads, columns = ranks.shape
+    table = torch.full((rows, heads, columns), NEVER, dtype=torch.int32)
+    order = ranks.cpu()
+    for row in range(rows):
+        pad = padding[row]
+        table[row, :, :pad] = 0
+        for head in range(heads):
+            own = order[row, head, pad:].tolist()
+            evicted = [NEVER] * len(own)
+            heap: list[int] = []
+            released = min(press.sinks, len(own))
+            for seen, count in cuts[row]:
+                release = max(released, seen - press.recent)
+                fresh = own[released:release]
+                released = release
+                if len(fresh) + count > 32:
+                    heap = sorted(heap + fresh)  # a sorted list is a heap
+                    worst, heap = heap[:count], heap[count:]
+                else:
+                    for entry in fresh:
+                        heapq.heappush(heap, entry)
+                    worst = [heapq.heappop(heap) for _ in range(count)]
+                for entry in worst:
+                    evicted[0xFFFFFFFF - (entry & 0xFFFFFFFF)] = seen + pad
+            table[row, head, pad:] = torch.tensor(evicted, dtype=torch.int32)
+    return table.to(ranks.device)
+
+
+def _replay_changing(
+    press: Press, keys: Tensor, layer: int, passes: Sequence[int], ledger: Ledger, padding: Sequence[int]
+) -> Tensor:
+    """Evictions where scores change: from one eviction to the next, over what is held then, in order of position."""
+    rows, heads, _, dimension = keys.shape
+    history = History(rows, heads, keys.device)
+    offset = torch.tensor(padding, device=keys.device)[:, None, None]
+    positions = torch.empty((rows, heads, 0), dtype=torch.long, device=keys.device)
+    for tokens in passes:
+        new = torch.arange(ledger.columns, ledger.columns + tokens, device=keys.device) - offset
+        positions = torch.cat([positions, new.clamp(min=-1).expand(rows, heads, tokens)], dim=-1)
+        ledger.feed(tokens, [min(pad, ledger.columns + tokens) for pad in padding])
+        if not ledger.cut:
+            continue
+        columns = (positions + offset).clamp(min=0)
+        held = keys.gather(2, columns[..., None].expand(-1, -1, -1, dimension))
+        held = held.masked_fill((positions < 0)[..., None], 0)
+        ranks = rank(press.score(held, positions=positions, layer=layer), positions, press.sinks)
+        own = ledger.columns - offset
+        _, positions, gone = choose(protect(ranks, positions, own - press.recent), positions, ledger.held)
+        history.record(gone, ledger.padding, ledger.columns)
+    return history.evicted_at(ledger.columns, padding)
+
+
+def replay(
+    press: Press,
+    keys: Tensor,
+    passes: Sequence[int],
+    *,
+    layer: int = 0,
+    prompt_length: int | None = None,
+    padding: Sequence[int] | None = None,
+) -> Tensor:
+    """What a press evicts from a layer that is fed these keys, without decoding.
+
+    Given the keys that a cache was handed, it equals the cache's own record exactly, in every dtype.
+
+    Args:
+        press: the press.
+        keys: ``[B, K, T, D]``, as rotated when they were new.
+        passes: how many tokens each pass feeds; they add up to T.
+        layer: index of the layer.
+        prompt_length: tokens of the prompt; the first pass is the prompt if it is not given.
+        padding: per row, how many of the first columns are padding.
+
+    Returns:
+        ``evicted_at``: ``[B, K, T]`` int32.
+
+    Raises:
+        ValueError: if the passes do not add up to T, the padding does not fit, or the press needs queries.
+    """
+    if keys.dim() != 4:
+        raise ValueError(f"keys must be [batch, KV heads, tokens, dimension], got {list(keys.shape)}")
+    rows, heads, columns, _ = keys.shape
+    if sum(passes) != columns or any(tokens < 1 for tokens in passes):
+        raise ValueError(
+            f"passes must be positive and add up to the {columns} tokens of keys, got {len(passes)} passes "
+            f"of {sum(passes)} tokens"
+        )
+    pads = [0] * rows if padding is None else list(padding)
+    if len(pads) != rows or any(not 0 <= pad <= columns for pad in pads):
+        raise ValueError(f"padding must give each of the {rows} rows a number from 0 to {columns}, got {pads}")
+    if press.needs_queries:
+        raise ValueError(f"{type(press).__name__} needs queries, which replay does not take yet")
+    ledger = Ledger(press, prompt_length)
+    if layer in press.skip_layers:
+        return History(rows, heads, keys.device).evicted_at(columns, pads)
+    if not press.fixed_scores:
+        return _replay_changing(press, keys, layer, passes, ledger, pads)
+    cuts: list[list[tuple[int, int]]] = [[] for _ in range(rows)]
+    for tokens in passes:
+        before = dict(enumerate(zip(ledger.held or [0] * rows, ledger.seen or [0] * rows, strict=True)))
+        ledger.feed(tokens, [min(pad, ledger.columns + tokens) for pad in pads])
+        if ledger.cut:
+            for row, (held, seen) in before.items():
+                count = held + ledger.seen[row] - seen - ledger.held[row]
+                if count:
+                    cuts[row].append((ledger.seen[row], count))
+    positions = torch.arange(columns, device=keys.device) - torch.tensor(pads, device=keys.device)[:, None, None]
+    positions = positions.clamp(min=-1).expand(rows, heads, columns)
+    ranks = rank(press.score(keys, positions=positions, layer=layer), positions, press.sinks)
+    return _replay_fixed(press, ranks, cuts, pads)

@@ -1,0 +1,68 @@
+"""Models by name: the embedded reference models, a local folder, or a hub's."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+REFERENCES = ("reference", "reference-neox")
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+def location(name: str) -> str:
+    """Where ``from_pretrained`` finds the model: the package's folder for a reference model, else the name itself."""
+    return str(Path(__file__).parent / "reference" / name) if name in REFERENCES else name
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is the accelerator where there is one, else the CPU.
+
+    Raises:
+        ValueError: if this machine does not have it.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(f"device must be auto, cpu or an accelerator of this machine, got {name!r}") from None
+    return device
+
+
+def load(
+    name: str, *, device: torch.device | str = "cpu", dtype: str = "float32", trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal model and its tokenizer, ready for evaluation. Weights load as safetensors only.
+
+    Args:
+        name: ``reference`` (a Llama), ``reference-neox`` (a GPT-NeoX), a local folder, or a name on the hub.
+        device: where to put the model.
+        dtype: one of ``DTYPES``.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        ValueError: if there is no such dtype, or no such model can be loaded, with what to do about it.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    place = location(name)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            place, dtype=getattr(torch, dtype), use_safetensors=True, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        if len(reason) > 300:
+            reason = reason[:300] + "..."
+        raise ValueError(
+            f"model {name!r} could not be loaded: give {' or '.join(REFERENCES)}, a folder with config.json, a "
+            f"tokenizer and *.safetensors, or a hub's name where there is a network ({reason})"
+        ) from error
+    model.to(device)  # type: ignore[arg-type]
+    model.eval()
+    return model, tokenizer

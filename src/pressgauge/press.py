@@ -1,0 +1,250 @@
+"""The presses: how entries are scored, and which of them stay.
+
+Scores follow kvpress: higher means keep. Shapes: B batch, K KV heads, N entries held, D head dimension.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from pressgauge.budget import Budget, Ledger
+
+if TYPE_CHECKING:
+    from pressgauge.cache import PressedCache
+
+_SIGNIFICANT_BITS = 16
+_PROTECTED = 1 << 27
+"""Above every score's place in the order; minus this is the place of NaN, below every score."""
+_POSITIONS = (1 << 32) - 1
+FILLER = torch.iinfo(torch.int64).min
+"""The rank of filler, below every entry's."""
+
+
+def wide(keys: Tensor) -> Tensor:
+    """``keys`` in float32, or in float64 if that is what they are."""
+    return keys if keys.dtype == torch.float64 else keys.float()
+
+
+def _places(scores: Tensor) -> Tensor:
+    """Scores as int64 in the same order, with equal integers where 16 significant bits are equal.
+
+    Integer scores are exact, and are not rounded.
+    """
+    if not scores.is_floating_point():
+        return scores.long().clamp(1 - _PROTECTED, _PROTECTED - 1)
+    scores = wide(scores)
+    bits = scores.view(torch.int64 if scores.dtype == torch.float64 else torch.int32).long()
+    mantissa = 52 if scores.dtype == torch.float64 else 23
+    sign = 1 << (63 if mantissa == 52 else 31)
+    dropped = mantissa - (_SIGNIFICANT_BITS - 1)
+    size = bits & (sign - 1)
+    # Half to even, as IEEE rounds; a carry runs on into the exponent, as it should.
+    size = (size + (1 << (dropped - 1)) - 1 + ((size >> dropped) & 1)) >> dropped
+    return torch.where(bits < 0, -size, size).masked_fill(scores.isnan(), -_PROTECTED)
+
+
+def rank(scores: Tensor, positions: Tensor, sinks: int = 0) -> Tensor:
+    """One integer per entry that says which stay: the higher ones.
+
+    Equal scores rank the earlier position higher, NaN ranks below every number, and the first ``sinks`` positions
+    above all. No two entries of a head have the same rank.
+
+    Args:
+        scores: ``[B, K, N]``, of any floating or integer dtype.
+        positions: ``[B, K, N]``, -1 where there is filler instead of an entry.
+        sinks: number of protected first positions.
+
+    Returns:
+        ``[B, K, N]`` int64; ``FILLER`` at filler.
+    """
+    positions = positions.long()
+    places = _places(scores)
+    if sinks:
+        places = places.masked_fill(positions < sinks, _PROTECTED)
+    return ((places << 32) + (_POSITIONS - positions)).masked_fill(positions < 0, FILLER)
+
+
+def protect(ranks: Tensor, positions: Tensor, first: Tensor | int) -> Tensor:
+    """``ranks`` with the entries at positions from ``first`` (an integer, or ``[B, 1, 1]``) on put above all."""
+    return ranks.masked_fill(positions >= first, torch.iinfo(torch.int64).max)
+
+
+def choose(ranks: Tensor, positions: Tensor, keep: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Which entries stay.
+
+    Args:
+        ranks: ``[B, K, N]``.
+        positions: ``[B, K, N]``, -1 at filler.
+        keep: per row, how many entries stay.
+
+    Returns:
+        With n the largest of ``keep``: the indices ``[B, K, n]`` of what stays, in order of position, shorter rows
+        with filler in front; their positions ``[B, K, n]``, -1 at filler; and the positions of what goes
+        ``[B, K, N - min(keep)]``, with -1 where nothing goes.
+    """
+    order = ranks.argsort(dim=-1, descending=True)
+    sorted_positions = positions.gather(2, order)
+    most, least = max(keep), min(keep)
+    if most == least:
+        stays, gone = sorted_positions[..., :most], sorted_positions[..., most:]
+    else:
+        place = torch.arange(ranks.shape[-1], device=ranks.device)
+        staying = place < torch.tensor(keep, device=ranks.device)[:, None, None]
+        stays = sorted_positions.masked_fill(~staying, -1)[..., :most]
+        gone = sorted_positions.masked_fill(staying, -1)[..., least:]
+    stays, by_position = stays.sort(dim=-1, stable=True)
+    return order[..., :most].gather(2, by_position), stays, gone
+
+
+@dataclass(frozen=True)
+class Press(Budget, ABC):
+    """A compression method: a budget, and a score that says which entries to spend it on.
+
+    A press is an immutable value and keeps no state: what it does to a batch is kept by the cache.
+    """
+
+    fixed_scores: ClassVar[bool] = True
+    """Whether an entry's score never changes once the entry is in. It lets caches and ``replay`` skip work."""
+    needs_queries: ClassVar[bool] = False
+    """Whether ``score`` needs the queries of the pass, which only an attached press gets."""
+
+    @abstractmethod
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, queries: Tensor | None = None) -> Tensor:
+        """Score entries; those of highest score stay.
+
+        Args:
+            keys: ``[B, K, N, D]``, as rotated when they were new.
+            positions: ``[B, K, N]``, counted in the row's own tokens; -1 where there is filler, whose score is ignored.
+            layer: index of the layer.
+            queries: ``[B, H, q, D]``, those of the pass that acts, for presses that need them.
+
+        Returns:
+            ``[B, K, N]``. Floating scores are ranked by their first 16 significant bits, integers exactly.
+        """
+
+    def compress(self, keys: Tensor, values: Tensor, *, layer: int = 0) -> tuple[Tensor, Tensor]:
+        """Cut one layer's keys and values as if they had been fed in one pass.
+
+        Args:
+            keys: ``[B, K, N, D]``.
+            values: ``[B, K, N, D']``.
+            layer: index of the layer.
+
+        Returns:
+            What stays, in order of position; the arguments themselves if nothing is evicted.
+
+        Raises:
+            ValueError: if the shapes do not fit, or the press needs queries.
+        """
+        if keys.dim() != 4 or values.dim() != 4 or keys.shape[:3] != values.shape[:3]:
+            raise ValueError(
+                "keys and values must be [batch, KV heads, tokens, dimension] and agree in the first three, "
+                f"got {list(keys.shape)} and {list(values.shape)}"
+            )
+        if self.needs_queries:
+            raise ValueError(f"{type(self).__name__} needs queries, so it works attached only: with press(model):")
+        rows, heads, tokens, _ = keys.shape
+        if layer in self.skip_layers or not tokens or not rows or self.target(tokens, tokens) == tokens:
+            return keys, values
+        ledger = Ledger(self)
+        ledger.feed(tokens, [0] * rows)
+        positions = torch.arange(tokens, device=keys.device).expand(rows, heads, tokens)
+        ranks = rank(self.score(keys, positions=positions, layer=layer), positions, self.sinks)
+        kept, _, _ = choose(protect(ranks, positions, tokens - self.recent), positions, ledger.held)
+        return tuple(t.gather(2, kept[..., None].expand(-1, -1, -1, t.shape[-1])) for t in (keys, values))  # type: ignore[return-value]
+
+    # The two ways in build on this module, so they are imported where they are used.
+
+    def cache(
+        self, config: PretrainedConfig, *, prompt_length: int | None = None, unpadded: bool = False
+    ) -> "PressedCache":
+        """A cache for ``model.generate(..., past_key_values=cache)`` and plain forward calls, with stock attention.
+
+        Args:
+            config: the model's configuration.
+            prompt_length: tokens of the prompt; the first pass is the prompt if it is not given.
+            unpadded: a promise that no row is padded, which a cache cannot see; needed with more than one row.
+
+        Raises:
+            ValueError: if this press cannot do right by this model, or needs queries.
+        """
+        from pressgauge.cache import PressedCache
+
+        if self.needs_queries:
+            raise ValueError(f"{type(self).__name__} needs queries, which a cache never sees: use with press(model):")
+        return PressedCache(self, config, prompt_length=prompt_length, unpadded=unpadded)
+
+    def __call__(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """Attach the press to a model: inside ``with press(model):`` every cache of the model is compressed.
+
+        Raises:
+            ValueError: if this press cannot do right by this model, or the model already carries a press.
+        """
+        from pressgauge.attention import attach
+
+        return attach(self, model)
+
+
+@dataclass(frozen=True)
+class KnormPress(Press):
+    """Keeps the keys of lowest L2 norm: the score is ``-||key||`` (Devoto et al. 2024, arXiv 2406.11430)."""
+
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, queries: Tensor | None = None) -> Tensor:
+        """``[B, K, N]``: minus the norm, taken in float32 or wider."""
+        norm: Tensor = torch.linalg.vector_norm(wide(keys), dim=-1)
+        return -norm
+
+
+@dataclass(frozen=True)
+class StreamingLLMPress(Press):
+    """Keeps the first tokens and the newest: the score is the position (Xiao et al. 2023, arXiv 2309.17453).
+
+    Unlike in the paper, keys keep the positions that they were given; they are not rotated anew to their place in
+    the cache.
+    """
+
+    sinks: int = 4
+
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, queries: Tensor | None = None) -> Tensor:
+        """``[B, K, N]``: the position, an integer."""
+        return positions
+
+
+def _signed(value: int) -> int:
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+@dataclass(frozen=True)
+class RandomPress(Press):
+    """Keeps entries at random: the score is a hash of (seed, layer, head, the row's own position) and nothing else."""
+
+    seed: int = 0
+
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, queries: Tensor | None = None) -> Tensor:
+        """``[B, K, N]``: 26 bits of a 64-bit mixing of the four integers (MurmurHash3's finaliser)."""
+        heads = torch.arange(keys.shape[1], device=keys.device)[:, None]
+        mixed = positions.long() * _signed(0x9E3779B97F4A7C15) + heads * _signed(0xC2B2AE3D27D4EB4F)
+        mixed = mixed + _signed(layer * 0x165667B19E3779F9 + self.seed * 0x27D4EB2F165667C5)
+        for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+            mixed = (mixed ^ ((mixed >> 33) & 0x7FFFFFFF)) * _signed(factor)
+        return (mixed ^ (mixed >> 33)) & 0x3FFFFFF
+
+
+@dataclass(frozen=True)
+class KeyDiffPress(Press):
+    """Keeps the keys that differ most from the others: the score is minus the cosine between a key and the mean of the
+    unit keys that are held now (Park et al. 2025, arXiv 2504.15364)."""
+
+    fixed_scores: ClassVar[bool] = False
+
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, queries: Tensor | None = None) -> Tensor:
+        """``[B, K, N]``: minus the cosine to the mean direction, in float32 or wider."""
+        unit = torch.nn.functional.normalize(wide(keys), dim=-1)
+        mean = unit.masked_fill((positions < 0)[..., None], 0).sum(dim=2, keepdim=True)
+        return -(unit * torch.nn.functional.normalize(mean, dim=-1)).sum(dim=-1)

@@ -1,0 +1,136 @@
+"""Train the reference models: ``python -m pressgauge.reference.train NAME [--steps N] [--output DIR]``.
+
+The same machine and the same versions of torch and transformers give the same weights, bit for bit:
+the documents are numbered, the number of threads is fixed, and only deterministic kernels are used.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch.nn.functional import cross_entropy
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from pressgauge.reference.language import BOS, INDEX, PAD, TOKENS, Document, document
+
+THREADS = 2
+STEPS = 3000
+TOKENS_PER_STEP = 6144
+CURRICULUM = ((0.45, 128), (0.65, 384), (0.9, 1024), (1.0, 2048))
+"""(end, length): up to this fraction of the steps, documents have this many tokens."""
+LEARNING_RATE = 1.5e-3
+WARMUP_STEPS = 100
+TRAINING_SEEDS = 1 << 32
+"""Training documents have seeds from here on, so smaller seeds are documents that no model has seen."""
+
+
+def build(name: str) -> PreTrainedModel:
+    """An untrained model of the architecture that ``name`` stands for, in float32.
+
+    Raises:
+        ValueError: if the name is not one of a reference model.
+    """
+    torch.manual_seed(0)
+    shared: dict[str, Any] = {
+        "vocab_size": len(TOKENS),
+        "hidden_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 2048,
+        "bos_token_id": INDEX[BOS],
+        "eos_token_id": None,
+        "pad_token_id": INDEX[PAD],
+        "tie_word_embeddings": False,
+    }
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    if name == "reference":
+        llama = LlamaConfig(intermediate_size=320, num_key_value_heads=2, rope_parameters=rope, **shared)
+        return LlamaForCausalLM(llama)
+    if name == "reference-neox":
+        rotary = {**rope, "partial_rotary_factor": 1.0}
+        return GPTNeoXForCausalLM(GPTNeoXConfig(intermediate_size=512, rope_parameters=rotary, **shared))
+    raise ValueError(f"the reference models are 'reference' and 'reference-neox', got {name!r}")
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The language's tokenizer: one id per word, ``<bos>`` put in front."""
+    tokenizer = Tokenizer(models.WordLevel(vocab=dict(INDEX), unk_token=PAD))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, INDEX[BOS])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, pad_token=PAD, padding_side="left", model_max_length=2048
+    )
+
+
+def losses(model: PreTrainedModel, documents: list[Document]) -> tuple[torch.Tensor, float, float]:
+    """Mean NLL of a batch in nats (differentiable), its excess over the exact entropy, and the recalled values' NLL."""
+    tokens = torch.tensor([text.tokens for text in documents])
+    logits = model(tokens, use_cache=False).logits[:, :-1]
+    nll = cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(len(documents), -1)
+    mean = nll.mean()
+    exact = math.fsum(text.entropy for text in documents) / len(documents)
+    recalled = nll.detach()[torch.tensor([text.recalled for text in documents])[:, 1:]]
+    return mean, mean.item() - exact, recalled.mean().item()
+
+
+def train(name: str, steps: int) -> PreTrainedModel:
+    """Train a reference model from scratch for ``steps`` optimiser steps and return it in evaluation mode."""
+    torch.set_num_threads(THREADS)
+    torch.use_deterministic_algorithms(True)
+    model = build(name)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    seed = TRAINING_SEEDS
+    started = time.perf_counter()
+    for step in range(steps):
+        length = next(length for end, length in CURRICULUM if step < end * steps)
+        batch = [document(seed + row, length) for row in range(TOKENS_PER_STEP // length)]
+        seed += len(batch)
+        decay = 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * decay
+        loss, excess, recalled = losses(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 0 or step == steps - 1:
+            minutes = (time.perf_counter() - started) / 60
+            print(
+                f"{name} step {step}/{steps} length {length}: {loss.item():.4f} nats, "
+                f"{excess:+.4f} over the exact entropy, recalled facts {recalled:.4f}, {minutes:.1f} min",
+                flush=True,
+            )
+    model.eval()
+    return model
+
+
+def main() -> None:
+    """Train one model and write it, with its tokenizer, where the package looks for it."""
+    parser = argparse.ArgumentParser(description="Train a reference model of pressgauge from scratch.")
+    parser.add_argument("name", choices=("reference", "reference-neox"))
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--output", type=Path, help="folder to write to (default: the package's own)")
+    arguments = parser.parse_args()
+    folder = arguments.output or Path(__file__).parent / arguments.name
+    model = train(arguments.name, arguments.steps)
+    model.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    print(f"wrote {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Texts to measure on: the reference language, WikiText-2, PG-19, or any file."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pressgauge.reference.language import TOKENS, document
+
+HUB = {
+    # name: (data set, configuration, whether each record is a text of its own)
+    "wikitext-2": ("Salesforce/wikitext", "wikitext-2-raw-v1", False),
+    "pg-19": ("emozilla/pg19-test", None, True),
+}
+
+
+def _from_hub(name: str) -> list[str]:
+    from datasets import load_dataset
+
+    dataset, configuration, separate = HUB[name]
+    try:
+        records = load_dataset(dataset, configuration, split="test")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"text {name!r} could not be loaded from the hub ({dataset}): check the network, or download it elsewhere "
+            "and give the path of a text file"
+        ) from error
+    texts = list(records["text"])
+    return texts if separate else ["".join(texts)]
+
+
+def _from_file(path: Path) -> list[str]:
+    try:
+        return [path.read_text(encoding="utf-8")]
+    except UnicodeDecodeError:
+        raise ValueError(f"text {str(path)!r} is not UTF-8: convert it first") from None
+
+
+def _windows(ids: Tensor, tokens: int, samples: int) -> list[Tensor]:
+    """``samples`` windows of ``tokens`` ids, spread evenly and without overlap."""
+    stride = len(ids) // samples
+    return [ids[sample * stride : sample * stride + tokens] for sample in range(samples)]
+
+
+def load_text(name: str, tokenizer: PreTrainedTokenizerBase, *, samples: int, tokens: int) -> Tensor:
+    """Samples of a text, as token ids.
+
+    Args:
+        name: ``reference``, ``wikitext-2``, ``pg-19``, or the path of a UTF-8 file.
+        tokenizer: the model's.
+        samples: how many samples; of ``pg-19`` each is the beginning of another book, of other texts they are
+            windows spread evenly over the whole.
+        tokens: tokens per sample. Each begins with the model's first-token mark if its tokenizer sets one.
+
+    Returns:
+        ``[samples, tokens]`` int64.
+
+    Raises:
+        ValueError: if there is no such text, it cannot be loaded, or it is too short.
+    """
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    if tokens < 2:
+        raise ValueError(f"tokens must be at least 2, got {tokens}")
+    if name == "reference":
+        if tokenizer.convert_tokens_to_ids(list(TOKENS)) != list(range(len(TOKENS))):
+            raise ValueError(
+                "text 'reference' is in the words of the reference models: give --text wikitext-2, pg-19 or a file"
+            )
+        return torch.tensor([document(seed, tokens).tokens for seed in range(samples)])
+    if name in HUB:
+        texts = _from_hub(name)
+    elif Path(name).is_file():
+        texts = _from_file(Path(name))
+    else:
+        raise ValueError(f"text must be reference, {', '.join(HUB)} or the path of a file, got {name!r}")
+    mark = list(tokenizer("").input_ids)
+    mark = mark[:1] if mark and mark[0] == tokenizer.bos_token_id else []
+    wanted = tokens - len(mark)
+    if len(texts) > 1:
+        if len(texts) < samples:
+            raise ValueError(f"text {name!r} has {len(texts)} books, got --samples {samples}")
+        # Enough characters for the tokens wanted, of which none is longer than a few words.
+        pieces = [_encode(tokenizer, text[: 64 * tokens])[:wanted] for text in texts[:samples]]
+    else:
+        pieces = _windows(_encode(tokenizer, texts[0]), wanted, samples)
+    for piece in pieces:
+        if len(piece) < wanted:
+            raise ValueError(
+                f"text {name!r} has too few tokens for {samples} samples of {tokens}: ask for fewer or shorter ones"
+            )
+    return torch.stack([torch.cat([torch.tensor(mark, dtype=torch.long), piece]) for piece in pieces])
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=torch.long)
