@@ -1,0 +1,104 @@
+"""Tiny random models of the architectures that are supported, built in code, in float64."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from conformance.guard import guarded
+
+VOCABULARY = 61
+LAYERS = 3
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "num_hidden_layers": LAYERS,
+    "intermediate_size": 40,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+_GROUPED: dict[str, Any] = {
+    **_COMMON,
+    "hidden_size": 48,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,  # each serves 3 query heads
+    "head_dim": 8,
+}
+
+
+def neox(**changes: Any) -> PreTrainedModel:
+    """A GPT-NeoX: every query head has its own KV head."""
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**{**_COMMON, "hidden_size": 32, "num_attention_heads": 4, **changes}))
+
+
+def llama(**changes: Any) -> PreTrainedModel:
+    """A Llama with grouped queries."""
+    return LlamaForCausalLM(LlamaConfig(**{**_GROUPED, **changes}))
+
+
+def mistral(**changes: Any) -> PreTrainedModel:
+    """A Mistral without a sliding window, unless one is asked for."""
+    return MistralForCausalLM(MistralConfig(**{**_GROUPED, "sliding_window": None, **changes}))
+
+
+def qwen2(**changes: Any) -> PreTrainedModel:
+    """A Qwen2: biases on queries, keys and values."""
+    settings = {key: value for key, value in _GROUPED.items() if key != "head_dim"}
+    return Qwen2ForCausalLM(Qwen2Config(**{**settings, **changes}))
+
+
+def qwen3(**changes: Any) -> PreTrainedModel:
+    """A Qwen3: norms on queries and keys, so that every key would have one length if their weights were all 1."""
+    model = Qwen3ForCausalLM(Qwen3Config(**{**_GROUPED, **changes}))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "q_norm" in name or "k_norm" in name:
+                weight.uniform_(0.3, 2.0)
+    return model
+
+
+ARCHITECTURES: dict[str, Callable[..., PreTrainedModel]] = {
+    "neox": neox,
+    "llama": llama,
+    "mistral": mistral,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+}
+
+
+def build(architecture: str, **changes: Any) -> PreTrainedModel:
+    """A new model, in float64. Weights are drawn wide, so that attention is far from uniform."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = ARCHITECTURES[architecture](initializer_range=0.3, **changes)
+    model.double()
+    model.eval()
+    return model
+
+
+@cache
+def shared(architecture: str) -> PreTrainedModel:
+    """The one model of this architecture that all tests share and none may change."""
+    return guarded(build(architecture))
+
+
+def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
+    """Token ids ``[rows, length]``, none of them a special one."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, VOCABULARY, (rows, length), generator=generator)

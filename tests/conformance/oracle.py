@@ -1,0 +1,131 @@
+"""The plain-Python oracle: numbers and lists, nothing of the product, too simple to be wrong.
+
+It decides what a press evicts from one head of one layer, by the rules as they are written down.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from decimal import ROUND_CEILING, Decimal
+
+NEVER = 2**31 - 1
+
+Key = Sequence[float]
+Scores = Callable[[list[int]], list[float]]
+"""Scores of the tokens at these positions, given that exactly these are held."""
+
+
+def ceil_of(ratio: float, count: int) -> int:
+    """``ratio * count`` rounded up, of the decimal value as written."""
+    return int((Decimal(str(ratio)) * count).to_integral_value(rounding=ROUND_CEILING))
+
+
+def rounded(score: float) -> float:
+    """A score rounded to 16 significant bits, half to even; NaN below everything."""
+    if math.isnan(score):
+        return -math.inf
+    if math.isinf(score) or score == 0:
+        # Minus infinity is still above NaN.
+        return max(score, -1.7976931348623157e308)
+    mantissa, exponent = math.frexp(score)
+    return math.ldexp(round(mantissa * 2**16), exponent - 16)
+
+
+def norm_scores(keys: Sequence[Key]) -> Scores:
+    """KnormPress: minus the L2 norm."""
+    return lambda held: [-math.sqrt(math.fsum(x * x for x in keys[position])) for position in held]
+
+
+def position_scores(keys: Sequence[Key]) -> Scores:
+    """StreamingLLMPress: the position."""
+    return lambda held: [float(position) for position in held]
+
+
+def keydiff_scores(keys: Sequence[Key]) -> Scores:
+    """KeyDiffPress: minus the cosine to the mean of the unit keys that are held."""
+
+    def unit(vector: Key) -> list[float]:
+        length = max(math.sqrt(math.fsum(x * x for x in vector)), 1e-12)
+        return [x / length for x in vector]
+
+    def scores(held: list[int]) -> list[float]:
+        units = [unit(keys[position]) for position in held]
+        mean = unit([math.fsum(column) for column in zip(*units, strict=True)])
+        return [-math.fsum(a * b for a, b in zip(vector, mean, strict=True)) for vector in units]
+
+    return scores
+
+
+def random_scores(seed: int, layer: int, head: int) -> Scores:
+    """RandomPress: a hash of seed, layer, head and position, in unsigned 64-bit arithmetic."""
+
+    def score(position: int) -> float:
+        full = (1 << 64) - 1
+        x = position * 0x9E3779B97F4A7C15 + head * 0xC2B2AE3D27D4EB4F
+        x = (x + layer * 0x165667B19E3779F9 + seed * 0x27D4EB2F165667C5) & full
+        x = ((x ^ (x >> 33)) * 0xFF51AFD7ED558CCD) & full
+        x = ((x ^ (x >> 33)) * 0xC4CEB9FE1A85EC53) & full
+        return float((x ^ (x >> 33)) & 0x3FFFFFF)
+
+    return lambda held: [score(position) for position in held]
+
+
+def target(schedule: str, ratio: float, prune_after: int, sinks: int, recent: int, seen: int, held: int) -> int:
+    """How many entries an acting pass leaves of ``held``."""
+    if held <= prune_after:
+        return held
+    if schedule == "budget":
+        wanted = max(prune_after, sinks + recent, ceil_of(ratio, seen))
+    else:
+        wanted = max(1, sinks + recent, ceil_of(ratio, held))
+    return min(held, wanted)
+
+
+def history(
+    scores: Scores,
+    passes: Sequence[int],
+    *,
+    schedule: str,
+    keep_ratio: float,
+    prune_after: int,
+    sinks: int = 0,
+    recent: int = 0,
+    interval: int = 1,
+    prompt_length: int | None = None,
+    exact: bool = False,
+) -> tuple[list[int], list[int]]:
+    """What one head evicts: ``evicted_at`` per token, and the number held after each pass.
+
+    ``exact`` scores are integers and not rounded.
+    """
+    prompt = passes[0] if prompt_length is None else prompt_length
+    evicted_at = [NEVER] * sum(passes)
+    held: list[int] = []
+    counts = []
+    seen = after_prompt = 0
+    for length in passes:
+        is_later = seen >= prompt
+        held += range(seen, seen + length)
+        seen += length
+        after_prompt += is_later
+        if schedule == "prefill":
+            acts = not is_later and seen >= prompt
+        else:
+            acts = not is_later or after_prompt % interval == 0
+        size = target(schedule, keep_ratio, prune_after, sinks, recent, seen, len(held)) if acts else len(held)
+        if size < len(held):
+            values = scores(held)
+            protected = {p for p in held if p < sinks or p >= seen - recent}
+            # Best first: protected, then higher scores, then earlier tokens.
+            order = sorted(
+                zip(held, values, strict=True),
+                key=lambda entry: (
+                    entry[0] not in protected,
+                    -(entry[1] if exact else rounded(entry[1])),
+                    entry[0],
+                ),
+            )
+            for position, _ in order[size:]:
+                evicted_at[position] = seen
+            held = sorted(position for position, _ in order[:size])
+        counts.append(len(held))
+    return evicted_at, counts
