@@ -1,14 +1,15 @@
 """The command line: ``pressgauge measure``."""
 
 import json
+import math
 import os
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from transformers.utils.logging import disable_progress_bar
 
 from pressgauge.models import DTYPES, load, pick_device
 from pressgauge.perplexity import perplexity
@@ -41,14 +42,19 @@ def _numbers(option: str, text: str, kind: type[float] | type[int]) -> list[Any]
         raise ValueError(f"{option} must be numbers with commas between them, got {text!r}") from None
 
 
-def _write_json(path: Path, data: object) -> None:
-    """Write the file whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1)
-        file.write("\n")
-    os.chmod(name, 0o644)
-    os.replace(name, path)
+def _write_json(path: Path, rows: list[dict[str, object]]) -> None:
+    """Write the file whole or not at all. A perplexity beyond all floats is written as null, which JSON has."""
+    finite = [
+        {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+        for row in rows
+    ]
+    text = json.dumps({"rows": finite}, indent=1, allow_nan=False) + "\n"
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 @app.command()
@@ -88,6 +94,7 @@ def measure(
         if json_file is not None and not json_file.parent.is_dir():
             raise ValueError(f"--json must be in a folder that exists, got {str(json_file)!r}")
         place = pick_device(device)
+        disable_progress_bar()
         loaded, tokenizer = load(model, device=place, dtype=dtype, trust_remote_code=trust_remote_code)
         limit = getattr(loaded.config.get_text_config(decoder=True), "max_position_embeddings", None)
         if limit is not None and tokens > limit:
@@ -99,11 +106,11 @@ def measure(
         rows = []
         uncompressed = None
         for candidate in presses:
-            result = perplexity(loaded, ids, candidate, prompt, "stepwise", progress=True)
+            result = perplexity(loaded, ids, candidate, prompt, progress=console.is_terminal)
             uncompressed = uncompressed or result
             rows.append(make_row(press, candidate, source, result, uncompressed))
         if json_file is not None:
-            _write_json(json_file, {"rows": [row.as_dict() for row in rows]})
+            _write_json(json_file, [row.as_dict() for row in rows])
     except (ValueError, TypeError, OSError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None

@@ -29,6 +29,7 @@ class Generation:
     Attributes:
         tokens: ``[B, T + new]`` int64: the input, then what was generated, padded behind a row's end of sequence.
         new_tokens: how many columns were generated.
+        generated: how many tokens were generated, over rows, without the padding behind rows that ended.
         cache: the cache, which a next turn can go on with.
         ttft: seconds from the call to the first token.
         tpot: mean seconds per later token; None if there was none.
@@ -36,6 +37,7 @@ class Generation:
 
     tokens: Tensor
     new_tokens: int
+    generated: int
     cache: DynamicCache
     ttft: float
     tpot: float | None
@@ -44,7 +46,7 @@ class Generation:
     def tokens_per_second(self) -> float:
         """Generated tokens of all rows per second of the whole run."""
         seconds = self.ttft + (self.tpot or 0.0) * (self.new_tokens - 1)
-        return self.tokens.shape[0] * self.new_tokens / seconds
+        return self.generated / seconds
 
 
 def attached(press: Press | None, model: PreTrainedModel) -> AbstractContextManager[None]:
@@ -57,6 +59,25 @@ def new_cache(press: Press | None, model: PreTrainedModel, prompt_length: int) -
     if press is None:
         return DynamicCache(config=model.config)
     return PressedCache(press, model.config, prompt_length=prompt_length)
+
+
+def checked_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The attention mask ``[B, T]`` of a batch, all ones if there is none.
+
+    Raises:
+        ValueError: if it does not fit ``input_ids``, or padding is not on the left.
+    """
+    if attention_mask is None:
+        return torch.ones_like(input_ids)
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask must be {list(input_ids.shape)} like input_ids, got {list(attention_mask.shape)}"
+        )
+    mask = (attention_mask != 0).long()
+    wrong = (mask.diff(dim=1) < 0).any(dim=1).tolist()
+    if any(wrong):
+        raise ValueError(f"row {wrong.index(True)} has padding between or after its tokens: pad on the left")
+    return mask
 
 
 def own_positions(attention_mask: Tensor) -> Tensor:
@@ -76,7 +97,7 @@ def _processors(temperature: float, top_k: int | None, top_p: float | None) -> L
         processors.append(TemperatureLogitsWarper(float(temperature)))
     if top_k is not None:
         processors.append(TopKLogitsWarper(top_k))
-    if top_p is not None and top_p < 1:
+    if top_p is not None and top_p != 1:
         processors.append(TopPLogitsWarper(top_p))
     return processors
 
@@ -142,11 +163,12 @@ def generate(
         raise ValueError(
             f"the cache has seen {seen} tokens and input_ids has {length}: pass the whole sequence so far and more"
         )
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+    mask = checked_mask(input_ids, attention_mask)
     stop = torch.tensor(ends, device=device, dtype=input_ids.dtype)
     padding_id = model.generation_config.pad_token_id if model.generation_config is not None else None
     fill = padding_id if padding_id is not None else ends[0] if ends else 0
     done = torch.zeros(rows, dtype=torch.bool, device=device)
+    generated = torch.zeros((), dtype=torch.long, device=device)
     tokens: Any = input_ids  # transformers asks its processors for the old tensor types
     feed = input_ids[:, seen:]
 
@@ -164,6 +186,7 @@ def generate(
                 probabilities = processors(tokens, logits).softmax(dim=-1)
                 chosen = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
             feed = torch.where(done, fill, chosen)[:, None]
+            generated += (~done).sum()
             tokens = torch.cat([tokens, feed], dim=1)
             mask = torch.cat([mask, mask.new_ones(rows, 1)], dim=1)
             if ends:
@@ -175,4 +198,5 @@ def generate(
             if ends and bool(done.all()):
                 break
     new = tokens.shape[1] - length
-    return Generation(tokens, new, cache, first - started, (last - first) / (new - 1) if new > 1 else None)
+    tpot = (last - first) / (new - 1) if new > 1 else None
+    return Generation(tokens, new, int(generated), cache, first - started, tpot)

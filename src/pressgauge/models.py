@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 REFERENCES = ("reference", "reference-neox")
@@ -51,11 +52,17 @@ def load(
     place = location(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            place, dtype=getattr(torch, dtype), use_safetensors=True, **options
+        if Path(place).is_dir() and not any(Path(place).glob("*token*")) and not any(Path(place).glob("vocab*")):
+            # Some versions of transformers make up a tokenizer that knows no word.
+            raise ValueError("it has no tokenizer files")
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            place, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options
         )
+        if loading["missing_keys"]:
+            # transformers draws them at random, and every number measured would be false.
+            raise ValueError(f"weights are missing: {', '.join(sorted(loading['missing_keys']))}")
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         if len(reason) > 300:
             reason = reason[:300] + "..."

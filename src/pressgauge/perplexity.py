@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from pressgauge.budget import pass_lengths
 from pressgauge.cache import PressedCache, storage_nbytes
-from pressgauge.decoder import attached, new_cache, own_positions
+from pressgauge.decoder import attached, checked_mask, new_cache, own_positions
 from pressgauge.history import NEVER
 from pressgauge.press import Press
 
@@ -118,9 +118,12 @@ def perplexity(
         raise ValueError(f"prompt must be at least 1 and leave one of the {columns} tokens to score, got {prompt}")
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
-    if mask.shape != input_ids.shape:
-        raise ValueError(f"attention_mask must be {list(input_ids.shape)} like input_ids, got {list(mask.shape)}")
+    mask = checked_mask(input_ids, attention_mask)
+    own = mask.bool()
+    # A token is scored if it is one and has one before it.
+    scored = (own[:, 1:] & own[:, :-1])[:, prompt - 1 :].cpu()
+    if not scored.any():
+        raise ValueError(f"no token after the first {prompt} has a token before it: the rows are nothing but padding")
     longest = int(mask[:, :prompt].sum(dim=-1).max())
     compressing = press is not None and press.keep_ratio < 1
     if press is not None and compressing and press.schedule == "prefill" and longest <= press.prune_after:
@@ -159,9 +162,6 @@ def perplexity(
         else:
             held = (cache.get_seq_length(),) * len(cache.layers)
             kv_bytes = sum(storage_nbytes(layer) for layer in cache.layers)
-    own = mask.cpu().bool()
-    # A token is scored if it is one and has one before it.
-    scored = (own[:, 1:] & own[:, :-1])[:, prompt - 1 :]
     return Perplexity(
         nll=nll.masked_fill(~scored, float("nan")),
         hits=hits & scored,

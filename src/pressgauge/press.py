@@ -71,8 +71,9 @@ def rank(scores: Tensor, positions: Tensor, sinks: int = 0) -> Tensor:
 
 
 def protect(ranks: Tensor, positions: Tensor, first: Tensor | int) -> Tensor:
-    """``ranks`` with the entries at positions from ``first`` (an integer, or ``[B, 1, 1]``) on put above all."""
-    return ranks.masked_fill(positions >= first, torch.iinfo(torch.int64).max)
+    """``ranks`` with the entries at positions from ``first`` (an integer, or ``[B, 1, 1]``) on put above all; never
+    filler, whose position -1 may lie beyond ``first`` in a row with fewer tokens than are protected."""
+    return ranks.masked_fill((positions >= first) & (positions >= 0), torch.iinfo(torch.int64).max)
 
 
 def choose(ranks: Tensor, positions: Tensor, keep: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:

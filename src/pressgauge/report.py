@@ -2,6 +2,8 @@
 
 from dataclasses import asdict, dataclass
 
+from rich import box
+from rich.filesize import decimal
 from rich.table import Table
 
 from pressgauge.perplexity import Perplexity
@@ -32,11 +34,11 @@ class Row:
     vacuous: bool
 
     @property
-    def remark(self) -> str:
-        """What a reader must know before reading the numbers; empty where there is nothing."""
+    def label(self) -> str:
+        """What the change in perplexity is called: a percentage only where a press was at work."""
         if self.keep_ratio == 1:
             return "uncompressed"
-        return "vacuous: no scored token met an eviction" if self.vacuous else ""
+        return "vacuous" if self.vacuous else f"{self.ppl_change:+.1%}"
 
     def as_dict(self) -> dict[str, object]:
         """The fields, for JSON."""
@@ -72,22 +74,24 @@ def _span(numbers: tuple[int, ...]) -> str:
 def make_table(rows: list[Row]) -> Table:
     """The table that ``pressgauge measure`` shows."""
     first = rows[0]
+    vacuous = any(row.vacuous for row in rows)
     table = Table(
         title=f"{first.press}, {first.schedule}, prune_after {first.prune_after}: {first.model} on {first.text}",
-        caption="entries held: per sequence and KV head, from the emptiest layer to the fullest",
+        caption="affected: scored tokens that met an eviction; held: entries per KV head, emptiest to fullest layer"
+        + ("\nvacuous: no scored token met an eviction, so this says nothing about the press" * vacuous),
+        box=box.SIMPLE,  # fits 80 columns, in which no cell may be cut short
+        padding=(0, 1, 0, 0),
     )
     for heading in ("keep ratio", "perplexity", "change", "accuracy", "affected", "held", "KV bytes"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("")
     for row in rows:
         table.add_row(
             f"{row.keep_ratio:g}",
             f"{row.ppl:.3f}",
-            "" if row.keep_ratio == 1 else f"{row.ppl_change:+.1%}",
+            row.label,
             f"{row.accuracy:.1%}",
             f"{row.affected_tokens}/{row.scored_tokens}",
             _span(row.held),
-            f"{row.kv_bytes:,}",
-            row.remark,
+            decimal(row.kv_bytes),
         )
     return table

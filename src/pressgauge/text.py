@@ -38,8 +38,9 @@ def _from_file(path: Path) -> list[str]:
 
 
 def _windows(ids: Tensor, tokens: int, samples: int) -> list[Tensor]:
-    """``samples`` windows of ``tokens`` ids, spread evenly and without overlap."""
+    """``samples`` windows of ``tokens`` ids, spread evenly and without overlap; shorter ones if the text is too short."""
     stride = len(ids) // samples
+    tokens = min(tokens, stride)
     return [ids[sample * stride : sample * stride + tokens] for sample in range(samples)]
 
 

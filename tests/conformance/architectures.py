@@ -102,3 +102,11 @@ def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
     """Token ids ``[rows, length]``, none of them a special one."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCABULARY, (rows, length), generator=generator)
+
+
+@cache
+def cast(architecture: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A copy of the shared model in another dtype or on another device; shared as well."""
+    model = build(architecture)
+    model.to(device=device, dtype=dtype)
+    return guarded(model)

@@ -25,10 +25,14 @@ from transformers import (
 from pressgauge.reference.language import BOS, INDEX, PAD, TOKENS, Document, document
 
 THREADS = 2
-STEPS = 3000
+STEPS = 2000
 TOKENS_PER_STEP = 6144
-CURRICULUM = ((0.45, 128), (0.65, 384), (0.9, 1024), (1.0, 2048))
+CURRICULUM = ((0.45, 128), (0.62, 384), (0.73, 512), (0.93, 1024), (1.0, 2048))
 """(end, length): up to this fraction of the steps, documents have this many tokens."""
+FORGET_FROM = 0.45
+"""From this fraction of the steps on, every second document is read with a memory that loses entries at random."""
+LEAST_KEPT = 0.1
+"""The share of entries that a document keeps to its end is drawn from this to 1."""
 LEARNING_RATE = 1.5e-3
 WARMUP_STEPS = 100
 TRAINING_SEEDS = 1 << 32
@@ -75,15 +79,35 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def losses(model: PreTrainedModel, documents: list[Document]) -> tuple[torch.Tensor, float, float]:
-    """Mean NLL of a batch in nats (differentiable), its excess over the exact entropy, and the recalled values' NLL."""
+def forgetful_mask(rows: int, heads: int, length: int, generator: torch.Generator) -> torch.Tensor:
+    """``[rows, heads, length, length]`` bool: causal, and in every second row each entry may be lost at a random time.
+
+    Without this, a model's perplexity jumps when the first entries are evicted, whichever they are, and hardly moves
+    after that: it measures surprise at gaps. With it, a model loses what it cannot see and little else.
+    """
+    keys = torch.arange(length)
+    kept = LEAST_KEPT + (1 - LEAST_KEPT) * torch.rand(rows, 1, 1, generator=generator)
+    kept[::2] = 1
+    lost = torch.rand(rows, heads, length, generator=generator) >= kept
+    age = torch.rand(rows, heads, length, generator=generator)
+    lost_at = torch.where(lost, keys + 1 + (age * (length - keys)).floor(), length)
+    queries = keys[:, None]
+    return (keys <= queries) & (queries < lost_at[:, :, None, :])
+
+
+def losses(
+    model: PreTrainedModel, documents: list[Document], mask: torch.Tensor | None
+) -> tuple[torch.Tensor, float, float]:
+    """Mean NLL of a batch in nats (differentiable), and of the documents that are read with a full memory the excess
+    over the exact entropy and the NLL of recalled facts."""
     tokens = torch.tensor([text.tokens for text in documents])
-    logits = model(tokens, use_cache=False).logits[:, :-1]
+    logits = model(tokens, attention_mask=mask, use_cache=False).logits[:, :-1]
     nll = cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(len(documents), -1)
-    mean = nll.mean()
-    exact = math.fsum(text.entropy for text in documents) / len(documents)
-    recalled = nll.detach()[torch.tensor([text.recalled for text in documents])[:, 1:]]
-    return mean, mean.item() - exact, recalled.mean().item()
+    full = slice(None, None, 1 if mask is None else 2)
+    exact = math.fsum(text.entropy for text in documents[full]) / len(documents[full])
+    recalled = torch.tensor([text.recalled for text in documents[full]])[:, 1:]
+    known = nll.detach()[full]
+    return nll.mean(), known.mean().item() - exact, known[recalled].mean().item()
 
 
 def train(name: str, steps: int) -> PreTrainedModel:
@@ -94,15 +118,19 @@ def train(name: str, steps: int) -> PreTrainedModel:
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     seed = TRAINING_SEEDS
+    generator = torch.Generator().manual_seed(0)
     started = time.perf_counter()
     for step in range(steps):
         length = next(length for end, length in CURRICULUM if step < end * steps)
-        batch = [document(seed + row, length) for row in range(TOKENS_PER_STEP // length)]
+        batch = [document(seed + row, length) for row in range(max(1, TOKENS_PER_STEP // length))]
         seed += len(batch)
         decay = 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * decay
-        loss, excess, recalled = losses(model, batch)
+        mask = None
+        if step >= FORGET_FROM * steps:
+            mask = forgetful_mask(len(batch), model.config.num_attention_heads, length, generator)
+        loss, excess, recalled = losses(model, batch, mask)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,0 +1,95 @@
+"""The compressors under test, as data: by default all presses of the package under all schedules."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from conformance import oracle
+from pressgauge import KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress
+
+ScoresOf = Callable[[list[list[float]], int, int], oracle.Scores]
+"""(the keys of one head, layer, head) to the scores that its press must give."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A compressor, and what the oracle needs to know about it."""
+
+    name: str
+    factory: Callable[..., Press]
+    schedule: str
+    scores: ScoresOf
+    exact: bool = False
+    """Scores are integers."""
+    sinks: int = 0
+    """Sinks by default."""
+    fixed: bool = True
+    """An entry's score never changes."""
+    looks_at_keys: bool = True
+
+    def __call__(self, keep_ratio: float, **options: Any) -> Press:
+        """The press with these options, under this subject's schedule."""
+        return self.factory(keep_ratio, **{"schedule": self.schedule, **options})
+
+    def history(
+        self, press: Press, keys: Tensor, passes: list[int], layer: int, prompt_length: int | None = None
+    ) -> tuple[list[list[list[int]]], list[int]]:
+        """What the oracle says of keys ``[B, K, T, D]``: ``evicted_at`` as nested lists, and the held of each pass."""
+        counts: list[int] = []
+        tables = []
+        for row in keys.tolist():
+            heads = []
+            for index, head in enumerate(row):
+                table, counts = oracle.history(
+                    self.scores(head, layer, index),
+                    passes,
+                    schedule=press.schedule,
+                    keep_ratio=press.keep_ratio,
+                    prune_after=press.prune_after,
+                    sinks=press.sinks,
+                    recent=press.recent,
+                    interval=press.interval,
+                    prompt_length=prompt_length,
+                    exact=self.exact,
+                )
+                heads.append(table)
+            tables.append(heads)
+        return tables, counts
+
+
+def _subjects() -> list[Subject]:
+    subjects = []
+    for schedule in ("budget", "step", "prefill"):
+        subjects += [
+            Subject(f"knorm-{schedule}", KnormPress, schedule, lambda keys, layer, head: oracle.norm_scores(keys)),
+            Subject(
+                f"streaming-llm-{schedule}",
+                StreamingLLMPress,
+                schedule,
+                lambda keys, layer, head: oracle.position_scores(keys),
+                exact=True,
+                sinks=4,
+                looks_at_keys=False,
+            ),
+            Subject(
+                f"random-{schedule}",
+                RandomPress,
+                schedule,
+                lambda keys, layer, head: oracle.random_scores(0, layer, head),
+                exact=True,
+                looks_at_keys=False,
+            ),
+            Subject(
+                f"keydiff-{schedule}",
+                KeyDiffPress,
+                schedule,
+                lambda keys, layer, head: oracle.keydiff_scores(keys),
+                fixed=False,
+            ),
+        ]
+    return subjects
+
+
+SUBJECTS = _subjects()

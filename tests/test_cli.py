@@ -1,0 +1,288 @@
+"""The command line: a table, a file, and one sentence for every mistake."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from pressgauge import KnormPress, perplexity
+from pressgauge.cli import PRESSES, app
+from pressgauge.models import load
+from pressgauge.reference.language import document
+from pressgauge.report import Row
+
+SMALL = ("--tokens", "40", "--samples", "1", "--prune-after", "16", "--device", "cpu")
+
+
+def run(*arguments: str, width: int = 80) -> Result:
+    """``pressgauge measure`` with these arguments, in a terminal of this width."""
+    return CliRunner().invoke(app, ["measure", *arguments], env={"COLUMNS": str(width)})
+
+
+def table(result: Result) -> dict[str, list[str]]:
+    """The lines of the table that begin with a number: by ratio, their other cells."""
+    lines = [line.split() for line in result.stdout.splitlines()]
+    return {cells[0]: cells[1:] for cells in lines if cells and cells[0].replace(".", "").isdigit()}
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """What a file written by ``--json`` holds."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert list(data) == ["rows"]
+    return list(data["rows"])
+
+
+def test_measure_shows_a_row_per_ratio_and_writes_them_all(tmp_path: Path) -> None:
+    """Table and file say the same, and every field of a row is in the file."""
+    path = tmp_path / "rows.json"
+    result = run("--tokens", "96", "--samples", "2", "--prune-after", "32", "--device", "cpu", "--json", str(path))
+    assert result.exit_code == 0, result.stderr
+    written, shown = rows(path), table(result)
+    assert [row["keep_ratio"] for row in written] == [1.0, 0.9, 0.8, 0.7]
+    assert list(shown) == ["1", "0.9", "0.8", "0.7"]
+    for row, (ppl, change, accuracy, affected, _, kv_bytes) in zip(written, shown.values(), strict=True):
+        assert list(row) == [field.name for field in fields(Row)]
+        assert (row["press"], row["schedule"], row["prune_after"], row["skip_layers"]) == ("knorm", "budget", 32, [0])
+        assert (row["model"], row["text"], row["dtype"], row["device"]) == ("reference", "reference", "float32", "cpu")
+        assert ppl == f"{row['ppl']:.3f}"
+        assert change == ("uncompressed" if row["keep_ratio"] == 1 else f"{row['ppl_change']:+.1%}")
+        assert accuracy == f"{row['accuracy']:.1%}"
+        assert affected == f"{row['affected_tokens']}/190"
+        assert kv_bytes == f"{row['kv_bytes']:,}"
+        # Layer 0 is skipped; the others hold ceil(r * 96).
+        assert row["held"] == [96] + 2 * [round(row["keep_ratio"] * 96 + 0.49)]
+
+
+def test_measure_measures_what_the_library_does(tmp_path: Path) -> None:
+    """The numbers are those of ``perplexity`` on the same model, text and press."""
+    path = tmp_path / "rows.json"
+    options = ("--keep-ratios", "0.5", "--prompt", "5", "--dtype", "float64")
+    assert run(*SMALL, *options, "--json", str(path)).exit_code == 0
+    model, _ = load("reference", dtype="float64")
+    ids = torch.tensor([document(0, 40).tokens])
+    press = KnormPress(0.5, prune_after=16, skip_layers=(0,))
+    plain, mine = perplexity(model, ids, None, 5), perplexity(model, ids, press, 5)
+    first, second = rows(path)
+    assert first["ppl"] == pytest.approx(plain.ppl, rel=1e-12)
+    assert second["ppl"] == pytest.approx(mine.ppl, rel=1e-12)
+    assert second["ppl_change"] == pytest.approx(mine.ppl / plain.ppl - 1, rel=1e-9)
+    assert (second["scored_tokens"], second["affected_tokens"]) == (35, mine.affected_tokens)
+    assert (second["evictions"], tuple(second["held"]), second["kv_bytes"]) == (
+        mine.evictions,
+        mine.held,
+        mine.kv_bytes,
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "measured"), [("0.5", [1, 0.5]), ("0.5,1.0", [1, 0.5]), ("0.6,0.8,0.6", [1, 0.6, 0.8]), ("1", [1])]
+)
+def test_the_uncompressed_row_comes_first_even_if_it_was_not_asked_for(
+    asked: str, measured: list[float], tmp_path: Path
+) -> None:
+    """Changes are relative to it; no ratio is measured twice."""
+    path = tmp_path / "rows.json"
+    result = run(*SMALL, "--keep-ratios", asked, "--json", str(path))
+    assert result.exit_code == 0, result.stderr
+    assert [row["keep_ratio"] for row in rows(path)] == measured
+    assert table(result)["1"][1] == "uncompressed"
+    assert (rows(path)[0]["vacuous"], rows(path)[0]["ppl_change"], rows(path)[0]["evictions"]) == (False, 0, 0)
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_row_is_called_vacuous_if_prune_after_is_never_exceeded(width: int, tmp_path: Path) -> None:
+    """The default P of 512 tokens on a text of 40: in words, in any terminal, and in the file."""
+    path = tmp_path / "rows.json"
+    result = run("--tokens", "40", "--samples", "1", "--keep-ratios", "0.5", "--json", str(path), width=width)
+    assert result.exit_code == 0, result.stderr
+    assert table(result)["0.5"][1] == "vacuous"
+    assert "no scored token met an eviction" in result.stdout
+    assert [row["vacuous"] for row in rows(path)] == [False, True]
+
+
+def test_nothing_is_called_vacuous_if_tokens_were_affected() -> None:
+    """The remark is not simply always there."""
+    assert "vacuous" not in run(*SMALL, "--keep-ratios", "0.5").stdout
+
+
+@pytest.mark.parametrize("press", PRESSES)
+def test_every_press_can_be_measured(press: str, tmp_path: Path) -> None:
+    """Under its own name, and it evicts."""
+    path = tmp_path / "rows.json"
+    result = run(*SMALL, "--press", press, "--keep-ratios", "0.5", "--json", str(path))
+    assert result.exit_code == 0, result.stderr
+    assert rows(path)[1]["press"] == press
+    assert rows(path)[1]["evictions"] == 2 * 2 * 20  # layers, KV heads, tokens
+
+
+def test_presses_are_what_their_names_say(tmp_path: Path) -> None:
+    """No name is a label on another press: all four change the perplexity, each differently."""
+    found = []
+    for press in PRESSES:
+        path = tmp_path / f"{press}.json"
+        run(*SMALL, "--press", press, "--keep-ratios", "0.5", "--json", str(path))
+        found.append(rows(path)[1]["ppl"])
+    assert len({*found, rows(path)[0]["ppl"]}) == len(PRESSES) + 1
+
+
+@pytest.mark.parametrize(("layers", "held"), [("none", [20, 20, 20]), ("1", [20, 40, 20]), ("2,0,2", [40, 20, 40])])
+def test_layers_can_be_skipped(layers: str, held: list[int], tmp_path: Path) -> None:
+    """Those hold everything; ``none`` prunes all."""
+    path = tmp_path / "rows.json"
+    run(*SMALL, "--skip-layers", layers, "--keep-ratios", "0.5", "--json", str(path))
+    assert rows(path)[1]["held"] == held
+
+
+def test_the_prompt_of_prefill_is_three_quarters_of_the_tokens(tmp_path: Path) -> None:
+    """With a single token, as in the other schedules, it could never act."""
+    path = tmp_path / "rows.json"
+    result = run(*SMALL, "--schedule", "prefill", "--keep-ratios", "0.5", "--json", str(path))
+    assert result.exit_code == 0, result.stderr
+    row = rows(path)[1]
+    assert (row["schedule"], row["scored_tokens"]) == ("prefill", 10)
+    assert row["held"] == [40, 15 + 10, 15 + 10]
+    # The first is scored by the prompt's pass, before which nothing was evicted.
+    assert row["affected_tokens"] == 9
+
+
+def test_the_prompt_of_other_schedules_is_one_token(tmp_path: Path) -> None:
+    """Everything but the first token is scored."""
+    path = tmp_path / "rows.json"
+    run(*SMALL, "--schedule", "step", "--keep-ratios", "0.5", "--json", str(path))
+    assert [row["scored_tokens"] for row in rows(path)] == [39, 39]
+
+
+def test_a_file_can_be_measured(tmp_path: Path) -> None:
+    """A text of the reference language in a file of its own."""
+    text = tmp_path / "text.txt"
+    text.write_text(document(77, 200).text, encoding="utf-8")
+    path = tmp_path / "rows.json"
+    result = run(*SMALL, "--text", str(text), "--keep-ratios", "0.5", "--json", str(path))
+    assert result.exit_code == 0, result.stderr
+    model, _ = load("reference")
+    plain = perplexity(model, torch.tensor([document(77, 40).tokens]), method="plain")
+    assert rows(path)[0]["ppl"] == pytest.approx(plain.ppl, rel=1e-5)
+    assert rows(path)[0]["text"] == str(text)
+
+
+def test_a_file_that_is_there_is_replaced(tmp_path: Path) -> None:
+    """By the new one as a whole; nothing else lies beside it."""
+    path = tmp_path / "rows.json"
+    path.write_text("x" * 100_000)
+    assert run(*SMALL, "--keep-ratios", "0.5", "--json", str(path)).exit_code == 0
+    assert len(rows(path)) == 2
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["wikitext-2/test.txt", "books/shakespeare.txt"])
+def test_a_real_model_is_measured_on_a_real_text(text: str, shared_folder: Path, tmp_path: Path) -> None:
+    """Folder and file by their paths; the uncompressed perplexity is that of one pass over the file's first tokens."""
+    path = tmp_path / "rows.json"
+    folder, file = shared_folder / "models" / "tinystories-260k", shared_folder / "data" / text
+    result = run(
+        *("--model", str(folder), "--text", str(file)),
+        *("--tokens", "128", "--samples", "1", "--prune-after", "64", "--keep-ratios", "0.5", "--device", "cpu"),
+        *("--json", str(path)),
+    )
+    assert result.exit_code == 0, result.stderr
+    assert list(table(result)) == ["1", "0.5"]
+    uncompressed, half = rows(path)
+    model, tokenizer = load(str(folder))
+    ids = torch.tensor([tokenizer(file.read_text(encoding="utf-8")[:4000]).input_ids[:128]])
+    assert uncompressed["ppl"] == pytest.approx(perplexity(model, ids, method="plain").ppl, rel=1e-4)
+    assert half["ppl"] != uncompressed["ppl"]
+    assert half["held"] == [128, 64, 64, 64, 64]
+    assert half["affected_tokens"] == 128 - 66
+
+
+# Mistakes
+
+MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
+    "ratio 0": (("--keep-ratios", "0"), "keep_ratio must be in (0, 1], got 0"),
+    "ratio above 1": (("--keep-ratios", "0.5,1.5"), "keep_ratio must be in (0, 1], got 1.5"),
+    "ratio NaN": (("--keep-ratios", "nan"), "keep_ratio must be in (0, 1], got nan"),
+    "ratio in words": (("--keep-ratios", "half"), "--keep-ratios must be numbers with commas between them, got 'half'"),
+    "ratio left out": (("--keep-ratios", "0.5,"), "--keep-ratios must be numbers with commas between them"),
+    "no ratio": (("--keep-ratios", "none"), "--keep-ratios must name at least one ratio"),
+    "press": (("--press", "snapkv"), "press must be one of knorm, streaming-llm, random, keydiff, got 'snapkv'"),
+    "schedule": (("--schedule", "always"), "schedule must be one of budget, step, prefill, got 'always'"),
+    "prune after": (("--prune-after", "-1"), "prune_after must be at least 0, got -1"),
+    "negative layer": (("--skip-layers", "-1"), "a layer index in skip_layers must be at least 0, got -1"),
+    "layer that is not there": (("--skip-layers", "0,3"), "skip_layers names layer 3, but the model has 3 layers"),
+    "layer in words": (("--skip-layers", "last"), "--skip-layers must be numbers with commas between them, got 'last'"),
+    "too many tokens": (("--tokens", "2049"), "--tokens must fit the model's context of 2048 tokens, got 2049"),
+    "one token": (("--tokens", "1"), "tokens must be at least 2, got 1"),
+    "no samples": (("--samples", "0"), "samples must be at least 1, got 0"),
+    "no prompt": (("--prompt", "0"), "prompt must be at least 1 and leave one of the 40 tokens to score, got 0"),
+    "all prompt": (("--prompt", "40"), "prompt must be at least 1 and leave one of the 40 tokens to score, got 40"),
+    "prompt of prefill": (("--schedule", "prefill", "--prompt", "16"), "never with a prompt of 16 tokens"),
+    "model": (("--model", "/no/such/model"), "model '/no/such/model' could not be loaded: give reference"),
+    "text": (("--text", "bible"), "text must be reference, wikitext-2, pg-19 or the path of a file, got 'bible'"),
+    "device": (("--device", "cuda:99"), "device must be auto, cpu or an accelerator of this machine, got 'cuda:99'"),
+    "dtype": (("--dtype", "int4"), "dtype must be one of float64, float32, bfloat16, float16, got 'int4'"),
+}
+
+
+def refused(result: Result, sentence: str) -> None:
+    """Exit code 2 and, behind whatever progress was shown, one sentence; no table and no traceback."""
+    assert result.exit_code == 2
+    assert isinstance(result.exception, SystemExit)
+    errors = [line for line in result.stderr.splitlines() if line.strip() and not line.startswith("Loading weights:")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert sentence in errors[0]
+    assert result.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_gets_one_sentence_and_no_file(arguments: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
+    """It says what is wrong and what was given; nothing is written."""
+    refused(run(*SMALL, "--json", str(tmp_path / "rows.json"), *arguments), sentence)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there_is_found_out_before_anything_is_measured(tmp_path: Path) -> None:
+    """And it is not made."""
+    path = tmp_path / "missing" / "rows.json"
+    refused(run(*SMALL, "--model", "/no/such/model", "--json", str(path)), "--json must be in a folder that exists")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_place_of_a_file_gets_one_sentence_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Neither in it nor beside it."""
+    (tmp_path / "rows.json").mkdir()
+    refused(run(*SMALL, "--keep-ratios", "1", "--json", str(tmp_path / "rows.json")), "rows.json")
+    assert [path.relative_to(tmp_path).name for path in tmp_path.rglob("*")] == ["rows.json"]
+
+
+def test_a_mistake_leaves_a_file_that_is_there_alone(tmp_path: Path) -> None:
+    """What was measured before is not lost."""
+    path = tmp_path / "rows.json"
+    path.write_text("before")
+    refused(run(*SMALL, "--json", str(path), "--prompt", "40"), "prompt must be at least 1")
+    assert path.read_text() == "before"
+
+
+def test_a_value_with_brackets_is_shown_as_it_was_given() -> None:
+    """A name is not taken for markup."""
+    refused(run(*SMALL, "--press", "[red]knorm[/]"), "got '[red]knorm[/]'")
+
+
+def test_a_long_sentence_stays_on_one_line() -> None:
+    """However narrow the terminal is, so that it can be searched for."""
+    refused(run(*SMALL, "--model", "/no/such/" + "x" * 200, width=40), "could not be loaded: give reference or")
+
+
+def test_help_names_every_option() -> None:
+    """With what can be given."""
+    result = run("--help", width=200)
+    assert result.exit_code == 0
+    for option in "model text press keep-ratios prune-after skip-layers schedule prompt samples tokens".split():
+        assert f"--{option}" in result.stdout
+    for option in ("--device", "--dtype", "--json", "--trust-remote-code"):
+        assert option in result.stdout
+    assert "knorm, streaming-llm, random, keydiff" in result.stdout

@@ -1,0 +1,143 @@
+"""Rows and tables: what is measured is said in words, and nothing is cut off."""
+
+import json
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from conformance import architectures
+from rich.console import Console
+
+from pressgauge import KnormPress, Perplexity, Press, perplexity
+from pressgauge.report import Row, make_row, make_table
+
+SOURCE = {"model": "tiny", "text": "noise", "dtype": "float64", "device": "cpu"}
+
+ROW = Row(
+    press="knorm",
+    schedule="budget",
+    keep_ratio=0.7,
+    prune_after=512,
+    skip_layers=(0,),
+    **SOURCE,
+    ppl=31.6,
+    ppl_change=0.25,
+    accuracy=0.5,
+    scored_tokens=3069,
+    affected_tokens=1533,
+    evictions=4000,
+    held=(1024, 717, 717),
+    kv_bytes=12_582_912,
+    vacuous=False,
+)
+
+
+def result(press: Press | None) -> Perplexity:
+    """A small real one."""
+    return perplexity(architectures.shared("llama"), architectures.tokens(2, 20), press)
+
+
+def shown(*rows: Row, width: int = 80) -> list[str]:
+    """The lines of the table, as a terminal of this width shows them."""
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(make_table(list(rows)))
+    return capture.get().splitlines()
+
+
+def cells(line: str) -> list[str]:
+    """What a line of the table says, between its blanks and lines."""
+    return line.replace("│", " ").replace("┃", " ").split()
+
+
+def test_a_row_has_the_numbers_of_its_press_and_its_result() -> None:
+    """Each field is what its name says."""
+    press = KnormPress(0.5, prune_after=6, skip_layers=(2,), schedule="step")
+    mine, base = result(press), result(None)
+    row = make_row("knorm", press, SOURCE, mine, base)
+    assert row == Row(
+        press="knorm",
+        schedule="step",
+        keep_ratio=0.5,
+        prune_after=6,
+        skip_layers=(2,),
+        **SOURCE,
+        ppl=mine.ppl,
+        ppl_change=mine.ppl / base.ppl - 1,
+        accuracy=mine.accuracy,
+        scored_tokens=38,
+        affected_tokens=mine.affected_tokens,
+        evictions=mine.evictions,
+        held=mine.held,
+        kv_bytes=mine.kv_bytes,
+        vacuous=False,
+    )
+    assert row.ppl_change != 0
+
+
+def test_a_skipped_layer_is_seen_to_hold_everything() -> None:
+    """The nominal ratio alone would say that the whole cache had shrunk."""
+    press = KnormPress(0.5, prune_after=6, skip_layers=(2,))
+    assert make_row("knorm", press, SOURCE, result(press), result(None)).held == (10, 10, 20)
+
+
+@pytest.mark.parametrize(("ppl", "change"), [(1.05, "+5.0%"), (0.5, "-50.0%"), (1.0, "+0.0%"), (4.0, "+300.0%")])
+def test_change_is_relative_to_the_uncompressed_perplexity(ppl: float, change: str) -> None:
+    """.05 for 5 % more, and its label says so."""
+    press = KnormPress(0.5, prune_after=6)
+    of = result(press)
+    compressed, base = (replace(of, nll=torch.full_like(of.nll, x)) for x in (float(torch.tensor(ppl).log()), 0.0))
+    row = make_row("knorm", press, SOURCE, compressed, base)
+    assert row.ppl_change == pytest.approx(ppl - 1, abs=1e-6)
+    assert row.label == change
+
+
+def test_the_row_of_ratio_1_is_called_uncompressed() -> None:
+    """And not vacuous, although it never evicts anything."""
+    press = KnormPress(1, prune_after=6)
+    row = make_row("knorm", press, SOURCE, result(press), result(press))
+    assert (row.label, row.vacuous, row.ppl_change) == ("uncompressed", False, 0.0)
+
+
+def test_a_row_that_evicted_nothing_is_called_vacuous_and_not_unchanged() -> None:
+    """In words, in place of a change of 0 %."""
+    press = KnormPress(0.5, prune_after=20)
+    row = make_row("knorm", press, SOURCE, result(press), result(None))
+    assert (row.label, row.vacuous) == ("vacuous", True)
+    assert row.ppl_change == pytest.approx(0, abs=1e-9)
+
+
+def test_a_row_as_a_dict_has_every_field_and_is_json() -> None:
+    """The keys are the fields, and nothing is lost on the way."""
+    data = ROW.as_dict()
+    assert list(data) == [field.name for field in fields(Row)]
+    assert json.loads(json.dumps(data)) == {**data, "skip_layers": [0], "held": [1024, 717, 717]}
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_table_of_eighty_columns_shows_every_cell_whole(width: int) -> None:
+    """Ratio, perplexity, label, accuracy, affected of scored, held by layers and bytes."""
+    rows = [
+        replace(ROW, keep_ratio=1.0, ppl_change=0.0, affected_tokens=0, held=(1024, 1024, 1024)),
+        ROW,
+        replace(ROW, keep_ratio=0.55, ppl=1234.5678, ppl_change=99.5, held=(64, 64, 64)),
+        replace(ROW, keep_ratio=0.9, vacuous=True, affected_tokens=0),
+    ]
+    lines = [cells(line) for line in shown(*rows, width=width)]
+    assert ["1", "31.600", "uncompressed", "50.0%", "0/3069", "1024", "12,582,912"] in lines
+    assert ["0.7", "31.600", "+25.0%", "50.0%", "1533/3069", "717-1024", "12,582,912"] in lines
+    assert ["0.55", "1234.568", "+9950.0%", "50.0%", "1533/3069", "64", "12,582,912"] in lines
+    assert ["0.9", "31.600", "vacuous", "50.0%", "0/3069", "717-1024", "12,582,912"] in lines
+
+
+def test_a_table_says_what_vacuous_means_if_a_row_is() -> None:
+    """And only then."""
+    meaning = "vacuous: no scored token met an eviction"
+    assert meaning in " ".join(shown(ROW, replace(ROW, vacuous=True)))
+    assert meaning not in " ".join(shown(ROW))
+
+
+def test_a_table_says_what_was_measured() -> None:
+    """Press, schedule, prune_after, model and text stand above it."""
+    title = " ".join(" ".join(shown(ROW)).split())
+    assert "knorm, budget, prune_after 512: tiny on noise" in title

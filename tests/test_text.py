@@ -1,0 +1,215 @@
+"""Texts: which tokens a sample has, and what is refused with which sentence."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from pressgauge.reference.language import document
+from pressgauge.reference.train import build_tokenizer
+from pressgauge.text import load_text
+
+MARK = 5000
+"""Id of the first-token mark of the tokenizers below; word ``i`` has id i."""
+
+
+def counting_tokenizer(*, mark: bool) -> PreTrainedTokenizerFast:
+    """A tokenizer to which the text "0 1 2 ..." is the ids 0, 1, 2, ..., so that an id says where it stood."""
+    vocabulary = {str(number): number for number in range(MARK)} | {"<s>": MARK, "<unk>": MARK + 1}
+    tokenizer = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if mark:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", MARK)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")
+
+
+PLAIN, MARKED = counting_tokenizer(mark=False), counting_tokenizer(mark=True)
+
+
+def numbers(start: int, stop: int) -> str:
+    """The text of these ids."""
+    return " ".join(map(str, range(start, stop)))
+
+
+def count_to(path: Path, stop: int) -> str:
+    """Write a file of ``stop`` tokens and return its path."""
+    path.write_text(numbers(0, stop), encoding="utf-8")
+    return str(path)
+
+
+# The reference language
+
+
+def test_reference_samples_are_the_documents_of_the_first_seeds() -> None:
+    """Sample i is document i, ``<bos>`` first."""
+    ids = load_text("reference", build_tokenizer(), samples=3, tokens=50)
+    assert ids.tolist() == [list(document(seed, 50).tokens) for seed in range(3)]
+    assert ids.dtype == torch.int64
+
+
+def test_reference_is_refused_with_another_tokenizer() -> None:
+    """Its ids would be other words to the model."""
+    with pytest.raises(ValueError, match="text 'reference' is in the words of the reference models: give --text"):
+        load_text("reference", PLAIN, samples=1, tokens=50)
+
+
+# Files
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(samples=st.integers(1, 6), tokens=st.integers(2, 40), spare=st.integers(0, 200), marked=st.booleans())
+def test_windows_of_a_file_are_evenly_spread_and_do_not_overlap(
+    tmp_path: Path, samples: int, tokens: int, spare: int, marked: bool
+) -> None:
+    """Each is a piece of the text as it stands there, of the length asked for, behind the mark if there is one."""
+    own = tokens - marked
+    count = samples * own + spare
+    ids = load_text(count_to(tmp_path / "text.txt", count), MARKED if marked else PLAIN, samples=samples, tokens=tokens)
+    assert (ids.shape, ids.dtype) == ((samples, tokens), torch.int64)
+    rows = ids.tolist()
+    if marked:
+        assert [row.pop(0) for row in rows] == [MARK] * samples
+    starts = [row[0] for row in rows]
+    assert rows == [list(range(start, start + own)) for start in starts]
+    # As far apart as equal steps allow, beginning with the text, each in a share of its own.
+    assert starts == [sample * (count // samples) for sample in range(samples)]
+
+
+def test_the_mark_stands_only_in_front(tmp_path: Path) -> None:
+    """It is not part of the text, and takes the place of one of its tokens."""
+    ids = load_text(count_to(tmp_path / "text.txt", 100), MARKED, samples=2, tokens=10)
+    assert (ids == MARK).nonzero().tolist() == [[0, 0], [1, 0]]
+    assert ids[:, -1].tolist() == [8, 58]
+
+
+def test_a_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To where the program runs."""
+    count_to(tmp_path / "text.txt", 20)
+    monkeypatch.chdir(tmp_path)
+    assert load_text("text.txt", PLAIN, samples=1, tokens=20).tolist() == [list(range(20))]
+
+
+@pytest.mark.parametrize(("tokenizer", "enough"), [(PLAIN, 30), (MARKED, 27)], ids=["plain", "marked"])
+def test_a_file_is_too_short_with_one_token_less_than_wanted(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, enough: int
+) -> None:
+    """Exactly enough is enough; one token less is refused, not padded or repeated."""
+    assert load_text(count_to(tmp_path / "enough.txt", enough), tokenizer, samples=3, tokens=10).shape == (3, 10)
+    with pytest.raises(ValueError, match="has too few tokens for 3 samples of 10: ask for fewer or shorter ones"):
+        load_text(count_to(tmp_path / "short.txt", enough - 1), tokenizer, samples=3, tokens=10)
+
+
+def test_an_empty_file_is_too_short(tmp_path: Path) -> None:
+    """With the same sentence."""
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(ValueError, match="has too few tokens for 1 samples of 2"):
+        load_text(str(tmp_path / "empty.txt"), MARKED, samples=1, tokens=2)
+
+
+def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    """Guessing an encoding would change the text."""
+    path = tmp_path / "latin.txt"
+    path.write_bytes("1 2 3 é".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"text '.*latin.txt' is not UTF-8: convert it first"):
+        load_text(str(path), PLAIN, samples=1, tokens=2)
+
+
+def test_text_is_read_as_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    """A word outside ASCII is one unknown token here, not several."""
+    path = tmp_path / "text.txt"
+    path.write_bytes("1 münze 2".encode())
+    assert load_text(str(path), PLAIN, samples=1, tokens=3).tolist() == [[1, MARK + 1, 2]]
+
+
+@pytest.mark.parametrize("name", ["wikitext-3", "/no/such/file.txt", ""])
+def test_an_unknown_text_is_refused(name: str) -> None:
+    """With the texts that there are."""
+    with pytest.raises(ValueError, match=f"text must be reference, wikitext-2, .* of a file, got '{name}'"):
+        load_text(name, PLAIN, samples=1, tokens=5)
+
+
+def test_a_folder_is_not_a_text(tmp_path: Path) -> None:
+    """It is refused like any other name that is no file."""
+    with pytest.raises(ValueError, match="text must be reference, wikitext-2, pg-19 or the path of a file"):
+        load_text(str(tmp_path), PLAIN, samples=1, tokens=5)
+
+
+@pytest.mark.parametrize("samples", [0, -1])
+def test_no_samples_are_refused(samples: int) -> None:
+    """There would be nothing to measure."""
+    with pytest.raises(ValueError, match=f"samples must be at least 1, got {samples}"):
+        load_text("reference", build_tokenizer(), samples=samples, tokens=5)
+
+
+@pytest.mark.parametrize("tokens", [1, 0, -1])
+def test_fewer_than_two_tokens_are_refused(tokens: int) -> None:
+    """The first token is not predicted."""
+    with pytest.raises(ValueError, match=f"tokens must be at least 2, got {tokens}"):
+        load_text("reference", build_tokenizer(), samples=1, tokens=tokens)
+
+
+# The hub
+
+
+class Hub:
+    """Stands in for ``datasets.load_dataset``: gives records with "text", or fails, and notes what it was asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, texts: list[str], failure: Exception | None = None) -> None:
+        self.texts = texts
+        self.failure = failure
+        self.asked: list[tuple[Any, ...]] = []
+        monkeypatch.setattr("datasets.load_dataset", self)
+
+    def __call__(self, path: str, name: str | None = None, *, split: str) -> dict[str, list[str]]:
+        self.asked.append((path, name, split))
+        if self.failure is not None:
+            raise self.failure
+        return {"text": self.texts}
+
+
+def test_wikitext_is_one_text_of_all_its_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records are lines: windows go on across them."""
+    hub = Hub(monkeypatch, ["", numbers(0, 7) + " \n", "", numbers(7, 20) + " \n", numbers(20, 32)])
+    ids = load_text("wikitext-2", MARKED, samples=2, tokens=11)
+    assert ids.tolist() == [[MARK, *range(10)], [MARK, *range(16, 26)]]
+    assert hub.asked == [("Salesforce/wikitext", "wikitext-2-raw-v1", "test")]
+
+
+def test_pg_19_samples_are_the_beginnings_of_its_books(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sample is from another book."""
+    hub = Hub(monkeypatch, [numbers(start, start + 500) for start in (1000, 2000, 3000)])
+    ids = load_text("pg-19", MARKED, samples=2, tokens=6)
+    assert ids.tolist() == [[MARK, *range(1000, 1005)], [MARK, *range(2000, 2005)]]
+    assert [path for path, _, split in hub.asked if split == "test"] == ["emozilla/pg19-test"]
+
+
+def test_more_samples_than_books_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No book is used twice."""
+    Hub(monkeypatch, [numbers(0, 50), numbers(50, 100)])
+    with pytest.raises(ValueError, match="text 'pg-19' has 2 books, got --samples 3"):
+        load_text("pg-19", PLAIN, samples=3, tokens=6)
+
+
+def test_a_book_that_is_too_short_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the others are long enough."""
+    Hub(monkeypatch, [numbers(0, 50), numbers(50, 55)])
+    with pytest.raises(ValueError, match="text 'pg-19' has too few tokens for 2 samples of 6"):
+        load_text("pg-19", PLAIN, samples=2, tokens=6)
+
+
+@pytest.mark.parametrize("failure", [ConnectionError("no route"), FileNotFoundError("gone"), ValueError("what?")])
+@pytest.mark.parametrize("name", ["wikitext-2", "pg-19"])
+def test_without_a_hub_the_sentence_says_what_to_do(
+    name: str, failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check the network, or give a file; what really happened is chained."""
+    Hub(monkeypatch, [], failure)
+    with pytest.raises(ValueError, match=r"could not be loaded .*: check the network, or .* a text file") as e:
+        load_text(name, PLAIN, samples=1, tokens=6)
+    assert f"text {name!r}" in str(e.value)
+    assert e.value.__cause__ is failure

@@ -1,0 +1,127 @@
+"""Training of the reference models: repeatable to the bit, and it learns. Tiny runs only."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from pressgauge.reference import train as module
+from pressgauge.reference.language import TOKENS, document
+from pressgauge.reference.train import build, build_tokenizer, main, train
+
+ARCHITECTURES = {"reference": "LlamaForCausalLM", "reference-neox": "GPTNeoXForCausalLM"}
+
+
+@pytest.fixture(autouse=True)
+def settings_are_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Short documents, few of them, and one thread; what training changes for the whole process is put back."""
+    monkeypatch.setattr(module, "THREADS", 1)
+    monkeypatch.setattr(module, "TOKENS_PER_STEP", 256)
+    monkeypatch.setattr(module, "CURRICULUM", ((1.0, 128),))
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng():
+        yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def loss(model: PreTrainedModel) -> float:
+    """Mean NLL of documents that training never sees."""
+    tokens = torch.tensor([document(seed, 128).tokens for seed in range(8)])
+    with torch.no_grad():
+        logits = model(tokens, use_cache=False).logits
+    return float(cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_same_steps_give_the_same_weights_to_the_bit(name: str) -> None:
+    """Whatever was drawn before from the global generator, and training did something."""
+    first = train(name, steps=3).state_dict()
+    torch.manual_seed(99)
+    second = train(name, steps=3).state_dict()
+    untrained = build(name).state_dict()
+    assert first.keys() == second.keys() == untrained.keys()
+    for key, weight in first.items():
+        assert torch.equal(weight, second[key]), key
+    assert any(not torch.equal(weight, untrained[key]) for key, weight in first.items())
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_training_lowers_the_loss_on_documents_that_it_never_sees(name: str) -> None:
+    """Thirty small steps are enough to begin with: at least half a nat off the uniform 5.0."""
+    before, model = loss(build(name)), train(name, steps=30)
+    assert loss(model) < before - 0.5
+    assert not model.training
+
+
+@pytest.mark.parametrize(("name", "architecture"), ARCHITECTURES.items())
+def test_build_gives_the_architecture_that_the_name_stands_for(name: str, architecture: str) -> None:
+    """An untrained model in float32 that knows nothing: its loss is that of a guess among all tokens."""
+    model = build(name)
+    assert type(model).__name__ == architecture
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert model.config.vocab_size == len(TOKENS)
+    assert loss(model) == pytest.approx(torch.tensor(float(len(TOKENS))).log().item(), abs=0.2)
+
+
+def test_the_llama_shares_each_kv_head_between_two_query_heads() -> None:
+    """Grouped queries are what most real models have, so the reference has them too."""
+    config = build("reference").config
+    assert config.num_attention_heads == 2 * config.num_key_value_heads
+
+
+@pytest.mark.parametrize("name", ["", "llama", "reference-neo"])
+def test_an_unknown_name_is_refused(name: str) -> None:
+    """With the names that there are."""
+    with pytest.raises(ValueError, match=f"the reference models are 'reference' and 'reference-neox', got '{name}'"):
+        build(name)
+
+
+@pytest.mark.parametrize("length", [2, 700])
+def test_the_tokenizer_gives_a_documents_text_its_token_ids(length: int) -> None:
+    """``<bos>`` first, then one id per word, and back again."""
+    tokenizer = build_tokenizer()
+    text = document(7, length)
+    ids = tokenizer(text.text).input_ids
+    assert tuple(ids) == text.tokens
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(ids[1:]) == text.text
+
+
+def test_the_tokenizer_pads_on_the_left() -> None:
+    """As every press expects it."""
+    batch = build_tokenizer()(["the river runs .", "recall lesu"], padding=True)
+    assert batch["attention_mask"] == [[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]
+    assert batch["input_ids"][1][:2] == [0, 0]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_main_writes_a_folder_that_transformers_loads(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights as safetensors, and they and the tokenizer are those that were trained and built."""
+    folder = tmp_path / "trained"
+    monkeypatch.setattr(sys, "argv", ["train", name, "--steps", "2", "--output", str(folder)])
+    main()
+    assert f"wrote {folder}" in capsys.readouterr().out
+    assert (folder / "model.safetensors").is_file()
+    loaded = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+    expected = train(name, steps=2).state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    for key, weight in loaded.state_dict().items():
+        assert torch.equal(weight, expected[key]), key
+    text = document(8, 50)
+    assert tuple(AutoTokenizer.from_pretrained(folder)(text.text).input_ids) == text.tokens
+
+
+def test_main_refuses_an_unknown_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before it trains anything."""
+    monkeypatch.setattr(sys, "argv", ["train", "gpt"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "invalid choice: 'gpt'" in capsys.readouterr().err
