@@ -45,7 +45,8 @@ def of_transformers(model: PreTrainedModel, ids: Tensor, mask: Tensor, new: int 
 
 def own_model(**changes: Any) -> PreTrainedModel:
     """A model that a test may change."""
-    return architectures.build("llama", **changes)
+    model: PreTrainedModel = architectures.build("llama", **changes)
+    return model
 
 
 # Greedy and sampled tokens

@@ -88,7 +88,7 @@ def counting_model() -> PreTrainedModel:
 
     Nothing is added to the embeddings, which are unit vectors, so that a norm makes them 8 long in 64 dimensions.
     """
-    model = architectures.build("llama", hidden_size=64, num_attention_heads=8, rms_norm_eps=0.0)
+    model: PreTrainedModel = architectures.build("llama", hidden_size=64, num_attention_heads=8, rms_norm_eps=0.0)
     size = architectures.VOCABULARY
     embedding: Any = model.get_input_embeddings()
     head: Any = model.get_output_embeddings()

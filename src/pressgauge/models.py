@@ -55,9 +55,10 @@ def load(
         if Path(place).is_dir() and not any(Path(place).glob("*token*")) and not any(Path(place).glob("vocab*")):
             # Some versions of transformers make up a tokenizer that knows no word.
             raise ValueError("it has no tokenizer files")
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             place, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options
         )
+        model, loading = loaded
         if loading["missing_keys"]:
             # transformers draws them at random, and every number measured would be false.
             raise ValueError(f"weights are missing: {', '.join(sorted(loading['missing_keys']))}")
@@ -70,6 +71,6 @@ def load(
             f"model {name!r} could not be loaded: give {' or '.join(REFERENCES)}, a folder with config.json, a "
             f"tokenizer and *.safetensors, or a hub's name where there is a network ({reason})"
         ) from error
-    model.to(device)  # type: ignore[arg-type]
+    model.to(device)
     model.eval()
     return model, tokenizer

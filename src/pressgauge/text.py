@@ -38,7 +38,7 @@ def _from_file(path: Path) -> list[str]:
 
 
 def _windows(ids: Tensor, tokens: int, samples: int) -> list[Tensor]:
-    """``samples`` windows of ``tokens`` ids, spread evenly and without overlap; shorter ones if the text is too short."""
+    """``samples`` windows of ``tokens`` ids, spread evenly, without overlap; shorter ones in too short a text."""
     stride = len(ids) // samples
     tokens = min(tokens, stride)
     return [ids[sample * stride : sample * stride + tokens] for sample in range(samples)]

@@ -12,7 +12,6 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
-    PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -20,6 +19,9 @@ from transformers import (
 )
 
 from conformance.guard import guarded
+
+Model = Any
+"""A causal model. transformers' own types know neither ``generate`` nor a layer's keys."""
 
 VOCABULARY = 61
 LAYERS = 3
@@ -42,28 +44,28 @@ _GROUPED: dict[str, Any] = {
 }
 
 
-def neox(**changes: Any) -> PreTrainedModel:
+def neox(**changes: Any) -> Model:
     """A GPT-NeoX: every query head has its own KV head."""
     return GPTNeoXForCausalLM(GPTNeoXConfig(**{**_COMMON, "hidden_size": 32, "num_attention_heads": 4, **changes}))
 
 
-def llama(**changes: Any) -> PreTrainedModel:
+def llama(**changes: Any) -> Model:
     """A Llama with grouped queries."""
     return LlamaForCausalLM(LlamaConfig(**{**_GROUPED, **changes}))
 
 
-def mistral(**changes: Any) -> PreTrainedModel:
+def mistral(**changes: Any) -> Model:
     """A Mistral without a sliding window, unless one is asked for."""
     return MistralForCausalLM(MistralConfig(**{**_GROUPED, "sliding_window": None, **changes}))
 
 
-def qwen2(**changes: Any) -> PreTrainedModel:
+def qwen2(**changes: Any) -> Model:
     """A Qwen2: biases on queries, keys and values."""
     settings = {key: value for key, value in _GROUPED.items() if key != "head_dim"}
     return Qwen2ForCausalLM(Qwen2Config(**{**settings, **changes}))
 
 
-def qwen3(**changes: Any) -> PreTrainedModel:
+def qwen3(**changes: Any) -> Model:
     """A Qwen3: norms on queries and keys, so that every key would have one length if their weights were all 1."""
     model = Qwen3ForCausalLM(Qwen3Config(**{**_GROUPED, **changes}))
     with torch.no_grad():
@@ -73,7 +75,7 @@ def qwen3(**changes: Any) -> PreTrainedModel:
     return model
 
 
-ARCHITECTURES: dict[str, Callable[..., PreTrainedModel]] = {
+ARCHITECTURES: dict[str, Callable[..., Model]] = {
     "neox": neox,
     "llama": llama,
     "mistral": mistral,
@@ -82,7 +84,7 @@ ARCHITECTURES: dict[str, Callable[..., PreTrainedModel]] = {
 }
 
 
-def build(architecture: str, **changes: Any) -> PreTrainedModel:
+def build(architecture: str, **changes: Any) -> Model:
     """A new model, in float64. Weights are drawn wide, so that attention is far from uniform."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
@@ -93,7 +95,7 @@ def build(architecture: str, **changes: Any) -> PreTrainedModel:
 
 
 @cache
-def shared(architecture: str) -> PreTrainedModel:
+def shared(architecture: str) -> Model:
     """The one model of this architecture that all tests share and none may change."""
     return guarded(build(architecture))
 
@@ -105,7 +107,7 @@ def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
 
 
 @cache
-def cast(architecture: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def cast(architecture: str, dtype: torch.dtype, device: torch.device) -> Model:
     """A copy of the shared model in another dtype or on another device; shared as well."""
     model = build(architecture)
     model.to(device=device, dtype=dtype)

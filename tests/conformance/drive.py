@@ -83,7 +83,7 @@ def run(
         recorded.setdefault(layer, []).append(keys.clone())
         return update(keys, values, layer, *args, **kwargs)
 
-    cache.update = recording  # type: ignore[method-assign]
+    cache.update = recording  # type: ignore[assignment, method-assign]
     logits = []
     seen = 0
     with press(model) if attached else nullcontext():

@@ -41,7 +41,7 @@ def pass_lists(most: int = 40) -> st.SearchStrategy[list[int]]:
 
 @st.composite
 def key_tensors(draw: st.DrawFn, length: int, rows: int = 1) -> Tensor:
-    """Keys ``[rows, HEADS, length, DIMENSION]`` in float64: a few small integers, so that ties abound, or normal ones."""
+    """Keys ``[rows, HEADS, length, DIMENSION]`` in float64: small integers, so that ties abound, or normal ones."""
     seed = draw(st.integers(0, 2**16))
     generator = torch.Generator().manual_seed(seed)
     shape = (rows, HEADS, length, DIMENSION)

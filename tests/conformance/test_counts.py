@@ -104,7 +104,7 @@ def test_floats_would_keep_one_entry_too_many() -> None:
 def test_a_target_is_never_empty(ratio: float, seen: int) -> None:
     """S5 of the bug catalogue: however small the ratio, at least one entry stays."""
     for schedule in ("budget", "step", "prefill"):
-        assert Budget(ratio, 0, schedule=schedule).target(seen, seen) >= 1  # type: ignore[arg-type]
+        assert Budget(ratio, 0, schedule=schedule).target(seen, seen) >= 1
 
 
 @given(

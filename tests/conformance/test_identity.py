@@ -1,5 +1,7 @@
 """Rule 7: where nothing is evicted, everything is bit-identical to transformers' ``DynamicCache``."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -19,10 +21,10 @@ PASSES = [9, 1, 1, 5] + [1] * 8
 def test_nothing_evicted_is_nothing_changed(
     architecture: str, attached: bool, dtype: torch.dtype, device: torch.device
 ) -> None:
-    """With r = 1, and with a sequence that never exceeds P, logits and cache are those of a ``DynamicCache``, to the bit."""
+    """With r = 1, or never more than P tokens, logits and cache are those of a ``DynamicCache``, to the bit."""
     model = architectures.cast(architecture, dtype, device)
     ids = architectures.tokens(1, LENGTH).to(device)
-    plain = DynamicCache(config=model.config)
+    plain: Any = DynamicCache(config=model.config)
     seen = 0
     expected = []
     with torch.no_grad():

@@ -14,7 +14,7 @@ from pressgauge import KnormPress, PressedCache
 
 @given(data=st.data())
 def test_storage_is_what_is_held(subject: Subject, data: st.DataObject) -> None:
-    """``nbytes`` is held times the size of an entry, at most 2 % more, after every pass; the overhead is 16 bytes at most."""
+    """``nbytes`` is held times an entry's size, at most 2 % more, after every pass; the overhead at most 16 bytes."""
     case: Case = data.draw(cases(subject.schedule))
     entry = case.keys.element_size() * (case.keys.shape[3] + 2)
 

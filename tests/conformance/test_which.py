@@ -54,15 +54,15 @@ def test_what_is_read_is_in_the_order_of_positions(subject: Subject, data: st.Da
 
 @given(data=st.data(), length=st.integers(1, 40))
 def test_compress_keeps_what_a_cache_fed_at_once_keeps(subject: Subject, data: st.DataObject, length: int) -> None:
-    """``compress()`` on plain tensors is one pass: the same entries, in the same order, and the input itself if none go."""
+    """``compress()`` on plain tensors is one pass: the same entries in order, and the input itself if none go."""
     press = subject(**data.draw(options(subject.schedule)))
     keys = data.draw(key_tensors(length))
     values = values_of(keys)
     cache = feed(press, keys, [length])
     for layer in range(LAYERS):
         kept_keys, kept_values = press.compress(keys, values, layer=layer)
-        assert torch.equal(kept_keys, cache.layers[layer].keys)  # type: ignore[arg-type]
-        assert torch.equal(kept_values, cache.layers[layer].values)  # type: ignore[arg-type]
+        assert torch.equal(kept_keys, cache.layers[layer].keys)
+        assert torch.equal(kept_values, cache.layers[layer].values)
         if kept_keys.shape[2] == length:
             assert kept_keys is keys
             assert kept_values is values
@@ -90,7 +90,7 @@ def _places(scores: list[float]) -> list[int]:
     """The order in which entries would be kept."""
     tensor = torch.tensor([[scores]], dtype=torch.float64)
     ranks = rank(tensor, torch.arange(len(scores))[None, None])
-    return ranks[0, 0].argsort(descending=True).tolist()  # type: ignore[no-any-return]
+    return ranks[0, 0].argsort(descending=True).tolist()
 
 
 @given(scores=st.lists(st.floats(allow_subnormal=False, width=32), min_size=1, max_size=12))

@@ -18,7 +18,7 @@ LONGEST = 120
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """The model of a cache is the keys that each row was fed, and the lengths of its passes; the oracle does the rest."""
+    """A cache's model is the keys that each row was fed and the lengths of its passes; the oracle does the rest."""
 
     cache: PressedCache
 

@@ -34,6 +34,10 @@ FORGET_FROM = 0.45
 LEAST_KEPT = 0.1
 """The share of entries that a document keeps to its end is drawn from this to 1."""
 LEARNING_RATE = 1.5e-3
+POLISH = 0.13
+"""Steps of the second round, as a fraction of those of the first: long documents only, a fresh optimiser."""
+POLISH_CURRICULUM = ((0.77, 1024), (1.0, 2048))
+POLISH_LEARNING_RATE = 6e-4
 WARMUP_STEPS = 100
 TRAINING_SEEDS = 1 << 32
 """Training documents have seeds from here on, so smaller seeds are documents that no model has seen."""
@@ -110,25 +114,28 @@ def losses(
     return nll.mean(), known.mean().item() - exact, known[recalled].mean().item()
 
 
-def train(name: str, steps: int) -> PreTrainedModel:
-    """Train a reference model from scratch for ``steps`` optimiser steps and return it in evaluation mode."""
-    torch.set_num_threads(THREADS)
-    torch.use_deterministic_algorithms(True)
-    model = build(name)
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    seed = TRAINING_SEEDS
+def _round(
+    model: PreTrainedModel,
+    steps: int,
+    curriculum: tuple[tuple[float, int], ...],
+    forget_from: float,
+    learning_rate: float,
+    first_seed: int,
+) -> int:
+    """One round of training in place, from a fresh optimiser. Returns the seed of the first document not read."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    seed = first_seed
     generator = torch.Generator().manual_seed(0)
     started = time.perf_counter()
     for step in range(steps):
-        length = next(length for end, length in CURRICULUM if step < end * steps)
+        length = next(length for end, length in curriculum if step < end * steps)
         batch = [document(seed + row, length) for row in range(max(1, TOKENS_PER_STEP // length))]
         seed += len(batch)
         decay = 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * decay
+            group["lr"] = learning_rate * min(1.0, (step + 1) / WARMUP_STEPS) * decay
         mask = None
-        if step >= FORGET_FROM * steps:
+        if step >= forget_from * steps:
             mask = forgetful_mask(len(batch), model.config.num_attention_heads, length, generator)
         loss, excess, recalled = losses(model, batch, mask)
         optimizer.zero_grad()
@@ -138,10 +145,26 @@ def train(name: str, steps: int) -> PreTrainedModel:
         if step % 50 == 0 or step == steps - 1:
             minutes = (time.perf_counter() - started) / 60
             print(
-                f"{name} step {step}/{steps} length {length}: {loss.item():.4f} nats, "
+                f"step {step}/{steps} length {length}: {loss.item():.4f} nats, "
                 f"{excess:+.4f} over the exact entropy, recalled facts {recalled:.4f}, {minutes:.1f} min",
                 flush=True,
             )
+    return seed
+
+
+def train(name: str, steps: int) -> PreTrainedModel:
+    """Train a reference model from scratch and return it in evaluation mode.
+
+    Args:
+        name: ``reference`` or ``reference-neox``.
+        steps: optimiser steps of the first round; the second is shorter in proportion.
+    """
+    torch.set_num_threads(THREADS)
+    torch.use_deterministic_algorithms(True)
+    model = build(name)
+    model.train()
+    seed = _round(model, steps, CURRICULUM, FORGET_FROM, LEARNING_RATE, TRAINING_SEEDS)
+    _round(model, round(steps * POLISH), POLISH_CURRICULUM, 0.0, POLISH_LEARNING_RATE, seed)
     model.eval()
     return model
 

@@ -1,0 +1,57 @@
+"""What the reference models are for: real, trained, and right where the exact probabilities are known."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pressgauge.reference
+from pressgauge import KnormPress, perplexity
+from pressgauge.models import REFERENCES
+from pressgauge.reference.language import document
+
+Load = Callable[..., tuple[Any, Any]]
+
+pytestmark = pytest.mark.parametrize("name", REFERENCES)
+
+
+def test_the_model_comes_within_a_hair_of_the_exact_entropy(reference: Load, name: str) -> None:
+    """On 32 documents of 1,024 tokens that it never saw: NLL within .06 nats of the entropy, recalled facts under .1."""
+    model, _ = reference(name)
+    documents = [document(seed, 1024) for seed in range(32)]
+    nll = perplexity(model, torch.tensor([text.tokens for text in documents]), method="plain").nll
+    entropy = math.fsum(text.entropy for text in documents) / 32
+    assert 0 < nll.mean().item() - entropy < 0.06
+    recalled = torch.tensor([text.recalled for text in documents])[:, 1:]
+    assert nll[recalled].mean() < 0.1
+
+
+def test_contexts_of_2048_tokens_work(reference: Load, name: str) -> None:
+    """Far enough for ``prune_after=512`` to be exceeded four times over."""
+    model, _ = reference(name)
+    documents = [document(seed, 2048) for seed in range(8)]
+    nll = perplexity(model, torch.tensor([text.tokens for text in documents]), method="plain").nll
+    entropy = math.fsum(text.entropy for text in documents) / 8
+    assert nll[:, 1024:].mean().item() < entropy + 0.2
+
+
+def test_perplexity_rises_as_less_is_kept(reference: Load, name: str) -> None:
+    """Under ``budget`` with ``prune_after=64``: strictly over r = 1, .9, .7, .5, by 5 % or more at .5, no better at .1."""
+    model, _ = reference(name)
+    ids = torch.tensor([document(seed, 1024).tokens for seed in range(3)])
+    ppl = {ratio: perplexity(model, ids, KnormPress(ratio, prune_after=64)).ppl for ratio in (1, 0.9, 0.7, 0.5, 0.1)}
+    assert ppl[1] < ppl[0.9] < ppl[0.7] < ppl[0.5]
+    assert ppl[0.5] > 1.05 * ppl[1]
+    assert ppl[0.1] >= ppl[0.5]
+
+
+def test_the_weights_are_small_safetensors(name: str) -> None:
+    """All reference models together take 5 MB at most, and there is nothing to unpickle."""
+    folder = Path(pressgauge.reference.__file__).parent
+    assert (folder / name / "model.safetensors").is_file()
+    models = [file for other in REFERENCES for file in (folder / other).iterdir()]
+    assert sum(file.stat().st_size for file in models) < 5e6
+    assert {file.suffix for file in models} <= {".safetensors", ".json", ".jinja"}
