@@ -19,7 +19,7 @@ pytestmark = pytest.mark.parametrize("name", REFERENCES)
 
 
 def test_the_model_comes_within_a_hair_of_the_exact_entropy(reference: Load, name: str) -> None:
-    """On 32 documents of 1,024 tokens that it never saw: NLL within .06 nats of the entropy, recalled facts under .1."""
+    """On 32 new documents of 1,024 tokens: NLL within .06 nats of the entropy, recalled facts under .1."""
     model, _ = reference(name)
     documents = [document(seed, 1024) for seed in range(32)]
     nll = perplexity(model, torch.tensor([text.tokens for text in documents]), method="plain").nll
@@ -39,7 +39,7 @@ def test_contexts_of_2048_tokens_work(reference: Load, name: str) -> None:
 
 
 def test_perplexity_rises_as_less_is_kept(reference: Load, name: str) -> None:
-    """Under ``budget`` with ``prune_after=64``: strictly over r = 1, .9, .7, .5, by 5 % or more at .5, no better at .1."""
+    """Under ``budget``, P = 64: strictly over r = 1, .9, .7, .5, by 5 % or more at .5, and no better at .1."""
     model, _ = reference(name)
     ids = torch.tensor([document(seed, 1024).tokens for seed in range(3)])
     ppl = {ratio: perplexity(model, ids, KnormPress(ratio, prune_after=64)).ppl for ratio in (1, 0.9, 0.7, 0.5, 0.1)}

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from pressgauge.reference import train as module
 from pressgauge.reference.language import TOKENS, document
-from pressgauge.reference.train import build, build_tokenizer, main, train
+from pressgauge.reference.train import Round, build, build_tokenizer, forgetful_mask, main, run_round, train
 
 ARCHITECTURES = {"reference": "LlamaForCausalLM", "reference-neox": "GPTNeoXForCausalLM"}
 
@@ -21,7 +21,8 @@ def settings_are_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Short documents, few of them, and one thread; what training changes for the whole process is put back."""
     monkeypatch.setattr(module, "THREADS", 1)
     monkeypatch.setattr(module, "TOKENS_PER_STEP", 256)
-    monkeypatch.setattr(module, "CURRICULUM", ((1.0, 128),))
+    tiny = Round(((3, 128),), 1.5e-3), Round(((2, 96),), 1e-3, warmup=1, forget_from=1, first_document=99, seed=1)
+    monkeypatch.setattr(module, "ROUNDS", dict.fromkeys(ARCHITECTURES, tiny))
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng():
         yield
@@ -40,9 +41,9 @@ def loss(model: PreTrainedModel) -> float:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_same_steps_give_the_same_weights_to_the_bit(name: str) -> None:
     """Whatever was drawn before from the global generator, and training did something."""
-    first = train(name, steps=3).state_dict()
+    first = train(name).state_dict()
     torch.manual_seed(99)
-    second = train(name, steps=3).state_dict()
+    second = train(name).state_dict()
     untrained = build(name).state_dict()
     assert first.keys() == second.keys() == untrained.keys()
     for key, weight in first.items():
@@ -53,9 +54,10 @@ def test_the_same_steps_give_the_same_weights_to_the_bit(name: str) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_training_lowers_the_loss_on_documents_that_it_never_sees(name: str) -> None:
     """Thirty small steps are enough to begin with: at least half a nat off the uniform 5.0."""
-    before, model = loss(build(name)), train(name, steps=30)
+    model = build(name)
+    before = loss(model)
+    run_round(model, Round(((30, 128),), 1.5e-3))
     assert loss(model) < before - 0.5
-    assert not model.training
 
 
 @pytest.mark.parametrize(("name", "architecture"), ARCHITECTURES.items())
@@ -66,6 +68,24 @@ def test_build_gives_the_architecture_that_the_name_stands_for(name: str, archit
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
     assert model.config.vocab_size == len(TOKENS)
     assert loss(model) == pytest.approx(torch.tensor(float(len(TOKENS))).log().item(), abs=0.2)
+
+
+def test_a_forgetful_memory_is_causal_and_never_gives_back_what_it_lost() -> None:
+    """Full in every first row; in every second one each key is seen from its own query on, for some time."""
+    mask = forgetful_mask(4, 3, 40, torch.Generator().manual_seed(0))
+    causal = torch.ones(40, 40, dtype=torch.bool).tril()
+    assert torch.equal(mask[::2], causal.expand(2, 3, 40, 40))
+    lossy = mask[1::2]
+    assert not (lossy & ~causal).any()
+    assert lossy.diagonal(dim1=2, dim2=3).all()
+    later = lossy.int().diff(dim=2)
+    assert int((later == 1).sum()) == 2 * 3 * 39  # each key appears once, the first in the first query
+    assert (later == -1).any()
+
+
+def test_training_documents_are_new_to_every_test() -> None:
+    """Their seeds begin far above those that tests and measurements use."""
+    assert module.TRAINING_SEEDS == 2**32
 
 
 def test_the_llama_shares_each_kv_head_between_two_query_heads() -> None:
@@ -105,12 +125,12 @@ def test_main_writes_a_folder_that_transformers_loads(
 ) -> None:
     """Weights as safetensors, and they and the tokenizer are those that were trained and built."""
     folder = tmp_path / "trained"
-    monkeypatch.setattr(sys, "argv", ["train", name, "--steps", "2", "--output", str(folder)])
+    monkeypatch.setattr(sys, "argv", ["train", name, "--output", str(folder)])
     main()
     assert f"wrote {folder}" in capsys.readouterr().out
     assert (folder / "model.safetensors").is_file()
     loaded = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
-    expected = train(name, steps=2).state_dict()
+    expected = train(name).state_dict()
     assert loaded.state_dict().keys() == expected.keys()
     for key, weight in loaded.state_dict().items():
         assert torch.equal(weight, expected[key]), key

@@ -567,6 +567,8 @@ class PressedCache(DynamicCache):
                 layer.crop_to(columns)
             elif layer.is_initialized:
                 layer.crop(columns - before)
+                # transformers keeps a view, and with it the whole storage.
+                layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
         self.ledger.crop(columns)
 
     def _select_rows(self, rows: Sequence[int]) -> None:

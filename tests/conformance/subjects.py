@@ -34,26 +34,25 @@ class Subject:
         return self.factory(keep_ratio, **{"schedule": self.schedule, **options})
 
     def history(
-        self, press: Press, keys: Tensor, passes: list[int], layer: int, prompt_length: int | None = None
+        self,
+        options: dict[str, Any],
+        keys: Tensor,
+        passes: list[int],
+        layer: int,
+        prompt_length: int | None = None,
     ) -> tuple[list[list[list[int]]], list[int]]:
-        """What the oracle says of keys ``[B, K, T, D]``: ``evicted_at`` as nested lists, and the held of each pass."""
+        """What the oracle says of keys ``[B, K, T, D]`` under these options, whatever the press makes of them:
+        ``evicted_at`` as nested lists, and the number held after each pass."""
+        rules = {"prune_after": 512, "sinks": self.sinks, "schedule": self.schedule, **options}
+        if layer in rules.pop("skip_layers", ()):
+            rules["keep_ratio"] = 1
         counts: list[int] = []
         tables = []
         for row in keys.tolist():
             heads = []
             for index, head in enumerate(row):
-                table, counts = oracle.history(
-                    self.scores(head, layer, index),
-                    passes,
-                    schedule=press.schedule,
-                    keep_ratio=press.keep_ratio,
-                    prune_after=press.prune_after,
-                    sinks=press.sinks,
-                    recent=press.recent,
-                    interval=press.interval,
-                    prompt_length=prompt_length,
-                    exact=self.exact,
-                )
+                scores = self.scores(head, layer, index)
+                table, counts = oracle.history(scores, passes, prompt_length=prompt_length, exact=self.exact, **rules)
                 heads.append(table)
             tables.append(heads)
         return tables, counts

@@ -5,6 +5,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,13 +22,15 @@ def test_every_layer_holds_what_its_schedule_says_after_every_pass(subject: Subj
     """Rule 2: ``held`` of each layer equals the oracle's after every pass; a skipped layer holds all."""
     case: Case = data.draw(cases(subject.schedule))
     press = subject(**case.options)
-    _, expected = subject.history(press, case.keys[:1, :1], case.passes, 0, case.prompt_length)
-    counts = iter(expected)
+    keys = case.keys[:, :1]
+    expected = [
+        subject.history(case.options, keys, case.passes, layer, case.prompt_length)[1] for layer in range(LAYERS)
+    ]
+    counts = iter(zip(*expected, strict=True))
 
     def look(cache: PressedCache, seen: int) -> None:
-        held = next(counts)
         assert cache.seen == seen
-        assert cache.held == [seen if layer in press.skip_layers else held for layer in range(LAYERS)]
+        assert cache.held == list(next(counts))
 
     feed(press, case.keys, case.passes, prompt_length=case.prompt_length, look=look)
 
@@ -98,6 +101,18 @@ def test_floats_would_keep_one_entry_too_many() -> None:
     """Rule 3's example: .07 of 100 is 7, although the float product rounds up to 8."""
     assert math.ceil(0.07 * 100) == 8
     assert exact_ceil(0.07, 100) == 7
+
+
+def test_counts_are_exact_where_floats_are_not(subject: Subject) -> None:
+    """Rule 3: wherever the float product rounds to another integer than the decimal one, the decimal one counts."""
+    hundredths = [(n / 100, seen) for n in range(1, 100) for seen in range(1, 101)]
+    traps = [(ratio, seen) for ratio, seen in hundredths if math.ceil(ratio * seen) != oracle.ceil_of(ratio, seen)]
+    assert len(traps) > 10
+    # Floors are wrong nearly everywhere, so that a few cases will do.
+    for ratio, seen in traps + hundredths[::997]:
+        keys = torch.zeros(1, 1, seen, 1, dtype=torch.float64)
+        held = feed(subject(ratio, prune_after=0, sinks=0), keys, [seen]).held
+        assert held == [oracle.ceil_of(ratio, seen)] * LAYERS
 
 
 @given(ratio=ratios(), seen=st.integers(1, 5000))

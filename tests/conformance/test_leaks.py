@@ -11,8 +11,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from conformance import architectures
-from conformance.drive import run
+from conformance.drive import feed, run
 from conformance.guard import fingerprint
+from conformance.strategies import DIMENSION, HEADS
 from conformance.subjects import Subject
 from pressgauge import KnormPress, PressedCache, RandomPress
 
@@ -38,6 +39,15 @@ def test_a_second_sequence_is_as_fresh_as_the_first(subject: Subject) -> None:
         assert torch.equal(one.logits, other.logits)
         for table, other_table in zip(one.cache.evicted_at, other.cache.evicted_at, strict=True):
             assert torch.equal(table, other_table)
+
+
+def test_a_second_cache_is_as_fresh_as_the_first(subject: Subject) -> None:
+    """C5 of the bug catalogue, on a bare cache: the same keys through the same press give the same history again."""
+    keys = torch.randn(1, HEADS, 20, DIMENSION, dtype=torch.float64)
+    press = subject(0.5, prune_after=4)
+    caches = [feed(press, keys, [8] + [1] * 12) for _ in range(2)]
+    assert [cache.seen for cache in caches] == [20, 20]
+    assert all(map(torch.equal, *(cache.evicted_at for cache in caches)))
 
 
 def test_a_reset_cache_is_as_new(subject: Subject) -> None:

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from conformance import architectures
-from conformance.drive import masked_logits, run
+from conformance.drive import feed, masked_logits, run
 from conformance.oracle import NEVER
+from conformance.strategies import key_tensors, ratios
 from conformance.subjects import Subject
 from pressgauge import KnormPress, PressedCache, replay
 from pressgauge.cache import PressedLayer
@@ -95,6 +98,18 @@ def test_permuting_rows_permutes_the_result(subject: Subject) -> None:
     assert (one.logits[order] - other.logits).abs().max() < 1e-10
     for table, permuted in zip(one.cache.evicted_at, other.cache.evicted_at, strict=True):
         assert torch.equal(table[order], permuted)
+
+
+@given(data=st.data(), length=st.integers(1, 20))
+def test_a_row_is_as_it_is_alone_whatever_is_beside_it(subject: Subject, data: st.DataObject, length: int) -> None:
+    """Rule 8 on a bare cache: the history of a row does not depend on the other rows (S9 of the bug catalogue)."""
+    keys = data.draw(key_tensors(length, rows=2))
+    press = subject(data.draw(ratios()), prune_after=data.draw(st.integers(0, 8)))
+    together = feed(press, keys, [1] * length)
+    for row in range(2):
+        alone = feed(press, keys[row : row + 1], [1] * length)
+        for table, own in zip(together.evicted_at, alone.evicted_at, strict=True):
+            assert torch.equal(table[row], own[0])
 
 
 def test_padding_counts_for_nothing() -> None:

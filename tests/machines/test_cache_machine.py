@@ -26,7 +26,8 @@ class CacheMachine(RuleBasedStateMachine):
     def start(self, data: st.DataObject, subject: Any, rows: int, seed: int) -> None:
         """A press, an empty cache, and the keys that will be fed."""
         self.subject = subject
-        self.press = subject(**data.draw(options(subject.schedule)))
+        self.options = data.draw(options(subject.schedule))
+        self.press = subject(**self.options)
         self.prompt_length = data.draw(st.one_of(st.none(), st.integers(1, 20)))
         self.cache = self.press.cache(CONFIG, prompt_length=self.prompt_length, unpadded=True)
         generator = torch.Generator().manual_seed(seed)
@@ -41,10 +42,10 @@ class CacheMachine(RuleBasedStateMachine):
 
     def tables(self, layer: int) -> Tensor:
         """What the oracle says was evicted when."""
-        if not self.passes or layer in self.press.skip_layers:
+        if not self.passes:
             return torch.full((*self.keys.shape[:2], self.seen), oracle.NEVER)
         keys = self.keys[:, :, : self.seen]
-        return torch.tensor(self.subject.history(self.press, keys, self.passes, layer, self.prompt_length)[0])
+        return torch.tensor(self.subject.history(self.options, keys, self.passes, layer, self.prompt_length)[0])
 
     @rule(length=st.one_of(st.just(1), st.integers(1, 12)))
     def feed(self, length: int) -> None:

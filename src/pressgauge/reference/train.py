@@ -1,4 +1,4 @@
-"""Train the reference models: ``python -m pressgauge.reference.train NAME [--steps N] [--output DIR]``.
+"""Train the reference models: ``python -m pressgauge.reference.train NAME [--output DIR]``.
 
 The same machine and the same versions of torch and transformers give the same weights, bit for bit:
 the documents are numbered, the number of threads is fixed, and only deterministic kernels are used.
@@ -7,6 +7,7 @@ the documents are numbered, the number of threads is fixed, and only determinist
 import argparse
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,49 @@ from transformers import (
 from pressgauge.reference.language import BOS, INDEX, PAD, TOKENS, Document, document
 
 THREADS = 2
-STEPS = 2000
 TOKENS_PER_STEP = 6144
-CURRICULUM = ((0.45, 128), (0.62, 384), (0.73, 512), (0.93, 1024), (1.0, 2048))
-"""(end, length): up to this fraction of the steps, documents have this many tokens."""
-FORGET_FROM = 0.45
-"""From this fraction of the steps on, every second document is read with a memory that loses entries at random."""
 LEAST_KEPT = 0.1
 """The share of entries that a document keeps to its end is drawn from this to 1."""
-LEARNING_RATE = 1.5e-3
-POLISH = 0.13
-"""Steps of the second round, as a fraction of those of the first: long documents only, a fresh optimiser."""
-POLISH_CURRICULUM = ((0.77, 1024), (1.0, 2048))
-POLISH_LEARNING_RATE = 6e-4
-WARMUP_STEPS = 100
 TRAINING_SEEDS = 1 << 32
 """Training documents have seeds from here on, so smaller seeds are documents that no model has seen."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round of training, from a fresh optimiser.
+
+    Attributes:
+        lengths: (step, length): before this step, documents have this many tokens; the last step ends the round.
+        learning_rate: the highest; it rises to it in ``warmup`` steps and falls to 0 along a cosine.
+        forget_from: from this step on, every second document is read with a memory that loses entries at random.
+        first_document: number of the first document.
+        seed: of what is lost.
+    """
+
+    lengths: tuple[tuple[int, int], ...]
+    learning_rate: float
+    warmup: int = 100
+    forget_from: int | None = None
+    first_document: int = 0
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return self.lengths[-1][0]
+
+
+ROUNDS = {
+    "reference": (
+        Round(((1350, 128), (1950, 384), (2700, 1024), (3000, 2048)), 1.5e-3),
+        Round(((250, 512), (350, 1024)), 6e-4, warmup=20, forget_from=0, first_document=10**6, seed=1),
+    ),
+    "reference-neox": (
+        Round(((900, 128), (1240, 384), (1460, 512), (1860, 1024), (2000, 2048)), 1.5e-3, forget_from=900),
+        Round(((150, 512), (350, 1024), (400, 2048)), 1e-3, warmup=50, first_document=10**6, seed=1),
+        Round(((100, 512), (200, 1024)), 5e-4, warmup=20, forget_from=0, first_document=2 * 10**6, seed=2),
+    ),
+}
 
 
 def build(name: str) -> PreTrainedModel:
@@ -114,57 +142,44 @@ def losses(
     return nll.mean(), known.mean().item() - exact, known[recalled].mean().item()
 
 
-def _round(
-    model: PreTrainedModel,
-    steps: int,
-    curriculum: tuple[tuple[float, int], ...],
-    forget_from: float,
-    learning_rate: float,
-    first_seed: int,
-) -> int:
-    """One round of training in place, from a fresh optimiser. Returns the seed of the first document not read."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    seed = first_seed
-    generator = torch.Generator().manual_seed(0)
+def run_round(model: PreTrainedModel, plan: Round) -> None:
+    """One round of training, in place."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    number = TRAINING_SEEDS + plan.first_document
+    generator = torch.Generator().manual_seed(plan.seed)
     started = time.perf_counter()
-    for step in range(steps):
-        length = next(length for end, length in curriculum if step < end * steps)
-        batch = [document(seed + row, length) for row in range(max(1, TOKENS_PER_STEP // length))]
-        seed += len(batch)
-        decay = 0.5 * (1 + math.cos(math.pi * step / steps))
+    for step in range(plan.steps):
+        length = next(length for end, length in plan.lengths if step < end)
+        batch = [document(number + row, length) for row in range(max(1, TOKENS_PER_STEP // length))]
+        number += len(batch)
+        decay = 0.5 * (1 + math.cos(math.pi * step / plan.steps))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1.0, (step + 1) / WARMUP_STEPS) * decay
+            group["lr"] = plan.learning_rate * min(1.0, (step + 1) / plan.warmup) * decay
         mask = None
-        if step >= forget_from * steps:
+        if plan.forget_from is not None and step >= plan.forget_from:
             mask = forgetful_mask(len(batch), model.config.num_attention_heads, length, generator)
         loss, excess, recalled = losses(model, batch, mask)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % 50 == 0 or step == steps - 1:
+        if step % 50 == 0 or step == plan.steps - 1:
             minutes = (time.perf_counter() - started) / 60
             print(
-                f"step {step}/{steps} length {length}: {loss.item():.4f} nats, "
+                f"step {step}/{plan.steps} length {length}: {loss.item():.4f} nats, "
                 f"{excess:+.4f} over the exact entropy, recalled facts {recalled:.4f}, {minutes:.1f} min",
                 flush=True,
             )
-    return seed
 
 
-def train(name: str, steps: int) -> PreTrainedModel:
-    """Train a reference model from scratch and return it in evaluation mode.
-
-    Args:
-        name: ``reference`` or ``reference-neox``.
-        steps: optimiser steps of the first round; the second is shorter in proportion.
-    """
+def train(name: str) -> PreTrainedModel:
+    """Train a reference model from scratch and return it in evaluation mode."""
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
     model = build(name)
     model.train()
-    seed = _round(model, steps, CURRICULUM, FORGET_FROM, LEARNING_RATE, TRAINING_SEEDS)
-    _round(model, round(steps * POLISH), POLISH_CURRICULUM, 0.0, POLISH_LEARNING_RATE, seed)
+    for plan in ROUNDS[name]:
+        run_round(model, plan)
     model.eval()
     return model
 
@@ -172,12 +187,11 @@ def train(name: str, steps: int) -> PreTrainedModel:
 def main() -> None:
     """Train one model and write it, with its tokenizer, where the package looks for it."""
     parser = argparse.ArgumentParser(description="Train a reference model of pressgauge from scratch.")
-    parser.add_argument("name", choices=("reference", "reference-neox"))
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("name", choices=tuple(ROUNDS))
     parser.add_argument("--output", type=Path, help="folder to write to (default: the package's own)")
     arguments = parser.parse_args()
     folder = arguments.output or Path(__file__).parent / arguments.name
-    model = train(arguments.name, arguments.steps)
+    model = train(arguments.name)
     model.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     print(f"wrote {folder}")

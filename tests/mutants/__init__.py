@@ -1,0 +1,1 @@
+"""Compressors that are broken on purpose, each with the law that must find it out."""
