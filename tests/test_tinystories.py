@@ -40,7 +40,7 @@ def test_keeping_more_is_worse_under_step_and_better_under_budget(tinystories: L
 def test_positions_from_held_explode(tinystories: Load, stories: Tensor) -> None:
     """Section 4 of the design: perplexity explodes if a query's position is the number held."""
     model, _ = tinystories("float64")
-    press = KnormPress(0.9, prune_after=128)
+    press = KnormPress(0.9, prune_after=128, schedule="step")
     true = perplexity(model, stories, press).nll.mean()
     cache = press.cache(model.config)
     nll = []

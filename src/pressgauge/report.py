@@ -3,7 +3,6 @@
 from dataclasses import asdict, dataclass
 
 from rich import box
-from rich.filesize import decimal
 from rich.table import Table
 
 from pressgauge.perplexity import Perplexity
@@ -80,7 +79,7 @@ def make_table(rows: list[Row]) -> Table:
         caption="affected: scored tokens that met an eviction; held: entries per KV head, emptiest to fullest layer"
         + ("\nvacuous: no scored token met an eviction, so this says nothing about the press" * vacuous),
         box=box.SIMPLE,  # fits 80 columns, in which no cell may be cut short
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     for heading in ("keep ratio", "perplexity", "change", "accuracy", "affected", "held", "KV bytes"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -92,6 +91,6 @@ def make_table(rows: list[Row]) -> Table:
             f"{row.accuracy:.1%}",
             f"{row.affected_tokens}/{row.scored_tokens}",
             _span(row.held),
-            decimal(row.kv_bytes),
+            f"{row.kv_bytes:,}",
         )
     return table

@@ -48,7 +48,8 @@ def test_logits_are_those_of_attention_masked_by_the_history(subject: Subject, a
             options.pop("interval", None)
         press = subject(0.5, **options)
         result = run(model, press, ids, passes)
-        assert result.cache.evictions or (subject.schedule == "prefill" and passes[0] <= press.prune_after)
+        least = max(press.prune_after, press.sinks + press.recent)
+        assert result.cache.evictions or (subject.schedule == "prefill" and passes[0] <= least)
         exact(architecture, result, ids)
 
 
@@ -71,7 +72,8 @@ def test_both_attention_implementations_are_right(implementation: str, attached:
     for passes in FEEDINGS.values():
         result = run(model, KnormPress(0.5, prune_after=6), ids, passes, attached=attached)
         expected = masked_logits(model, ids, result.cache.evicted_at)
-        assert (result.logits - expected).abs().max() < 1e-10
+        # transformers' eager attention takes its softmax in float32, whatever the model's dtype.
+        assert (result.logits - expected).abs().max() < (1e-10 if implementation == "sdpa" else 1e-4)
 
 
 @pytest.mark.parametrize("feeding", FEEDINGS)
