@@ -173,11 +173,13 @@ def test_generate_declares_the_length_of_its_input() -> None:
     ids = architectures.tokens(1, 30)
     settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 5, "do_sample": False}
     press = KnormPress(0.5, prune_after=4, schedule="prefill")
+    # transformers 5.2 generates other tokens from chunks even without a press, so that only the counts can agree.
+    agrees = torch.equal(model.generate(ids, **settings), model.generate(ids, prefill_chunk_size=8, **settings))
     with press(model):
         whole = model.generate(ids, return_dict_in_generate=True, **settings)
         chunked = model.generate(ids, prefill_chunk_size=8, return_dict_in_generate=True, **settings)
     assert whole.past_key_values.held == chunked.past_key_values.held == [15 + 4] * architectures.LAYERS
-    assert torch.equal(whole.sequences, chunked.sequences)
+    assert torch.equal(whole.sequences, chunked.sequences) == agrees
 
 
 def test_importing_changes_nothing() -> None:
