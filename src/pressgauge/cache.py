@@ -13,7 +13,7 @@ from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from pressgauge.budget import Ledger
-from pressgauge.history import NEVER, History
+from pressgauge.history import NEVER, History, writable
 from pressgauge.press import Press, choose, protect, rank
 
 _SLACK = 50
@@ -106,13 +106,17 @@ class PressedLayer(CacheLayerMixin):
 
     def _reserve(self, slots: int) -> None:
         """Make room for ``slots`` entries, and a few more if the storage has to move anyway."""
+        self._thaw()
         for name, buffer in self._buffers().items():
             if buffer.shape[2] < slots:
                 larger = buffer.new_empty((*buffer.shape[:2], slots + slots // _SLACK, *buffer.shape[3:]))
                 larger[:, :, : self.used] = buffer[:, :, : self.used]
                 setattr(self, name, larger)
-            elif buffer.is_inference() and not torch.is_inference_mode_enabled():
-                setattr(self, name, buffer.clone())
+
+    def _thaw(self) -> None:
+        """Make storage that was filled in inference mode writable outside it."""
+        for name, buffer in self._buffers().items():
+            setattr(self, name, writable(buffer))
 
     def settle(self, queries: Tensor | None = None) -> None:
         """Evict what the last pass is to evict, once its attention has run.
@@ -129,6 +133,7 @@ class PressedLayer(CacheLayerMixin):
             self._trim()
 
     def _evict(self, queries: Tensor | None) -> None:
+        self._thaw()
         assert self._keys is not None
         rows, heads = self._keys.shape[:2]
         if self._history is None:

@@ -16,6 +16,11 @@ from pressgauge.press import Press, choose, protect, rank
 NEVER = torch.iinfo(torch.int32).max
 
 
+def writable(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy if it was made in inference mode and that is over."""
+    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
+
+
 class History:
     """Records the evictions of one layer while they happen.
 
@@ -29,6 +34,7 @@ class History:
 
     def record(self, positions: Tensor, padding: Sequence[int], seen: int) -> None:
         """Note that the entries at ``positions`` (``[B, K, n]``, -1 for none) go after column number ``seen``."""
+        self._evicted_at = writable(self._evicted_at)
         if seen >= self._evicted_at.shape[-1]:
             # The last column is where "none" is written to, so that nothing has to be looked up on the device.
             more = seen + seen // 2 + 64 - self._evicted_at.shape[-1]

@@ -63,6 +63,22 @@ def test_a_prompt_is_freed_layer_by_layer() -> None:
         assert whole == [layer]
 
 
+def test_a_cache_outlives_inference_mode(subject: Subject) -> None:
+    """What was stored in ``torch.inference_mode`` can be decoded further, and looked at, outside it."""
+    keys = torch.randn(1, HEADS, 90, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    press = subject(0.5, prune_after=60)
+    expected = feed(press, keys, [70] + [1] * 20)
+    cache = press.cache(CONFIG)
+    for step, (start, end) in enumerate([(0, 70), *((t, t + 1) for t in range(70, 90))]):
+        with torch.inference_mode(step % 2 == 0):
+            for layer in range(LAYERS):
+                cache.update(keys[:, :, start:end], keys[:, :, start:end, :2], layer)
+        assert cache.nbytes
+    for layer, table in enumerate(cache.evicted_at):
+        assert torch.equal(table, expected.evicted_at[layer])
+        assert torch.equal(cache.layers[layer].keys, expected.layers[layer].keys)
+
+
 def test_skipped_layers_are_counted_too() -> None:
     """M8 of the bug catalogue: ``nbytes`` and ``held`` tell of all layers, not of the pruned ones only."""
     model = architectures.shared("llama")
