@@ -28,14 +28,6 @@ COMPRESSING: dict[str, Press] = {
 }
 
 
-def padded(lengths: list[int], seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A batch of rows of these lengths, padded on the left, and its mask; the padding is not a token of any row."""
-    columns = max(lengths)
-    ids = architectures.tokens(len(lengths), columns, seed)
-    mask = torch.tensor([[int(column >= columns - length) for column in range(columns)] for length in lengths])
-    return ids.masked_fill(mask == 0, 0), mask
-
-
 def of_transformers(model: PreTrainedModel, ids: Tensor, mask: Tensor, new: int = NEW, **options: Any) -> Tensor:
     """What ``model.generate`` returns."""
     tokens = model.generate(ids, attention_mask=mask, max_new_tokens=new, **options)  # type: ignore[operator]
@@ -57,7 +49,7 @@ def own_model(**changes: Any) -> PreTrainedModel:
 def test_greedy_tokens_without_compression_are_those_of_transformers(name: str, press: Press | None) -> None:
     """No press and a press that keeps everything give what ``do_sample=False`` gives, with padding too."""
     model = architectures.shared(name)
-    ids, mask = padded([11, 4, 7])
+    ids, mask = architectures.padded([11, 4, 7])
     ours = generate(model, ids, press, NEW, attention_mask=mask)
     assert torch.equal(ours.tokens, of_transformers(model, ids, mask, do_sample=False))
 
@@ -75,7 +67,7 @@ def test_no_mask_means_that_nothing_is_padded() -> None:
 def test_greedy_tokens_under_compression_are_those_of_the_attached_model(press: Press, name: str) -> None:
     """The decoder and ``with press(model): model.generate(...)`` are two ways to the same tokens."""
     model = architectures.shared(name)
-    ids, mask = padded([14, 9])
+    ids, mask = architectures.padded([14, 9])
     with press(model):
         theirs = of_transformers(model, ids, mask, do_sample=False)
     ours = generate(model, ids, press, NEW, attention_mask=mask)
@@ -97,7 +89,7 @@ def test_sampled_tokens_are_those_of_transformers_with_the_same_seed(
 ) -> None:
     """Seed, temperature, top_k and top_p mean what they mean in ``torch.manual_seed`` and ``do_sample=True``."""
     model = architectures.shared(name)
-    ids, mask = padded([6, 3])
+    ids, mask = architectures.padded([6, 3])
     ours = generate(
         model, ids, None, 6, attention_mask=mask, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
     )
@@ -192,7 +184,7 @@ def test_rows_that_end_are_padded_until_the_last_one_ends() -> None:
 def test_several_ends_of_sequence_are_those_of_transformers(press: Press | None) -> None:
     """Any of the tokens ends a row, in a padded batch, and what stands behind it is what transformers puts there."""
     model = architectures.shared("llama")
-    ids, mask = padded([12, 5, 9], seed=3)
+    ids, mask = architectures.padded([12, 5, 9], seed=3)
     free = generate(model, ids, press, NEW, attention_mask=mask).tokens[:, 12:].tolist()
     ends = [free[0][3], free[2][7]]
     ours = generate(model, ids, press, NEW, attention_mask=mask, eos_token_id=ends)
@@ -263,7 +255,7 @@ def by_hand(model: PreTrainedModel, press: Press, turns: list[Tensor], mask: Ten
 def test_turns_with_the_returned_cache_are_those_fed_by_hand(press: Press, lengths: list[int]) -> None:
     """Prompt, answer, prompt, answer, prompt, answer: what the cache has seen is not fed again."""
     model = architectures.shared("llama")
-    first, mask = padded(lengths)
+    first, mask = architectures.padded(lengths)
     turns = [first, architectures.tokens(len(lengths), 1, seed=1), architectures.tokens(len(lengths), 6, seed=2)]
     sequence, cache = first[:, :0], None
     for turn in turns:
@@ -295,7 +287,7 @@ def test_rows_of_3_17_and_64_tokens_get_the_tokens_that_they_have_alone(press: P
     """What else is in the batch changes nothing, under compression that changes what is generated."""
     model = architectures.shared(name)
     lengths = [3, 17, 64]
-    ids, mask = padded(lengths)
+    ids, mask = architectures.padded(lengths)
     together = generate(model, ids, press, NEW, attention_mask=mask)
     for row, length in enumerate(lengths):
         alone = generate(model, ids[row : row + 1, -length:], press, NEW)

@@ -9,7 +9,6 @@ import torch
 from conformance import architectures, oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from pressgauge import KeyDiffPress, KnormPress, Perplexity, Press, RandomPress, StreamingLLMPress, perplexity
@@ -29,14 +28,6 @@ COMPRESSING: dict[str, Press] = {
     "random": RandomPress(0.6, prune_after=8, seed=5),
     "streaming-llm": StreamingLLMPress(0.5, prune_after=10),
 }
-
-
-def padded(lengths: list[int], seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A batch of rows of these lengths, padded on the left, and its mask."""
-    columns = max(lengths)
-    ids = architectures.tokens(len(lengths), columns, seed)
-    mask = torch.tensor([[int(column >= columns - length) for column in range(columns)] for length in lengths])
-    return ids.masked_fill(mask == 0, 0), mask
 
 
 def minus_log_probability(logits: list[float], target: int) -> float:
@@ -73,7 +64,7 @@ def test_a_padded_row_has_the_nll_that_it_has_alone_and_nan_where_it_has_no_toke
     """Columns of padding, and a row's first token, which nothing comes before, are not scored."""
     model = architectures.shared("llama")
     lengths = [12, 3, 8]
-    ids, mask = padded(lengths)
+    ids, mask = architectures.padded(lengths)
     result = perplexity(model, ids, None, prompt, method, attention_mask=mask)
     expected = torch.full((3, 12), math.nan, dtype=torch.float64)
     for row, length in enumerate(lengths):
@@ -148,7 +139,7 @@ def test_stepwise_without_compression_is_plain(
 ) -> None:
     """Without a press and with one that keeps everything, decoding scores a text as one pass does."""
     model = architectures.shared(name)
-    ids, mask = padded(lengths)
+    ids, mask = architectures.padded(lengths)
     prompt = data.draw(st.integers(1, max(lengths) - 1))
     stepwise = perplexity(model, ids, press, prompt, "stepwise", attention_mask=mask)
     plain = perplexity(model, ids, None, prompt, "plain", attention_mask=mask)
@@ -231,7 +222,7 @@ def test_rows_are_scored_under_compression_as_they_are_alone(press: Press, promp
     """A padded row has, in its own columns, the NLL, hits and affected tokens that it has without the others."""
     model = architectures.shared("llama")
     lengths = [24, 4, 15]
-    ids, mask = padded(lengths)
+    ids, mask = architectures.padded(lengths)
     together = perplexity(model, ids, press, prompt, attention_mask=mask)
     evictions = 0
     for row, length in enumerate(lengths):
@@ -255,7 +246,7 @@ def test_rows_are_scored_under_compression_as_they_are_alone(press: Press, promp
 def test_ppl_is_of_the_mean_over_all_tokens_not_a_mean_over_rows() -> None:
     """Rows of different lengths weigh as much as they have tokens."""
     model = architectures.shared("llama")
-    ids, mask = padded([16, 4])
+    ids, mask = architectures.padded([16, 4])
     result = perplexity(model, ids, None, attention_mask=mask)
     tokens = [nll for row in result.nll.tolist() for nll in row if not math.isnan(nll)]
     assert len(tokens) == result.scored_tokens == 18
@@ -282,7 +273,7 @@ def test_accuracy_is_the_share_of_scored_tokens_that_were_the_first_choice() -> 
 def test_affected_tokens_are_those_whose_query_misses_something(press: Press, prompt: int) -> None:
     """Counted token by token from ``evicted_at``: the query before the token comes after some eviction of its row."""
     model = architectures.shared("llama")
-    ids, mask = padded([26, 17])
+    ids, mask = architectures.padded([26, 17])
     result = perplexity(model, ids, press, prompt, attention_mask=mask)
     expected = [[False] * (26 - prompt) for _ in range(2)]
     for row, padding in ((0, 0), (1, 9)):
@@ -295,7 +286,7 @@ def test_affected_tokens_are_those_whose_query_misses_something(press: Press, pr
 
 def test_evictions_are_the_finite_entries_of_evicted_at() -> None:
     """Neither what is still held nor padding counts."""
-    ids, mask = padded([20, 11])
+    ids, mask = architectures.padded([20, 11])
     result = perplexity(architectures.shared("llama"), ids, COMPRESSING["knorm"], attention_mask=mask)
     numbers = [at for table in result.evicted_at for row in table.tolist() for head in row for at in head]
     assert result.evictions == sum(0 < at < NEVER for at in numbers)

@@ -13,8 +13,8 @@ from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from pressgauge.budget import Ledger
-from pressgauge.history import NEVER, History, writable
-from pressgauge.press import Press, choose, protect, rank
+from pressgauge.history import NEVER, History, count_evictions, writable
+from pressgauge.press import FILLER, Press, choose, protect, rank
 
 _SLACK = 50
 """Storage may exceed what is held by one part in this many."""
@@ -167,7 +167,7 @@ class PressedLayer(CacheLayerMixin):
                 self._keys.masked_fill_(filler, 0)
                 self._values.masked_fill_(filler, 0)
                 if self._ranks is not None:
-                    self._ranks.masked_fill_(stays < 0, torch.iinfo(torch.int64).min)
+                    self._ranks.masked_fill_(stays < 0, FILLER)
         self._history.record(gone, self.ledger.padding, self.ledger.columns)
 
     def _refill(self, ranks: Tensor, positions: Tensor, count: int) -> Tensor:
@@ -528,7 +528,7 @@ class PressedCache(DynamicCache):
     @property
     def evictions(self) -> int:
         """Entries evicted so far, over layers, KV heads and rows."""
-        return sum(int(((table > 0) & (table < NEVER)).sum()) for table in self.evicted_at)
+        return count_evictions(self.evicted_at)
 
     @property
     def nbytes(self) -> int:
@@ -559,14 +559,13 @@ class PressedCache(DynamicCache):
         if not 0 <= columns < before:
             return
         self._settle()
-        for index, layer in enumerate(self.layers):
-            if isinstance(layer, PressedLayer) and layer.evicted_at is not None:
-                last = layer.evicted_at.masked_fill(layer.evicted_at == NEVER, 0).max()
-                if last > columns:
-                    raise ValueError(
-                        f"cannot crop to {columns} tokens: layer {index} evicted entries after token {int(last)}, and "
-                        "they are gone; crop before anything is evicted, or start again with a new cache"
-                    )
+        for index, table in enumerate(self.evicted_at):
+            last = table.masked_fill(table == NEVER, 0).max()
+            if last > columns:
+                raise ValueError(
+                    f"cannot crop to {columns} tokens: layer {index} evicted entries after token {int(last)}, and "
+                    "they are gone; crop before anything is evicted, or start again with a new cache"
+                )
         for layer in self.layers:
             if isinstance(layer, PressedLayer):
                 layer.crop_to(columns)

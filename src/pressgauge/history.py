@@ -5,7 +5,7 @@ and 0 for padding. So query t sees key j if and only if ``j <= t < evicted_at[b,
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -67,6 +67,11 @@ def visible(evicted_at: Tensor, start: int, stop: int) -> Tensor:
     queries = torch.arange(start, stop, device=evicted_at.device)[:, None]
     keys = torch.arange(evicted_at.shape[-1], device=evicted_at.device)
     return (keys <= queries) & (queries < evicted_at[:, :, None, :])
+
+
+def count_evictions(tables: Iterable[Tensor]) -> int:
+    """Entries evicted, over the layers' ``evicted_at``: neither still held nor padding."""
+    return sum(int(((table > 0) & (table < NEVER)).sum()) for table in tables)
 
 
 def _replay_fixed(press: Press, ranks: Tensor, cuts: list[list[tuple[int, int]]], padding: Sequence[int]) -> Tensor:

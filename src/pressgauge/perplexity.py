@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from pressgauge.budget import pass_lengths
 from pressgauge.cache import PressedCache, storage_nbytes
 from pressgauge.decoder import attached, checked_mask, new_cache, own_positions
-from pressgauge.history import NEVER
+from pressgauge.history import NEVER, count_evictions
 from pressgauge.press import Press
 
 Method = Literal["stepwise", "plain"]
@@ -166,7 +166,7 @@ def perplexity(
         nll=nll.masked_fill(~scored, float("nan")),
         hits=hits & scored,
         affected=_affected(tables, scored, prompt),
-        evictions=sum(int(((table > 0) & (table < NEVER)).sum()) for table in tables),
+        evictions=count_evictions(tables),
         held=held,
         kv_bytes=kv_bytes,
         compressing=compressing,

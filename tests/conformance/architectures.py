@@ -112,3 +112,11 @@ def cast(architecture: str, dtype: torch.dtype, device: torch.device) -> Model:
     model = build(architecture)
     model.to(device=device, dtype=dtype)
     return guarded(model)
+
+
+def padded(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of rows of these lengths, padded on the left, and its mask; the padding is not a token of any row."""
+    columns = max(lengths)
+    ids = tokens(len(lengths), columns, seed)
+    mask = torch.tensor([[int(column >= columns - length) for column in range(columns)] for length in lengths])
+    return ids.masked_fill(mask == 0, 0), mask

@@ -25,9 +25,6 @@ class Subject:
     """Scores are integers."""
     sinks: int = 0
     """Sinks by default."""
-    fixed: bool = True
-    """An entry's score never changes."""
-    looks_at_keys: bool = True
 
     def __call__(self, keep_ratio: float, **options: Any) -> Press:
         """The press with these options, under this subject's schedule."""
@@ -70,7 +67,6 @@ def _subjects() -> list[Subject]:
                 lambda keys, layer, head: oracle.position_scores(keys),
                 exact=True,
                 sinks=4,
-                looks_at_keys=False,
             ),
             Subject(
                 f"random-{schedule}",
@@ -78,14 +74,12 @@ def _subjects() -> list[Subject]:
                 schedule,
                 lambda keys, layer, head: oracle.random_scores(0, layer, head),
                 exact=True,
-                looks_at_keys=False,
             ),
             Subject(
                 f"keydiff-{schedule}",
                 KeyDiffPress,
                 schedule,
                 lambda keys, layer, head: oracle.keydiff_scores(keys),
-                fixed=False,
             ),
         ]
     return subjects

@@ -125,17 +125,22 @@ def test_shared_keys_and_values_are_refused() -> None:
         KnormPress(0.5).cache(_shared_kv())
 
 
+SMALL: dict[str, Any] = {
+    "vocab_size": 16,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "intermediate_size": 16,
+    "layer_types": ["full_attention"] * 2,
+}
+
+
 def test_softcap_is_refused() -> None:
     """Gemma 2 caps its attention scores."""
     config = Gemma2Config(
-        vocab_size=16,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        intermediate_size=16,
-        layer_types=["full_attention"] * 2,
+        **SMALL,
     )
     config._attn_implementation = "eager"
     with (
@@ -148,16 +153,9 @@ def test_softcap_is_refused() -> None:
 def test_attention_sinks_are_refused() -> None:
     """GPT-OSS adds a learned sink to every softmax."""
     config = GptOssConfig(
-        vocab_size=16,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        intermediate_size=16,
+        **SMALL,
         num_local_experts=2,
         num_experts_per_tok=1,
-        layer_types=["full_attention"] * 2,
     )
     config._attn_implementation = "eager"
     with (
