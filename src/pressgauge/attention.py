@@ -38,11 +38,7 @@ class _Attachment:
         self.signature = inspect.signature(self.decoder.forward)
         self.prompt_length: int | None = None
         self.cache: PressedCache | None = None
-        self.layers = {
-            id(module): module.layer_idx
-            for module in self.decoder.modules()
-            if isinstance(getattr(module, "layer_idx", None), int)
-        }
+        self.layers = layer_indices(self.decoder)
 
     def before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         """Find or make the pass's cache, and learn from the mask which columns are padding."""
@@ -87,16 +83,12 @@ class _Attachment:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Attention over what the layer holds, by the model's own implementation; then the layer evicts."""
-        own = _implementation(self.implementation, module)
+        own = implementation(self.implementation, module)
         index = self.layers.get(id(module))
         layer = self.cache.layers[index] if self.cache is not None and index is not None else None
         if not isinstance(layer, PressedLayer):
             return own(module, query, key, value, attention_mask, **kwargs)
-        for name in _UNSUPPORTED:
-            if kwargs.get(name) is not None:
-                raise ValueError(
-                    f"layer {index} calls attention with {name}, which a press cannot pass on: add it to skip_layers"
-                )
+        refuse_arguments(kwargs, layer.index)
         if layer.compressed:
             attention_mask = layer.mask(query.shape[2])
             if attention_mask is not None and self.implementation == "eager":
@@ -137,13 +129,30 @@ def _padding(mask: Tensor | Mapping[str, Tensor] | None, cache: PressedCache, ro
     return padding
 
 
-def _implementation(name: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def layer_indices(decoder: nn.Module) -> dict[int, int]:
+    """The index of each layer, by the ``id`` of its modules that know it."""
+    indices = {id(module): getattr(module, "layer_idx", None) for module in decoder.modules()}
+    return {module: index for module, index in indices.items() if isinstance(index, int)}
+
+
+def refuse_arguments(kwargs: Mapping[str, Any], index: int) -> None:
+    """Raise a ``ValueError`` if attention is called with something that depends on which keys are there."""
+    for name in _UNSUPPORTED:
+        if kwargs.get(name) is not None:
+            raise ValueError(
+                f"layer {index} calls attention with {name}, which a press cannot pass on: add it to skip_layers"
+            )
+
+
+def implementation(name: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The attention function that ``module`` uses when the model's implementation has this name."""
     if name == "eager":
         return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
     return ALL_ATTENTION_FUNCTIONS[name]  # type: ignore[no-any-return]
 
 
-def _refuse(press: Press, model: PreTrainedModel) -> None:
+def refuse(press: Press, model: PreTrainedModel) -> None:
+    """Raise a ``ValueError`` for what the press cannot do right by this model."""
     check(press, model.config)
     decoder = model.get_decoder()
     implementation = decoder.config._attn_implementation
@@ -170,15 +179,33 @@ def _refuse(press: Press, model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def attach(press: Press, model: PreTrainedModel) -> Iterator[None]:
-    """Compress every cache of ``model`` while the context is open. See ``Press.__call__``."""
-    _refuse(press, model)
-    attachment = _Attachment(press, model)
-    decoder = attachment.decoder
-    owner: Any = model  # mypy takes every attribute of a module for a tensor or a module
+def registered(decoder: Any, attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Iterator[None]:
+    """Let all layers of a decoder call ``attend`` for their attention while the context is open."""
     name = f"{_PREFIX}{next(_SERIAL)}"
     configs: dict[int, Any] = {id(part.config): part.config for part in decoder.modules() if hasattr(part, "config")}
     before = {key: config._attn_implementation for key, config in configs.items()}
+    masks = ALL_MASK_ATTENTION_FUNCTIONS[decoder.config._attn_implementation]
+    try:
+        ALL_ATTENTION_FUNCTIONS.register(name, attend)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, masks)
+        for config in configs.values():
+            config._attn_implementation = name
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
+        # There is no public way to unregister.
+        ALL_ATTENTION_FUNCTIONS._global_mapping.pop(name, None)
+        ALL_MASK_ATTENTION_FUNCTIONS._global_mapping.pop(name, None)
+
+
+@contextmanager
+def attach(press: Press, model: PreTrainedModel) -> Iterator[None]:
+    """Compress every cache of ``model`` while the context is open. See ``Press.__call__``."""
+    refuse(press, model)
+    attachment = _Attachment(press, model)
+    decoder = attachment.decoder
+    owner: Any = model  # mypy takes every attribute of a module for a tensor or a module
     handles: list[Any] = []
     own_generate = model.__dict__.get("generate")
     generate: Callable[..., Any] | None = getattr(model, "generate", None)
@@ -191,26 +218,18 @@ def attach(press: Press, model: PreTrainedModel) -> Iterator[None]:
         finally:
             attachment.prompt_length = None
 
-    try:
-        ALL_ATTENTION_FUNCTIONS.register(name, attachment.attend)
-        ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS[attachment.implementation])
-        for config in configs.values():
-            config._attn_implementation = name
-        handles.append(decoder.register_forward_pre_hook(attachment.before, with_kwargs=True))
-        handles.append(decoder.register_forward_hook(attachment.after, always_call=True))
-        if generate is not None:
-            owner.generate = functools.wraps(generate)(declared)
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for key, config in configs.items():
-            config._attn_implementation = before[key]
-        # There is no public way to unregister.
-        ALL_ATTENTION_FUNCTIONS._global_mapping.pop(name, None)
-        ALL_MASK_ATTENTION_FUNCTIONS._global_mapping.pop(name, None)
-        if generate is not None:
-            if own_generate is None:
-                del owner.generate
-            else:
-                owner.generate = own_generate
+    with registered(decoder, attachment.attend):
+        try:
+            handles.append(decoder.register_forward_pre_hook(attachment.before, with_kwargs=True))
+            handles.append(decoder.register_forward_hook(attachment.after, always_call=True))
+            if generate is not None:
+                owner.generate = functools.wraps(generate)(declared)
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            if generate is not None:
+                if own_generate is None:
+                    owner.__dict__.pop("generate", None)
+                else:
+                    owner.generate = own_generate

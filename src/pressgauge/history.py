@@ -6,6 +6,7 @@ and 0 for padding. So query t sees key j if and only if ``j <= t < evicted_at[b,
 
 import heapq
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -74,11 +75,27 @@ def count_evictions(tables: Iterable[Tensor]) -> int:
     return sum(int(((table > 0) & (table < NEVER)).sum()) for table in tables)
 
 
-def _replay_fixed(press: Press, ranks: Tensor, cuts: list[list[tuple[int, int]]], padding: Sequence[int]) -> Tensor:
-    """Evictions where a score never changes: per head a heap of the tokens that may go, the worst on top.
+@lru_cache(maxsize=8)
+def _cuts(
+    press: Press, passes: tuple[int, ...], prompt_length: int | None, padding: tuple[int, ...]
+) -> list[list[tuple[int, int]]]:
+    """Per row, (own tokens seen, entries to evict) of each pass that evicts: the same for every layer of a model."""
+    ledger = Ledger(press, prompt_length)
+    cuts: list[list[tuple[int, int]]] = [[] for _ in padding]
+    held, seen = [0] * len(padding), [0] * len(padding)
+    for tokens in passes:
+        ledger.feed(tokens, [min(pad, ledger.columns + tokens) for pad in padding])
+        if ledger.cut:
+            for row, cut in enumerate(cuts):
+                count = held[row] + ledger.seen[row] - seen[row] - ledger.held[row]
+                if count:
+                    cut.append((ledger.seen[row], count))
+        held, seen = ledger.held, ledger.seen
+    return cuts
 
-    ``cuts[b]`` lists (own tokens seen, entries to evict) of row b.
-    """
+
+def _replay_fixed(press: Press, ranks: Tensor, cuts: list[list[tuple[int, int]]], padding: Sequence[int]) -> Tensor:
+    """Evictions where a score never changes: per head a heap of the tokens that may go, the worst on top."""
     rows, heads, columns = ranks.shape
     table = torch.full((rows, heads, columns), NEVER, dtype=torch.int32)
     order = ranks.cpu()
@@ -171,21 +188,11 @@ def replay(
         raise ValueError(f"padding must give each of the {rows} rows a number from 0 to {columns}, got {pads}")
     if press.needs_queries:
         raise ValueError(f"{type(press).__name__} needs queries, which replay does not take yet")
-    ledger = Ledger(press, prompt_length)
     if layer in press.skip_layers:
         return History(rows, heads, keys.device).evicted_at(columns, pads)
     if not press.fixed_scores:
-        return _replay_changing(press, keys, layer, passes, ledger, pads)
-    cuts: list[list[tuple[int, int]]] = [[] for _ in range(rows)]
-    for tokens in passes:
-        before = dict(enumerate(zip(ledger.held or [0] * rows, ledger.seen or [0] * rows, strict=True)))
-        ledger.feed(tokens, [min(pad, ledger.columns + tokens) for pad in pads])
-        if ledger.cut:
-            for row, (held, seen) in before.items():
-                count = held + ledger.seen[row] - seen - ledger.held[row]
-                if count:
-                    cuts[row].append((ledger.seen[row], count))
+        return _replay_changing(press, keys, layer, passes, Ledger(press, prompt_length), pads)
     positions = torch.arange(columns, device=keys.device) - torch.tensor(pads, device=keys.device)[:, None, None]
     positions = positions.clamp(min=-1).expand(rows, heads, columns)
     ranks = rank(press.score(keys, positions=positions, layer=layer), positions, press.sinks)
-    return _replay_fixed(press, ranks, cuts, pads)
+    return _replay_fixed(press, ranks, _cuts(press, tuple(passes), prompt_length, tuple(pads)), pads)

@@ -4,18 +4,20 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from rich.progress import track
+from rich.progress import Progress, track
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from pressgauge.attention import refuse
 from pressgauge.budget import pass_lengths
 from pressgauge.cache import PressedCache, storage_nbytes
 from pressgauge.decoder import attached, checked_mask, new_cache, own_positions
 from pressgauge.history import NEVER, count_evictions
+from pressgauge.onepass import OnePass
 from pressgauge.press import Press
 
-Method = Literal["stepwise", "plain"]
+Method = Literal["onepass", "stepwise", "plain"]
 
 _BLOCK = 256
 """Tokens whose logits are copied to float64 at a time."""
@@ -30,8 +32,8 @@ class Perplexity:
         hits: ``[B, scored]`` bool: the token was the model's first choice.
         affected: ``[B, scored]`` bool: the query that scores the token missed something that had been evicted.
         evictions: entries evicted, over layers, KV heads and rows.
-        held: entries that each layer holds at the end; empty where no cache was used.
-        kv_bytes: bytes of key and value storage at the end.
+        held: entries that each layer holds at the end; empty with ``plain``.
+        kv_bytes: bytes of keys and values held at the end, with ``stepwise`` of their storage, which may be 2 % more.
         compressing: whether a press was asked to evict anything: there is one, and its ``keep_ratio`` is below 1.
         evicted_at: one ``[B, K, T]`` per layer, see ``pressgauge.history``; empty without a press at work.
     """
@@ -73,13 +75,98 @@ class Perplexity:
 
 def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """NLL and hits, each ``[B, n]`` on the CPU, of ``targets`` ``[B, n]`` under ``logits`` ``[B, n, V]``."""
-    nll, hits = [], []
-    for start in range(0, targets.shape[1], _BLOCK):
-        block = logits[:, start : start + _BLOCK].cpu().double()
-        target = targets[:, start : start + _BLOCK].cpu()
-        nll.append(cross_entropy(block.transpose(1, 2), target, reduction="none"))
-        hits.append(block.argmax(dim=-1) == target)
-    return torch.cat(nll, dim=1), torch.cat(hits, dim=1)
+    # Apple's devices have no float64.
+    device = torch.device("cpu") if logits.device.type == "mps" else logits.device
+    nll = torch.empty(targets.shape, dtype=torch.float64)
+    hits = torch.empty(targets.shape, dtype=torch.bool)
+    for row in range(targets.shape[0]):
+        for start in range(0, targets.shape[1], _BLOCK):
+            columns = slice(start, start + _BLOCK)
+            block = logits[row, columns].to(device)
+            target = targets[row, columns].to(device)
+            nll[row, columns] = cross_entropy(block.double(), target, reduction="none")
+            hits[row, columns] = block.argmax(dim=-1) == target
+    return nll, hits
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """What a method finds: ``nll`` and ``hits`` ``[B, scored]``, and the rest as in ``Perplexity``."""
+
+    nll: Tensor
+    hits: Tensor
+    evicted_at: tuple[Tensor, ...] = ()
+    held: tuple[int, ...] = ()
+    kv_bytes: int = 0
+
+
+def _plain(model: PreTrainedModel, input_ids: Tensor, mask: Tensor, prompt: int) -> _Scores:
+    logits = model(input_ids, attention_mask=mask, position_ids=own_positions(mask), use_cache=False).logits
+    return _Scores(*_score(logits[:, prompt - 1 : -1], input_ids[:, prompt:]))
+
+
+def _stepwise(
+    model: PreTrainedModel, input_ids: Tensor, mask: Tensor, press: Press | None, prompt: int, progress: bool
+) -> _Scores:
+    cache = new_cache(press, model, prompt)
+    positions = own_positions(mask)
+    columns = input_ids.shape[1]
+    scores = []
+    seen = 0
+    with attached(press, model):
+        for tokens in track(pass_lengths(columns, prompt), "scoring", disable=not progress, transient=True):
+            end = seen + tokens
+            logits = model(
+                input_ids[:, seen:end],
+                attention_mask=mask[:, :end],
+                position_ids=positions[:, seen:end],
+                past_key_values=cache,
+            ).logits
+            if end < columns:
+                scores.append(_score(logits[:, -1:], input_ids[:, end : end + 1]))
+            seen = end
+    nll, hits = (torch.cat(parts, dim=1) for parts in zip(*scores, strict=True))
+    if isinstance(cache, PressedCache):
+        return _Scores(nll, hits, tuple(table.cpu() for table in cache.evicted_at), tuple(cache.held), cache.nbytes)
+    held = (cache.get_seq_length(),) * len(cache.layers)
+    return _Scores(nll, hits, held=held, kv_bytes=sum(storage_nbytes(layer) for layer in cache.layers))
+
+
+def _onepass(
+    model: PreTrainedModel, input_ids: Tensor, mask: Tensor, press: Press | None, prompt: int, progress: bool
+) -> _Scores:
+    if press is not None:
+        refuse(press, model)
+    rows, columns = input_ids.shape
+    paddings = (mask == 0).sum(dim=1).tolist()
+    nll = torch.full((rows, columns - prompt), float("nan"), dtype=torch.float64)
+    hits = torch.zeros((rows, columns - prompt), dtype=torch.bool)
+    tables: dict[int, Tensor] = {}
+    entry_nbytes: dict[int, int] = {}
+    # Rows of equal length go together, so that nothing has to be masked but what was evicted.
+    groups = sorted(set(paddings) - {columns})
+    layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    with Progress(transient=True, disable=not progress) as bar:
+        task = bar.add_task("scoring", total=len(groups) * layers)
+        for padding in groups:
+            group = [row for row in range(rows) if paddings[row] == padding]
+            onepass = OnePass(press, prompt, padding, lambda: bar.advance(task))
+            ids = input_ids[group, padding:]
+            logits = onepass.logits(model, ids)
+            first = max(prompt - padding, 1)
+            if first < ids.shape[1]:
+                scored = slice(padding + first - prompt, None)
+                nll[group, scored], hits[group, scored] = _score(logits[:, first - 1 : -1], ids[:, first:])
+            entry_nbytes |= onepass.entry_nbytes
+            for layer, table in onepass.evicted_at.items():
+                whole = tables.setdefault(layer, torch.zeros((rows, table.shape[1], columns), dtype=torch.int32))
+                whole[group] = table
+    # Heads of a layer hold equally many; storage is as wide as its longest row.
+    held = {layer: int((table[:, 0] == NEVER).sum(dim=-1).max()) for layer, table in tables.items()}
+    kv_bytes = sum(rows * tables[layer].shape[1] * held[layer] * size for layer, size in entry_nbytes.items())
+    order = sorted(tables)
+    evicted_at = () if press is None else tuple(tables[layer] for layer in order)
+    return _Scores(nll, hits, evicted_at, tuple(held[layer] for layer in order), kv_bytes)
 
 
 @torch.no_grad()
@@ -88,7 +175,7 @@ def perplexity(
     input_ids: Tensor,
     press: Press | None = None,
     prompt: int = 1,
-    method: Method = "stepwise",
+    method: Method = "onepass",
     *,
     attention_mask: Tensor | None = None,
     progress: bool = False,
@@ -103,8 +190,9 @@ def perplexity(
         input_ids: ``[B, T]``, padded on the left.
         press: the press; None for an uncompressed cache.
         prompt: tokens of the prompt, 1 <= prompt < T.
-        method: ``stepwise`` decodes with the real cache; ``plain`` is one forward pass without a cache, in which no
-            press can act: with one that should, its result is vacuous.
+        method: ``onepass`` gives what decoding would, in one forward pass over the whole text; ``stepwise`` decodes,
+            with the real cache; ``plain`` is one forward pass in which no press can act: with one that should, its
+            result is vacuous.
         attention_mask: ``[B, T]``, 0 at padding; none means that nothing is padded.
         progress: show a progress bar.
 
@@ -131,46 +219,21 @@ def perplexity(
             f"schedule 'prefill' acts once, after the prompt, and never with a prompt of {longest} tokens and "
             f"prune_after={press.prune_after}: give a longer prompt or a smaller prune_after"
         )
-    positions = own_positions(mask)
-    tables: tuple[Tensor, ...] = ()
-    held: tuple[int, ...] = ()
-    kv_bytes = 0
     if method == "plain":
-        logits = model(input_ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
-        nll, hits = _score(logits[:, prompt - 1 : -1], input_ids[:, prompt:])
+        scores = _plain(model, input_ids, mask, prompt)
+    elif method == "stepwise":
+        scores = _stepwise(model, input_ids, mask, press, prompt, progress)
     else:
-        cache = new_cache(press, model, prompt)
-        scores = []
-        seen = 0
-        lengths = pass_lengths(columns, prompt)
-        with attached(press, model):
-            for tokens in track(lengths, description="scoring", disable=not progress, transient=True):
-                end = seen + tokens
-                logits = model(
-                    input_ids[:, seen:end],
-                    attention_mask=mask[:, :end],
-                    position_ids=positions[:, seen:end],
-                    past_key_values=cache,
-                ).logits
-                if end < columns:
-                    scores.append(_score(logits[:, -1:], input_ids[:, end : end + 1]))
-                seen = end
-        nll, hits = (torch.cat(parts, dim=1) for parts in zip(*scores, strict=True))
-        if isinstance(cache, PressedCache):
-            tables = tuple(table.cpu() for table in cache.evicted_at)
-            held, kv_bytes = tuple(cache.held), cache.nbytes
-        else:
-            held = (cache.get_seq_length(),) * len(cache.layers)
-            kv_bytes = sum(storage_nbytes(layer) for layer in cache.layers)
+        scores = _onepass(model, input_ids, mask, press, prompt, progress)
     return Perplexity(
-        nll=nll.masked_fill(~scored, float("nan")),
-        hits=hits & scored,
-        affected=_affected(tables, scored, prompt),
-        evictions=count_evictions(tables),
-        held=held,
-        kv_bytes=kv_bytes,
+        nll=scores.nll.masked_fill(~scored, float("nan")),
+        hits=scores.hits & scored,
+        affected=_affected(scores.evicted_at, scored, prompt),
+        evictions=count_evictions(scores.evicted_at),
+        held=scores.held,
+        kv_bytes=scores.kv_bytes,
         compressing=compressing,
-        evicted_at=tables,
+        evicted_at=scores.evicted_at,
     )
 
 
