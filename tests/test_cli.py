@@ -13,7 +13,7 @@ from pressgauge import KnormPress, perplexity
 from pressgauge.cli import PRESSES, app
 from pressgauge.models import load
 from pressgauge.reference.language import document
-from pressgauge.report import Row
+from pressgauge.row import Row
 
 SMALL = ("--tokens", "40", "--samples", "1", "--prune-after", "16", "--device", "cpu")
 
@@ -45,7 +45,7 @@ def test_measure_shows_a_row_per_ratio_and_writes_them_all(tmp_path: Path) -> No
     assert [row["keep_ratio"] for row in written] == [1.0, 0.9, 0.8, 0.7]
     assert list(shown) == ["1", "0.9", "0.8", "0.7"]
     for row, (ppl, change, accuracy, affected, _, kv_bytes) in zip(written, shown.values(), strict=True):
-        assert list(row) == [field.name for field in fields(Row)]
+        assert list(row) == [*(field.name for field in fields(Row)), "verdict"]
         assert (row["press"], row["schedule"], row["prune_after"], row["skip_layers"]) == ("knorm", "budget", 32, [0])
         assert (row["model"], row["text"], row["dtype"], row["device"]) == ("reference", "reference", "float32", "cpu")
         assert ppl == f"{row['ppl']:.3f}"

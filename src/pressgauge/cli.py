@@ -14,7 +14,8 @@ from transformers.utils.logging import disable_progress_bar
 from pressgauge.models import DTYPES, load, pick_device
 from pressgauge.perplexity import perplexity
 from pressgauge.press import KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress
-from pressgauge.report import make_row, make_table
+from pressgauge.row import Source, make_row
+from pressgauge.table import make_table
 from pressgauge.text import load_text
 
 PRESSES: dict[str, type[Press]] = {
@@ -102,13 +103,13 @@ def measure(
         ids = load_text(text, tokenizer, samples=samples, tokens=tokens).to(place)
         if prompt is None:
             prompt = tokens * 3 // 4 if schedule == "prefill" else 1
-        source = {"model": model, "text": text, "dtype": dtype, "device": str(place)}
+        source = Source(model, text, dtype, str(place))
         rows = []
         uncompressed = None
         for candidate in presses:
             result = perplexity(loaded, ids, candidate, prompt, progress=console.is_terminal)
             uncompressed = uncompressed or result
-            rows.append(make_row(press, candidate, source, result, uncompressed))
+            rows.append(make_row(press, candidate, source, result, uncompressed.ppl))
         if json_file is not None:
             _write_json(json_file, [row.as_dict() for row in rows])
     except (ValueError, TypeError, OSError) as error:

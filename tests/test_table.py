@@ -1,7 +1,7 @@
 """Rows and tables: what is measured is said in words, and nothing is cut off."""
 
 import json
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
@@ -9,9 +9,10 @@ from conformance import architectures
 from rich.console import Console
 
 from pressgauge import KnormPress, Perplexity, Press, perplexity
-from pressgauge.report import Row, make_row, make_table
+from pressgauge.row import Row, Source, make_row
+from pressgauge.table import make_table
 
-SOURCE = {"model": "tiny", "text": "noise", "dtype": "float64", "device": "cpu"}
+SOURCE = Source("tiny", "noise", "float64", "cpu")
 
 ROW = Row(
     press="knorm",
@@ -19,7 +20,7 @@ ROW = Row(
     keep_ratio=0.7,
     prune_after=512,
     skip_layers=(0,),
-    **SOURCE,
+    **asdict(SOURCE),
     ppl=31.6,
     ppl_change=0.25,
     accuracy=0.5,
@@ -54,14 +55,14 @@ def test_a_row_has_the_numbers_of_its_press_and_its_result() -> None:
     """Each field is what its name says."""
     press = KnormPress(0.5, prune_after=6, skip_layers=(2,), schedule="step")
     mine, base = result(press), result(None)
-    row = make_row("knorm", press, SOURCE, mine, base)
+    row = make_row("knorm", press, SOURCE, mine, base.ppl)
     assert row == Row(
         press="knorm",
         schedule="step",
         keep_ratio=0.5,
         prune_after=6,
         skip_layers=(2,),
-        **SOURCE,
+        **asdict(SOURCE),
         ppl=mine.ppl,
         ppl_change=mine.ppl / base.ppl - 1,
         accuracy=mine.accuracy,
@@ -78,7 +79,7 @@ def test_a_row_has_the_numbers_of_its_press_and_its_result() -> None:
 def test_a_skipped_layer_is_seen_to_hold_everything() -> None:
     """The nominal ratio alone would say that the whole cache had shrunk."""
     press = KnormPress(0.5, prune_after=6, skip_layers=(2,))
-    assert make_row("knorm", press, SOURCE, result(press), result(None)).held == (10, 10, 20)
+    assert make_row("knorm", press, SOURCE, result(press), result(None).ppl).held == (10, 10, 20)
 
 
 @pytest.mark.parametrize(("ppl", "change"), [(1.05, "+5.0%"), (0.5, "-50.0%"), (1.0, "+0.0%"), (4.0, "+300.0%")])
@@ -87,30 +88,30 @@ def test_change_is_relative_to_the_uncompressed_perplexity(ppl: float, change: s
     press = KnormPress(0.5, prune_after=6)
     of = result(press)
     compressed, base = (replace(of, nll=torch.full_like(of.nll, x)) for x in (float(torch.tensor(ppl).log()), 0.0))
-    row = make_row("knorm", press, SOURCE, compressed, base)
+    row = make_row("knorm", press, SOURCE, compressed, base.ppl)
     assert row.ppl_change == pytest.approx(ppl - 1, abs=1e-6)
-    assert row.label == change
+    assert row.change == change
 
 
 def test_the_row_of_ratio_1_is_called_uncompressed() -> None:
     """And not vacuous, although it never evicts anything."""
     press = KnormPress(1, prune_after=6)
-    row = make_row("knorm", press, SOURCE, result(press), result(press))
-    assert (row.label, row.vacuous, row.ppl_change) == ("uncompressed", False, 0.0)
+    row = make_row("knorm", press, SOURCE, result(press), result(press).ppl)
+    assert (row.change, row.vacuous, row.ppl_change) == ("uncompressed", False, 0.0)
 
 
 def test_a_row_that_evicted_nothing_is_called_vacuous_and_not_unchanged() -> None:
     """In words, in place of a change of 0 %."""
     press = KnormPress(0.5, prune_after=20)
-    row = make_row("knorm", press, SOURCE, result(press), result(None))
-    assert (row.label, row.vacuous) == ("vacuous", True)
+    row = make_row("knorm", press, SOURCE, result(press), result(None).ppl)
+    assert (row.change, row.vacuous) == ("vacuous", True)
     assert row.ppl_change == pytest.approx(0, abs=1e-9)
 
 
 def test_a_row_as_a_dict_has_every_field_and_is_json() -> None:
     """The keys are the fields, and nothing is lost on the way."""
     data = ROW.as_dict()
-    assert list(data) == [field.name for field in fields(Row)]
+    assert list(data) == [*(field.name for field in fields(Row)), "verdict"]
     assert json.loads(json.dumps(data)) == {**data, "skip_layers": [0], "held": [1024, 717, 717]}
 
 

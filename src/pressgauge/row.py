@@ -1,0 +1,125 @@
+"""One row of results: a press on a text under a model, measured."""
+
+from dataclasses import asdict, dataclass, replace
+
+from pressgauge.perplexity import Perplexity
+from pressgauge.press import Press
+from pressgauge.timing import Timing
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was measured on, by the names that a user gave."""
+
+    model: str
+    text: str
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. ``None`` stands for what was not measured; times are measured only when asked for.
+
+    Attributes:
+        ppl_change: relative to the uncompressed run, .05 for 5 % more.
+        ttft_ratio, tpot_ratio: to the uncompressed arm of the same run, medians of pairs; in the row of ``keep_ratio``
+            1 both arms are uncompressed, so that the interval shows what noise alone does.
+        ttft_interval, tpot_interval: 95 % intervals of these ratios.
+        ttft, tpot: medians in seconds.
+        tokens_per_second: median.
+        peak_memory_bytes: what ``peak_memory_of`` says.
+        peak_memory_of: ``device`` for the most that the device had allocated; ``cache`` for the bytes of the cache's
+            storage at the end; or that it is not available on this device.
+        verdict: ``uncompressed``, ``vacuous``, ``good`` (perplexity rises by less than 20 %), ``acceptable`` (up to
+            30 %) or ``too aggressive``.
+    """
+
+    press: str
+    schedule: str
+    keep_ratio: float
+    prune_after: int
+    skip_layers: tuple[int, ...]
+    model: str
+    text: str
+    dtype: str
+    device: str
+    ppl: float
+    ppl_change: float
+    accuracy: float
+    scored_tokens: int
+    affected_tokens: int
+    evictions: int
+    held: tuple[int, ...]
+    kv_bytes: int
+    vacuous: bool
+    ttft_ratio: float | None = None
+    ttft_interval: tuple[float, float] | None = None
+    tpot_ratio: float | None = None
+    tpot_interval: tuple[float, float] | None = None
+    ttft: float | None = None
+    tpot: float | None = None
+    tokens_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    peak_memory_of: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        """What the change in perplexity is called."""
+        if self.keep_ratio == 1:
+            return "uncompressed"
+        if self.vacuous:
+            return "vacuous"
+        # A perplexity that is not a number is no good either.
+        return "good" if self.ppl_change < 0.2 else "acceptable" if self.ppl_change <= 0.3 else "too aggressive"
+
+    @property
+    def change(self) -> str:
+        """The change in perplexity: a percentage only where a press was at work."""
+        return self.verdict if self.verdict in ("uncompressed", "vacuous") else f"{self.ppl_change:+.1%}"
+
+    def as_dict(self) -> dict[str, object]:
+        """The fields and the verdict, for JSON."""
+        return asdict(self) | {"verdict": self.verdict}
+
+
+def make_row(
+    name: str,
+    press: Press,
+    source: Source,
+    result: Perplexity,
+    uncompressed_ppl: float,
+    timing: Timing | None = None,
+) -> Row:
+    """The row of one result."""
+    row = Row(
+        press=name,
+        schedule=press.schedule,
+        keep_ratio=float(press.keep_ratio),
+        prune_after=press.prune_after,
+        skip_layers=press.skip_layers,
+        **asdict(source),
+        ppl=result.ppl,
+        ppl_change=result.ppl / uncompressed_ppl - 1,
+        accuracy=result.accuracy,
+        scored_tokens=result.scored_tokens,
+        affected_tokens=result.affected_tokens,
+        evictions=result.evictions,
+        held=result.held,
+        kv_bytes=result.kv_bytes,
+        vacuous=result.vacuous,
+    )
+    if timing is None:
+        return row
+    return replace(
+        row,
+        ttft_ratio=timing.ttft_ratio.median,
+        ttft_interval=timing.ttft_ratio.interval,
+        tpot_ratio=timing.tpot_ratio.median,
+        tpot_interval=timing.tpot_ratio.interval,
+        ttft=timing.ttft,
+        tpot=timing.tpot,
+        tokens_per_second=timing.tokens_per_second,
+        peak_memory_bytes=timing.peak_memory_bytes,
+        peak_memory_of=timing.peak_memory_of,
+    )

@@ -1,0 +1,160 @@
+"""Times that mean something: two arms side by side in one process, and the ratio of each pair.
+
+An absolute time is a property of the machine and the moment. So both arms are warmed up, every measurement of one has
+a neighbour of the other, the two take turns in going first, and what is reported is the median of the ratios of
+neighbours with a bootstrap interval.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TypeVar
+
+import numpy as np
+import torch
+from scipy.stats import bootstrap
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pressgauge.cache import storage_nbytes
+from pressgauge.decoder import generate
+from pressgauge.press import Press
+
+T = TypeVar("T")
+
+PAIRS = 9
+"""Pairs of runs, after one pair to warm up."""
+NOT_AVAILABLE = "not available on this device"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The median of the ratios of pairs, and its 95 % interval by bootstrap (percentiles, 9,999 resamples)."""
+
+    median: float
+    interval: tuple[float, float]
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} [{self.interval[0]:.3f}, {self.interval[1]:.3f}]"
+
+
+def interleave(
+    first: Callable[[], T], second: Callable[[], T], pairs: int = PAIRS, warmup: int = 1
+) -> list[tuple[T, T]]:
+    """Results of the two arms, pair by pair, without those of the warm-up; the two take turns in going first."""
+    results = []
+    for number in range(warmup + pairs):
+        if number % 2:
+            other = second()
+            one = first()
+        else:
+            one = first()
+            other = second()
+        if number >= warmup:
+            results.append((one, other))
+    return results
+
+
+def ratio(pairs: Sequence[tuple[float, float]]) -> Ratio:
+    """The ratio of the first to the second of each pair, in the median.
+
+    Raises:
+        ValueError: for fewer than two pairs, of which no spread can be told.
+    """
+    if len(pairs) < 2:
+        raise ValueError(f"a ratio needs at least two pairs of measurements, got {len(pairs)}")
+    quotients = np.array([first / second for first, second in pairs])
+    interval = bootstrap((quotients,), np.median, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    return Ratio(float(np.median(quotients)), (float(interval.low), float(interval.high)))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How fast a press is, beside the same model uncompressed.
+
+    Attributes:
+        ttft_ratio, tpot_ratio: pressed to uncompressed.
+        ttft, tpot: seconds, medians of the pressed arm.
+        tokens_per_second: of the pressed arm, over the whole run, in the median.
+        peak_memory_bytes: what ``peak_memory_of`` says, of the pressed arm.
+        peak_memory_of: ``device`` for the most that the device had allocated in a run; ``cache`` for the bytes of the
+            cache's storage at the end, on the CPU, where a process's peak cannot be reset between arms; or that it is
+            not available.
+    """
+
+    ttft_ratio: Ratio
+    tpot_ratio: Ratio
+    ttft: float
+    tpot: float
+    tokens_per_second: float
+    peak_memory_bytes: int | None
+    peak_memory_of: str
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The numbers of one run. Not its cache, which would be in the next run's memory."""
+
+    ttft: float
+    tpot: float
+    tokens_per_second: float
+    memory: int | None
+    memory_of: str
+
+
+def _run(model: PreTrainedModel, input_ids: Tensor, press: Press | None, new_tokens: int) -> _Run:
+    device = input_ids.device
+    counted = device.type not in ("cpu", "mps")
+    if counted:
+        torch.accelerator.reset_peak_memory_stats(device)
+    result = generate(model, input_ids, press, new_tokens, eos_token_id=[])
+    memory: tuple[int | None, str] = None, NOT_AVAILABLE
+    if counted:
+        memory = torch.accelerator.max_memory_allocated(device), "device"
+    elif device.type == "cpu":
+        memory = sum(storage_nbytes(layer) for layer in result.cache.layers), "cache"
+    assert result.tpot is not None
+    return _Run(result.ttft, result.tpot, result.tokens_per_second, *memory)
+
+
+def measure_timing(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    press: Press | None,
+    new_tokens: int,
+    *,
+    pairs: int = PAIRS,
+    advance: Callable[[], None] = lambda: None,
+) -> Timing:
+    """Time generation under a press against the same model uncompressed.
+
+    Args:
+        model: the model.
+        input_ids: ``[B, T]``, the prompt, without padding.
+        press: the press; None compares uncompressed with uncompressed, which shows what noise alone does.
+        new_tokens: tokens to generate, at least 2; an end of sequence does not end a run.
+        pairs: pairs of runs, after one to warm up.
+        advance: called after each run.
+
+    Raises:
+        ValueError: if there are fewer than two new tokens.
+    """
+    if new_tokens < 2:
+        raise ValueError(f"new_tokens must be at least 2, since TPOT is the time of later tokens, got {new_tokens}")
+
+    def run(arm: Press | None) -> _Run:
+        numbers = _run(model, input_ids, arm, new_tokens)
+        advance()
+        return numbers
+
+    runs = interleave(lambda: run(press), lambda: run(None), pairs)
+    mine = [pressed for pressed, _ in runs]
+    return Timing(
+        ttft_ratio=ratio([(pressed.ttft, plain.ttft) for pressed, plain in runs]),
+        tpot_ratio=ratio([(pressed.tpot, plain.tpot) for pressed, plain in runs]),
+        ttft=median(one.ttft for one in mine),
+        tpot=median(one.tpot for one in mine),
+        tokens_per_second=median(one.tokens_per_second for one in mine),
+        peak_memory_bytes=mine[-1].memory,
+        peak_memory_of=mine[-1].memory_of,
+    )
