@@ -50,6 +50,7 @@ class PressedLayer(CacheLayerMixin):
         self._values: Tensor | None = None
         self._positions: Tensor | None = None
         self._ranks: Tensor | None = None
+        self._ranked = 0
         self._history: History | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -85,8 +86,6 @@ class PressedLayer(CacheLayerMixin):
             self._values[:, :, start:end] = value_states
             assert self._positions is not None
             self._positions[:, :, start:end] = new
-            if self._ranks is not None:
-                self._ranks[:, :, start:end] = self._rank(key_states, new)
         self.columns += tokens
         self.used = end
         self.pending = True
@@ -99,6 +98,15 @@ class PressedLayer(CacheLayerMixin):
     def _rank(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None) -> Tensor:
         scores = self.press.score(keys, positions=positions.long(), layer=self.index, queries=queries)
         return rank(scores, positions, self.press.sinks)
+
+    def _rank_new(self) -> None:
+        """Rank the entries that came since the last eviction."""
+        if self._ranks is None or self._ranked == self.used:
+            return
+        assert self._keys is not None and self._positions is not None
+        new = slice(self._ranked, self.used)
+        self._ranks[:, :, new] = self._rank(self._keys[:, :, new], self._positions[:, :, new])
+        self._ranked = self.used
 
     def _buffers(self) -> dict[str, Tensor]:
         names = ("_keys", "_values", "_positions", "_ranks")
@@ -140,8 +148,10 @@ class PressedLayer(CacheLayerMixin):
             self._history = History(rows, heads, self.device)
             self._positions = self._own_positions(0, self.used, rows, heads).int()
             if self.press.fixed_scores:
-                self._ranks = self._rank(self._keys, self._positions)
+                self._ranks = torch.empty_like(self._positions, dtype=torch.long)
+                self._ranked = 0
         assert self._positions is not None
+        self._rank_new()
         positions = self._positions[:, :, : self.used]
         if self._ranks is not None:
             ranks = self._ranks[:, :, : self.used]
@@ -168,26 +178,28 @@ class PressedLayer(CacheLayerMixin):
                 self._values.masked_fill_(filler, 0)
                 if self._ranks is not None:
                     self._ranks.masked_fill_(stays < 0, FILLER)
+        self._ranked = self.used
         self._history.record(gone, self.ledger.padding, self.ledger.columns)
 
     def _refill(self, ranks: Tensor, positions: Tensor, count: int) -> Tensor:
         """Evict the ``count`` lowest, move the last entries into their slots, and return their positions."""
         left = self.used - count
-        tail = torch.arange(left, self.used, device=ranks.device).expand(*ranks.shape[:2], count)
         if count == 1:
             slots = ranks.argmin(dim=-1, keepdim=True)
         else:
             slots = ranks.topk(count, largest=False).indices.sort(dim=-1).values
             # The i-th evicted slot before `left` takes the i-th survivor after it; what is left over stays beyond.
-            evicted = torch.zeros((*ranks.shape[:2], self.used), dtype=torch.int8, device=ranks.device)
-            evicted.scatter_(2, slots, 1)
-            tail = tail.gather(2, evicted[..., left:].argsort(dim=-1, stable=True))
+            evicted = torch.zeros_like(ranks, dtype=torch.int8).scatter_(2, slots, 1)
+            tail = left + evicted[..., left:].argsort(dim=-1, stable=True)
         gone = positions.gather(2, slots)
         for buffer in self._buffers().values():
             wide = buffer.dim() == 4
-            source = tail[..., None].expand(-1, -1, -1, buffer.shape[3]) if wide else tail
             slot = slots[..., None].expand(-1, -1, -1, buffer.shape[3]) if wide else slots
-            buffer.scatter_(2, slot, buffer.gather(2, source))
+            if count == 1:
+                last = buffer[:, :, left : self.used].clone()
+            else:
+                last = buffer.gather(2, tail[..., None].expand(-1, -1, -1, buffer.shape[3]) if wide else tail)
+            buffer.scatter_(2, slot, last)
         self.used = left
         return gone
 
@@ -290,6 +302,7 @@ class PressedLayer(CacheLayerMixin):
         self.settle()
         if self._keys is None or columns >= self.columns:
             return
+        self._rank_new()
         left = self.used - (self.columns - columns)
         # In order of position the last ones are those to go, since none of them was evicted.
         for name in ("_keys", "_values"):
@@ -300,6 +313,7 @@ class PressedLayer(CacheLayerMixin):
             order = self._positions[:, :, : self.used].argsort(dim=-1, stable=True)[..., :left]
             self._positions = self._positions.gather(2, order)
             self._ranks = None if self._ranks is None else self._ranks.gather(2, order)
+            self._ranked = left
         self.columns, self.used = columns, left
 
     def _select(self, rows: Tensor) -> None:

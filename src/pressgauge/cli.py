@@ -9,14 +9,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress
 from transformers.utils.logging import disable_progress_bar
 
-from pressgauge.models import DTYPES, load, pick_device
-from pressgauge.perplexity import perplexity
+from pressgauge.journal import Journal
+from pressgauge.models import DTYPES, pick_device
 from pressgauge.press import KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress
-from pressgauge.row import Source, make_row
-from pressgauge.table import make_table
-from pressgauge.text import load_text
+from pressgauge.report import write_report
+from pressgauge.sweep import Plan, prepare, run_sweep
+from pressgauge.table import make_tables
 
 PRESSES: dict[str, type[Press]] = {
     "knorm": KnormPress,
@@ -58,11 +59,52 @@ def _write_json(path: Path, rows: list[dict[str, object]]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def _split(option: str, text: str) -> tuple[str, ...]:
+    """Names with commas between them, each once."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if not all(names):
+        raise ValueError(f"{option} must be names with commas between them, got {text!r}")
+    return names
+
+
+def _presses(names: str, ratios: list[float], **options: Any) -> dict[str, tuple[Press, ...]]:
+    """By name, one press per ratio; a ratio of 1 always comes first, since changes are relative to it."""
+    chosen = _split("--press", names)
+    for name in chosen:
+        if name not in PRESSES:
+            raise ValueError(f"press must be one of {', '.join(PRESSES)}, got {name!r}")
+    ordered = list(dict.fromkeys([1.0, *ratios]))
+    return {name: tuple(PRESSES[name](ratio, **options) for ratio in ordered) for name in chosen}
+
+
+def _journal(json_file: Path | None, report: Path | None, resume: bool) -> Journal | None:
+    """The journal of a sweep whose results are written somewhere. It lies beside them."""
+    if json_file is not None and not json_file.parent.is_dir():
+        raise ValueError(f"--json must be in a folder that exists, got {str(json_file)!r}")
+    if json_file is not None and json_file.is_dir():
+        raise ValueError(f"--json must be a file, got the folder {str(json_file)!r}")
+    if report is not None and not report.parent.is_dir():
+        raise ValueError(f"--report must be in a folder that exists, got {str(report)!r}")
+    if report is not None and report.exists() and not report.is_dir():
+        raise ValueError(f"--report must be a folder, got the file {str(report)!r}")
+    if json_file is not None:
+        return Journal(json_file.with_name(f"{json_file.name}.unfinished"), resume=resume)
+    if report is not None:
+        return Journal(report.with_name(f"{report.name}.unfinished"), resume=resume)
+    if resume:
+        raise ValueError("--resume goes on with a sweep that was to write --json or --report: give the same one again")
+    return None
+
+
 @app.command()
 def measure(
-    model: Annotated[str, typer.Option(help="reference, reference-neox, a folder, or a hub's name")] = "reference",
-    text: Annotated[str, typer.Option(help="reference, wikitext-2, pg-19, or a text file")] = "reference",
-    press: Annotated[str, typer.Option(help=", ".join(PRESSES))] = "knorm",
+    model: Annotated[
+        str, typer.Option(help="reference, reference-neox, a folder, or a hub's name; several with commas")
+    ] = "reference",
+    text: Annotated[
+        str, typer.Option(help="reference, wikitext-2, pg-19, or a text file; several with commas")
+    ] = "reference",
+    press: Annotated[str, typer.Option(help=", ".join(PRESSES) + "; several with commas")] = "knorm",
     keep_ratios: Annotated[str, typer.Option(help="shares of the tokens that are kept")] = "1.0,0.9,0.8,0.7",
     prune_after: Annotated[int, typer.Option(help="a layer with this many entries or fewer is never pruned")] = 512,
     skip_layers: Annotated[str, typer.Option(help="layers that are never pruned, or none")] = "0",
@@ -74,45 +116,64 @@ def measure(
     tokens: Annotated[int, typer.Option(help="tokens per sample")] = 1024,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
+    timing: Annotated[bool, typer.Option("--timing", help="also take times, beside the uncompressed model")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the rows to this file")] = None,
+    report: Annotated[Path | None, typer.Option(help="write a page with pictures to this folder")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a sweep that was interrupted")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="run the model's own code")] = False,
 ) -> None:
-    """Measure the perplexity of a text under a compressed cache, for several shares of tokens kept."""
+    """Measure the perplexity of texts under compressed caches, for several shares of tokens kept."""
     console = Console()
     try:
-        if press not in PRESSES:
-            raise ValueError(f"press must be one of {', '.join(PRESSES)}, got {press!r}")
         ratios = _numbers("--keep-ratios", keep_ratios, float)
         if not ratios:
             raise ValueError("--keep-ratios must name at least one ratio, got none")
         skipped = tuple(_numbers("--skip-layers", skip_layers, int))
-        # Changes are relative to the uncompressed run, so there always is one.
-        ratios = list(dict.fromkeys([1.0, *ratios]))
-        presses = [
-            PRESSES[press](ratio, prune_after=prune_after, skip_layers=skipped, schedule=schedule)  # type: ignore[arg-type]
-            for ratio in ratios
-        ]
-        if json_file is not None and not json_file.parent.is_dir():
-            raise ValueError(f"--json must be in a folder that exists, got {str(json_file)!r}")
-        place = pick_device(device)
-        disable_progress_bar()
-        loaded, tokenizer = load(model, device=place, dtype=dtype, trust_remote_code=trust_remote_code)
-        limit = getattr(loaded.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        if limit is not None and tokens > limit:
-            raise ValueError(f"--tokens must fit the model's context of {limit} tokens, got {tokens}")
-        ids = load_text(text, tokenizer, samples=samples, tokens=tokens).to(place)
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         if prompt is None:
-            prompt = tokens * 3 // 4 if schedule == "prefill" else 1
-        source = Source(model, text, dtype, str(place))
-        rows = []
-        uncompressed = None
-        for candidate in presses:
-            result = perplexity(loaded, ids, candidate, prompt, progress=console.is_terminal)
-            uncompressed = uncompressed or result
-            rows.append(make_row(press, candidate, source, result, uncompressed.ppl))
+            prompt = tokens * 3 // 4 if schedule == "prefill" and tokens > 1 else 1
+        plan = Plan(
+            presses=_presses(press, ratios, prune_after=prune_after, skip_layers=skipped, schedule=schedule),
+            models=_split("--model", model),
+            texts=_split("--text", text),
+            samples=samples,
+            tokens=tokens,
+            prompt=prompt,
+            device=pick_device(device),
+            dtype=dtype,
+            timing=timing,
+            trust_remote_code=trust_remote_code,
+        )
+        journal = _journal(json_file, report, resume)
+        disable_progress_bar()
+        found = prepare(plan)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("measuring", total=plan.steps)
+            sweep = run_sweep(
+                plan,
+                found,
+                journal,
+                pictures=report is not None,
+                advance=lambda what, steps: bar.update(task, description=escape(what), advance=steps),
+            )
         if json_file is not None:
-            _write_json(json_file, [row.as_dict() for row in rows])
+            _write_json(json_file, [row.as_dict() for row in sweep.rows])
+        page = None
+        if report is not None:
+            page = write_report(
+                report, sweep.rows, maps=sweep.maps, correlations=sweep.correlations, provenance=plan.provenance()
+            )
+        if journal is not None:
+            journal.close()
     except (ValueError, TypeError, OSError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
-    console.print(make_table(rows))
+    except KeyboardInterrupt:
+        kept = "; what was measured is kept, and --resume goes on with it" if json_file or report else ""
+        Console(stderr=True).print(f"[bold red]interrupted[/]{kept}", highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    for table in make_tables(sweep.rows):
+        console.print(table)
+    if page is not None:
+        console.print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)

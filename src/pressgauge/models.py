@@ -1,11 +1,20 @@
 """Models by name: the embedded reference models, a local folder, or a hub's."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 REFERENCES = ("reference", "reference-neox")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -33,6 +42,37 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Whatever goes wrong with a model, as one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        if len(reason) > 300:
+            reason = reason[:300] + "..."
+        raise ValueError(
+            f"model {name!r} could not be loaded: give {' or '.join(REFERENCES)}, a folder with config.json, a "
+            f"tokenizer and *.safetensors, or a hub's name where there is a network ({reason})"
+        ) from error
+
+
+def load_parts(name: str, *, trust_remote_code: bool = False) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """A model's configuration and tokenizer, without its weights.
+
+    Raises:
+        ValueError: if there is no such model, or it cannot be loaded, with what to do about it.
+    """
+    place = location(name)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    with _explained(name):
+        if Path(place).is_dir() and not any(Path(place).glob("*token*")) and not any(Path(place).glob("vocab*")):
+            # Some versions of transformers make up a tokenizer that knows no word.
+            raise ValueError("it has no tokenizer files")
+        config = AutoConfig.from_pretrained(place, **options)
+        return config, AutoTokenizer.from_pretrained(place, **options)
+
+
 def load(
     name: str, *, device: torch.device | str = "cpu", dtype: str = "float32", trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -49,28 +89,19 @@ def load(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    place = location(name)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    try:
-        if Path(place).is_dir() and not any(Path(place).glob("*token*")) and not any(Path(place).glob("vocab*")):
-            # Some versions of transformers make up a tokenizer that knows no word.
-            raise ValueError("it has no tokenizer files")
+    _, tokenizer = load_parts(name, trust_remote_code=trust_remote_code)
+    with _explained(name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options
+            location(name),
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
         )
         model, loading = loaded
         if loading["missing_keys"]:
             # transformers draws them at random, and every number measured would be false.
             raise ValueError(f"weights are missing: {', '.join(sorted(loading['missing_keys']))}")
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        if len(reason) > 300:
-            reason = reason[:300] + "..."
-        raise ValueError(
-            f"model {name!r} could not be loaded: give {' or '.join(REFERENCES)}, a folder with config.json, a "
-            f"tokenizer and *.safetensors, or a hub's name where there is a network ({reason})"
-        ) from error
     model.to(device)
     model.eval()
     return model, tokenizer

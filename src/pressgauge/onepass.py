@@ -136,6 +136,14 @@ class OnePass:
         self._implementation = decoder.config._attn_implementation
         with registered(decoder, self._attend):
             logits: Tensor = model(input_ids, use_cache=False).logits
+        if self.press is not None:
+            met = {*self.evicted_at, *self.press.skip_layers}
+            layers = decoder.config.get_text_config(decoder=True).num_hidden_layers
+            if left_out := [layer for layer in range(layers) if layer not in met]:
+                raise RuntimeError(
+                    f"layer {left_out[0]} did not go through transformers' attention interface, so the press could not "
+                    f"mask it rightly: add it to skip_layers"
+                )
         return logits
 
     def _replay(self, key: Tensor, layer: int) -> Tensor:

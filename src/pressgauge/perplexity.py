@@ -7,7 +7,7 @@ import torch
 from rich.progress import Progress, track
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from pressgauge.attention import refuse
 from pressgauge.budget import pass_lengths
@@ -21,6 +21,8 @@ Method = Literal["onepass", "stepwise", "plain"]
 
 _BLOCK = 256
 """Tokens whose logits are copied to float64 at a time."""
+_MOST_LOGITS = 1 << 28
+"""Logits that rows which go through a model together may have, unless one row has more."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Perplexity:
 
     Attributes:
         nll: ``[B, scored]`` in nats, float64 on the CPU; NaN where a padded row has no token to score.
+        scored: ``[B, scored]`` bool: the row has this token and one before it.
         hits: ``[B, scored]`` bool: the token was the model's first choice.
         affected: ``[B, scored]`` bool: the query that scores the token missed something that had been evicted.
         evictions: entries evicted, over layers, KV heads and rows.
@@ -39,6 +42,7 @@ class Perplexity:
     """
 
     nll: Tensor
+    scored: Tensor
     hits: Tensor
     affected: Tensor
     evictions: int
@@ -50,12 +54,12 @@ class Perplexity:
     @property
     def scored_tokens(self) -> int:
         """How many tokens were scored."""
-        return int((~self.nll.isnan()).sum())
+        return int(self.scored.sum())
 
     @property
     def ppl(self) -> float:
-        """Perplexity: the exponential of the mean NLL over all scored tokens."""
-        return float(self.nll.nanmean().exp())
+        """Perplexity: the exponential of the mean NLL over all scored tokens; NaN if any of these is not a number."""
+        return float(self.nll[self.scored].mean().exp())
 
     @property
     def accuracy(self) -> float:
@@ -143,13 +147,17 @@ def _onepass(
     hits = torch.zeros((rows, columns - prompt), dtype=torch.bool)
     tables: dict[int, Tensor] = {}
     entry_nbytes: dict[int, int] = {}
+    text = model.config.get_text_config(decoder=True)
+    layers = text.num_hidden_layers
+    together = max(1, _MOST_LOGITS // (columns * text.vocab_size))
     # Rows of equal length go together, so that nothing has to be masked but what was evicted.
-    groups = sorted(set(paddings) - {columns})
-    layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    groups = []
+    for padding in sorted(set(paddings) - {columns}):
+        alike = [row for row in range(rows) if paddings[row] == padding]
+        groups += [(padding, alike[start : start + together]) for start in range(0, len(alike), together)]
     with Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("scoring", total=len(groups) * layers)
-        for padding in groups:
-            group = [row for row in range(rows) if paddings[row] == padding]
+        for padding, group in groups:
             onepass = OnePass(press, prompt, padding, lambda: bar.advance(task))
             ids = input_ids[group, padding:]
             logits = onepass.logits(model, ids)
@@ -163,10 +171,35 @@ def _onepass(
                 whole[group] = table
     # Heads of a layer hold equally many; storage is as wide as its longest row.
     held = {layer: int((table[:, 0] == NEVER).sum(dim=-1).max()) for layer, table in tables.items()}
-    kv_bytes = sum(rows * tables[layer].shape[1] * held[layer] * size for layer, size in entry_nbytes.items())
+    # A layer with a window keeps no more than that, and one that reads another layer's entries keeps none.
+    own_layers = DynamicCache(config=model.config).layers
+    windows = {index: getattr(layer, "sliding_window", columns) for index, layer in enumerate(own_layers)}
+    kv_bytes = sum(
+        rows * tables[layer].shape[1] * min(held[layer], windows.get(layer, 0)) * size
+        for layer, size in entry_nbytes.items()
+    )
     order = sorted(tables)
     evicted_at = () if press is None else tuple(tables[layer] for layer in order)
     return _Scores(nll, hits, evicted_at, tuple(held[layer] for layer in order), kv_bytes)
+
+
+def check_prompt(press: Press | None, prompt: int, columns: int, longest: int | None = None) -> None:
+    """Raise a ``ValueError`` if a text of ``columns`` tokens cannot be measured with this prompt.
+
+    Args:
+        press: the press.
+        prompt: columns of the prompt.
+        columns: columns of the text.
+        longest: tokens in the prompt of the longest row; all of its columns if it is not given.
+    """
+    if not 1 <= prompt < columns:
+        raise ValueError(f"prompt must be at least 1 and leave one of the {columns} tokens to score, got {prompt}")
+    longest = prompt if longest is None else longest
+    if press is not None and press.keep_ratio < 1 and press.schedule == "prefill" and longest <= press.prune_after:
+        raise ValueError(
+            f"schedule 'prefill' acts once, after the prompt, and never with a prompt of {longest} tokens and "
+            f"prune_after={press.prune_after}: give a longer prompt or a smaller prune_after"
+        )
 
 
 @torch.no_grad()
@@ -201,24 +234,15 @@ def perplexity(
     """
     if input_ids.dim() != 2 or not input_ids.shape[0] or input_ids.shape[1] < 2:
         raise ValueError(f"input_ids must be [batch, tokens] with at least two tokens, got {list(input_ids.shape)}")
-    columns = input_ids.shape[1]
-    if not 1 <= prompt < columns:
-        raise ValueError(f"prompt must be at least 1 and leave one of the {columns} tokens to score, got {prompt}")
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
     mask = checked_mask(input_ids, attention_mask)
+    check_prompt(press, prompt, input_ids.shape[1], int(mask[:, :prompt].sum(dim=-1).max()))
     own = mask.bool()
     # A token is scored if it is one and has one before it.
     scored = (own[:, 1:] & own[:, :-1])[:, prompt - 1 :].cpu()
     if not scored.any():
         raise ValueError(f"no token after the first {prompt} has a token before it: the rows are nothing but padding")
-    longest = int(mask[:, :prompt].sum(dim=-1).max())
-    compressing = press is not None and press.keep_ratio < 1
-    if press is not None and compressing and press.schedule == "prefill" and longest <= press.prune_after:
-        raise ValueError(
-            f"schedule 'prefill' acts once, after the prompt, and never with a prompt of {longest} tokens and "
-            f"prune_after={press.prune_after}: give a longer prompt or a smaller prune_after"
-        )
     if method == "plain":
         scores = _plain(model, input_ids, mask, prompt)
     elif method == "stepwise":
@@ -227,12 +251,13 @@ def perplexity(
         scores = _onepass(model, input_ids, mask, press, prompt, progress)
     return Perplexity(
         nll=scores.nll.masked_fill(~scored, float("nan")),
+        scored=scored,
         hits=scores.hits & scored,
         affected=_affected(scores.evicted_at, scored, prompt),
         evictions=count_evictions(scores.evicted_at),
         held=scores.held,
         kv_bytes=scores.kv_bytes,
-        compressing=compressing,
+        compressing=press is not None and press.keep_ratio < 1,
         evicted_at=scores.evicted_at,
     )
 

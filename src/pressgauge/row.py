@@ -1,6 +1,8 @@
 """One row of results: a press on a text under a model, measured."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from pressgauge.perplexity import Perplexity
 from pressgauge.press import Press
@@ -78,9 +80,21 @@ class Row:
         """The change in perplexity: a percentage only where a press was at work."""
         return self.verdict if self.verdict in ("uncompressed", "vacuous") else f"{self.ppl_change:+.1%}"
 
+    @property
+    def noise_is_even(self) -> bool:
+        """Whether 1 is in the intervals of the times; if not in the row of ``keep_ratio`` 1, trust no time."""
+        return all(at is None or at[0] <= 1 <= at[1] for at in (self.ttft_interval, self.tpot_interval))
+
     def as_dict(self) -> dict[str, object]:
         """The fields and the verdict, for JSON."""
         return asdict(self) | {"verdict": self.verdict}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Row":
+        """The row whose ``as_dict`` went through JSON."""
+        values: dict[str, Any] = {field.name: data[field.name] for field in fields(cls)}
+        lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**(values | lists))
 
 
 def make_row(

@@ -1,9 +1,14 @@
-"""The table of results that ``pressgauge measure`` shows."""
+"""The tables of results that ``pressgauge measure`` shows."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from rich import box
 from rich.table import Table
 
 from pressgauge.row import Row
+
+_COLOURS = {"good": "green", "acceptable": "yellow", "too aggressive": "red"}
 
 
 def _span(numbers: tuple[int, ...]) -> str:
@@ -11,27 +16,70 @@ def _span(numbers: tuple[int, ...]) -> str:
     return f"{low}" if low == high else f"{low}-{high}"
 
 
-def make_table(rows: list[Row]) -> Table:
-    """The table that ``pressgauge measure`` shows."""
-    first = rows[0]
-    vacuous = any(row.vacuous for row in rows)
-    table = Table(
-        title=f"{first.press}, {first.schedule}, prune_after {first.prune_after}: {first.model} on {first.text}",
-        caption="affected: scored tokens that met an eviction; held: entries per KV head, emptiest to fullest layer"
-        + ("\nvacuous: no scored token met an eviction, so this says nothing about the press" * vacuous),
-        box=box.SIMPLE,  # fits 80 columns, in which no cell may be cut short
-        padding=0,
-    )
-    for heading in ("keep ratio", "perplexity", "change", "accuracy", "affected", "held", "KV bytes"):
+def _table(title: str, caption: str, headings: Sequence[str]) -> Table:
+    # This box and padding fit 80 columns, in which no cell may be cut short.
+    table = Table(title=title, caption=caption, box=box.SIMPLE, padding=0)
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def make_table(rows: Sequence[Row]) -> Table:
+    """Perplexity and cache: the rows of one press on one text."""
+    first = rows[0]
+    caption = "affected: scored tokens that met an eviction; held: entries per KV head, emptiest to fullest layer"
+    if any(row.verdict in _COLOURS for row in rows):
+        caption += "\nchange: good below +20 %, acceptable up to +30 %, too aggressive above"
+    if any(row.vacuous for row in rows):
+        caption += "\nvacuous: no scored token met an eviction, so this says nothing about the press"
+    table = _table(
+        f"{first.press}, {first.schedule}, prune_after {first.prune_after}: {first.model} on {first.text}",
+        caption,
+        ("keep ratio", "perplexity", "change", "accuracy", "affected", "held", "KV bytes"),
+    )
     for row in rows:
+        colour = _COLOURS.get(row.verdict)
         table.add_row(
             f"{row.keep_ratio:g}",
             f"{row.ppl:.3f}",
-            row.change,
+            f"[{colour}]{row.change}[/]" if colour else row.change,
             f"{row.accuracy:.1%}",
             f"{row.affected_tokens}/{row.scored_tokens}",
             _span(row.held),
             f"{row.kv_bytes:,}",
         )
     return table
+
+
+def _ratio(median: float | None, interval: tuple[float, float] | None) -> str:
+    return "-" if median is None or interval is None else f"{median:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def make_timing_table(rows: Sequence[Row]) -> Table:
+    """Times and memory: the rows of one press on one text, of which times were taken."""
+    first = rows[0]
+    memory = {"device": "peak device memory", "cache": "storage of the cache at the end"}
+    caption = "to uncompressed, medians of pairs with 95 % intervals; in the first row both arms are uncompressed"
+    if first.peak_memory_of in memory:
+        caption += f"\nmemory: {memory[first.peak_memory_of]}, in bytes"
+    if not first.noise_is_even:
+        caption += "\nNOT TO BE TRUSTED: two uncompressed arms differ by more than noise; take times on a quiet machine"
+    table = _table(f"{first.press}: times", caption, ("keep ratio", "TTFT", "TPOT", "tokens/s", "memory"))
+    for row in rows:
+        table.add_row(
+            f"{row.keep_ratio:g}",
+            _ratio(row.ttft_ratio, row.ttft_interval),
+            _ratio(row.tpot_ratio, row.tpot_interval),
+            "-" if row.tokens_per_second is None else f"{row.tokens_per_second:,.1f}",
+            "n/a" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes:,}",
+        )
+    return table
+
+
+def make_tables(rows: Sequence[Row]) -> Iterator[Table]:
+    """All tables of a sweep, press by press."""
+    for _, group in groupby(rows, key=lambda row: (row.model, row.text, row.press)):
+        same = list(group)
+        yield make_table(same)
+        if same[0].ttft is not None:
+            yield make_timing_table(same)

@@ -1,0 +1,282 @@
+"""Sweeps: nothing is measured twice, nothing is mistaken for another, and an interrupted one goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conformance import architectures
+
+from pressgauge import KnormPress, Press, RandomPress, perplexity, sweep
+from pressgauge.journal import Journal, digest
+from pressgauge.row import Row
+from pressgauge.sweep import Plan, fingerprint, prepare, run_sweep
+
+
+def plan(**changes: Any) -> Plan:
+    """A small one: two presses at two ratios on the reference model."""
+    presses: dict[str, tuple[Press, ...]] = {
+        "knorm": (KnormPress(1.0, prune_after=16), KnormPress(0.5, prune_after=16)),
+        "random": (RandomPress(1.0, prune_after=16), RandomPress(0.5, prune_after=16)),
+    }
+    usual: dict[str, Any] = {
+        "presses": presses,
+        "models": ("reference",),
+        "texts": ("reference",),
+        "samples": 1,
+        "tokens": 40,
+        "prompt": 1,
+        "device": torch.device("cpu"),
+        "dtype": "float32",
+    }
+    return Plan(**(usual | changes))
+
+
+def test_rows_come_model_by_model_text_by_text_press_by_press(tmp_path: Path) -> None:
+    """Each press begins with the uncompressed row, under its own name, and the numbers are those of ``perplexity``."""
+    text = tmp_path / "text.txt"
+    text.write_text("the old river runs . " * 40, encoding="utf-8")
+    wanted = plan(models=("reference", "reference-neox"), texts=("reference", str(text)))
+    rows = run_sweep(wanted, prepare(wanted)).rows
+    assert [(row.model, row.text, row.press, row.keep_ratio) for row in rows] == [
+        (model, name, press, ratio)
+        for model in wanted.models
+        for name in wanted.texts
+        for press in ("knorm", "random")
+        for ratio in (1.0, 0.5)
+    ]
+    for first, other in ((0, 2), (4, 6)):
+        assert rows[first].ppl == rows[other].ppl
+        assert rows[first].verdict == "uncompressed"
+    assert len({row.ppl for row in rows}) == 4 * 3
+
+
+def test_the_uncompressed_run_is_measured_once_per_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All presses share it."""
+    asked: list[Press | None] = []
+
+    def counted(model: Any, ids: Any, press: Press | None, prompt: int) -> Any:
+        asked.append(press)
+        return perplexity(model, ids, press, prompt)
+
+    monkeypatch.setattr(sweep, "perplexity", counted)
+    wanted = plan()
+    run_sweep(wanted, prepare(wanted))
+    assert asked == [None, wanted.presses["knorm"][1], wanted.presses["random"][1]]
+
+
+@pytest.mark.parametrize("timing", [False, True])
+def test_progress_arrives_at_its_end(timing: bool) -> None:
+    """As many steps as the plan says, each named."""
+    wanted = plan(timing=timing)
+    done: list[tuple[str, int]] = []
+    run_sweep(wanted, prepare(wanted), advance=lambda what, steps: done.append((what, steps)))
+    assert sum(steps for _, steps in done) == wanted.steps
+    assert done[-1][0] == "reference on reference: random 0.5"
+
+
+def test_times_are_taken_of_every_row_and_of_two_uncompressed_arms() -> None:
+    """The uncompressed row has a ratio and an interval as well."""
+    wanted = plan(timing=True)
+    for row in run_sweep(wanted, prepare(wanted)).rows:
+        for ratio, interval in ((row.ttft_ratio, row.ttft_interval), (row.tpot_ratio, row.tpot_interval)):
+            assert ratio is not None
+            assert interval is not None
+            assert interval[0] <= ratio <= interval[1]
+        assert row.peak_memory_of == "cache"
+        assert row.tokens_per_second is not None
+        assert row.tokens_per_second > 0
+        # Ten of 40 tokens are generated, and the last is never fed; per layer 2 heads of entries of 2 * 32 * 4 bytes.
+        held = 39 if row.keep_ratio == 1 else 20
+        assert row.peak_memory_bytes == pytest.approx(3 * 2 * held * 2 * 32 * 4, rel=0.02)
+
+
+def test_pictures_are_made_of_what_was_measured() -> None:
+    """A map per press, of its smallest ratio and the first sample; a correlation per text."""
+    wanted = plan(samples=2)
+    found = run_sweep(wanted, prepare(wanted), pictures=True)
+    assert list(found.maps) == [f"reference on reference: {name}, keep ratio 0.5" for name in ("knorm", "random")]
+    for tables in found.maps.values():
+        assert [table.shape for table in tables] == [(1, 2, 40)] * 3
+    assert found.correlations["reference on reference"].shape == (3, 2)
+
+
+def journal(path: Path) -> Journal:
+    """One that goes on."""
+    return Journal(path, resume=True)
+
+
+def test_a_sweep_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in the journal is not measured again, and the rows are the same."""
+    path = tmp_path / "journal"
+    wanted = plan()
+    whole = run_sweep(wanted, prepare(wanted)).rows
+    left = 2
+
+    def interrupted(*args: Any) -> Any:
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        return perplexity(*args)
+
+    monkeypatch.setattr(sweep, "perplexity", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(wanted, prepare(wanted), journal(path))
+    left = 1
+    assert run_sweep(wanted, prepare(wanted), journal(path)).rows == whole
+    left = 0
+    assert run_sweep(wanted, prepare(wanted), journal(path)).rows == whole
+
+
+def keys(wanted: Plan, path: Path) -> set[str]:
+    """Those of a plan's results."""
+    written = Journal(path, resume=False)
+    run_sweep(wanted, prepare(wanted), written)
+    found = {json.loads(line)["key"] for line in path.read_text().splitlines()}
+    written.close()
+    return found
+
+
+def test_no_result_is_mistaken_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change anything that a result depends on, and its key is another one."""
+    path = tmp_path / "journal"
+    one: dict[str, tuple[Press, ...]] = {"knorm": (KnormPress(1.0), KnormPress(0.5, prune_after=16))}
+    base = keys(plan(presses=one), path)
+    assert len(base) == 2
+    for press in (
+        KnormPress(0.6, prune_after=16),
+        KnormPress(0.5, prune_after=17),
+        KnormPress(0.5, prune_after=16, skip_layers=(0,)),
+        KnormPress(0.5, prune_after=16, sinks=1),
+        KnormPress(0.5, prune_after=16, recent=1),
+        KnormPress(0.5, prune_after=16, schedule="step"),
+        KnormPress(0.5, prune_after=16, interval=2),
+        RandomPress(0.5, prune_after=16),
+        RandomPress(0.5, prune_after=16, seed=1),
+    ):
+        changed = keys(plan(presses={"knorm": (KnormPress(1.0), press)}), path)
+        assert len(changed & base) == 1, f"{press}: only the uncompressed result is the same"
+    for change in ({"tokens": 41}, {"samples": 2}, {"prompt": 2}, {"dtype": "float64"}, {"timing": True}):
+        assert not keys(plan(presses=one, **change), path) & base, str(change)
+    assert not keys(plan(presses=one, models=("reference-neox",)), path) & base
+    monkeypatch.setattr(sweep, "versions", lambda: {"torch": "another"})
+    assert not keys(plan(presses=one), path) & base
+
+
+def test_a_fingerprint_knows_every_weight_and_the_configuration() -> None:
+    """One number changed in one weight is another model, and so is another rotary base."""
+    model = architectures.build("llama")
+    before = fingerprint(model)
+    assert fingerprint(architectures.build("llama")) == before
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        weights["model.layers.1.mlp.up_proj.weight"][0, 0] += 1e-9
+    assert fingerprint(model) != before
+    other = architectures.build("llama")
+    other.config.rms_norm_eps = 1e-3
+    assert fingerprint(other) != before
+    half = architectures.build("llama").to(torch.bfloat16)
+    assert fingerprint(half) != before
+
+
+ROW = Row(
+    "knorm",
+    "budget",
+    0.5,
+    16,
+    (0,),
+    "m",
+    "t",
+    "float32",
+    "cpu",
+    3.0000000000000004,
+    0.1,
+    0.5,
+    9,
+    8,
+    7,
+    (4, 3),
+    5,
+    False,
+)
+
+
+def test_a_row_survives_the_journal(tmp_path: Path) -> None:
+    """To the last bit, with what was not measured and what is infinite."""
+    path = tmp_path / "journal"
+    rows = {"a": ROW, "b": replace(ROW, ppl=float("inf"), tpot_ratio=0.1 + 0.2, tpot_interval=(0.1, 0.7))}
+    written = Journal(path, resume=False)
+    for key, row in rows.items():
+        written.add(key, row)
+    found = Journal(path, resume=True)
+    assert {key: found.find(key) for key in rows} == rows
+    assert found.find("c") is None
+    found.close()
+    assert not path.exists()
+
+
+def test_a_line_that_was_being_written_is_left_out(tmp_path: Path) -> None:
+    """And what is added afterwards is not appended to its beginning."""
+    path = tmp_path / "journal"
+    Journal(path, resume=False).add("a", ROW)
+    whole = path.read_text()
+    path.write_text(whole + whole[:50].replace('"a"', '"b"'))
+    found = Journal(path, resume=True)
+    assert (found.find("a"), found.find("b")) == (ROW, None)
+    found.add("c", ROW)
+    assert Journal(path, resume=True).find("c") == ROW
+
+
+def test_a_journal_is_neither_used_nor_lost_unless_it_is_to_be_resumed(tmp_path: Path) -> None:
+    """The sentence says what to do."""
+    path = tmp_path / "journal"
+    Journal(path, resume=False).add("a", ROW)
+    with pytest.raises(ValueError, match="go on with --resume, or delete it"):
+        Journal(path, resume=False)
+    assert Journal(path, resume=True).find("a") == ROW
+
+
+def test_equal_things_have_equal_digests_in_any_order() -> None:
+    """And others have others."""
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
+    assert digest({"a": 1}) != digest({"a": "1"})
+
+
+def command(*arguments: str) -> list[str]:
+    """``pressgauge measure`` as a process of its own."""
+    return [sys.executable, "-c", "from pressgauge.cli import app; app()", "measure", *arguments]
+
+
+def test_a_killed_sweep_that_is_resumed_writes_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    """Killed without warning between two results, in a process of its own."""
+    options = ("--press", "knorm,random,keydiff", "--keep-ratios", "0.9,0.7,0.5", "--tokens", "300", "--samples", "2")
+    options += ("--prune-after", "16", "--device", "cpu")
+    whole, cut = tmp_path / "whole.json", tmp_path / "cut.json"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command(*options, "--json", str(whole)), check=True, capture_output=True, env=environment)
+    process = subprocess.Popen(
+        command(*options, "--json", str(cut)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
+    unfinished = tmp_path / "cut.json.unfinished"
+    deadline = time.monotonic() + 120
+    while not (unfinished.exists() and len(unfinished.read_text().splitlines()) >= 3):
+        assert process.poll() is None, "the sweep ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not cut.exists()
+    refused = subprocess.run(command(*options, "--json", str(cut)), capture_output=True, text=True, env=environment)
+    assert refused.returncode == 2
+    assert "go on with --resume" in refused.stderr
+    subprocess.run(command(*options, "--json", str(cut), "--resume"), check=True, capture_output=True, env=environment)
+    assert cut.read_bytes() == whole.read_bytes()
+    assert not unfinished.exists()
