@@ -70,6 +70,14 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Print ratios of times and memory; ``-- --help`` lists the benchmarks."""
+    install(session)
+    session.chdir("tests")
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into ``site/``; a warning is an error."""
     install(session, "docs")

@@ -199,6 +199,61 @@ def test_a_real_model_is_measured_on_a_real_text(text: str, shared_folder: Path,
     assert half["affected_tokens"] == 128 - 66
 
 
+def test_several_presses_and_models_are_measured_in_one_go(tmp_path: Path) -> None:
+    """A table for each press on each text, and all rows in one file."""
+    path = tmp_path / "rows.json"
+    result = run(
+        *(*SMALL, "--model", "reference,reference-neox", "--press", "knorm,random", "--keep-ratios", "0.5"),
+        *("--json", str(path)),
+    )
+    assert result.exit_code == 0, result.stderr
+    assert [(row["model"], row["press"], row["keep_ratio"]) for row in rows(path)] == [
+        (model, press, ratio)
+        for model in ("reference", "reference-neox")
+        for press in ("knorm", "random")
+        for ratio in (1.0, 0.5)
+    ]
+    for row in rows(path):
+        assert f"{row['press']}, budget, prune_after 16: {row['model']} on reference" in result.stdout
+        assert f"{row['ppl']:.3f}" in result.stdout
+
+
+def test_times_are_shown_beside_the_uncompressed_model(tmp_path: Path) -> None:
+    """Ratio and interval of each row, as in the file, in 80 columns."""
+    path = tmp_path / "rows.json"
+    result = run(*SMALL, "--keep-ratios", "0.5", "--timing", "--json", str(path))
+    assert result.exit_code == 0, result.stderr
+    for row in rows(path):
+        for ratio, interval in ((row["ttft_ratio"], row["ttft_interval"]), (row["tpot_ratio"], row["tpot_interval"])):
+            assert f"{ratio:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]" in result.stdout
+        assert f"{row['peak_memory_bytes']:,}" in result.stdout
+    assert "storage of the cache at the end" in result.stdout
+
+
+def test_what_was_not_measured_is_null(tmp_path: Path) -> None:
+    """Without ``--timing`` there are no times."""
+    path = tmp_path / "rows.json"
+    assert run(*SMALL, "--keep-ratios", "0.5", "--json", str(path)).exit_code == 0
+    for row in rows(path):
+        assert {name for name, value in row.items() if value is None} == {
+            *("ttft_ratio", "ttft_interval", "tpot_ratio", "tpot_interval", "ttft", "tpot"),
+            *("tokens_per_second", "peak_memory_bytes", "peak_memory_of"),
+        }
+
+
+def test_a_report_is_a_page_with_its_figures(tmp_path: Path) -> None:
+    """In a folder that is made; nothing else is left."""
+    folder = tmp_path / "report"
+    result = run(*SMALL, "--press", "knorm,random", "--keep-ratios", "0.5", "--report", str(folder))
+    assert result.exit_code == 0, result.stderr
+    assert f"report: {folder / 'report.html'}" in result.stdout
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "knorm" in page
+    assert page.count("<svg") == len(list(folder.glob("*.svg"))) > 3
+    assert list(tmp_path.iterdir()) == [folder]
+    assert {path.suffix for path in folder.iterdir()} == {".html", ".svg"}
+
+
 # Mistakes
 
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -208,6 +263,12 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "ratio in words": (("--keep-ratios", "half"), "--keep-ratios must be numbers with commas between them, got 'half'"),
     "ratio left out": (("--keep-ratios", "0.5,"), "--keep-ratios must be numbers with commas between them"),
     "no ratio": (("--keep-ratios", "none"), "--keep-ratios must name at least one ratio"),
+    "press among others": (("--press", "knorm,snapkv"), "press must be one of knorm, streaming-llm, random, keydiff"),
+    "press left out": (("--press", "knorm,"), "--press must be names with commas between them, got 'knorm,'"),
+    "second model": (("--model", "reference,/no/such/model"), "model '/no/such/model' could not be loaded"),
+    "second text": (("--text", "reference,bible"), "text must be reference, wikitext-2, pg-19 or the path of a file"),
+    "no folder for the report": (("--report", "/no/such/folder/report"), "--report must be in a folder that exists"),
+    "a file for the report": (("--report", __file__), "--report must be a folder, got the file"),
     "press": (("--press", "snapkv"), "press must be one of knorm, streaming-llm, random, keydiff, got 'snapkv'"),
     "schedule": (("--schedule", "always"), "schedule must be one of budget, step, prefill, got 'always'"),
     "prune after": (("--prune-after", "-1"), "prune_after must be at least 0, got -1"),
@@ -255,8 +316,13 @@ def test_a_folder_that_is_not_there_is_found_out_before_anything_is_measured(tmp
 def test_a_folder_in_place_of_a_file_gets_one_sentence_and_leaves_nothing_behind(tmp_path: Path) -> None:
     """Neither in it nor beside it."""
     (tmp_path / "rows.json").mkdir()
-    refused(run(*SMALL, "--keep-ratios", "1", "--json", str(tmp_path / "rows.json")), "rows.json")
+    refused(run(*SMALL, "--json", str(tmp_path / "rows.json")), "--json must be a file, got the folder")
     assert [path.relative_to(tmp_path).name for path in tmp_path.rglob("*")] == ["rows.json"]
+
+
+def test_resuming_needs_something_to_go_on_with() -> None:
+    """Nothing is kept of a sweep that writes nothing."""
+    refused(run(*SMALL, "--resume"), "--resume goes on with a sweep that was to write --json or --report")
 
 
 def test_a_mistake_leaves_a_file_that_is_there_alone(tmp_path: Path) -> None:
@@ -283,6 +349,6 @@ def test_help_names_every_option() -> None:
     assert result.exit_code == 0
     for option in "model text press keep-ratios prune-after skip-layers schedule prompt samples tokens".split():
         assert f"--{option}" in result.stdout
-    for option in ("--device", "--dtype", "--json", "--trust-remote-code"):
+    for option in ("--device", "--dtype", "--timing", "--json", "--report", "--resume", "--trust-remote-code"):
         assert option in result.stdout
     assert "knorm, streaming-llm, random, keydiff" in result.stdout

@@ -4,6 +4,7 @@ import io
 import math
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -348,7 +349,7 @@ def eviction_map(title: str, evicted_at: Sequence[Tensor]) -> Figure:
         lines = math.ceil(len(evicted_at) / columns)
         side = min(3.2, (_WIDTH - 2.1) / columns)
         figure = Figure(figsize=(side * columns + 2.1, (side + 0.2) * lines + 0.75), layout="compressed")
-        grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+        grid = figure.subplots(lines, columns, squeeze=False)
         colours = LinearSegmentedColormap.from_list("held", ["#000000", "#b8d4ee"])
         image = None
         for number, axes in enumerate(grid.flat):
@@ -431,5 +432,13 @@ def to_svg(figure: Figure, name: str) -> str:
     with rc_context({**_STYLE, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", dpi=144, metadata=nothing)
     text = buffer.getvalue()
-    marks = re.compile(r'((?<=\sid=")|(?<=href="#)|(?<=url\(#))')
-    return re.sub(r"<[^>]*>", lambda tag: marks.sub(f"{name}-", tag[0]), text[text.index("<svg") :])
+    found: Counter[str] = Counter()
+
+    def own(tag: re.Match[str]) -> str:
+        def numbered(identity: re.Match[str]) -> str:
+            found[identity[1]] += 1  # images that are equal have equal ids
+            return f' id="{name}-{identity[1]}{f"-{found[identity[1]]}" if found[identity[1]] > 1 else ""}"'
+
+        return re.sub(r'((?<=href="#)|(?<=url\(#))', f"{name}-", re.sub(r'\sid="([^"]*)"', numbered, tag[0]))
+
+    return re.sub(r"<[^>]*>", own, text[text.index("<svg") :])

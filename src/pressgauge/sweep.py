@@ -93,9 +93,6 @@ def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
         ValueError: for whatever would stop the sweep later on.
     """
     samples = {}
-    for presses in plan.presses.values():
-        for press in presses:
-            check_prompt(press, plan.prompt, plan.tokens)
     for model in plan.models:
         config, tokenizer = load_parts(model, trust_remote_code=plan.trust_remote_code)
         limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -105,6 +102,9 @@ def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
             check(presses[0], config)
         for text in plan.texts:
             samples[model, text] = load_text(text, tokenizer, samples=plan.samples, tokens=plan.tokens)
+    for presses in plan.presses.values():
+        for press in presses:
+            check_prompt(press, plan.prompt, plan.tokens)
     return samples
 
 
