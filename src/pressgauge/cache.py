@@ -92,8 +92,10 @@ class PressedLayer(CacheLayerMixin):
         return self._keys[:, :, :end], self._values[:, :, :end]
 
     def _own_positions(self, start: int, tokens: int, rows: int, heads: int) -> Tensor:
-        columns = torch.arange(start, start + tokens, device=self.device)
-        return (columns - self._offset()).clamp(min=-1).expand(rows, heads, tokens)
+        positions = torch.arange(start, start + tokens, device=self.device)
+        if any(self.ledger.padding):
+            positions = (positions - self._offset()).clamp(min=-1)
+        return positions.expand(rows, heads, tokens)
 
     def _rank(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None) -> Tensor:
         scores = self.press.score(keys, positions=positions.long(), layer=self.index, queries=queries)

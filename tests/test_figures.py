@@ -1,0 +1,384 @@
+"""Figures: what is drawn is what was measured, and the SVG can stand in any page."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import same_color
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Annotation, Text
+
+from pressgauge import figures
+from pressgauge.history import NEVER
+from pressgauge.row import Row
+
+BASE = Row(
+    press="knorm",
+    schedule="budget",
+    keep_ratio=1.0,
+    prune_after=64,
+    skip_layers=(),
+    model="tiny",
+    text="noise",
+    dtype="float32",
+    device="cpu",
+    ppl=4.0,
+    ppl_change=0.0,
+    accuracy=0.5,
+    scored_tokens=511,
+    affected_tokens=0,
+    evictions=0,
+    held=(512, 512),
+    kv_bytes=1 << 20,
+    vacuous=False,
+)
+TIMES: dict[str, Any] = {
+    "ttft_ratio": 1.0,
+    "ttft_interval": (0.9, 1.25),
+    "tpot_ratio": 0.5,
+    "tpot_interval": (0.4, 0.8),
+    "ttft": 0.03,
+    "tpot": 0.002,
+    "tokens_per_second": 400.0,
+    "peak_memory_bytes": 3 << 20,
+    "peak_memory_of": "cache",
+}
+
+
+def pressed(ratio: float, change: float, **changes: Any) -> Row:
+    """A row that compresses."""
+    numbers = {"keep_ratio": ratio, "ppl": 4 * (1 + change), "ppl_change": change, "kv_bytes": int(ratio * (1 << 20))}
+    return replace(BASE, **{**numbers, "affected_tokens": 400, "evictions": 100, **changes})
+
+
+def rows(*presses: str, **changes: Any) -> list[Row]:
+    """Three ratios of each press."""
+    return [
+        replace(row, press=press, **changes)
+        for press in presses or ("knorm",)
+        for row in (BASE, pressed(0.7, 0.1), pressed(0.3, 0.5))
+    ]
+
+
+def titles(figure: Figure) -> list[str]:
+    """Of the panels that are shown."""
+    return [title for axes in figure.axes if axes.axison and (title := axes.get_title(loc="left"))]
+
+
+def legend(figure: Figure) -> list[str]:
+    """What the figure's legend says."""
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def panel(figure: Figure, title: str) -> tuple[Axes, Axes]:
+    """The panel of this title, and the relative one below it."""
+    above = next(axes for axes in figure.axes if axes.get_title(loc="left") == title)
+    left = above.get_position().x0
+    below = [a for a in figure.axes if abs(a.get_position().x0 - left) < 0.01 and a.get_position().y0 < 0.99]
+    lower = [a for a in below if a.get_position().y0 < above.get_position().y0]
+    return above, max(lower, key=lambda axes: axes.get_position().y0)
+
+
+def path(line: Line2D) -> list[tuple[float, float]]:
+    """The points of a line."""
+    return [(float(x), float(y)) for x, y in np.asarray(line.get_xydata())]
+
+
+def points(axes: Axes, hollow: bool | None = None) -> list[tuple[float, float]]:
+    """Markers that stand for rows; all, or the hollow ones, or the filled ones."""
+    found = []
+    for line in axes.lines:
+        if line.get_linestyle() == "None" and line.get_marker() != "_":
+            empty = same_color(str(line.get_markerfacecolor()), "white")
+            if hollow is None or hollow == empty:
+                found += path(line)
+    return found
+
+
+def eviction_tables(layers: int, heads: int, tokens: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Any: about half of the tokens go, some time after they came."""
+    generator = torch.Generator().manual_seed(seed)
+    tables = []
+    for _ in range(layers):
+        gone = torch.arange(tokens) + torch.randint(1, tokens + 1, (1, heads, tokens), generator=generator)
+        tables.append(torch.where(gone > tokens, NEVER, gone).int())
+    return tuple(tables)
+
+
+MAKERS: dict[str, Callable[[], Figure]] = {
+    "overview": lambda: figures.overview(rows("knorm", "random")),
+    "trade-off": lambda: figures.trade_off(rows("knorm", "random", **TIMES)),
+    "map": lambda: figures.eviction_map("tiny on noise", eviction_tables(3, 2, 40)),
+    "heat": lambda: figures.norm_attention_map(torch.tensor([[0.5, -0.5], [math.nan, 0.1]])),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_same_input_gives_the_same_bytes(name: str) -> None:
+    """No dates, no random ids."""
+    assert figures.to_svg(MAKERS[name](), "same") == figures.to_svg(MAKERS[name](), "same")
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_an_svg_needs_nothing_from_elsewhere_and_its_ids_are_its_own(name: str) -> None:
+    """Every reference is met within, every id has the figure's name in front and is there once."""
+    svg = figures.to_svg(MAKERS[name](), "mine")
+    root = ElementTree.fromstring(svg)
+    values = [value for element in root.iter() for value in element.attrib.values()]
+    assert not [value for value in values if "//" in value.split("base64")[0]]
+    ids = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
+    assert ids
+    assert len(ids) == len(set(ids))
+    assert all(identity.startswith("mine-") for identity in ids)
+    references = re.findall(r"url\(#([^)]*)\)|href=\"#([^\"]*)\"", svg)
+    assert {one or other for one, other in references} <= set(ids)
+    assert "<metadata" not in svg
+    assert "DOCTYPE" not in svg
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_texts_of_an_svg_are_texts_in_a_generic_font(name: str) -> None:
+    """So that they can be searched, copied and read aloud, on a machine without matplotlib's font as well."""
+    root = ElementTree.fromstring(figures.to_svg(MAKERS[name](), "mine"))
+    texts = [element for element in root.iter() if element.tag.endswith("}text")]
+    assert len(texts) > 3
+    assert all(re.search(r"sans-serif\s*(;|$)", element.attrib["style"]) for element in texts)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_matplotlib_is_left_as_it_was(name: str) -> None:
+    """Whoever draws figures of their own keeps their settings."""
+    before = dict(mpl.rcParams)
+    figures.to_svg(MAKERS[name](), "mine")
+    assert dict(mpl.rcParams) == before
+
+
+def test_an_id_in_a_text_is_not_taken_for_one() -> None:
+    """A title may say anything."""
+    svg = figures.to_svg(figures.eviction_map('x id="y" url(#z) <&$a_b$', eviction_tables(1, 1, 8)), "mine")
+    root = ElementTree.fromstring(svg)
+    assert 'x id="y" url(#z) <&$a_b$' in [element.text for element in root.iter()]
+
+
+def test_an_overview_shows_six_quantities_and_without_times_three() -> None:
+    """What was not measured has no empty panel."""
+    times = ["time to first token (TTFT)", "time per later token (TPOT)", "speed"]
+    assert titles(figures.overview(rows(**TIMES))) == [*times, "memory of the cache", "perplexity", "accuracy"]
+    assert titles(figures.overview(rows())) == ["keys and values", "perplexity", "accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "title"),
+    [(("device",) * 3, "peak memory of the device"), (("cache",) * 3, "memory of the cache")]
+    + [(kinds, "keys and values") for kinds in (("device", "device", None), ("device", "cache", "cache"))],
+)
+def test_memory_of_different_kinds_is_never_in_one_panel(kinds: tuple[str | None, ...], title: str) -> None:
+    """Keys and values are what all rows have in common."""
+    mixed = [
+        replace(row, peak_memory_of=kind, peak_memory_bytes=None if kind is None else 1 << 20)
+        for row, kind in zip(rows(**TIMES), kinds, strict=True)
+    ]
+    assert title in titles(figures.overview(mixed))
+
+
+def test_values_are_drawn_in_the_unit_of_the_axis_and_relative_below() -> None:
+    """In milliseconds, and with the bars of the intervals; memory relative to the row of ratio 1."""
+    figure = figures.overview([replace(row, **TIMES) for row in rows()])
+    above, below = panel(figure, "time to first token (TTFT)")
+    assert above.get_ylabel() == "ms"
+    assert [y for _, y in points(above)] == pytest.approx([30] * 3)
+    bars = [[y for _, y in path(line)] for line in below.lines if line.get_marker() == "_"]
+    assert bars == [[0.9, 1.25]] * 3
+    above, below = panel(figures.overview(rows()), "keys and values")
+    assert above.get_ylabel() == "MiB"
+    assert sum(points(below), ()) == pytest.approx((1, 1, 0.7, 0.7, 0.3, 0.3), abs=1e-5)
+
+
+def test_speeds_of_rows_are_not_divided_by_each_other() -> None:
+    """They were measured at different moments: the quotient would be of these."""
+    _, below = panel(figures.overview(rows(**TIMES)), "speed")
+    assert not points(below)
+    assert "not drawn" in below.texts[0].get_text()
+
+
+def test_vacuous_rows_are_hollow_and_named() -> None:
+    """A point on the line of no change must not look like a result."""
+    empty = [*rows("knorm"), BASE, pressed(0.9, 0.0, vacuous=True, press="random")]
+    for figure in (figures.overview(empty), figures.trade_off(empty)):
+        axes = figure.axes[-1]
+        assert len(points(axes, hollow=True)) == 1
+        assert points(axes, hollow=False)
+        assert "hollow: vacuous, says nothing (random 0.9)" in legend(figure)
+    assert not any("vacuous" in text for text in legend(figures.overview(rows())))
+
+
+def test_each_press_has_a_colour_and_a_marker_of_its_own() -> None:
+    """And is in the legend once."""
+    names = ["a", "b", "c", "d", "e", "f", "g"]
+    figure = figures.overview(rows(*names))
+    assert legend(figure) == names
+    handles = figure.legends[0].get_lines()
+    assert len({line.get_color() for line in handles}) == len({line.get_marker() for line in handles}) == 7
+
+
+def test_presses_that_differ_in_a_setting_are_lines_of_their_own() -> None:
+    """And the setting is named; what all share is not."""
+    both = [*rows(), *rows(schedule="step")]
+    assert list(figures.series(both)) == ["knorm, schedule budget", "knorm, schedule step"]
+    assert [row.keep_ratio for row in figures.series(both)["knorm, schedule step"]] == [1.0, 0.7, 0.3]
+    assert list(figures.series(rows())) == ["knorm"]
+
+
+def test_a_row_is_compared_with_the_uncompressed_row_of_its_own_dtype() -> None:
+    """Half the bytes of another dtype are no compression."""
+    half = rows(dtype="bfloat16")
+    half = [replace(row, kv_bytes=row.kv_bytes // 2) for row in half]
+    every = [*rows(), *half]
+    assert figures.relative(half[1], every, lambda row: row.kv_bytes) == pytest.approx(0.7, abs=1e-5)
+    assert figures.relative(pressed(0.7, 0.1), [pressed(0.7, 0.1)], lambda row: row.kv_bytes) is None
+
+
+def test_numbers_that_are_none_or_not_finite_are_left_out() -> None:
+    """The other points stay where they are."""
+    broken = [BASE, pressed(0.7, 0.1), pressed(0.5, math.inf), pressed(0.3, math.nan)]
+    above, _ = panel(figures.overview(broken), "perplexity")
+    assert [y for _, y in points(above) if math.isfinite(y)] == [4.0, pytest.approx(4.4)]
+    assert len(points(figures.trade_off(broken).axes[0])) == 1
+    figures.to_svg(figures.trade_off([BASE]), "nothing")
+    figures.to_svg(figures.overview([pressed(0.3, math.nan, ppl=math.nan, accuracy=math.nan)]), "nothing")
+
+
+def test_a_trade_off_is_of_speed_where_every_row_has_times_and_of_memory_elsewhere() -> None:
+    """The good corner is on the side of the gain, below a rise of 20 %."""
+    fast = figures.trade_off(rows(**TIMES)).axes[0]
+    assert "speed" in fast.get_xlabel()
+    assert sum(points(fast), ()) == pytest.approx((2, 10, 2, 50))
+    bars = [sorted(x for x, _ in path(line)) for line in fast.lines if line.get_alpha()]
+    assert bars == [[1.25, 2.5]] * 2
+    small = figures.trade_off([*rows(), *rows("random", **TIMES)]).axes[0]
+    assert "memory" in small.get_xlabel()
+    for axes, inside in ((fast, (2.0, 10.0)), (small, (0.5, 10.0))):
+        corner = axes.collections[0].get_paths()[0]
+        assert corner.contains_point(inside)
+        assert not corner.contains_point((inside[0], 25.0))
+        assert not corner.contains_point((1 / inside[0], 10.0))
+
+
+def test_a_huge_change_does_not_squash_the_others() -> None:
+    """The band in which presses are good keeps a fifth of the height beside +80,000 %."""
+    changes = {0.9: 0.02, 0.7: 0.19, 0.5: 3.0, 0.3: 800.0}
+    axes = figures.trade_off([BASE, *(pressed(ratio, change) for ratio, change in changes.items())]).axes[0]
+    low, high = (axes.transAxes.inverted().transform(axes.transData.transform((0.5, y)))[1] for y in (0, 20))
+    assert high - low > 0.15
+    assert [y for _, y in points(axes)] == pytest.approx([2, 19, 300, 80_000])
+
+
+def test_labels_of_points_that_lie_close_do_not_cover_each_other() -> None:
+    """Each point has its own, and all stay inside."""
+    close = [
+        pressed(round(0.9 - 0.05 * number, 2), 0.1 + 0.004 * number, press=press, kv_bytes=700_000 + 4000 * number)
+        for press in ("knorm", "random", "keydiff")
+        for number in range(5)
+    ]
+    figure = figures.trade_off([BASE, *close])
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    labels = [text for text in axes.texts if isinstance(text, Annotation)]
+    assert sorted(label.get_text() for label in labels) == sorted(f"{row.keep_ratio:g}" for row in close)
+    # Without the line to its point, which belongs to an annotation's extent.
+    boxes = [Text.get_window_extent(label) for label in labels]
+    for number, one in enumerate(boxes):
+        for other in boxes[:number]:
+            width = min(one.x1, other.x1) - max(one.x0, other.x0)
+            height = min(one.y1, other.y1) - max(one.y0, other.y0)
+            assert min(width, height) < 3
+
+
+def shares(table: list[list[int]], step: int, line: int) -> list[float | None]:
+    """A line of an eviction map: the last query of a step, and means over the keys of each step and all heads."""
+    tokens = len(table[0])
+    query = min((line + 1) * step, tokens) - 1
+    pixels: list[float | None] = []
+    for first in range(0, tokens, step):
+        fed = range(first, min(first + step, query + 1))
+        held = [query < head[key] for head in table for key in fed]
+        pixels.append(sum(held) / len(held) if held else None)
+    return pixels
+
+
+@pytest.mark.parametrize(("tokens", "step"), [(1, 1), (40, 1), (512, 1), (513, 2), (1200, 3)])
+def test_an_eviction_map_shows_the_share_of_heads_that_hold_a_token(tokens: int, step: int) -> None:
+    """Query by query up to 512 tokens; a longer text is drawn in as many pixels as fit, each a fair mean."""
+    tables = eviction_tables(1, 2, tokens, seed=tokens)
+    (image,) = figures.eviction_map("map", tables).axes[0].images
+    drawn = np.ma.filled(np.ma.asarray(image.get_array()), math.nan).tolist()
+    count = math.ceil(tokens / step)
+    assert len(drawn) == count <= 512
+    for line in {*range(0, count, 29), count - 1}:
+        expected = shares(tables[0][0].tolist(), step, line)
+        assert [None if math.isnan(value) else value for value in drawn[line]] == pytest.approx(expected)
+    assert list(image.get_extent()) == [0, tokens, tokens, 0]
+    assert (image.norm.vmin, image.norm.vmax) == (0, 1)
+
+
+def test_an_eviction_map_goes_from_black_to_light_on_white() -> None:
+    """Black is evicted in all heads; held is light, but not the white of what is not yet fed."""
+    axes = figures.eviction_map("map", eviction_tables(1, 2, 8)).axes[0]
+    colours = axes.images[0].cmap
+    assert same_color(colours(0.0), "black")
+    assert 0.6 < min(colours(1.0)[:3]) < 0.8
+    assert colours.get_bad()[3] == 0
+    assert same_color(axes.get_facecolor(), "white")
+
+
+def test_many_layers_are_a_grid_of_at_most_four_columns_in_a_small_file() -> None:
+    """The panels say which layer they are, and where nothing was evicted; the title is written out."""
+    tables = list(eviction_tables(10, 2, 600))
+    tables[0] = torch.full_like(tables[0], NEVER)
+    title = "an-organisation/a-model on wikitext-2: streaming-llm, keep ratio 0.5, schedule budget"
+    figure = figures.eviction_map(title, tables)
+    shown = [axes for axes in figure.axes if axes.images]
+    expected = ["layer 0, nothing evicted", *(f"layer {number}" for number in range(1, 10))]
+    assert [axes.get_title(loc="left") for axes in shown] == expected
+    assert len({round(axes.get_position().x0, 3) for axes in shown}) == 4
+    svg = figures.to_svg(figure, "many")
+    assert title in svg
+    assert len(svg) < 500_000
+
+
+@pytest.mark.parametrize(("shape", "numbers"), [((2, 3), 6), ((10, 10), 100), ((24, 8), 0)])
+def test_a_heat_map_has_numbers_in_its_cells_while_these_can_be_read(shape: tuple[int, int], numbers: int) -> None:
+    """The colours are symmetric about 0 in any case."""
+    figure = figures.norm_attention_map(torch.linspace(-0.5, 0.9, shape[0] * shape[1]).view(shape))
+    axes = figure.axes[0]
+    assert len(axes.texts) == numbers
+    if numbers:
+        assert axes.texts[0].get_text() == "-0.50"
+    norm = axes.images[0].norm
+    assert (norm.vmin, norm.vmax) == (-1, 1)
+
+
+def test_a_correlation_that_is_not_defined_is_said_to_be() -> None:
+    """In its cell, and with a colour of its own in the legend."""
+    figure = figures.norm_attention_map(torch.tensor([[math.nan, 0.5]]))
+    assert [text.get_text() for text in figure.axes[0].texts] == ["not defined", "+0.50"]
+    assert legend(figure) == ["not defined"]
+    assert not figures.norm_attention_map(torch.tensor([[0.1, 0.5]])).legends
+
+
+def test_the_sentence_counts_the_heads_for_which_the_assumption_holds() -> None:
+    """Those without a correlation are not among them."""
+    table = torch.tensor([[-0.8, -0.31, -0.29], [0.2, math.nan, 0.4]])
+    assert figures.sentence(table) == (
+        "KnormPress assumes clearly negative numbers. Below -0.3 here: 2 of 5 heads; above 0: 2; median: -0.29."
+    )
+    assert "No correlation is defined" in figures.sentence(torch.full((2, 2), math.nan))

@@ -1,0 +1,494 @@
+"""The page of a report: self-contained, complete, and saying in words what its numbers do not say."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conformance import architectures
+from matplotlib.figure import Figure
+
+from pressgauge import KnormPress, figures, perplexity, report
+from pressgauge.history import NEVER
+from pressgauge.report import change, number, percent, size, summary, write_report
+from pressgauge.row import Row, Source, make_row
+from pressgauge.salience import norm_attention
+
+PROVENANCE = {"torch": "2.13.0", "command": "pressgauge measure --report out"}
+UNCOMPRESSED = Row(
+    press="knorm",
+    schedule="budget",
+    keep_ratio=1.0,
+    prune_after=64,
+    skip_layers=(0,),
+    model="tiny",
+    text="noise",
+    dtype="float32",
+    device="cpu",
+    ppl=4.0,
+    ppl_change=0.0,
+    accuracy=0.5,
+    scored_tokens=3069,
+    affected_tokens=0,
+    evictions=0,
+    held=(1024, 1024),
+    kv_bytes=1 << 20,
+    vacuous=False,
+)
+GOOD = replace(
+    UNCOMPRESSED,
+    keep_ratio=0.7,
+    ppl=4.4,
+    ppl_change=0.1,
+    affected_tokens=2874,
+    evictions=12_345,
+    held=(1024, 717),
+    kv_bytes=734_003,
+)
+BAD = replace(GOOD, keep_ratio=0.3, ppl=4000.0, ppl_change=999.0, accuracy=0.123, kv_bytes=314_573)
+VACUOUS = replace(UNCOMPRESSED, keep_ratio=0.9, vacuous=True)
+TIMES: dict[str, Any] = {
+    "ttft_ratio": 1.01,
+    "ttft_interval": (0.98, 1.03),
+    "tpot_ratio": 0.912,
+    "tpot_interval": (0.9, 1.02),
+    "ttft": 0.03,
+    "tpot": 0.002,
+    "tokens_per_second": 1234.5,
+    "peak_memory_bytes": 5 << 20,
+    "peak_memory_of": "device",
+}
+VOID = {"meta", "link", "img", "br", "hr", "input", "source", "base"}
+
+
+@dataclass
+class Page(HTMLParser):
+    """What a reader of the page meets."""
+
+    source: str
+    tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    tables: list[list[list[str]]] = field(default_factory=list)
+    headings: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    styles: list[str] = field(default_factory=list)
+    _open: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.feed(self.source)
+        self.close()
+        assert not self._open, "tags that are never closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note it, and begin a table, a row or a cell."""
+        assert len({name for name, _ in attrs}) == len(attrs), f"{tag} has an attribute twice"
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append((tag, dict(attrs)))
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+        elif tag == "h2":
+            self.headings.append("")
+        elif ("class", "warning") in attrs:
+            self.warnings.append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """An element of an SVG without content."""
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        """It must be the one that was opened last."""
+        assert self._open.pop()[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        """A text, into whatever it is in."""
+        names = [tag for tag, _ in self._open]
+        if "style" in names:
+            self.styles.append(data)
+            return
+        self.texts.append(data)
+        if {"td", "th"} & set(names):
+            self.tables[-1][-1][-1] += data
+        if "h2" in names:
+            self.headings[-1] += data
+        if any(attributes.get("class") == "warning" for _, attributes in self._open):
+            self.warnings[-1] += data
+
+    @property
+    def text(self) -> str:
+        """All texts, in one line."""
+        return " ".join(" ".join(self.texts).split())
+
+    @property
+    def cells(self) -> list[dict[str, str]]:
+        """The rows of all tables, by the headings of their columns."""
+        return [dict(zip(table[0], row, strict=True)) for table in self.tables for row in table[1:]]
+
+
+def write(folder: Path, rows: Sequence[Row], **changes: Any) -> Page:
+    """A report of these rows, read again."""
+    arguments: dict[str, Any] = {"maps": {}, "correlations": {}, "provenance": PROVENANCE, **changes}
+    return Page(write_report(folder / "out", rows, **arguments).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def plain_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures without content, where a test is about words."""
+    for name in ("overview", "trade_off"):
+        monkeypatch.setattr(figures, name, lambda rows: Figure())
+    monkeypatch.setattr(figures, "to_svg", lambda figure, name: f'<svg id="{name}"></svg>')
+
+
+def eviction_tables(layers: int = 2) -> tuple[torch.Tensor, ...]:
+    """Any."""
+    return (torch.tensor([[[5, NEVER, 4, NEVER, NEVER, NEVER]]], dtype=torch.int32),) * layers
+
+
+EVERYTHING: dict[str, Any] = {
+    "maps": {"tiny on noise: knorm, keep ratio 0.7": eviction_tables()},
+    "correlations": {"tiny on noise": torch.tensor([[0.5, -0.25]])},
+}
+
+
+def test_a_page_needs_nothing_but_itself(tmp_path: Path) -> None:
+    """No script, no address of anything else, and a policy that forbids both."""
+    page = write(tmp_path, [UNCOMPRESSED, GOOD], **EVERYTHING)
+    assert not {"script", "link", "iframe", "base", "img", "object"} & {tag for tag, _ in page.tags}
+    for tag, attributes in page.tags:
+        for name, value in attributes.items():
+            if name in ("href", "xlink:href", "src", "srcset", "action", "style", "fill", "clip-path"):
+                assert value is not None
+                assert value.startswith(("#", "data:image/png;base64,")) or "//" not in value, (tag, name, value[:80])
+            assert not name.startswith("on")
+    assert not re.search(r"@import|url\((?!#)", " ".join(page.styles))
+    policy = [attributes["content"] for tag, attributes in page.tags if tag == "meta" and "http-equiv" in attributes]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+
+
+def test_ids_are_unique_on_the_page_and_references_find_them(tmp_path: Path) -> None:
+    """Two sections have the same figures of other rows: a clip path of the one must not cut the other."""
+    other = [replace(row, text="else") for row in (UNCOMPRESSED, GOOD)]
+    page = write(tmp_path, [UNCOMPRESSED, GOOD, *other], **EVERYTHING)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    references = re.findall(r"url\(#([^)]*)\)|href=\"#([^\"]*)\"", page.source)
+    assert len(references) > 50
+    assert {one or two for one, two in references} <= set(ids)
+
+
+def test_every_figure_is_in_the_page_and_in_a_file_of_its_own(tmp_path: Path) -> None:
+    """The same bytes, and named in the caption."""
+    page = write(tmp_path, [UNCOMPRESSED, GOOD], **EVERYTHING)
+    files = sorted(path.name for path in (tmp_path / "out").glob("*.svg"))
+    assert files == ["eviction-map-1.svg", "norm-attention-1.svg", "overview-1.svg", "trade-off-1.svg"]
+    for name in files:
+        svg = (tmp_path / "out" / name).read_text(encoding="utf-8")
+        assert svg.startswith("<svg")
+        assert svg in page.source
+        assert name in page.text
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Nothing of the moment is in it but what provenance says."""
+    pages = [write(tmp_path, [UNCOMPRESSED, GOOD], **EVERYTHING) for _ in range(2)]
+    assert pages[0].source == pages[1].source
+
+
+def test_names_are_written_as_they_are(tmp_path: Path) -> None:
+    """A model may be called anything, and is no markup; neither is provenance."""
+    name = "<b>&\"'$x_1$</script>"
+    rows = [replace(row, model=name, press=name) for row in (UNCOMPRESSED, GOOD)]
+    maps = {f"{name} on noise: {name}, keep ratio 0.7": eviction_tables()}
+    page = write(tmp_path, rows, maps=maps, provenance={name: name})
+    assert page.headings[0] == f"{name} on noise"
+    assert page.cells[1]["press"] == name
+    assert f"{name} on noise: {name}, keep ratio 0.7, schedule budget" in page.texts
+    assert not {"b", "script"} & {tag for tag, _ in page.tags}
+
+
+@pytest.mark.usefixtures("plain_pictures")
+def test_the_table_has_every_number_of_every_row(tmp_path: Path) -> None:
+    """Ratios with their intervals, and no more digits than mean something."""
+    rows = [replace(UNCOMPRESSED, **TIMES), replace(GOOD, **TIMES), replace(BAD, **TIMES)]
+    page = write(tmp_path, rows)
+    assert page.cells[1] == {
+        "press": "knorm",
+        "schedule": "budget",
+        "keep ratio": "0.7",
+        "perplexity": "4.400",
+        "change": "+10.0%",
+        "verdict": "good",
+        "accuracy": "50.0%",
+        "affected / scored": "2,874 / 3,069",
+        "evictions": "12,345",
+        "held": "717–1,024",  # noqa: RUF001
+        "keys and values": "717 KiB",
+        "TTFT ratio": "1.010 [0.980, 1.030]",
+        "TPOT ratio": "0.912 [0.900, 1.020]",
+        "tokens/s": "1,234",
+        "memory": "5.00 MiB",
+    }
+    assert [(row["perplexity"], row["change"], row["verdict"]) for row in page.cells] == [
+        ("4.000", report.DASH, "uncompressed"),
+        ("4.400", "+10.0%", "good"),
+        ("4,000", "+99,900%", "too aggressive"),
+    ]
+    assert "prune after 64, skip layers 0, dtype float32, device cpu" in page.text
+    assert all(name in page.text and value in page.text for name, value in PROVENANCE.items())
+
+
+@pytest.mark.usefixtures("plain_pictures")
+def test_settings_that_differ_are_columns(tmp_path: Path) -> None:
+    """Said once where they are the same, and row by row where not."""
+    page = write(tmp_path, [UNCOMPRESSED, replace(GOOD, prune_after=128)])
+    assert [row["prune after"] for row in page.cells] == ["64", "128"]
+    assert "skip layers" not in page.cells[0]
+
+
+@pytest.mark.usefixtures("plain_pictures")
+def test_a_verdict_is_a_word_and_a_colour(tmp_path: Path) -> None:
+    """The class carries the colour, the cell the word."""
+    acceptable = replace(GOOD, ppl_change=0.25)
+    page = write(tmp_path, [UNCOMPRESSED, VACUOUS, GOOD, acceptable, BAD])
+    words = ["uncompressed", "vacuous", "good", "acceptable", "too aggressive"]
+    assert [row["verdict"] for row in page.cells] == words
+    classes = [str(attributes.get("class")) for tag, attributes in page.tags if tag == "td" and attributes]
+    assert classes == [f"verdict {word}" for word in words]
+    colours = "".join(page.styles)
+    assert all(
+        re.search(rf"^{name} {{ color: var", colours, re.M) for name in (".good", ".acceptable", ".too.aggressive")
+    )
+
+
+@pytest.mark.usefixtures("plain_pictures")
+def test_vacuous_rows_are_explained_where_there_are_any(tmp_path: Path) -> None:
+    """And never show a change of 0 %."""
+    explanation = "Vacuous rows say nothing about their press"
+    page = write(tmp_path, [UNCOMPRESSED, VACUOUS])
+    assert explanation in page.text
+    assert page.cells[1]["change"] == report.DASH
+    assert explanation not in write(tmp_path, [UNCOMPRESSED, GOOD]).text
+
+
+@pytest.mark.usefixtures("plain_pictures")
+@pytest.mark.parametrize(
+    ("ttft", "tpot", "trusted"),
+    [
+        ((0.9, 1.1), (0.99, 1.01), True),
+        ((1.0, 1.1), (0.9, 1.0), True),
+        ((1.01, 1.1), (0.99, 1.01), False),
+        ((0.9, 1.1), (0.8, 0.999), False),
+    ],
+)
+def test_times_are_not_to_be_trusted_if_two_uncompressed_arms_differ(
+    tmp_path: Path, ttft: tuple[float, float], tpot: tuple[float, float], trusted: bool
+) -> None:
+    """Said in a box of its own; and what the press does to times has no part in it."""
+    rows = [replace(UNCOMPRESSED, **{**TIMES, "ttft_interval": ttft, "tpot_interval": tpot}), replace(GOOD, **TIMES)]
+    rows[1] = replace(rows[1], tpot_interval=(0.4, 0.5))
+    page = write(tmp_path, rows)
+    noise = f"TTFT 1.010 [{ttft[0]:.3f}, {ttft[1]:.3f}], TPOT 0.912 [{tpot[0]:.3f}, {tpot[1]:.3f}]"
+    assert f"uncompressed / uncompressed: {noise}" in page.text
+    assert len(page.warnings) == (not trusted)
+    if not trusted:
+        assert "The times of this run are not to be trusted." in " ".join(page.warnings[0].split())
+        assert noise in " ".join(page.warnings[0].split())
+
+
+@pytest.mark.usefixtures("plain_pictures")
+def test_without_an_uncompressed_arm_the_noise_is_said_to_be_unknown(tmp_path: Path) -> None:
+    """Silence would look like trust."""
+    assert "how much of the times is noise is not known" in write(tmp_path, [replace(GOOD, **TIMES)]).text
+
+
+@pytest.mark.usefixtures("plain_pictures")
+def test_what_was_not_measured_has_no_columns(tmp_path: Path) -> None:
+    """But a sentence; and a row without times beside others has dashes."""
+    page = write(tmp_path, [UNCOMPRESSED, GOOD])
+    assert "Times and memory while generating were not measured." in page.text
+    assert not {"TTFT ratio", "TPOT ratio", "tokens/s", "memory"} & set(page.cells[0])
+    page = write(tmp_path, [replace(UNCOMPRESSED, **TIMES), GOOD])
+    assert [page.cells[1][name] for name in ("TTFT ratio", "TPOT ratio", "tokens/s", "memory")] == [report.DASH] * 4
+
+
+def test_values_that_are_missing_or_not_finite_are_said_in_words(tmp_path: Path) -> None:
+    """Whatever a reader sees, it is never a word of a programming language."""
+    broken = [
+        replace(UNCOMPRESSED, **{**TIMES, "peak_memory_bytes": None, "peak_memory_of": "not available on this device"}),
+        replace(GOOD, ppl=math.inf, ppl_change=math.inf),
+        replace(GOOD, keep_ratio=0.5, ppl=math.nan, ppl_change=math.nan, accuracy=math.nan, held=(), **TIMES),
+    ]
+    page = write(tmp_path, broken, correlations={"tiny on noise": torch.tensor([[math.nan, -0.5]])})
+    assert not re.search(r"\b(None|NaN|nan|inf|True|False)\b", page.text)
+    assert [row["perplexity"] for row in page.cells] == ["4.000", "infinite", "not defined"]
+    assert [row["memory"] for row in page.cells] == ["not available", report.DASH, "5.00 MiB"]
+    assert page.cells[2]["held"] == report.DASH
+    assert "not defined" in page.texts
+
+
+@pytest.mark.usefixtures("plain_pictures")
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("device", "the most that the device had allocated during a run"),
+        ("cache", "the bytes of the cache's storage at the end"),
+        ("not available on this device", "Memory: not available on this device."),
+    ],
+)
+def test_memory_says_what_it_is_of(tmp_path: Path, kind: str, words: str) -> None:
+    """The three are not to be compared with each other."""
+    assert words in write(tmp_path, [replace(UNCOMPRESSED, **{**TIMES, "peak_memory_of": kind})]).text
+
+
+@pytest.mark.usefixtures("plain_pictures")
+def test_models_and_texts_have_sections_with_their_own_rows_and_pictures(tmp_path: Path) -> None:
+    """In the order of the rows; pictures that belong to no row come last."""
+    small, large = [UNCOMPRESSED, GOOD], [replace(row, model="large", ppl=9.0) for row in (UNCOMPRESSED, GOOD)]
+    page = write(
+        tmp_path,
+        [*large, *small],
+        maps={
+            "tiny on noise: knorm, keep ratio 0.7": eviction_tables(),
+            "odd on noise: x": eviction_tables(),
+            "tiny on noise: empty": (),
+        },
+        correlations={"large on noise": torch.tensor([[0.5]])},
+    )
+    assert page.headings == ["large on noise", "tiny on noise", "odd on noise: x", "How to read this"]
+    assert [[row[4] if row[0] == "press" else row[3] for row in table] for table in page.tables] == [
+        ["change", "9.000", "9.000"],
+        ["change", "4.000", "4.400"],
+    ]
+    sections = page.source.split("<section>")
+    assert ["Norm against attention" in section for section in sections] == [False, True, False, False, False]
+    assert ["eviction-map-" in section for section in sections] == [False, False, True, True, False]
+    assert "arXiv 2406.11430" in sections[1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([UNCOMPRESSED], "knorm: only the uncompressed run was measured."),
+        ([UNCOMPRESSED, VACUOUS], "knorm: nothing can be said. Vacuous at 0.9: nothing can be said there."),
+        (
+            [UNCOMPRESSED, GOOD, BAD],
+            "knorm: good at 0.7; too aggressive at 0.3. At the smallest good ratio, 0.7, perplexity changes by +10.0%, "
+            "keys and values take 70% of the memory.",
+        ),
+        (
+            [UNCOMPRESSED, GOOD, replace(GOOD, keep_ratio=0.5, ppl_change=0.15, kv_bytes=1 << 19)],
+            "knorm: good at 0.7, 0.5. At the smallest good ratio, 0.5, perplexity changes by +15.0%, "
+            "keys and values take 50% of the memory.",
+        ),
+        (
+            [GOOD, replace(BAD, **TIMES), VACUOUS],
+            "knorm: good at 0.7; too aggressive at 0.3. At the smallest good ratio, 0.7, perplexity changes by +10.0%. "
+            "Vacuous at 0.9: nothing can be said there.",
+        ),
+        (
+            [UNCOMPRESSED, replace(BAD, **TIMES)],
+            "knorm: too aggressive at 0.3. At the largest ratio, 0.3, perplexity changes by +99,900%, "
+            "keys and values take 30% of the memory, a later token takes 0.91 times as long.",
+        ),
+    ],
+)
+def test_a_press_is_summed_up_in_a_sentence(rows: list[Row], words: str) -> None:
+    """What is good, and what the smallest good ratio gives; a vacuous row is never a good one."""
+    assert summary("knorm", rows, rows) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.0, "0"), (3.14159, "3.142"), (12.345, "12.35"), (1234.5678, "1,235"), (0.0123456, "0.01235"), (None, "–")],  # noqa: RUF001
+)
+def test_a_number_has_as_many_digits_as_mean_something(value: float | None, words: str) -> None:
+    """Four here, but an integer is never cut short."""
+    assert number(value, 4) == words
+
+
+def test_shares_sizes_and_changes() -> None:
+    """Per cent with a tenth below 100 %; bytes in the largest unit that is not below 1."""
+    assert [percent(0.5), percent(0.0512, "+"), percent(-0.2, "+"), percent(12.3, "+")] == [
+        "50.0%", "+5.1%", "-20.0%", "+1,230%",
+    ]  # fmt: skip
+    assert [size(0), size(1023), size(1024), size(1536), size(1 << 30), size(5 << 50)] == [
+        "0 bytes", "1,023 bytes", "1.00 KiB", "1.50 KiB", "1.00 GiB", "5,120 TiB",
+    ]  # fmt: skip
+    assert change(VACUOUS) == change(UNCOMPRESSED) == report.DASH
+
+
+def _fail_to_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "trade_off", lambda rows: 1 / 0)
+
+
+def _fail_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, calls = Path.write_text, []
+
+    def write_text(self: Path, text: str, **kwargs: Any) -> int:
+        calls.append(self)
+        if len(calls) == 3:
+            own(self, text[:100], **kwargs)
+            raise OSError("no space left on device")
+        return own(self, text, **kwargs)
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+
+
+@pytest.mark.usefixtures("plain_pictures")
+@pytest.mark.parametrize("fail", [_fail_to_draw, _fail_to_write])
+def test_a_report_that_fails_leaves_the_old_one_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    """Not half of one and half of the other."""
+    write(tmp_path, [UNCOMPRESSED, GOOD])
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    fail(monkeypatch)
+    with pytest.raises((ZeroDivisionError, OSError)):
+        write(tmp_path, [UNCOMPRESSED, BAD])
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.usefixtures("plain_pictures")
+def test_a_new_report_takes_the_place_of_the_old_one_and_of_nothing_else(tmp_path: Path) -> None:
+    """A figure of the old one would pass for one of the new; what a user put there is a user's."""
+    write(tmp_path, [UNCOMPRESSED, GOOD], **EVERYTHING)
+    mine = [tmp_path / "out" / name for name in ("rows.json", "my.svg", "overview-final.svg")]
+    for path in mine:
+        path.write_text("mine", encoding="utf-8")
+    page = write(tmp_path, [UNCOMPRESSED, BAD])
+    assert "too aggressive" in page.text
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        ["report.html", "overview-1.svg", "trade-off-1.svg", *(path.name for path in mine)]
+    )
+    assert {path.read_text(encoding="utf-8") for path in mine} == {"mine"}
+
+
+def test_a_real_measurement_becomes_a_report(tmp_path: Path) -> None:
+    """From perplexity, ``evicted_at`` and salience of one model, as they come."""
+    model, ids = architectures.shared("llama"), architectures.tokens(1, 60)
+    source = Source("tiny", "noise", "float64", "cpu")
+    base = perplexity(model, ids)
+    rows, maps = [], {}
+    for keep_ratio in (1, 0.5):
+        press = KnormPress(keep_ratio, prune_after=20)
+        result = perplexity(model, ids, press)
+        rows.append(make_row("knorm", press, source, result, base.ppl))
+        maps["tiny on noise: knorm, keep ratio 0.5"] = result.evicted_at
+    page = write(tmp_path, rows, maps=maps, correlations={"tiny on noise": norm_attention(model, ids)})
+    assert page.cells[1]["held"] == "30"
+    assert page.cells[1]["affected / scored"] == f"{rows[1].affected_tokens} / 59"
+    assert [text for text in page.texts if text.startswith("layer ")] == ["layer 0", "layer 1", "layer 2"]
+    assert figures.sentence(norm_attention(model, ids)).split(". ")[1][:40] in page.text

@@ -1,0 +1,164 @@
+"""Key norm against attention: the correlation is the one of the model's own attention, whoever computes it."""
+
+import math
+import sys
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from conformance import architectures
+from torch import Tensor
+from transformers import DynamicCache
+
+from pressgauge.salience import LATER, norm_attention
+
+
+def ranks(values: list[float]) -> list[float]:
+    """Ranks from 1 on; equal values share their mean rank."""
+    return [sum(other < value for other in values) + (values.count(value) + 1) / 2 for value in values]
+
+
+def spearman(first: list[float], second: list[float]) -> float:
+    """The correlation of the ranks, from its definition."""
+    a, b = ranks(first), ranks(second)
+    middle = (len(a) + 1) / 2
+    covariance = sum((x - middle) * (y - middle) for x, y in zip(a, b, strict=True))
+    return covariance / math.sqrt(sum((x - middle) ** 2 for x in a) * sum((y - middle) ** 2 for y in b))
+
+
+def rounded(number: float) -> float:
+    """To 16 significant bits, as presses compare their scores: what agrees in these is a tie."""
+    mantissa, exponent = math.frexp(number)
+    return math.ldexp(round(mantissa * 2**16), exponent)
+
+
+def from_probabilities(model: architectures.Model, ids: Tensor, later: int) -> list[list[float]]:
+    """Per layer and KV head, from the attention probabilities and keys that an eager model hands out."""
+    with torch.no_grad():
+        output = model(ids, past_key_values=DynamicCache(), output_attentions=True)
+    tokens = ids.shape[1]
+    result = []
+    for layer, probabilities in zip(output.past_key_values.layers, output.attentions, strict=True):
+        keys = layer.keys[0].tolist()
+        group = probabilities.shape[1] // len(keys)
+        table = []
+        for head, entries in enumerate(keys):
+            norms, received = [], []
+            for key in range(tokens - later):
+                norms.append(rounded(sum(x * x for x in entries[key]) ** 0.5))
+                columns = probabilities[0, head * group : (head + 1) * group, key + 1 :, key]
+                received.append(float(columns.double().mean()))
+            table.append(spearman(norms, received))
+        result.append(table)
+    return result
+
+
+def eager(architecture: str, **changes: Any) -> architectures.Model:
+    """A model that hands out its attention probabilities."""
+    model = architectures.build(architecture, **changes)
+    model.set_attn_implementation("eager")
+    return model
+
+
+@pytest.mark.parametrize("later", [1, LATER, 100])
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [("neox", {}), ("llama", {}), ("qwen3", {}), ("mistral", {"sliding_window": 40})],
+    ids=["neox", "llama", "qwen3", "sliding"],
+)
+def test_it_is_the_rank_correlation_of_norms_and_attention_from_later_queries(
+    architecture: str, changes: dict[str, Any], later: int
+) -> None:
+    """Own queries and keys with too few later ones left out, query heads of a KV head averaged, over several blocks."""
+    model = eager(architecture, **changes)
+    ids = architectures.tokens(1, 150)
+    found = norm_attention(model, ids, later=later)
+    expected = torch.tensor(from_probabilities(model, ids, later), dtype=torch.float64)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_the_model_s_implementation_does_not_matter_and_is_left_alone() -> None:
+    """An sdpa model gives what an eager one gives; a guard looks after the shared one."""
+    ids = architectures.tokens(1, 80)
+    found = norm_attention(architectures.shared("llama"), ids)
+    torch.testing.assert_close(found, norm_attention(eager("llama"), ids), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_an_sdpa_mask_is_kept_to(window: int | None) -> None:
+    """A sliding window reaches sdpa as a mask of booleans, and none at all means causal."""
+    ids = architectures.tokens(1, 90)
+    found = norm_attention(architectures.build("mistral", sliding_window=window), ids)
+    expected = from_probabilities(eager("mistral", sliding_window=window), ids, LATER)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-4)
+
+
+def test_norms_that_are_equal_up_to_rounding_have_no_correlation() -> None:
+    """Qwen3 with unit weights gives every key one length. Noise must not be ranked, and nobody warned."""
+    model = architectures.build("qwen3")
+    for name, weight in model.named_parameters():
+        if "k_norm" in name:
+            torch.nn.init.ones_(weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = norm_attention(model, architectures.tokens(1, 80))
+    assert found.shape == (architectures.LAYERS, 2)
+    assert bool(found.isnan().all())
+
+
+@pytest.mark.parametrize(("tokens", "defined"), [(LATER - 1, False), (LATER + 2, False), (LATER + 3, True)])
+def test_fewer_than_three_keys_have_no_correlation(tokens: int, defined: bool) -> None:
+    """Two keys would always correlate perfectly."""
+    found = norm_attention(architectures.shared("neox"), architectures.tokens(1, tokens))
+    assert bool((~found.isnan()).all()) == defined
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    """Means of bfloat16 probabilities would be full of ties."""
+    dtypes: set[torch.dtype] = set()
+    model = architectures.cast("llama", torch.bfloat16, torch.device("cpu"))
+    module = sys.modules[type(model).__module__]
+    own = module.eager_attention_forward
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        dtypes.update((args[1].dtype, args[2].dtype))
+        return own(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "eager_attention_forward", spy)
+        found = norm_attention(model, architectures.tokens(1, 80))
+    assert dtypes == {torch.float32}
+    assert bool((~found.isnan()).all())
+
+
+def test_attention_is_held_for_a_block_of_queries_at_a_time() -> None:
+    """Never for all queries of a long text."""
+    queries = []
+    model = architectures.shared("llama")
+    module = sys.modules[type(model).__module__]
+    own = module.eager_attention_forward
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        queries.append(args[1].shape[2])
+        return own(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "eager_attention_forward", spy)
+        norm_attention(model, architectures.tokens(1, 300))
+    assert max(queries) <= 64
+    assert sum(queries) == 300 * architectures.LAYERS
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_anything_but_one_text_is_refused(rows: int) -> None:
+    """Rows of a batch have different lengths, and no correlation in common."""
+    with pytest.raises(ValueError, match=r"input_ids must be one text, \[1, tokens\], got \[\d, 40\]"):
+        norm_attention(architectures.shared("llama"), architectures.tokens(rows, 40))
+
+
+def test_a_key_without_a_later_query_cannot_be_counted() -> None:
+    """It has no mean attention."""
+    with pytest.raises(ValueError, match="later must be at least 1, got 0"):
+        norm_attention(architectures.shared("llama"), architectures.tokens(1, 40), later=0)
