@@ -1,5 +1,6 @@
 """Perplexity: right against closed forms, plain Python and the exact entropy of a language; counted rightly."""
 
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,9 @@ from pressgauge import KeyDiffPress, KnormPress, Perplexity, Press, RandomPress,
 from pressgauge.reference.language import document
 
 NAMES = sorted(architectures.ARCHITECTURES)
-METHODS = ("plain", "stepwise")
+METHODS = ("onepass", "stepwise", "plain")
+COMPRESSED = ("onepass", "stepwise")
+"""The methods in which a press is at work."""
 NEVER = 2**31 - 1
 
 Reference = Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]
@@ -122,29 +125,31 @@ def test_perplexity_of_the_reference_model_is_near_the_exact_entropy_and_not_bel
     assert -0.01 < excess < 0.06
 
 
-def test_stepwise_perplexity_of_the_reference_model_is_that_of_one_pass(reference: Reference) -> None:
-    """On a trained model in float64, feeding tokens singly and feeding them at once is the same."""
+@pytest.mark.parametrize("method", COMPRESSED)
+def test_perplexity_of_the_reference_model_is_the_plain_one(reference: Reference, method: Any) -> None:
+    """On a trained model in float64, every way of feeding a text is the same as long as nothing is evicted."""
     model, _ = reference("reference", dtype="float64")
     ids = torch.tensor([document(1, 64).tokens])
-    plain, stepwise = (perplexity(model, ids, method=method) for method in ("plain", "stepwise"))
-    torch.testing.assert_close(stepwise.nll, plain.nll, rtol=0, atol=1e-9)
+    plain = perplexity(model, ids, method="plain")
+    torch.testing.assert_close(perplexity(model, ids, method=method).nll, plain.nll, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("method", COMPRESSED)
 @pytest.mark.parametrize("press", [None, KnormPress(1, prune_after=4)], ids=["uncompressed", "ratio-1"])
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=4)
 @given(lengths=st.lists(st.integers(2, 18), min_size=1, max_size=3), data=st.data())
-def test_stepwise_without_compression_is_plain(
-    name: str, press: Press | None, lengths: list[int], data: st.DataObject
+def test_every_method_without_compression_is_plain(
+    name: str, press: Press | None, method: Any, lengths: list[int], data: st.DataObject
 ) -> None:
-    """Without a press and with one that keeps everything, decoding scores a text as one pass does."""
+    """Without a press and with one that keeps everything, a text is scored as the model alone scores it."""
     model = architectures.shared(name)
     ids, mask = architectures.padded(lengths)
     prompt = data.draw(st.integers(1, max(lengths) - 1))
-    stepwise = perplexity(model, ids, press, prompt, "stepwise", attention_mask=mask)
+    result = perplexity(model, ids, press, prompt, method, attention_mask=mask)
     plain = perplexity(model, ids, None, prompt, "plain", attention_mask=mask)
-    torch.testing.assert_close(stepwise.nll, plain.nll, rtol=0, atol=1e-9, equal_nan=True)
-    assert torch.equal(stepwise.hits, plain.hits)
+    torch.testing.assert_close(result.nll, plain.nll, rtol=0, atol=1e-9, equal_nan=True)
+    assert torch.equal(result.hits, plain.hits)
 
 
 # Right under compression
@@ -200,37 +205,41 @@ BY_HAND: dict[str, Press] = {
 }
 
 
+@pytest.mark.parametrize("method", COMPRESSED)
 @pytest.mark.parametrize("prompt", [1, 10])
 @pytest.mark.parametrize("name", ["llama", "neox"])
 @pytest.mark.parametrize("press", BY_HAND.values(), ids=BY_HAND)
-def test_stepwise_under_compression_is_a_loop_that_cuts_the_cache_by_hand(press: Press, name: str, prompt: int) -> None:
+def test_compression_is_what_a_loop_that_cuts_the_cache_by_hand_gives(
+    press: Press, name: str, prompt: int, method: Any
+) -> None:
     """NLL, number of evictions and what is held at the end, against a separate decoding loop in float64."""
     if press.schedule == "prefill":
         prompt = 10  # a shorter one could never act
     model = architectures.shared(name)
     ids = architectures.tokens(1, 26, seed=4)
-    result = perplexity(model, ids, press, prompt, "stepwise")
+    result = perplexity(model, ids, press, prompt, method)
     nll, evictions, held = compressed_by_hand(model, ids[0].tolist(), press, prompt)
     torch.testing.assert_close(result.nll, torch.tensor([nll], dtype=torch.float64), rtol=0, atol=1e-9)
     assert (result.evictions, result.held) == (evictions, tuple(held))
     assert evictions > 0
 
 
+@pytest.mark.parametrize("method", COMPRESSED)
 @pytest.mark.parametrize("prompt", [1, 9, 20])
 @pytest.mark.parametrize("press", COMPRESSING.values(), ids=COMPRESSING)
-def test_rows_are_scored_under_compression_as_they_are_alone(press: Press, prompt: int) -> None:
+def test_rows_are_scored_under_compression_as_they_are_alone(press: Press, prompt: int, method: Any) -> None:
     """A padded row has, in its own columns, the NLL, hits and affected tokens that it has without the others."""
     model = architectures.shared("llama")
     lengths = [24, 4, 15]
     ids, mask = architectures.padded(lengths)
-    together = perplexity(model, ids, press, prompt, attention_mask=mask)
+    together = perplexity(model, ids, press, prompt, method, attention_mask=mask)
     evictions = 0
     for row, length in enumerate(lengths):
         start = 24 - length
         own = max(1, prompt - start)
         if own >= length:
             continue  # every token of this row belongs to the prompt
-        alone = perplexity(model, ids[row : row + 1, start:], press, own)
+        alone = perplexity(model, ids[row : row + 1, start:], press, own, method)
         scored = length - own
         torch.testing.assert_close(together.nll[row, -scored:], alone.nll[0], rtol=0, atol=1e-9)
         assert together.nll[row, :-scored].isnan().all()
@@ -238,6 +247,20 @@ def test_rows_are_scored_under_compression_as_they_are_alone(press: Press, promp
         assert torch.equal(together.affected[row, -scored:], alone.affected[0])
         evictions += alone.evictions
     assert together.evictions == evictions > 0
+
+
+def test_rows_are_scored_alike_however_many_go_through_the_model_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the logits of all rows would be too many at once, rows of equal length go a few at a time."""
+    model = architectures.shared("llama")
+    ids, mask = architectures.padded([18, 9, 18, 18, 9])
+    expected = perplexity(model, ids, COMPRESSING["knorm"], 3, attention_mask=mask)
+    for rows in (1, 2):
+        module = importlib.import_module("pressgauge.perplexity")  # the package's attribute is the function
+        monkeypatch.setattr(module, "_MOST_LOGITS", rows * 18 * architectures.VOCABULARY)
+        result = perplexity(model, ids, COMPRESSING["knorm"], 3, attention_mask=mask)
+        torch.testing.assert_close(result.nll, expected.nll, rtol=0, atol=1e-9, equal_nan=True)
+        assert all(map(torch.equal, result.evicted_at, expected.evicted_at))
+        assert (result.held, result.kv_bytes) == (expected.held, expected.kv_bytes)
 
 
 # Counting
@@ -268,13 +291,35 @@ def test_accuracy_is_the_share_of_scored_tokens_that_were_the_first_choice() -> 
     assert result.accuracy == (9 + 7 + 2) / 20
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_not_a_number_is_counted_and_makes_the_perplexity_none(method: Any) -> None:
+    """A token that a broken model scores NaN was asked for, unlike one that a padded row does not have."""
+    model = architectures.build("llama")
+    embedding: Any = model.get_input_embeddings()
+    with torch.no_grad():
+        embedding.weight[7] = torch.nan
+    ids, mask = architectures.padded([12, 6])
+    ids = ids.where(ids != 7, 8)
+    whole = perplexity(model, ids, None, 1, method, attention_mask=mask)
+    ids[0, 4] = 7
+    result = perplexity(model, ids, None, 1, method, attention_mask=mask)
+    # In one forward pass the tokens before it are lost as well: what is masked is weighted 0, and 0 times NaN is NaN.
+    assert result.nll[0, 4:].isnan().all()
+    assert torch.equal(result.nll[1, 6:], whole.nll[1, 6:])
+    assert result.scored.tolist() == [[True] * 11, [False] * 6 + [True] * 5]
+    assert result.scored_tokens == whole.scored_tokens == 11 + 5
+    assert math.isnan(result.ppl)
+    assert math.isfinite(whole.ppl)
+
+
+@pytest.mark.parametrize("method", COMPRESSED)
 @pytest.mark.parametrize("prompt", [1, 12])
 @pytest.mark.parametrize("press", COMPRESSING.values(), ids=COMPRESSING)
-def test_affected_tokens_are_those_whose_query_misses_something(press: Press, prompt: int) -> None:
+def test_affected_tokens_are_those_whose_query_misses_something(press: Press, prompt: int, method: Any) -> None:
     """Counted token by token from ``evicted_at``: the query before the token comes after some eviction of its row."""
     model = architectures.shared("llama")
     ids, mask = architectures.padded([26, 17])
-    result = perplexity(model, ids, press, prompt, attention_mask=mask)
+    result = perplexity(model, ids, press, prompt, method, attention_mask=mask)
     expected = [[False] * (26 - prompt) for _ in range(2)]
     for row, padding in ((0, 0), (1, 9)):
         evicted = [at for table in result.evicted_at for head in table[row].tolist() for at in head[padding:]]
@@ -284,29 +329,33 @@ def test_affected_tokens_are_those_whose_query_misses_something(press: Press, pr
     assert result.affected_tokens == sum(map(sum, expected)) > 0
 
 
-def test_evictions_are_the_finite_entries_of_evicted_at() -> None:
+@pytest.mark.parametrize("method", COMPRESSED)
+def test_evictions_are_the_finite_entries_of_evicted_at(method: Any) -> None:
     """Neither what is still held nor padding counts."""
     ids, mask = architectures.padded([20, 11])
-    result = perplexity(architectures.shared("llama"), ids, COMPRESSING["knorm"], attention_mask=mask)
+    result = perplexity(architectures.shared("llama"), ids, COMPRESSING["knorm"], 1, method, attention_mask=mask)
     numbers = [at for table in result.evicted_at for row in table.tolist() for head in row for at in head]
     assert result.evictions == sum(0 < at < NEVER for at in numbers)
     # Three layers of two KV heads: of 20 tokens max(8, 10) stay, of 11 tokens max(8, 6).
     assert result.evictions == 3 * 2 * ((20 - 10) + (11 - 8))
 
 
-def test_the_first_eviction_affects_the_token_after_the_next() -> None:
+@pytest.mark.parametrize("method", COMPRESSED)
+def test_the_first_eviction_affects_the_token_after_the_next(method: Any) -> None:
     """With P = 8 the ninth token's pass evicts: token 9 is scored by that pass, token 10 by the first that misses."""
-    result = perplexity(architectures.shared("llama"), architectures.tokens(1, 14), KnormPress(0.1, prune_after=8))
+    ids = architectures.tokens(1, 14)
+    result = perplexity(architectures.shared("llama"), ids, KnormPress(0.1, prune_after=8), 1, method)
     assert result.affected.tolist() == [[False] * 9 + [True] * 4]
 
 
-def test_fields_have_their_shapes_and_dtypes() -> None:
+@pytest.mark.parametrize("method", COMPRESSED)
+def test_fields_have_their_shapes_and_dtypes(method: Any) -> None:
     """Float64 NLL on the CPU, one table ``[B, K, T]`` and one number held per layer, bytes of what is held."""
-    result = perplexity(
-        architectures.shared("llama"), architectures.tokens(3, 20), KnormPress(0.5, prune_after=6, skip_layers=(2,)), 4
-    )
-    for field, dtype in ((result.nll, torch.float64), (result.hits, torch.bool), (result.affected, torch.bool)):
-        assert (field.shape, field.dtype, field.device.type) == ((3, 16), dtype, "cpu")
+    press = KnormPress(0.5, prune_after=6, skip_layers=(2,))
+    result = perplexity(architectures.shared("llama"), architectures.tokens(3, 20), press, 4, method)
+    assert (result.nll.shape, result.nll.dtype, result.nll.device.type) == ((3, 16), torch.float64, "cpu")
+    for field in (result.scored, result.hits, result.affected):
+        assert (field.shape, field.dtype, field.device.type) == ((3, 16), torch.bool, "cpu")
     assert [(table.shape, table.dtype) for table in result.evicted_at] == [((3, 2, 20), torch.int32)] * 3
     assert result.held == (10, 10, 20)
     exact = 3 * 2 * 8 * 8 * 2 * (10 + 10 + 20)  # rows, KV heads, dimension, bytes, keys and values, entries
@@ -314,16 +363,17 @@ def test_fields_have_their_shapes_and_dtypes() -> None:
 
 
 def test_fields_of_a_plain_result_know_of_no_cache() -> None:
-    """One pass without a cache holds nothing and evicts nothing."""
+    """A pass without a cache holds nothing and evicts nothing."""
     result = perplexity(architectures.shared("llama"), architectures.tokens(2, 9), None, 4, "plain")
     assert (result.nll.shape, result.nll.dtype) == ((2, 5), torch.float64)
     assert (result.held, result.kv_bytes, result.evicted_at, result.evictions) == ((), 0, (), 0)
     assert result.affected_tokens == 0
 
 
-def test_an_uncompressed_cache_holds_every_token() -> None:
-    """Without a press the real cache is measured: all tokens of all layers."""
-    result = perplexity(architectures.shared("llama"), architectures.tokens(2, 9))
+@pytest.mark.parametrize("method", COMPRESSED)
+def test_an_uncompressed_cache_holds_every_token(method: Any) -> None:
+    """Without a press: all tokens of all layers."""
+    result = perplexity(architectures.shared("llama"), architectures.tokens(2, 9), method=method)
     assert (result.held, result.kv_bytes) == ((9, 9, 9), 2 * 2 * 8 * 8 * 2 * 27)
     assert (result.evictions, result.affected_tokens) == (0, 0)
 
@@ -339,31 +389,34 @@ def test_progress_changes_nothing(method: Any) -> None:
 # Vacuous results
 
 
-def of(press: Press | None, method: Any = "stepwise", tokens: int = 14) -> Perplexity:
-    """A result on ``tokens`` tokens."""
-    return perplexity(architectures.shared("llama"), architectures.tokens(1, tokens), press, 1, method)
+def of(press: Press | None, method: Any) -> Perplexity:
+    """A result on 14 tokens."""
+    return perplexity(architectures.shared("llama"), architectures.tokens(1, 14), press, 1, method)
 
 
-def test_a_result_is_vacuous_if_prune_after_is_never_exceeded() -> None:
+@pytest.mark.parametrize("method", COMPRESSED)
+def test_a_result_is_vacuous_if_prune_after_is_never_exceeded(method: Any) -> None:
     """A press that never had enough to prune says nothing about compression."""
-    result = of(KnormPress(0.5, prune_after=14))
+    result = of(KnormPress(0.5, prune_after=14), method)
     assert (result.vacuous, result.evictions, result.affected_tokens) == (True, 0, 0)
 
 
-def test_a_result_is_vacuous_if_only_the_last_pass_evicts() -> None:
+@pytest.mark.parametrize("method", COMPRESSED)
+def test_a_result_is_vacuous_if_only_the_last_pass_evicts(method: Any) -> None:
     """An eviction that no scored token comes after was measured by nobody."""
-    result = of(KnormPress(0.5, prune_after=13))
+    result = of(KnormPress(0.5, prune_after=13), method)
     assert (result.vacuous, result.evictions, result.affected_tokens) == (True, 3 * 2, 0)
 
 
-def test_a_result_is_not_vacuous_as_soon_as_one_token_is_affected() -> None:
+@pytest.mark.parametrize("method", COMPRESSED)
+def test_a_result_is_not_vacuous_as_soon_as_one_token_is_affected(method: Any) -> None:
     """The smallest measurement that is one."""
-    result = of(KnormPress(0.5, prune_after=11))
+    result = of(KnormPress(0.5, prune_after=11), method)
     assert (result.vacuous, result.affected_tokens) == (False, 1)
 
 
 def test_a_plain_result_with_a_press_is_vacuous() -> None:
-    """One pass without a cache never meets the press that it was given."""
+    """A pass in which no press can act never meets the one that it was given."""
     assert of(KnormPress(0.5, prune_after=2), "plain").vacuous
     assert torch.equal(of(KnormPress(0.5, prune_after=2), "plain").nll, of(None, "plain").nll)
 

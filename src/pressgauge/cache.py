@@ -117,9 +117,11 @@ class PressedLayer(CacheLayerMixin):
     def _reserve(self, slots: int) -> None:
         """Make room for ``slots`` entries, and a few more if the storage has to move anyway."""
         self._thaw()
+        # No more than what was held before allows, or an eviction that follows would have to move everything again.
+        room = max(slots, self.used + self.used // _SLACK)
         for name, buffer in self._buffers().items():
             if buffer.shape[2] < slots:
-                larger = buffer.new_empty((*buffer.shape[:2], slots + slots // _SLACK, *buffer.shape[3:]))
+                larger = buffer.new_empty((*buffer.shape[:2], room, *buffer.shape[3:]))
                 larger[:, :, : self.used] = buffer[:, :, : self.used]
                 setattr(self, name, larger)
 

@@ -8,26 +8,35 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from conformance import test_counts, test_leaks, test_memory, test_rows, test_which
+import pytest
+import torch
+from conformance import test_counts, test_leaks, test_memory, test_onepass, test_rows, test_which
 from conformance.subjects import SUBJECTS, Subject
 from torch import Tensor
 
-from pressgauge import KnormPress, Press, PressedCache
+from pressgauge import KnormPress, Press, PressedCache, onepass, replay
 from pressgauge.cache import PressedLayer
+from pressgauge.history import NEVER
 
-SOUND = next(subject for subject in SUBJECTS if subject.name == "knorm-budget")
-STEP = next(subject for subject in SUBJECTS if subject.name == "knorm-step")
+BY_NAME = {subject.name: subject for subject in SUBJECTS}
+SOUND = BY_NAME["knorm-budget"]
+STEP = BY_NAME["knorm-step"]
+RANDOM = BY_NAME["random-budget"]
+
+Breaks = Callable[[pytest.MonkeyPatch], None]
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A broken compressor."""
+    """A broken compressor, or a sound one that is measured by something broken."""
 
     id: str
     what: str
     seen_in: str
     subject: Subject
     law: Callable[[Subject], None]
+    breaks: Breaks = lambda patch: None
+    """Breaks what measures the subject."""
 
 
 # Deciding and selecting
@@ -212,6 +221,64 @@ class Remembering(KnormPress):
         return self.caches[0]
 
 
+# The perplexity in one pass
+
+
+def later(evicted_at: Tensor, by: int) -> Tensor:
+    """The same history, but each eviction comes ``by`` tokens later."""
+    return torch.where(evicted_at == NEVER, NEVER, evicted_at + by)
+
+
+def off_by_one(patch: pytest.MonkeyPatch) -> None:
+    """Query t sees key j if ``t <= evicted_at[j]``."""
+    attend = onepass.attend
+    patch.setattr(onepass, "attend", lambda q, k, v, table, scale: attend(q, k, v, later(table, 1), scale))
+
+
+def plain_mean(patch: pytest.MonkeyPatch) -> None:
+    """The two parts of a block are merged as if each had half of the weight."""
+    attend = onepass._attend
+
+    def unweighted(*given: Any) -> tuple[Tensor, Tensor]:
+        output, total = attend(*given)
+        return output, torch.zeros_like(total)
+
+    patch.setattr(onepass, "_attend", unweighted)
+
+
+def first_layer(patch: pytest.MonkeyPatch) -> None:
+    """What layer 0 would evict is replayed for every layer."""
+    patch.setattr(onepass, "replay", lambda *given, layer, padding: replay(*given, layer=0, padding=padding))
+
+
+def heads_the_wrong_way_round(patch: pytest.MonkeyPatch) -> None:
+    """Query head h reads KV head ``h % K`` instead of ``h // (H / K)``."""
+    attend = onepass.attend
+
+    def regrouped(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: float) -> Tensor:
+        order = torch.arange(query.shape[1]).view(-1, key.shape[1]).T.flatten()
+        return attend(query[:, order], key, value, table, scale)[:, order.argsort()]
+
+    patch.setattr(onepass, "attend", regrouped)
+
+
+def prompt_fed_singly(patch: pytest.MonkeyPatch) -> None:
+    """The prompt is not one pass."""
+    patch.setattr(onepass, "pass_lengths", lambda tokens, prompt: [1] * tokens)
+
+
+def columns_of_the_batch(patch: pytest.MonkeyPatch) -> None:
+    """A padded row's evictions are counted in columns of the batch, and its tokens in its own."""
+    attend, in_layer = onepass.attend, onepass.OnePass._attend
+
+    def unsubtracted(self: onepass.OnePass, *given: Any, **more: Any) -> Any:
+        broken = lambda q, k, v, table, scale: attend(q, k, v, later(table, self.padding), scale)  # noqa: E731
+        patch.setattr(onepass, "attend", broken)
+        return in_layer(self, *given, **more)
+
+    patch.setattr(onepass.OnePass, "_attend", unsubtracted)
+
+
 def broken(factory: Callable[..., Press], sound: Subject = SOUND) -> Subject:
     """The sound subject with another factory: the oracle stays the same."""
     return replace(sound, factory=factory)
@@ -281,5 +348,29 @@ MUTANTS = [
     Mutant(
         "C5", "a second sequence meets the first one's cache", "KVCache-Factory issue 54; kvpress PR 192",
         broken(Remembering), test_leaks.test_a_second_cache_is_as_fresh_as_the_first,
+    ),
+    Mutant(
+        "onepass-later", "one pass sees an entry one token too long", "plausible",
+        SOUND, test_onepass.test_every_press_in_one_pass_is_what_decoding_gives, off_by_one,
+    ),
+    Mutant(
+        "onepass-merge", "one pass merges parts without their weights", "plausible",
+        SOUND, test_onepass.test_every_press_in_one_pass_is_what_decoding_gives, plain_mean,
+    ),
+    Mutant(
+        "onepass-layer", "one pass replays layer 0 in every layer", "plausible",
+        RANDOM, test_onepass.test_every_press_in_one_pass_is_what_decoding_gives, first_layer,
+    ),
+    Mutant(
+        "onepass-heads", "one pass groups query heads the wrong way round", "kvpress b1d2865",
+        SOUND, test_onepass.test_every_press_in_one_pass_is_what_decoding_gives, heads_the_wrong_way_round,
+    ),
+    Mutant(
+        "onepass-prompt", "one pass feeds the prompt singly", "plausible",
+        SOUND, test_onepass.test_every_press_in_one_pass_is_what_decoding_gives, prompt_fed_singly,
+    ),
+    Mutant(
+        "onepass-padding", "one pass counts padding as time", "KIVI issue 18",
+        SOUND, test_onepass.test_every_press_in_one_pass_is_what_decoding_gives, columns_of_the_batch,
     ),
 ]  # fmt: skip
