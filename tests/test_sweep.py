@@ -257,8 +257,8 @@ def command(*arguments: str) -> list[str]:
 
 def test_a_killed_sweep_that_is_resumed_writes_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
     """Killed without warning between two results, in a process of its own."""
-    options = ("--press", "knorm,random,keydiff", "--keep-ratios", "0.9,0.7,0.5", "--tokens", "300", "--samples", "2")
-    options += ("--prune-after", "16", "--device", "cpu")
+    options = "--press knorm,random,keydiff --keep-ratios 0.9,0.7,0.5 --tokens 300 --samples 2".split()
+    options += "--prune-after 16 --device cpu".split()
     whole, cut = tmp_path / "whole.json", tmp_path / "cut.json"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command(*options, "--json", str(whole)), check=True, capture_output=True, env=environment)

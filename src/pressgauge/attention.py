@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from pressgauge.cache import PressedCache, PressedLayer, check
+from pressgauge.cache import PressedCache, PressedLayer, bypassed, check
 from pressgauge.press import Press
 
 _PREFIX = "pressgauge-"
@@ -74,10 +74,7 @@ class _Attachment:
         left_out = [layer.index for layer in cache._pressed if layer.pending]
         # After a failed pass there is no output, and its own error is the one to show.
         if left_out and output is not None:
-            raise RuntimeError(
-                f"layer {left_out[0]} did not go through transformers' attention interface, so the press could not "
-                f"mask it rightly: add it to skip_layers"
-            )
+            raise bypassed(left_out[0])
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any

@@ -343,10 +343,25 @@ class PressedLayer(CacheLayerMixin):
 
 
 def storage_nbytes(layer: Any) -> int:
-    """Bytes of key and value storage of one layer of any transformers cache that stores keys and values."""
+    """Bytes of key and value storage of one layer of any transformers cache; 0 for one without keys and values."""
     if isinstance(layer, PressedLayer):
         return layer.nbytes
-    return sum(t.untyped_storage().nbytes() for t in (layer.keys, layer.values)) if layer.is_initialized else 0
+    stored = (getattr(layer, name, None) for name in ("keys", "values"))
+    return sum(tensor.untyped_storage().nbytes() for tensor in stored if tensor is not None)
+
+
+def held_tokens(layer: Any, seen: int) -> int:
+    """How many of a row's ``seen`` tokens a layer that no press prunes has the keys of: all, a window, or none."""
+    keys = getattr(layer, "keys", None)
+    return 0 if keys is None else min(seen, keys.shape[2])
+
+
+def bypassed(layer: int) -> RuntimeError:
+    """The error for a layer that a press was to prune, but whose attention it never came to see."""
+    return RuntimeError(
+        f"layer {layer} did not go through transformers' attention interface, so the press could not mask it rightly: "
+        "add it to skip_layers"
+    )
 
 
 def check(press: Press, config: PretrainedConfig) -> list[Any]:
@@ -452,8 +467,11 @@ class PressedCache(DynamicCache):
 
         Raises:
             ValueError: before anything is stored, if a plain cache cannot go on rightly.
+            RuntimeError: if an attached press has not seen the attention of the layer before.
         """
         if self._open is not None:
+            if self.attached is not None and self._open.pending:
+                raise bypassed(self._open.index)
             self._open.settle()
             self._open = None
         if layer_idx == self._first:
@@ -525,21 +543,31 @@ class PressedCache(DynamicCache):
 
     def held_rows(self, layer: int) -> Tensor:
         """``[B]``: entries that a layer holds per KV head, of each row."""
-        return torch.tensor(self.ledger.held if isinstance(self.layers[layer], PressedLayer) else self.ledger.seen)
+        own = self.layers[layer]
+        if isinstance(own, PressedLayer):
+            return torch.tensor(self.ledger.held)
+        return torch.tensor([held_tokens(own, seen) for seen in self.ledger.seen])
 
     @property
     def evicted_at(self) -> list[Tensor]:
-        """One int32 ``[B, K, columns]`` per layer, see ``pressgauge.history``; empty before the first pass."""
+        """One int32 ``[B, K, columns]`` per layer, see ``pressgauge.history``; empty before the first pass.
+
+        No press evicts from a layer that it skips. One without keys has the table of a single head.
+        """
+        if not self.ledger.columns:
+            return []
         tables = []
         for layer in self.layers:
-            if not layer.is_initialized:
-                return []
             if isinstance(layer, PressedLayer):
                 table = layer.evicted_at
-                assert table is not None
             else:
-                rows, heads = layer.keys.shape[:2]
-                table = History(rows, heads, layer.keys.device).evicted_at(self.ledger.columns, self.ledger.padding)
+                keys = getattr(layer, "keys", None)
+                heads, device = (1, torch.device("cpu")) if keys is None else (keys.shape[1], keys.device)
+                history = History(len(self.ledger.padding), heads, device)
+                table = history.evicted_at(self.ledger.columns, self.ledger.padding)
+            # A first pass that is under way, or failed, has not come to every layer.
+            if table is None:
+                return []
             tables.append(table)
         return tables
 
@@ -584,13 +612,15 @@ class PressedCache(DynamicCache):
                     f"cannot crop to {columns} tokens: layer {index} evicted entries after token {int(last)}, and "
                     "they are gone; crop before anything is evicted, or start again with a new cache"
                 )
+        # transformers' own layers first: some of them refuse.
         for layer in self.layers:
-            if isinstance(layer, PressedLayer):
-                layer.crop_to(columns)
-            elif layer.is_initialized:
+            if not isinstance(layer, PressedLayer):
                 layer.crop(columns - before)
-                # transformers keeps a view, and with it the whole storage.
-                layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+                if getattr(layer, "keys", None) is not None:
+                    # transformers keeps a view, and with it the whole storage.
+                    layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+        for layer in self._pressed:
+            layer.crop_to(columns)
         self.ledger.crop(columns)
 
     def _select_rows(self, rows: Sequence[int]) -> None:

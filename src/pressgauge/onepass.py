@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from pressgauge.attention import implementation, layer_indices, refuse_arguments, registered
 from pressgauge.budget import pass_lengths
+from pressgauge.cache import bypassed
 from pressgauge.history import NEVER, replay
 from pressgauge.press import Press
 
@@ -140,10 +141,7 @@ class OnePass:
             met = {*self.evicted_at, *self.press.skip_layers}
             layers = decoder.config.get_text_config(decoder=True).num_hidden_layers
             if left_out := [layer for layer in range(layers) if layer not in met]:
-                raise RuntimeError(
-                    f"layer {left_out[0]} did not go through transformers' attention interface, so the press could not "
-                    f"mask it rightly: add it to skip_layers"
-                )
+                raise bypassed(left_out[0])
         return logits
 
     def _replay(self, key: Tensor, layer: int) -> Tensor:

@@ -8,12 +8,13 @@ from rich.progress import Progress, track
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 
 from pressgauge.attention import refuse
 from pressgauge.budget import pass_lengths
-from pressgauge.cache import PressedCache, storage_nbytes
+from pressgauge.cache import PressedCache, held_tokens, storage_nbytes
 from pressgauge.decoder import attached, checked_mask, new_cache, own_positions
-from pressgauge.history import NEVER, count_evictions
+from pressgauge.history import NEVER, History, count_evictions
 from pressgauge.onepass import OnePass
 from pressgauge.press import Press
 
@@ -132,7 +133,8 @@ def _stepwise(
     nll, hits = (torch.cat(parts, dim=1) for parts in zip(*scores, strict=True))
     if isinstance(cache, PressedCache):
         return _Scores(nll, hits, tuple(table.cpu() for table in cache.evicted_at), tuple(cache.held), cache.nbytes)
-    held = (cache.get_seq_length(),) * len(cache.layers)
+    seen = int(mask.sum(dim=-1).max())
+    held = tuple(held_tokens(layer, seen) for layer in cache.layers)
     return _Scores(nll, hits, held=held, kv_bytes=sum(storage_nbytes(layer) for layer in cache.layers))
 
 
@@ -169,18 +171,26 @@ def _onepass(
             for layer, table in onepass.evicted_at.items():
                 whole = tables.setdefault(layer, torch.zeros((rows, table.shape[1], columns), dtype=torch.int32))
                 whole[group] = table
-    # Heads of a layer hold equally many; storage is as wide as its longest row.
-    held = {layer: int((table[:, 0] == NEVER).sum(dim=-1).max()) for layer, table in tables.items()}
-    # A layer with a window keeps no more than that, and one that reads another layer's entries keeps none.
+    held = []
+    kv_bytes = 0
     own_layers = DynamicCache(config=model.config).layers
-    windows = {index: getattr(layer, "sliding_window", columns) for index, layer in enumerate(own_layers)}
-    kv_bytes = sum(
-        rows * tables[layer].shape[1] * min(held[layer], windows.get(layer, 0)) * size
-        for layer, size in entry_nbytes.items()
-    )
-    order = sorted(tables)
-    evicted_at = () if press is None else tuple(tables[layer] for layer in order)
-    return _Scores(nll, hits, evicted_at, tuple(held[layer] for layer in order), kv_bytes)
+    for layer in range(layers):
+        own = own_layers[layer] if layer < len(own_layers) else None
+        if layer not in tables or not isinstance(own, CacheLayerMixin):
+            # It has no keys, or reads another layer's.
+            held.append(0)
+            continue
+        # Heads of a layer hold equally many; storage is as wide as its longest row.
+        entries = int((tables[layer][:, 0] == NEVER).sum(dim=-1).max())
+        # A query that looks at a window of tokens needs one less than that of earlier ones.
+        window = getattr(own, "sliding_window", columns + 1)
+        held.append(min(entries, window - 1))
+        kv_bytes += rows * tables[layer].shape[1] * min(entries, window) * entry_nbytes[layer]
+    evicted_at = []
+    if press is not None:
+        without_keys = History(rows, 1, torch.device("cpu")).evicted_at(columns, paddings)
+        evicted_at = [tables.get(layer, without_keys) for layer in range(layers)]
+    return _Scores(nll, hits, tuple(evicted_at), tuple(held), kv_bytes)
 
 
 def check_prompt(press: Press | None, prompt: int, columns: int, longest: int | None = None) -> None:

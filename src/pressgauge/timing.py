@@ -55,14 +55,18 @@ def interleave(
     return results
 
 
+def _check_pairs(count: int) -> None:
+    if count < 2:
+        raise ValueError(f"a ratio needs at least two pairs of measurements, got {count}")
+
+
 def ratio(pairs: Sequence[tuple[float, float]]) -> Ratio:
     """The ratio of the first to the second of each pair, in the median.
 
     Raises:
         ValueError: for fewer than two pairs, of which no spread can be told.
     """
-    if len(pairs) < 2:
-        raise ValueError(f"a ratio needs at least two pairs of measurements, got {len(pairs)}")
+    _check_pairs(len(pairs))
     quotients = np.array([first / second for first, second in pairs])
     interval = bootstrap((quotients,), np.median, method="percentile", rng=np.random.default_rng(0)).confidence_interval
     return Ratio(float(np.median(quotients)), (float(interval.low), float(interval.high)))
@@ -104,7 +108,8 @@ class _Run:
 
 def _run(model: PreTrainedModel, input_ids: Tensor, press: Press | None, new_tokens: int) -> _Run:
     device = input_ids.device
-    counted = device.type not in ("cpu", "mps")
+    # torch.accelerator has counters since 2.9, and not for every device.
+    counted = device.type not in ("cpu", "mps") and hasattr(torch.accelerator, "max_memory_allocated")
     if counted:
         torch.accelerator.reset_peak_memory_stats(device)
     result = generate(model, input_ids, press, new_tokens, eos_token_id=[])
@@ -137,10 +142,11 @@ def measure_timing(
         advance: called after each run.
 
     Raises:
-        ValueError: if there are fewer than two new tokens.
+        ValueError: if there are fewer than two new tokens, or than two pairs.
     """
     if new_tokens < 2:
         raise ValueError(f"new_tokens must be at least 2, since TPOT is the time of later tokens, got {new_tokens}")
+    _check_pairs(pairs)
 
     def run(arm: Press | None) -> _Run:
         numbers = _run(model, input_ids, arm, new_tokens)

@@ -15,7 +15,8 @@ def pythia() -> PreTrainedModel:
         intermediate_size=2048,
         max_position_embeddings=2048,
     )
-    return GPTNeoXForCausalLM(config).eval()
+    model: PreTrainedModel = GPTNeoXForCausalLM(config).eval()
+    return model
 
 
 def llama() -> PreTrainedModel:

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
+import transformers
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
@@ -16,6 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    cache_utils,
 )
 
 from conformance.guard import guarded
@@ -89,6 +92,31 @@ def build(architecture: str, **changes: Any) -> Model:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         model = ARCHITECTURES[architecture](initializer_range=0.3, **changes)
+    model.double()
+    model.eval()
+    return model
+
+
+LINEAR = (0, 1, 2)
+"""The layers of ``hybrid()`` that have no keys."""
+
+
+def hybrid() -> Model:
+    """A Qwen3-Next of one layer of attention and three of linear attention; skips the test where a cache has none."""
+    if not hasattr(cache_utils, "LinearAttentionLayer"):
+        pytest.skip(f"transformers {transformers.__version__} has no cache layers for linear attention")
+    config = transformers.Qwen3NextConfig(
+        **{**_GROUPED, "num_hidden_layers": 4},
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        mlp_only_layers=[0, 1, 2, 3],
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model: Model = transformers.Qwen3NextForCausalLM(config)
     model.double()
     model.eval()
     return model

@@ -27,6 +27,7 @@ from conformance.subjects import SUBJECTS, Subject
 from conformance.test_refusals import SMALL
 from pressgauge import KnormPress, Perplexity, Press, RandomPress, StreamingLLMPress, perplexity
 from pressgauge.attention import attach
+from pressgauge.perplexity import Method
 
 TOLERANCE = 1e-9
 """Nats per token, between two ways of computing the same in float64."""
@@ -145,6 +146,19 @@ def test_a_window_in_some_layers_is_left_alone(press: Press | None) -> None:
     onepass, stepwise = both(model, ids, press, 3, attention_mask=mask)
     assert_same(onepass, stepwise)
     assert bool(onepass.evictions) == (press is not None)
+
+
+@pytest.mark.parametrize(
+    "press", [None, KnormPress(0.5, prune_after=4, skip_layers=architectures.LINEAR)], ids=["none", "knorm"]
+)
+def test_linear_attention_in_some_layers_is_left_alone(press: Press | None) -> None:
+    """A Qwen3-Next, one layer of whose four has keys: the others hold none, and keep their own place in every list."""
+    model = architectures.hybrid()
+    onepass, stepwise = both(model, architectures.tokens(2, 40), press, 5)
+    # The recurrence of its linear layers is in float32, whichever way the tokens are fed.
+    assert_same(onepass, stepwise, tolerance=1e-3)
+    assert onepass.held == (0, 0, 0, 20 if press else 40)
+    assert [int((table < 50).sum()) for table in onepass.evicted_at] == ([0, 0, 0, 80] if press else [])
 
 
 @pytest.mark.parametrize(
@@ -307,15 +321,25 @@ def test_an_argument_of_a_skipped_layer_is_passed_on() -> None:
     torch.testing.assert_close(onepass.nll, perplexity(model, ids, method="plain").nll, rtol=0, atol=1e-4)
 
 
-def test_a_layer_that_one_pass_could_not_mask_is_refused() -> None:
+@pytest.mark.parametrize("method", ["onepass", "stepwise"])
+@pytest.mark.parametrize("layer", range(architectures.LAYERS))
+def test_a_layer_that_could_not_be_masked_is_refused(layer: int, method: Method) -> None:
     """A layer that attends in a way of its own would be scored as if it had evicted nothing."""
     model = architectures.build("llama")
-    model.model.layers[1].self_attn.forward = lambda hidden_states, **given: (hidden_states, None)
+    attention = model.model.layers[layer].self_attn
+
+    def own_way(hidden_states: torch.Tensor, past_key_values: Any = None, **given: Any) -> tuple[torch.Tensor, None]:
+        if past_key_values is not None:
+            states = hidden_states.reshape(*hidden_states.shape[:2], 6, 8)[:, :, :2].transpose(1, 2)
+            past_key_values.update(states, states, layer)
+        return hidden_states, None
+
+    attention.forward = own_way
     ids = architectures.tokens(1, 20)
-    with pytest.raises(RuntimeError, match=r"layer 1 did not go through .* interface.*: add it to skip_layers"):
-        perplexity(model, ids, KnormPress(0.5, prune_after=4))
-    assert perplexity(model, ids, KnormPress(0.5, prune_after=4, skip_layers=(1,))).evictions
-    assert perplexity(model, ids).scored_tokens == 19
+    with pytest.raises(RuntimeError, match=rf"layer {layer} did not go through .* interface.*: add it to skip_layers"):
+        perplexity(model, ids, KnormPress(0.5, prune_after=4), 1, method)
+    assert perplexity(model, ids, KnormPress(0.5, prune_after=4, skip_layers=(layer,)), 1, method).evictions
+    assert perplexity(model, ids, None, 1, method).scored_tokens == 19
 
 
 def test_a_press_that_needs_queries_is_refused_in_one_pass() -> None:
