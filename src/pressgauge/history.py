@@ -4,10 +4,11 @@ It is the number of columns fed right after the pass that evicted the token, ``N
 and 0 for padding. So query t sees key j if and only if ``j <= t < evicted_at[b, k, j]``.
 """
 
-import heapq
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,52 +76,71 @@ def count_evictions(tables: Iterable[Tensor]) -> int:
     return sum(int(((table > 0) & (table < NEVER)).sum()) for table in tables)
 
 
+@dataclass(frozen=True)
+class _Slots:
+    """The places of a row's eviction history: the same for every head of every layer of a model.
+
+    Attributes:
+        seen: per slot, ascending, the columns fed after the pass that evicts it; a pass has as many slots as it evicts.
+        first: per own token, the first slot that it can take: of the first acting pass at which it is neither a sink
+            nor recent; the number of slots if there is none.
+    """
+
+    seen: list[int]
+    first: list[int]
+
+
 @lru_cache(maxsize=8)
-def _cuts(
-    press: Press, passes: tuple[int, ...], prompt_length: int | None, padding: tuple[int, ...]
-) -> list[list[tuple[int, int]]]:
-    """Per row, (own tokens seen, entries to evict) of each pass that evicts: the same for every layer of a model."""
+def _slots(press: Press, passes: tuple[int, ...], prompt_length: int | None, padding: tuple[int, ...]) -> list[_Slots]:
+    """The slots of each row."""
     ledger = Ledger(press, prompt_length)
-    cuts: list[list[tuple[int, int]]] = [[] for _ in padding]
+    slots = [_Slots([], []) for _ in padding]
     held, seen = [0] * len(padding), [0] * len(padding)
     for tokens in passes:
         ledger.feed(tokens, [min(pad, ledger.columns + tokens) for pad in padding])
         if ledger.cut:
-            for row, cut in enumerate(cuts):
+            for row, slot in enumerate(slots):
                 count = held[row] + ledger.seen[row] - seen[row] - ledger.held[row]
                 if count:
-                    cut.append((ledger.seen[row], count))
+                    released = ledger.seen[row] - press.recent - len(slot.first)
+                    slot.first.extend([len(slot.seen)] * released)
+                    slot.seen.extend([ledger.columns] * count)
         held, seen = ledger.held, ledger.seen
-    return cuts
+    for row, slot in enumerate(slots):
+        sinks = min(press.sinks, len(slot.first))
+        slot.first[:sinks] = [len(slot.seen)] * sinks
+        slot.first.extend([len(slot.seen)] * (ledger.seen[row] - len(slot.first)))
+    return slots
 
 
-def _replay_fixed(press: Press, ranks: Tensor, cuts: list[list[tuple[int, int]]], padding: Sequence[int]) -> Tensor:
-    """Evictions where a score never changes: per head a heap of the tokens that may go, the worst on top."""
-    rows, heads, columns = ranks.shape
-    table = torch.full((rows, heads, columns), NEVER, dtype=torch.int32)
-    order = ranks.cpu()
-    for row in range(rows):
-        pad = padding[row]
-        table[row, :, :pad] = 0
-        for head in range(heads):
-            own = order[row, head, pad:].tolist()
-            evicted = [NEVER] * len(own)
-            heap: list[int] = []
-            released = min(press.sinks, len(own))
-            for seen, count in cuts[row]:
-                release = max(released, seen - press.recent)
-                fresh = own[released:release]
-                released = release
-                if len(fresh) + count > 32:
-                    heap = sorted(heap + fresh)  # a sorted list is a heap
-                    worst, heap = heap[:count], heap[count:]
-                else:
-                    for entry in fresh:
-                        heapq.heappush(heap, entry)
-                    worst = [heapq.heappop(heap) for _ in range(count)]
-                for entry in worst:
-                    evicted[0xFFFFFFFF - (entry & 0xFFFFFFFF)] = seen + pad
-            table[row, head, pad:] = torch.tensor(evicted, dtype=torch.int32)
+def _replay_head(worst_first: list[int], slots: _Slots) -> list[int]:
+    """``evicted_at`` of one head's own tokens: in this order, each takes the first slot that it can and that is free.
+
+    For the worst of all tokens goes as soon as it can, and without it and its slot the same holds for the next one.
+    """
+    evicted = [NEVER] * len(worst_first)
+    seen, first = slots.seen, slots.first
+    none = len(seen)
+    free = list(range(none + 1))  # what is free at or after each slot, or a slot in between that leads there
+    for token in worst_first:
+        slot = found = first[token]
+        while free[found] != found:
+            found = free[found]
+        if found < none:
+            evicted[token] = seen[found]
+            free[found] = found + 1
+        while slot < found:
+            free[slot], slot = found, free[slot]
+    return evicted
+
+
+def _replay_fixed(ranks: Tensor, slots: list[_Slots], padding: Sequence[int]) -> Tensor:
+    """Evictions where a score never changes."""
+    table = torch.zeros(ranks.shape, dtype=torch.int32)
+    for row, pad in enumerate(padding):
+        orders = ranks[row, :, pad:].argsort(dim=-1).tolist()
+        evicted = [_replay_head(order, slots[row]) for order in orders]
+        table[row, :, pad:] = torch.from_numpy(np.array(evicted, dtype=np.int32))
     return table.to(ranks.device)
 
 
@@ -195,4 +215,4 @@ def replay(
     positions = torch.arange(columns, device=keys.device) - torch.tensor(pads, device=keys.device)[:, None, None]
     positions = positions.clamp(min=-1).expand(rows, heads, columns)
     ranks = rank(press.score(keys, positions=positions, layer=layer), positions, press.sinks)
-    return _replay_fixed(press, ranks, _cuts(press, tuple(passes), prompt_length, tuple(pads)), pads)
+    return _replay_fixed(ranks, _slots(press, tuple(passes), prompt_length, tuple(pads)), pads)

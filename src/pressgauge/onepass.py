@@ -67,7 +67,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, evicted_at: Tensor, scale:
     """
     batch, query_heads, length, _ = query.shape
     heads = key.shape[1]
-    output = query.new_empty(batch, query_heads, length, value.shape[-1])
+    # In the order in which the model reads it.
+    output = query.new_empty(batch, length, query_heads, value.shape[-1]).transpose(1, 2)
     whole = min(length, int(evicted_at.min()))
     output[:, :, :whole] = scaled_dot_product_attention(
         query[:, :, :whole],
@@ -84,15 +85,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, evicted_at: Tensor, scale:
         held = int((before[0, 0] > start).sum())
         goes, order = before.topk(held)
         stay = int((goes >= stop).sum(dim=-1).min())
-        new = torch.arange(start, stop, device=order.device).expand(batch, heads, -1)
-        changing = torch.cat([order[:, :, stay:], new], dim=-1)
-        queries = torch.arange(start, stop, device=order.device)[:, None]
-        seen = (changing[:, :, None] <= queries) & (queries < evicted_at.gather(2, changing)[:, :, None])
+        new = torch.arange(start, stop, device=order.device)
+        changing = torch.cat([order[:, :, stay:], new.expand(batch, heads, -1)], dim=-1)
+        queries = new.int()[:, None]
+        unseen = queries >= evicted_at.gather(2, changing)[:, :, None]
+        # Only new entries can be later than a query.
+        unseen[..., held - stay :] |= new > new[:, None]
         # Queries that read the same KV head are rows of one matrix.
         rows = query[:, :, start:stop].reshape(batch, heads, -1, query.shape[-1])
-        bias = torch.zeros_like(seen, dtype=query.dtype, device=query.device)
-        bias = bias.masked_fill_(~seen.to(query.device), -torch.inf)
-        bias = bias.repeat(1, 1, query_heads // heads, 1)
+        bias = torch.where(unseen.to(query.device), -torch.inf, torch.zeros((), dtype=query.dtype, device=query.device))
+        if query_heads > heads:
+            bias = bias.repeat(1, 1, query_heads // heads, 1)
         columns = changing.to(key.device)
         attended, total = _attend(rows, _rows(key, columns), _rows(value, columns), scale, bias)
         if stay:

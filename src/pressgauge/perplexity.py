@@ -6,7 +6,6 @@ from typing import Literal, get_args
 import torch
 from rich.progress import Progress, track
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
@@ -20,8 +19,8 @@ from pressgauge.press import Press
 
 Method = Literal["onepass", "stepwise", "plain"]
 
-_BLOCK = 256
-"""Tokens whose logits are copied to float64 at a time."""
+_BLOCK = 64
+"""Tokens whose logits are worked on at a time: few enough to stay in a processor's cache."""
 _MOST_LOGITS = 1 << 28
 """Logits that rows which go through a model together may have, unless one row has more."""
 
@@ -82,15 +81,20 @@ def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """NLL and hits, each ``[B, n]`` on the CPU, of ``targets`` ``[B, n]`` under ``logits`` ``[B, n, V]``."""
     # Apple's devices have no float64.
     device = torch.device("cpu") if logits.device.type == "mps" else logits.device
+    wide = torch.promote_types(logits.dtype, torch.float32)
     nll = torch.empty(targets.shape, dtype=torch.float64)
     hits = torch.empty(targets.shape, dtype=torch.bool)
     for row in range(targets.shape[0]):
         for start in range(0, targets.shape[1], _BLOCK):
             columns = slice(start, start + _BLOCK)
-            block = logits[row, columns].to(device)
-            target = targets[row, columns].to(device)
-            nll[row, columns] = cross_entropy(block.double(), target, reduction="none")
-            hits[row, columns] = block.argmax(dim=-1) == target
+            block = logits[row, columns].to(device, wide)
+            target = targets[row, columns, None].to(device)
+            # Only what adds up many rounding errors is in float64: exponentials of that dtype cost as much as a model.
+            most, choice = block.max(dim=-1, keepdim=True)
+            total = (block - most).exp_().sum(dim=-1, keepdim=True, dtype=torch.float64)
+            loss = total.log() + most.double() - block.gather(1, target).double()
+            nll[row, columns] = loss[:, 0]
+            hits[row, columns] = (choice == target)[:, 0]
     return nll, hits
 
 
