@@ -89,12 +89,14 @@ def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             columns = slice(start, start + _BLOCK)
             block = logits[row, columns].to(device, wide)
             target = targets[row, columns, None].to(device)
-            # Only what adds up many rounding errors is in float64: exponentials of that dtype cost as much as a model.
-            most, choice = block.max(dim=-1, keepdim=True)
-            total = (block - most).exp_().sum(dim=-1, keepdim=True, dtype=torch.float64)
-            loss = total.log() + most.double() - block.gather(1, target).double()
-            nll[row, columns] = loss[:, 0]
-            hits[row, columns] = (choice == target)[:, 0]
+            # In float64 this would cost as much as the model itself, and the logits of float32 are no better than this.
+            most, own = block.amax(dim=-1, keepdim=True), block.gather(1, target)
+            total = (block - most).exp_().sum(dim=-1, keepdim=True)
+            nll[row, columns] = (total.double().log() + (most.double() - own.double()))[:, 0]
+            # The first choice is the first of equals, which is looked for only where the token is one of them.
+            hit = (own == most)[:, 0]
+            hit[hit.clone()] = block[hit].argmax(dim=-1) == target[hit, 0]
+            hits[row, columns] = hit
     return nll, hits
 
 
