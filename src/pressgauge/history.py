@@ -207,7 +207,10 @@ def replay(
     if len(pads) != rows or any(not 0 <= pad <= columns for pad in pads):
         raise ValueError(f"padding must give each of the {rows} rows a number from 0 to {columns}, got {pads}")
     if press.needs_queries:
-        raise ValueError(f"{type(press).__name__} needs queries, which replay does not take yet")
+        raise ValueError(
+            f"{type(press).__name__} needs queries, which replay does not take yet: decode with it, and read the "
+            "cache's evicted_at, or measure with method='stepwise'"
+        )
     if layer in press.skip_layers:
         return History(rows, heads, keys.device).evicted_at(columns, pads)
     if not press.fixed_scores:
