@@ -13,7 +13,8 @@ OLDEST_TRANSFORMERS = "transformers==5.2.*"
 def install(session: nox.Session, *groups: str, extra: tuple[str, ...] = ()) -> None:
     """The package, as it lies here, with dependency groups; torch as ``constraints.txt`` pins it."""
     requirements = nox.project.dependency_groups(PROJECT, *groups)
-    session.install("--constraint", "constraints.txt", "--editable", ".", *requirements, *extra)
+    # Most modules of torch and transformers are never imported, so none is compiled before it is.
+    session.install("--no-compile", "--constraint", "constraints.txt", "--editable", ".", *requirements, *extra)
 
 
 def require(session: nox.Session, device: str, condition: str) -> None:

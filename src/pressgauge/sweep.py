@@ -23,7 +23,7 @@ from pressgauge.salience import norm_attention
 from pressgauge.text import load_text
 from pressgauge.timing import PAIRS, measure_timing
 
-MOST_NEW_TOKENS = 64
+MOST_NEW_TOKENS = 32
 """Tokens that are generated to take times: a quarter of a sample's, but no more than this."""
 
 
