@@ -13,8 +13,7 @@ OLDEST_TRANSFORMERS = "transformers==5.2.*"
 def install(session: nox.Session, *groups: str, extra: tuple[str, ...] = ()) -> None:
     """The package, as it lies here, with dependency groups; torch as ``constraints.txt`` pins it."""
     requirements = nox.project.dependency_groups(PROJECT, *groups)
-    # Most modules of torch and transformers are never imported, so none is compiled before it is.
-    session.install("--no-compile", "--constraint", "constraints.txt", "--editable", ".", *requirements, *extra)
+    session.install("--constraint", "constraints.txt", "--editable", ".", *requirements, *extra)
 
 
 def require(session: nox.Session, device: str, condition: str) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 from conformance import architectures
+from typer.testing import CliRunner
 
 from pressgauge import KnormPress, Press, RandomPress, perplexity, sweep
+from pressgauge.cli import app
 from pressgauge.journal import Journal, digest
 from pressgauge.row import Row
 from pressgauge.sweep import Plan, fingerprint, prepare, run_sweep
@@ -250,20 +252,17 @@ def test_equal_things_have_equal_digests_in_any_order() -> None:
     assert digest({"a": 1}) != digest({"a": "1"})
 
 
-def command(*arguments: str) -> list[str]:
-    """``pressgauge measure`` as a process of its own."""
-    return [sys.executable, "-c", "from pressgauge.cli import app; app()", "measure", *arguments]
-
-
 def test_a_killed_sweep_that_is_resumed_writes_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
-    """Killed without warning between two results, in a process of its own."""
+    """Killed without warning between two results, in a process of its own with as many threads as this one."""
     options = "--press knorm,random,keydiff --keep-ratios 0.9,0.7,0.5 --tokens 300 --samples 2".split()
     options += "--prune-after 16 --device cpu".split()
     whole, cut = tmp_path / "whole.json", tmp_path / "cut.json"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command(*options, "--json", str(whole)), check=True, capture_output=True, env=environment)
+    assert CliRunner().invoke(app, ["measure", *options, "--json", str(whole)]).exit_code == 0
     process = subprocess.Popen(
-        command(*options, "--json", str(cut)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        [sys.executable, "-c", "from pressgauge.cli import app; app()", "measure", *options, "--json", str(cut)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     unfinished = tmp_path / "cut.json.unfinished"
     deadline = time.monotonic() + 120
@@ -274,9 +273,9 @@ def test_a_killed_sweep_that_is_resumed_writes_what_an_uninterrupted_one_does(tm
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not cut.exists()
-    refused = subprocess.run(command(*options, "--json", str(cut)), capture_output=True, text=True, env=environment)
-    assert refused.returncode == 2
-    assert "go on with --resume" in refused.stderr
-    subprocess.run(command(*options, "--json", str(cut), "--resume"), check=True, capture_output=True, env=environment)
+    refused = CliRunner().invoke(app, ["measure", *options, "--json", str(cut)], env={"COLUMNS": "200"})
+    assert refused.exit_code == 2
+    assert "go on with --resume" in refused.output
+    assert CliRunner().invoke(app, ["measure", *options, "--json", str(cut), "--resume"]).exit_code == 0
     assert cut.read_bytes() == whole.read_bytes()
     assert not unfinished.exists()
