@@ -1,6 +1,7 @@
 """The command line: a table, a file, and one sentence for every mistake."""
 
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -316,8 +317,20 @@ def test_a_folder_that_is_not_there_is_found_out_before_anything_is_measured(tmp
 def test_a_folder_in_place_of_a_file_gets_one_sentence_and_leaves_nothing_behind(tmp_path: Path) -> None:
     """Neither in it nor beside it."""
     (tmp_path / "rows.json").mkdir()
-    refused(run(*SMALL, "--json", str(tmp_path / "rows.json")), "--json must be a file, got the folder")
+    refused(run(*SMALL, "--json", str(tmp_path / "rows.json")), "--json must be a file, got ")
     assert [path.relative_to(tmp_path).name for path in tmp_path.rglob("*")] == ["rows.json"]
+
+
+def test_one_path_for_file_and_folder_is_refused(tmp_path: Path) -> None:
+    """However it is written."""
+    json_file, report = tmp_path / "out", tmp_path / "." / ".." / tmp_path.name / "out"
+    refused(run(*SMALL, "--json", str(json_file), "--report", str(report)), "--json is a file and --report a folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_something_that_is_no_file_is_not_replaced() -> None:
+    """A device, for example."""
+    refused(run(*SMALL, "--json", os.devnull), f"--json must be a file, got '{os.devnull}'")
 
 
 def test_resuming_needs_something_to_go_on_with() -> None:

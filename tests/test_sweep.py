@@ -74,6 +74,28 @@ def test_the_uncompressed_run_is_measured_once_per_text(monkeypatch: pytest.Monk
     assert asked == [None, wanted.presses["knorm"][1], wanted.presses["random"][1]]
 
 
+def test_a_model_that_no_press_fits_is_refused_before_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only a loaded model shows, such as attention sinks."""
+    model = architectures.build("llama")
+    model.model.layers[1].self_attn.sinks = torch.nn.Parameter(torch.zeros(6))
+    monkeypatch.setattr(sweep, "load", lambda name, **options: (model, None))
+    monkeypatch.setattr(sweep, "perplexity", lambda *arguments: pytest.fail("this was measured"))
+    wanted = plan()
+    with pytest.raises(ValueError, match="layer 1 calls attention with attention sinks"):
+        run_sweep(wanted, prepare(wanted))
+
+
+def test_a_press_that_acts_once_is_timed_after_the_whole_prompt() -> None:
+    """A shorter one might not exceed prune_after, and the times would be those of an uncompressed run."""
+    press = KnormPress(0.5, prune_after=34, schedule="prefill")
+    wanted = plan(presses={"knorm": (replace(press, keep_ratio=1.0), press)}, prompt=36, timing=True)
+    whole, pressed = run_sweep(wanted, prepare(wanted)).rows
+    assert whole.peak_memory_bytes is not None
+    assert pressed.peak_memory_bytes is not None
+    # Nine more tokens are fed after the prompt.
+    assert pressed.peak_memory_bytes < 0.75 * whole.peak_memory_bytes
+
+
 @pytest.mark.parametrize("timing", [False, True])
 def test_progress_arrives_at_its_end(timing: bool) -> None:
     """As many steps as the plan says, each named."""
@@ -235,6 +257,14 @@ def test_a_line_that_was_being_written_is_left_out(tmp_path: Path) -> None:
     assert (found.find("a"), found.find("b")) == (ROW, None)
     found.add("c", ROW)
     assert Journal(path, resume=True).find("c") == ROW
+
+
+def test_rows_of_another_version_are_left_alone(tmp_path: Path) -> None:
+    """Its fields may be others; no key of this version finds it."""
+    path = tmp_path / "journal"
+    path.write_text('{"key": "old", "row": {"press": "knorm"}}\n')
+    Journal(path, resume=True).add("a", ROW)
+    assert Journal(path, resume=True).find("a") == ROW
 
 
 def test_a_journal_is_neither_used_nor_lost_unless_it_is_to_be_resumed(tmp_path: Path) -> None:

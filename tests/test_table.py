@@ -142,3 +142,9 @@ def test_a_table_says_what_was_measured() -> None:
     """Press, schedule, prune_after, model and text stand above it."""
     title = " ".join(" ".join(shown(ROW)).split())
     assert "knorm, budget, prune_after 512: tiny on noise" in title
+
+
+def test_a_name_is_not_taken_for_markup() -> None:
+    """Brackets are part of a file's name."""
+    title = " ".join(" ".join(shown(replace(ROW, text="[draft][/b].txt"))).split())
+    assert "tiny on [draft][/b].txt" in title

@@ -148,6 +148,15 @@ def implementation(name: str, module: nn.Module) -> Callable[..., tuple[Tensor, 
     return ALL_ATTENTION_FUNCTIONS[name]  # type: ignore[no-any-return]
 
 
+def refuse_architecture(decoder: Any) -> None:
+    """Raise a ``ValueError`` if the layers of a model attend in a way of their own."""
+    if not type(decoder)._can_set_attn_implementation():
+        raise ValueError(
+            f"{type(decoder).__name__} does not go through transformers' attention interface, so no press can work "
+            "with it: without one, it can be measured with method='stepwise' or 'plain'"
+        )
+
+
 def refuse(press: Press, model: PreTrainedModel) -> None:
     """Raise a ``ValueError`` for what the press cannot do right by this model."""
     check(press, model.config)
@@ -160,8 +169,7 @@ def refuse(press: Press, model: PreTrainedModel) -> None:
             f"a press works with the attention implementations 'sdpa' and 'eager', got {implementation!r}: "
             "load the model with attn_implementation='sdpa'"
         )
-    if not type(decoder)._can_set_attn_implementation():
-        raise ValueError(f"{type(decoder).__name__} does not go through transformers' attention interface")
+    refuse_architecture(decoder)
     text = model.config.get_text_config(decoder=True)
     softcap = getattr(text, "attn_logit_softcapping", None)
     for module in decoder.modules():

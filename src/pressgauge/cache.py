@@ -356,9 +356,9 @@ def held_tokens(layer: Any, seen: int) -> int:
     return 0 if keys is None else min(seen, keys.shape[2])
 
 
-def bypassed(layer: int) -> RuntimeError:
+def bypassed(layer: int) -> ValueError:
     """The error for a layer that a press was to prune, but whose attention it never came to see."""
-    return RuntimeError(
+    return ValueError(
         f"layer {layer} did not go through transformers' attention interface, so the press could not mask it rightly: "
         "add it to skip_layers"
     )
@@ -466,8 +466,8 @@ class PressedCache(DynamicCache):
         """Add a pass's entries to a layer and return all that it holds.
 
         Raises:
-            ValueError: before anything is stored, if a plain cache cannot go on rightly.
-            RuntimeError: if an attached press has not seen the attention of the layer before.
+            ValueError: before anything is stored, if a plain cache cannot go on rightly, or an attached press has not
+                seen the attention of the layer before.
         """
         if self._open is not None:
             if self.attached is not None and self._open.pending:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -79,10 +80,12 @@ def _presses(names: str, ratios: list[float], **options: Any) -> dict[str, tuple
 
 def _journal(json_file: Path | None, report: Path | None, resume: bool) -> Journal | None:
     """The journal of a sweep whose results are written somewhere. It lies beside them."""
+    if json_file is not None and json_file == report:
+        raise ValueError(f"--json is a file and --report a folder, got {str(report)!r} for both")
+    if json_file is not None and json_file.exists() and not json_file.is_file():
+        raise ValueError(f"--json must be a file, got {str(json_file)!r}")
     if json_file is not None and not json_file.parent.is_dir():
         raise ValueError(f"--json must be in a folder that exists, got {str(json_file)!r}")
-    if json_file is not None and json_file.is_dir():
-        raise ValueError(f"--json must be a file, got the folder {str(json_file)!r}")
     if report is not None and not report.parent.is_dir():
         raise ValueError(f"--report must be in a folder that exists, got {str(report)!r}")
     if report is not None and report.exists() and not report.is_dir():
@@ -124,6 +127,7 @@ def measure(
 ) -> None:
     """Measure the perplexity of texts under compressed caches, for several shares of tokens kept."""
     console = Console()
+    json_file, report = (path and path.resolve() for path in (json_file, report))
     try:
         ratios = _numbers("--keep-ratios", keep_ratios, float)
         if not ratios:
@@ -166,7 +170,7 @@ def measure(
             )
         if journal is not None:
             journal.close()
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError, torch.OutOfMemoryError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:

@@ -5,14 +5,14 @@ and 0 for padding. So query t sees key j if and only if ``j <= t < evicted_at[b,
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pressgauge.budget import Ledger
+from pressgauge.budget import Budget, Ledger
 from pressgauge.press import Press, choose, protect, rank
 
 NEVER = torch.iinfo(torch.int32).max
@@ -91,9 +91,11 @@ class _Slots:
 
 
 @lru_cache(maxsize=8)
-def _slots(press: Press, passes: tuple[int, ...], prompt_length: int | None, padding: tuple[int, ...]) -> list[_Slots]:
-    """The slots of each row."""
-    ledger = Ledger(press, prompt_length)
+def _slots(
+    budget: Budget, written: str, passes: tuple[int, ...], prompt_length: int | None, padding: tuple[int, ...]
+) -> list[_Slots]:
+    """The slots of each row. ``written`` is the ``keep_ratio`` as written, by which equal budgets may differ."""
+    ledger = Ledger(budget, prompt_length)
     slots = [_Slots([], []) for _ in padding]
     held, seen = [0] * len(padding), [0] * len(padding)
     for tokens in passes:
@@ -102,12 +104,12 @@ def _slots(press: Press, passes: tuple[int, ...], prompt_length: int | None, pad
             for row, slot in enumerate(slots):
                 count = held[row] + ledger.seen[row] - seen[row] - ledger.held[row]
                 if count:
-                    released = ledger.seen[row] - press.recent - len(slot.first)
+                    released = ledger.seen[row] - budget.recent - len(slot.first)
                     slot.first.extend([len(slot.seen)] * released)
                     slot.seen.extend([ledger.columns] * count)
         held, seen = ledger.held, ledger.seen
     for row, slot in enumerate(slots):
-        sinks = min(press.sinks, len(slot.first))
+        sinks = min(budget.sinks, len(slot.first))
         slot.first[:sinks] = [len(slot.seen)] * sinks
         slot.first.extend([len(slot.seen)] * (ledger.seen[row] - len(slot.first)))
     return slots
@@ -218,4 +220,7 @@ def replay(
     positions = torch.arange(columns, device=keys.device) - torch.tensor(pads, device=keys.device)[:, None, None]
     positions = positions.clamp(min=-1).expand(rows, heads, columns)
     ranks = rank(press.score(keys, positions=positions, layer=layer), positions, press.sinks)
-    return _replay_fixed(ranks, _slots(press, tuple(passes), prompt_length, tuple(pads)), pads)
+    # What a subclass adds has no part in when and how many.
+    budget = Budget(**{field.name: getattr(press, field.name) for field in fields(Budget)})
+    slots = _slots(budget, str(press.keep_ratio), tuple(passes), prompt_length, tuple(pads))
+    return _replay_fixed(ranks, slots, pads)

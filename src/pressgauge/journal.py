@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class Journal:
 
     def __init__(self, path: Path, *, resume: bool) -> None:
         self.path = path
-        self._rows: dict[str, Row] = {}
+        self._rows: dict[str, dict[str, Any]] = {}
         if not path.exists():
             return
         if not resume:
@@ -38,20 +39,21 @@ class Journal:
         # What follows the last end of line was being written when the sweep was interrupted.
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
-            path.write_text(whole, encoding="utf-8")
+            os.truncate(path, len(whole.encode()))
         for line in whole.splitlines():
             entry = json.loads(line)
-            self._rows[entry["key"]] = Row.from_dict(entry["row"])
+            self._rows[entry["key"]] = entry["row"]
 
     def find(self, key: str) -> Row | None:
         """The result with this key, if there is one."""
-        return self._rows.get(key)
+        # Only a row with this key is of this version, whose fields are known.
+        return Row.from_dict(self._rows[key]) if key in self._rows else None
 
     def add(self, key: str, row: Row) -> None:
         """Keep a result."""
-        self._rows[key] = row
+        self._rows[key] = row.as_dict()
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "row": row.as_dict()}) + "\n")
+            file.write(json.dumps({"key": key, "row": self._rows[key]}) + "\n")
 
     def close(self) -> None:
         """Delete the file, once its results are written elsewhere."""

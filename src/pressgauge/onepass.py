@@ -103,7 +103,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, evicted_at: Tensor, scale:
             held_on, held_total = _attend(rows, _rows(key, columns), _rows(value, columns), scale, None)
             weight = (total - held_total).sigmoid()[..., None]
             attended = held_on.lerp(attended, weight.to(attended.dtype))
-        output[:, :, start:stop] = attended.view(batch, query_heads, stop - start, -1)
+        output[:, :, start:stop] = attended.reshape(batch, query_heads, stop - start, -1)
     return output
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from pressgauge.attention import refuse
+from pressgauge.attention import refuse, refuse_architecture
 from pressgauge.budget import pass_lengths
 from pressgauge.cache import PressedCache, held_tokens, storage_nbytes
 from pressgauge.decoder import attached, checked_mask, new_cache, own_positions
@@ -147,7 +147,9 @@ def _stepwise(
 def _onepass(
     model: PreTrainedModel, input_ids: Tensor, mask: Tensor, press: Press | None, prompt: int, progress: bool
 ) -> _Scores:
-    if press is not None:
+    if press is None:
+        refuse_architecture(model.get_decoder())
+    else:
         refuse(press, model)
     rows, columns = input_ids.shape
     paddings = (mask == 0).sum(dim=1).tolist()

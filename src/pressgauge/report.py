@@ -189,7 +189,9 @@ def write_report(
 
 def _replace(folder: Path, files: Mapping[str, str]) -> Path:
     """Put files, of which the last is the page, in a folder when all are written; remove what an older report left."""
-    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as unfinished:
+    # An existing folder may be on a device of its own, across which no file can be moved.
+    beside = folder if folder.exists() else folder.parent
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=beside) as unfinished:
         for name, text in files.items():
             (Path(unfinished) / name).write_text(text, encoding="utf-8")
         folder.mkdir(exist_ok=True)

@@ -1,5 +1,6 @@
 """Many measurements in a row: models, texts and presses, each result keyed by everything that determines it."""
 
+import gc
 import hashlib
 import platform
 import shlex
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pressgauge.attention import refuse
 from pressgauge.cache import check
 from pressgauge.journal import Journal, digest
 from pressgauge.models import load, load_parts
@@ -90,7 +92,7 @@ def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
     """The token ids of each model's samples of each text, once all is found to fit together.
 
     Raises:
-        ValueError: for whatever would stop the sweep later on.
+        ValueError: for whatever can be told without the weights.
     """
     samples = {}
     for model in plan.models:
@@ -151,6 +153,8 @@ def run_sweep(
     correlations: dict[str, Tensor] = {}
     for name in plan.models:
         model, _ = load(name, device=plan.device, dtype=plan.dtype, trust_remote_code=plan.trust_remote_code)
+        for presses in plan.presses.values():
+            refuse(presses[0], model)
         weights = fingerprint(model) if journal is not None else ""
         for text in plan.texts:
             ids = samples[name, text].to(plan.device)
@@ -166,6 +170,9 @@ def run_sweep(
                     maps[title] = perplexity(model, ids[:1], tightest, plan.prompt).evicted_at
             if pictures:
                 correlations[where] = norm_attention(model, ids[:1])
+        # The next model may need the memory of this one.
+        del model, measure
+        gc.collect()
     return Sweep(tuple(rows), maps, correlations)
 
 
@@ -218,7 +225,9 @@ class _Measurement:
         timing = None
         if self.plan.timing:
             new = max(2, min(MOST_NEW_TOKENS, self.plan.tokens // 4))
-            prompt = self.ids[:1, : max(1, self.plan.tokens - new)]
+            # A press that acts once acts after the same prompt.
+            least = self.plan.prompt if press is not None and press.schedule == "prefill" else 1
+            prompt = self.ids[:1, : max(least, self.plan.tokens - new)]
             timing = measure_timing(self.model, prompt, press, new, advance=lambda: advance(what, 1))
         shown = press or next(iter(self.plan.presses.values()))[0]
         row = make_row(name, shown, self.source, result, base or result.ppl, timing)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from pressgauge.row import Row
@@ -32,8 +33,9 @@ def make_table(rows: Sequence[Row]) -> Table:
         caption += "\nchange: good below +20 %, acceptable up to +30 %, too aggressive above"
     if any(row.vacuous for row in rows):
         caption += "\nvacuous: no scored token met an eviction, so this says nothing about the press"
+    where = escape(f"{first.model} on {first.text}")
     table = _table(
-        f"{first.press}, {first.schedule}, prune_after {first.prune_after}: {first.model} on {first.text}",
+        f"{first.press}, {first.schedule}, prune_after {first.prune_after}: {where}",
         caption,
         ("keep ratio", "perplexity", "change", "accuracy", "affected", "held", "KV bytes"),
     )

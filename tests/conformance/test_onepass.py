@@ -7,14 +7,16 @@ laws draw their press from the table of subjects, except for the one that names 
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Gemma2Config, Gemma2ForCausalLM, GptOssConfig, GptOssForCausalLM
+from transformers import BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM, GptOssConfig, GptOssForCausalLM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -25,7 +27,7 @@ from conformance.oracle import NEVER
 from conformance.strategies import options
 from conformance.subjects import SUBJECTS, Subject
 from conformance.test_refusals import SMALL
-from pressgauge import KnormPress, Perplexity, Press, RandomPress, StreamingLLMPress, perplexity
+from pressgauge import KnormPress, Perplexity, Press, RandomPress, StreamingLLMPress, perplexity, replay
 from pressgauge.attention import attach
 from pressgauge.perplexity import Method
 
@@ -336,10 +338,40 @@ def test_a_layer_that_could_not_be_masked_is_refused(layer: int, method: Method)
 
     attention.forward = own_way
     ids = architectures.tokens(1, 20)
-    with pytest.raises(RuntimeError, match=rf"layer {layer} did not go through .* interface.*: add it to skip_layers"):
+    with pytest.raises(ValueError, match=rf"layer {layer} did not go through .* interface.*: add it to skip_layers"):
         perplexity(model, ids, KnormPress(0.5, prune_after=4), 1, method)
     assert perplexity(model, ids, KnormPress(0.5, prune_after=4, skip_layers=(layer,)), 1, method).evictions
     assert perplexity(model, ids, None, 1, method).scored_tokens == 19
+
+
+def test_a_model_outside_the_interface_is_refused_with_and_without_a_press() -> None:
+    """It would be said to hold nothing."""
+    model = BloomForCausalLM(BloomConfig(vocab_size=61, hidden_size=16, n_layer=1, n_head=2))
+    ids = architectures.tokens(1, 12)
+    for press in (None, KnormPress(0.5)):
+        with pytest.raises(ValueError, match="BloomModel does not go through transformers' attention interface"):
+            perplexity(model, ids, press)
+    assert perplexity(model, ids, method="stepwise").held == (12,)
+
+
+@pytest.mark.parametrize("written", [0.1, np.float32(0.1), Decimal("0.10000000149011612")], ids=repr)
+def test_equal_ratios_that_were_written_otherwise_are_told_apart(written: Any) -> None:
+    """Rule 3: what counts is the decimal value as written, also right after a press that equals this one."""
+    keys = torch.randn(1, 1, 100, 4)
+    for ratio in (float(np.float32(0.1)), written):
+        press = KnormPress(ratio, prune_after=0)
+        held = int((replay(press, keys, [1] * 100) == NEVER).sum())
+        assert held == press.target(seen=100, held=100)
+
+
+def test_a_press_with_a_list_can_be_replayed() -> None:
+    """What somebody adds to a press of their own need not be hashable."""
+
+    @dataclass(frozen=True)
+    class Listed(KnormPress):
+        weights: list[float] = field(default_factory=list)
+
+    assert perplexity(architectures.shared("llama"), architectures.tokens(1, 20), Listed(0.5, prune_after=4)).evictions
 
 
 def test_a_press_that_needs_queries_is_refused_in_one_pass() -> None:
