@@ -1,5 +1,9 @@
 """The sessions of pressgauge: ``nox -s measure``, ``nox -s cpu``, and so on. What follows ``--`` goes to the tool."""
 
+import re
+import shutil
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2025.2"
@@ -58,6 +62,25 @@ def oldest(session: nox.Session) -> None:
     """Conformance on the oldest transformers that is supported."""
     install(session, "test", extra=(OLDEST_TRANSFORMERS,))
     session.run("python", "-m", "pytest", "tests/conformance", "--numprocesses", "2", *session.posargs)
+
+
+@nox.session
+def mutate(session: nox.Session) -> None:
+    """Change budget.py, press.py and history.py in one place at a time: no change may pass the tests unless it is
+    listed as equivalent."""
+    install(session, "mutate")
+    copy = Path(session.create_tmp()).resolve() / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    for name in ("src", "tests"):
+        shutil.copytree(name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy("pyproject.toml", copy)
+    # mutmut leaves decorated functions alone. A memo changes no result, so that the copy does without.
+    for path in (copy / "src").glob("*/*.py"):
+        code = path.read_text(encoding="utf-8")
+        path.write_text(re.sub(r"^@lru_cache\(.*\)\n", "", code, flags=re.MULTILINE), encoding="utf-8")
+    session.chdir(copy)
+    session.run("mutmut", "run", *session.posargs, env={"PYTHONPATH": str(copy / "tests"), "OMP_NUM_THREADS": "1"})
+    session.run("python", "tests/mutants/survivors.py")
 
 
 @nox.session

@@ -1,46 +1,24 @@
-"""What all tests share: the device, Hypothesis profiles, and a guard over the models that tests share."""
+"""What all tests share: the device, trained models, and a guard over the models that tests share."""
 
-import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from conformance import guard
-from hypothesis import HealthCheck, settings
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pressgauge.models import load
 
-# Everything is drawn anew with HYPOTHESIS_PROFILE=nightly, and reproducible otherwise.
-# One failure at a time: a law that a mutant breaks in two ways fails by an assertion, not by a group of them.
-settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40, report_multiple_bugs=False)
-settings.register_profile(
-    "nightly", deadline=None, max_examples=500, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+pytest_plugins = ["conformance.plugin"]
 
 SHARED = Path(__file__).parents[2] / "shared"
 """A folder beside the project, with a real model and real texts; it is not part of the project."""
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="device that model-level tests run on: cpu, cuda or mps")
-
-
-def pytest_report_header(config: pytest.Config) -> str:
-    found = "found" if SHARED.is_dir() else "not found, tests that name it are skipped"
-    return (
-        f"torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"device {config.getoption('--device')}, shared folder {found}"
-    )
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    # Two workers on two cores: more threads only get in each other's way. One thread also repeats to the bit.
-    torch.set_num_threads(1)
+def pytest_report_header() -> str:
+    return f"shared folder {'found' if SHARED.is_dir() else 'not found, tests that name it are skipped'}"
 
 
 @cache

@@ -177,9 +177,8 @@ def compressed_by_hand(
             for index, layer in enumerate(layers):
                 keys = layer.keys
                 held = keys.shape[2]
-                target = oracle.target(
-                    press.schedule, press.keep_ratio, press.prune_after, press.sinks, press.recent, seen, held
-                )
+                rules = oracle.Rules(press.keep_ratio, press.prune_after, press.schedule, press.sinks, press.recent)
+                target = rules.target(seen, held)
                 if index in press.skip_layers or target == held or not (is_prompt or press.schedule != "prefill"):
                     continue
                 kept = []

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conformance.drive import masked_logits, run
+from conformance.masked import masked_logits
+from presses.drive import run
 from torch import Tensor
 from transformers import DynamicCache
 

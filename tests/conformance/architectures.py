@@ -21,7 +21,7 @@ from transformers import (
     cache_utils,
 )
 
-from conformance.guard import guarded
+from .guard import guarded
 
 Model = Any
 """A causal model. transformers' own types know neither ``generate`` nor a layer's keys."""
@@ -128,10 +128,16 @@ def shared(architecture: str) -> Model:
     return guarded(build(architecture))
 
 
-def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
-    """Token ids ``[rows, length]``, none of them a special one."""
+def tokens(rows: int, length: int, seed: int = 0, vocabulary: int = VOCABULARY) -> torch.Tensor:
+    """Token ids ``[rows, length]``, none of them one of the first three, which may be special."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(3, VOCABULARY, (rows, length), generator=generator)
+    return torch.randint(3, vocabulary, (rows, length), generator=generator)
+
+
+def text(model: Model, rows: int, length: int, seed: int = 0) -> torch.Tensor:
+    """Token ids ``[rows, length]`` that this model knows, on its device."""
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    return tokens(rows, length, seed, vocabulary).to(model.device)
 
 
 @cache

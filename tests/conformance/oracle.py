@@ -5,6 +5,7 @@ It decides what a press evicts from one head of one layer, by the rules as they 
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 
 NEVER = 2**31 - 1
@@ -69,27 +70,77 @@ def random_scores(seed: int, layer: int, head: int) -> Scores:
     return lambda held: [score(position) for position in held]
 
 
-def target(schedule: str, ratio: float, prune_after: int, sinks: int, recent: int, seen: int, held: int) -> int:
-    """How many entries an acting pass leaves of ``held``."""
-    if held <= prune_after:
-        return held
-    if schedule == "budget":
-        wanted = max(prune_after, sinks + recent, ceil_of(ratio, seen))
-    else:
-        wanted = max(1, sinks + recent, ceil_of(ratio, held))
-    return min(held, wanted)
+Rounding = Callable[[float, int], int]
+"""What becomes of ``ratio * count``."""
+
+ROUNDINGS: dict[str, Rounding] = {
+    "ceil": ceil_of,
+    "floor": lambda ratio, count: int(Decimal(str(ratio)) * count),
+    "float-ceil": lambda ratio, count: math.ceil(ratio * count),
+}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When a press acts and to how many entries it cuts. The defaults are those of the rules as they are written."""
+
+    keep_ratio: float
+    prune_after: int = 512
+    schedule: str = "budget"
+    sinks: int = 0
+    recent: int = 0
+    interval: int = 1
+    boundary: str = ">"
+    rounding: Rounding = ceil_of
+    size: Callable[[int, int], int] | None = None
+    """(seen, held) to how many are left, in place of a schedule's target, for what follows a rule of its own."""
+
+    def may_prune(self, held: int) -> bool:
+        """Whether a layer that holds so many may be pruned."""
+        return held > self.prune_after or (self.boundary == ">=" and held == self.prune_after)
+
+    def target(self, seen: int, held: int) -> int:
+        """How many entries an acting pass leaves of ``held``."""
+        if self.keep_ratio == 1:
+            return held
+        if self.size is not None:
+            return min(held, self.size(seen, held))
+        if not self.may_prune(held):
+            return held
+        protected = self.sinks + self.recent
+        if self.schedule == "budget":
+            wanted = max(self.prune_after, protected, self.rounding(self.keep_ratio, seen))
+        else:
+            wanted = max(1, protected, self.rounding(self.keep_ratio, held))
+        return min(held, wanted)
+
+    def acts(self, passes: Sequence[int], number: int, prompt_length: int | None) -> bool:
+        """Whether pass ``number`` acts, the first being 0."""
+        prompt = passes[0] if prompt_length is None else prompt_length
+        starts = [sum(passes[:index]) for index in range(number + 1)]
+        later = sum(start >= prompt for start in starts)
+        if self.schedule == "prefill":
+            return not later and starts[-1] + passes[number] >= prompt
+        return later % self.interval == 0
+
+
+def counts(rules: Rules, passes: Sequence[int], prompt_length: int | None = None) -> list[int]:
+    """The number held after each pass."""
+    held = seen = 0
+    after = []
+    for number, length in enumerate(passes):
+        held, seen = held + length, seen + length
+        if rules.acts(passes, number, prompt_length):
+            held = rules.target(seen, held)
+        after.append(held)
+    return after
 
 
 def history(
+    rules: Rules,
     scores: Scores,
     passes: Sequence[int],
     *,
-    schedule: str,
-    keep_ratio: float,
-    prune_after: int,
-    sinks: int = 0,
-    recent: int = 0,
-    interval: int = 1,
     prompt_length: int | None = None,
     exact: bool = False,
 ) -> tuple[list[int], list[int]]:
@@ -97,24 +148,16 @@ def history(
 
     ``exact`` scores are integers and not rounded.
     """
-    prompt = passes[0] if prompt_length is None else prompt_length
     evicted_at = [NEVER] * sum(passes)
     held: list[int] = []
-    counts = []
-    seen = after_prompt = 0
-    for length in passes:
-        is_later = seen >= prompt
+    after = counts(rules, passes, prompt_length)
+    seen = 0
+    for length, size in zip(passes, after, strict=True):
         held += range(seen, seen + length)
         seen += length
-        after_prompt += is_later
-        if schedule == "prefill":
-            acts = not is_later and seen >= prompt
-        else:
-            acts = not is_later or after_prompt % interval == 0
-        size = target(schedule, keep_ratio, prune_after, sinks, recent, seen, len(held)) if acts else len(held)
         if size < len(held):
             values = scores(held)
-            protected = {p for p in held if p < sinks or p >= seen - recent}
+            protected = {p for p in held if p < rules.sinks or p >= seen - rules.recent}
             # Best first: protected, then higher scores, then earlier tokens.
             order = sorted(
                 zip(held, values, strict=True),
@@ -127,5 +170,4 @@ def history(
             for position, _ in order[size:]:
                 evicted_at[position] = seen
             held = sorted(position for position, _ in order[:size])
-        counts.append(len(held))
-    return evicted_at, counts
+    return evicted_at, after

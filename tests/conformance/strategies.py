@@ -1,13 +1,25 @@
 """Hypothesis strategies. They only generate; shrinking goes to few tokens, one pass, and no options."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-LAYERS, HEADS, DIMENSION = 2, 2, 3
+if TYPE_CHECKING:
+    from .subjects import Subject
+
+LAYERS, HEADS, DIMENSION = 2, 2, 4
+
+_EXACT = settings().derandomize
+FEW = settings(
+    max_examples=settings().max_examples // 4,
+    # Drawn cases are small, and each is a text that goes through a model: what is found first is said.
+    phases=[Phase.generate] if _EXACT else list(Phase),
+)
+"""For laws whose every example is a text that goes through a model."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,29 @@ def key_tensors(draw: st.DrawFn, length: int, rows: int = 1) -> Tensor:
     # The same few keys over and over, as repeated words give in a first layer.
     words = torch.randn((5, DIMENSION), generator=generator, dtype=torch.float64)
     return words[torch.randint(0, 5, shape[:3], generator=generator)]
+
+
+def pruning(most: int = 24) -> st.SearchStrategy[list[int]]:
+    """Passes after which there is usually something to prune: a prompt and single tokens, and chunks."""
+    return st.one_of(
+        st.tuples(st.integers(2, most // 2), st.integers(1, most // 2)).map(lambda pair: [pair[0]] + [1] * pair[1]),
+        st.lists(st.integers(1, 6), min_size=2, max_size=most // 4),
+    )
+
+
+@st.composite
+def options_of(draw: st.DrawFn, subject: "Subject") -> dict[str, Any]:
+    """Options that a subject takes, small enough that a few dozen tokens meet every rule."""
+    declares = subject.declares
+    chosen: dict[str, Any] = {"keep_ratio": draw(ratios())}
+    if declares.prune_after:
+        chosen["prune_after"] = draw(st.integers(0, 14))
+    if declares.skip_layers and draw(st.booleans()):
+        chosen["skip_layers"] = (draw(st.integers(0, LAYERS - 1)),)
+    for name in declares.takes:
+        if draw(st.booleans()):
+            chosen[name] = draw(st.integers(1, 5))
+    return chosen
 
 
 @st.composite

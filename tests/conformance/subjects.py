@@ -1,34 +1,60 @@
-"""The compressors under test, as data: by default all presses of the package under all schedules."""
+"""The compressors under test: any, given by name, or by default all presses of the package under all schedules."""
 
+import functools
+import importlib
+import importlib.metadata
+import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from torch import Tensor
 
-from conformance import oracle
-from pressgauge import KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress
+from pressgauge import KeyDiffPress, KnormPress, RandomPress, StreamingLLMPress
 
-ScoresOf = Callable[[list[list[float]], int, int], oracle.Scores]
-"""(the keys of one head, layer, head) to the scores that its press must give."""
+from . import oracle
+from .declares import Declares, read_declares
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A compressor, and what the oracle needs to know about it."""
+    """A compressor, and what the laws have to know about it."""
 
     name: str
-    factory: Callable[..., Press]
-    schedule: str
-    scores: ScoresOf
-    exact: bool = False
-    """Scores are integers."""
-    sinks: int = 0
-    """Sinks by default."""
+    factory: Callable[..., Any]
+    declares: Declares
+    version: str = "version unknown"
+    options: dict[str, Any] = field(default_factory=dict)
+    """Given to the factory every time."""
 
-    def __call__(self, keep_ratio: float, **options: Any) -> Press:
-        """The press with these options, under this subject's schedule."""
-        return self.factory(keep_ratio, **{"schedule": self.schedule, **options})
+    def __call__(self, keep_ratio: float, **options: Any) -> Any:
+        """A compressor with these options; those that it does not take are left out."""
+        for option in ("prune_after", "skip_layers"):
+            if not getattr(self.declares, option):
+                options.pop(option, None)
+        return self.factory(keep_ratio=keep_ratio, **self.options, **options)
+
+    @property
+    def schedule(self) -> str:
+        """The schedule that it is held to."""
+        return self.declares.schedule
+
+    def rules(self, options: dict[str, Any], layer: int = 0) -> oracle.Rules:
+        """The rules that a layer must follow under these options."""
+        declares = self.declares
+        given: dict[str, Any] = {"sinks": declares.sinks, "recent": declares.recent, **options}
+        skipped = given.pop("skip_layers", ()) if declares.skip_layers else given.pop("skip_layers", ()) and ()
+        if not declares.prune_after:
+            given["prune_after"] = 0
+        rules = oracle.Rules(
+            schedule=declares.schedule,
+            boundary=declares.boundary,
+            rounding=declares.rounding,
+            size=declares.target,
+            **given,
+        )
+        return oracle.Rules(keep_ratio=1) if layer in skipped else rules
 
     def history(
         self,
@@ -38,51 +64,149 @@ class Subject:
         layer: int,
         prompt_length: int | None = None,
     ) -> tuple[list[list[list[int]]], list[int]]:
-        """What the oracle says of keys ``[B, K, T, D]`` under these options, whatever the press makes of them:
+        """What the oracle says of keys ``[B, K, T, D]`` under these options, whatever the subject makes of them:
         ``evicted_at`` as nested lists, and the number held after each pass."""
-        rules = {"prune_after": 512, "sinks": self.sinks, "schedule": self.schedule, **options}
-        if layer in rules.pop("skip_layers", ()):
-            rules["keep_ratio"] = 1
-        counts: list[int] = []
+        assert self.declares.score is not None
+        rules = self.rules(options, layer)
+        after: list[int] = []
         tables = []
         for row in keys.tolist():
             heads = []
             for index, head in enumerate(row):
-                scores = self.scores(head, layer, index)
-                table, counts = oracle.history(scores, passes, prompt_length=prompt_length, exact=self.exact, **rules)
+                scores = self.declares.score(head, layer, index)
+                table, after = oracle.history(
+                    rules, scores, passes, prompt_length=prompt_length, exact=self.declares.exact
+                )
                 heads.append(table)
             tables.append(heads)
-        return tables, counts
+        return tables, after
+
+    def __str__(self) -> str:
+        declares = self.declares
+        what = {
+            "cache": "a transformers cache",
+            "context": "a context manager around a model",
+            "function": "a function over the whole cache",
+        }[declares.kind]
+        rule = "a rule of its own" if declares.target else f"schedule {declares.schedule}"
+        return f"{self.name}, {self.version}: {what}, held to {rule}"
 
 
-def _subjects() -> list[Subject]:
-    subjects = []
-    for schedule in ("budget", "step", "prefill"):
-        subjects += [
-            Subject(f"knorm-{schedule}", KnormPress, schedule, lambda keys, layer, head: oracle.norm_scores(keys)),
-            Subject(
-                f"streaming-llm-{schedule}",
-                StreamingLLMPress,
-                schedule,
-                lambda keys, layer, head: oracle.position_scores(keys),
-                exact=True,
-                sinks=4,
-            ),
-            Subject(
-                f"random-{schedule}",
-                RandomPress,
-                schedule,
-                lambda keys, layer, head: oracle.random_scores(0, layer, head),
-                exact=True,
-            ),
-            Subject(
-                f"keydiff-{schedule}",
-                KeyDiffPress,
-                schedule,
-                lambda keys, layer, head: oracle.keydiff_scores(keys),
-            ),
-        ]
-    return subjects
+def kind_of(compressor: object) -> str:
+    """Which of the three conventions an object follows.
+
+    Raises:
+        ValueError: if it follows none.
+    """
+    if isinstance(compressor, types.FunctionType | types.MethodType | types.BuiltinFunctionType | functools.partial):
+        return "function"
+    if callable(getattr(compressor, "cache", None)):
+        return "cache"
+    if callable(compressor):
+        return "context"
+    raise ValueError(
+        f"the factory returned a {type(compressor).__name__}: it has to return an object with .cache(config), one that "
+        "is used as `with obj(model):`, or a function compress(layers) -> layers"
+    )
 
 
-SUBJECTS = _subjects()
+def subject_of(name: str, factory: Callable[..., Any], version: str = "version unknown", **options: Any) -> Subject:
+    """The subject that a factory makes.
+
+    Raises:
+        ValueError: if what it declares or returns makes no sense here.
+    """
+    given = dict(getattr(factory, "declares", {}))
+    first = Subject(name, factory, read_declares(given, given.get("kind", "cache")), version, options)
+    kind = given.get("kind") or kind_of(first(0.5, prune_after=8, skip_layers=()))
+    return Subject(name, factory, read_declares(given, kind), version, options)
+
+
+def find(reference: str) -> Subject:
+    """The subject named ``package.module:factory``.
+
+    Raises:
+        pytest.UsageError: if there is none, or it makes no sense here.
+    """
+    module_name, _, path = reference.partition(":")
+    if not module_name or not path:
+        raise pytest.UsageError(f"--subject must be package.module:factory, got {reference!r}")
+    try:
+        factory: Any = functools.reduce(getattr, path.split("."), importlib.import_module(module_name))
+    except (ImportError, AttributeError) as error:
+        raise pytest.UsageError(f"--subject {reference} was not found: {error}") from None
+    try:
+        return subject_of(reference, factory, _version(module_name))
+    except Exception as error:
+        raise pytest.UsageError(f"--subject {reference} cannot be used: {error}") from error
+
+
+def _version(module_name: str) -> str:
+    package = module_name.partition(".")[0]
+    names = importlib.metadata.packages_distributions().get(package)
+    return f"{names[0]} {importlib.metadata.version(names[0])}" if names else "version unknown"
+
+
+def ours(kind: Callable[..., Any], schedule: str, score: Any, exact: bool = False, sinks: int = 0) -> Subject:
+    """A press of the package under a schedule."""
+
+    def factory(**options: Any) -> Any:
+        return kind(**{"schedule": schedule, **options})
+
+    factory.declares = {  # type: ignore[attr-defined]
+        "kind": "context",
+        "schedule": schedule,
+        "takes": ("sinks", "recent") if schedule == "prefill" else ("sinks", "recent", "interval"),
+        "score": score,
+        "exact": exact,
+        "sinks": sinks,
+        "trends": kind in (KnormPress, StreamingLLMPress) and schedule != "step",
+    }
+    names = {KnormPress: "knorm", StreamingLLMPress: "streaming-llm", RandomPress: "random", KeyDiffPress: "keydiff"}
+    return subject_of(f"{names.get(kind, kind.__name__)}-{schedule}", factory)  # type: ignore[call-overload]
+
+
+SUBJECTS = [
+    subject
+    for schedule in ("budget", "step", "prefill")
+    for subject in (
+        ours(KnormPress, schedule, "knorm"),
+        ours(StreamingLLMPress, schedule, "position", exact=True, sinks=4),
+        ours(RandomPress, schedule, lambda keys, layer, head: oracle.random_scores(0, layer, head), exact=True),
+        ours(KeyDiffPress, schedule, "keydiff"),
+    )
+]
+
+
+def _plain(kind: Callable[..., Any], schedule: str, score: Any, **more: Any) -> Subject:
+    """A press as a plain cache."""
+
+    def factory(**options: Any) -> Any:
+        return kind(**{"schedule": schedule, **options})
+
+    factory.declares = {"schedule": schedule, "score": score, **more}  # type: ignore[attr-defined]
+    return subject_of(f"plain-{kind.__name__}-{schedule}", factory)
+
+
+def compress_each(keep_ratio: float, **options: Any) -> Callable[..., Any]:
+    """``KnormPress.compress`` as a function over the whole cache."""
+    press = KnormPress(keep_ratio, schedule="step", **options)
+
+    def compress(layers: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        return [press.compress(keys, values, layer=layer) for layer, (keys, values) in enumerate(layers)]
+
+    return compress
+
+
+compress_each.declares = {"score": "knorm"}  # type: ignore[attr-defined]
+
+
+def ours_by_default() -> list[Subject]:
+    """All presses under all schedules, attached; and one or two in each of the other conventions."""
+    return [
+        *SUBJECTS,
+        _plain(KnormPress, "budget", "knorm"),
+        _plain(KnormPress, "step", "knorm"),
+        _plain(StreamingLLMPress, "prefill", "position", sinks=4),
+        subject_of("compress-function", compress_each),
+    ]

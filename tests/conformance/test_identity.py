@@ -1,73 +1,128 @@
-"""Rule 7: where nothing is evicted, everything is bit-identical to transformers' ``DynamicCache``."""
-
-from typing import Any
+"""Where nothing is evicted, nothing is changed; and ``model.generate`` counts as everybody else does."""
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import DynamicCache
 
-from conformance import architectures
-from conformance.drive import run
-from conformance.subjects import Subject
-from pressgauge import KnormPress
+from . import architectures
+from .evidence import audited
+from .masked import masked_logits
+from .session import Departure, Refused, Session, Trace, not_applicable, run
+from .subjects import Subject
+from .test_attention import EXACT, off
 
-LENGTH = 24
-PASSES = [9, 1, 1, 5] + [1] * 8
+PASSES = [9, 1, 1, 5, 1, 1]
+LENGTH = sum(PASSES)
+NEW = 8
 
 
-@pytest.mark.parametrize("architecture", architectures.ARCHITECTURES)
-@pytest.mark.parametrize("attached", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_nothing_evicted_is_nothing_changed(
-    architecture: str, attached: bool, dtype: torch.dtype, device: torch.device
-) -> None:
-    """With r = 1, or never more than P tokens, logits and cache are those of a ``DynamicCache``, to the bit."""
-    model = architectures.cast(architecture, dtype, device)
-    ids = architectures.tokens(1, LENGTH).to(device)
-    plain: Any = DynamicCache(config=model.config)
+@torch.no_grad()
+def plain(model: architectures.Model, ids: Tensor) -> tuple[Tensor, DynamicCache]:
+    """What the model computes with a ``DynamicCache``."""
+    cache = DynamicCache(config=model.config)
+    logits = []
     seen = 0
-    expected = []
-    with torch.no_grad():
-        for length in PASSES:
-            expected.append(model(ids[:, seen : seen + length], past_key_values=plain).logits)
-            seen += length
-    for press in (KnormPress(1.0, prune_after=0), KnormPress(0.1, prune_after=LENGTH)):
-        result = run(model, press, ids, PASSES, attached=attached)
-        assert torch.equal(result.logits, torch.cat(expected, dim=1))
-        for ours, theirs in zip(result.cache.layers, plain.layers, strict=True):
-            assert torch.equal(ours.keys, theirs.keys)
-            assert torch.equal(ours.values, theirs.values)
+    for length in PASSES:
+        logits.append(model(ids[:, seen : seen + length], past_key_values=cache).logits)
+        seen += length
+    return torch.cat(logits, dim=1), cache
 
 
-def test_a_ratio_of_one_never_evicts(subject: Subject) -> None:
-    """Rule 7 for every press and schedule."""
-    model = architectures.shared("llama")
-    result = run(model, subject(1.0, prune_after=0), architectures.tokens(1, LENGTH), PASSES)
-    assert result.cache.evictions == 0
-    assert result.cache.held == [LENGTH] * architectures.LAYERS
+def check_identity(subject: Subject, trace: Trace, why: str) -> None:
+    """Logits and cache are those of a ``DynamicCache``: to the bit, but for a function, whose attention is ours."""
+    logits, cache = plain(trace.model, trace.ids)
+    exact = subject.declares.kind != "function"
+    if not (torch.equal(trace.logits, logits) if exact else (off(trace.logits, logits) < EXACT).all()):
+        error = off(trace.logits, logits)
+        raise Departure(
+            "identity", f"{why}, and yet the logits of token {int((error > 0).int().argmax())} differ from those of a "
+            f"DynamicCache, by up to {float(error.max()):.2g} of the largest",
+        )  # fmt: skip
+    for layer, (keys, values) in enumerate(trace.passes[-1].held):
+        own = cache.layers[layer]
+        assert own.keys is not None
+        assert own.values is not None
+        same = keys.shape == own.keys.shape and (
+            (torch.equal(keys, own.keys) and torch.equal(values, own.values))
+            if exact
+            else (keys - own.keys).abs().max() < EXACT
+        )
+        if not same:
+            raise Departure(
+                "identity", f"{why}, and yet layer {layer} does not hold what a DynamicCache does: "
+                f"{list(keys.shape)} against {list(own.keys.shape)}",
+            )  # fmt: skip
 
 
-@pytest.mark.parametrize("architecture", architectures.ARCHITECTURES)
-@pytest.mark.parametrize("rows", [1, 2])
-def test_generated_tokens_are_those_of_the_plain_model(architecture: str, rows: int) -> None:
-    """Rule 7 through ``model.generate``: both ways in give the tokens of the model alone."""
-    model = architectures.shared(architecture)
-    ids = architectures.tokens(rows, 11)
-    settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": False}
-    expected = model.generate(ids, **settings)
-    press = KnormPress(1.0, prune_after=0)
-    assert torch.equal(model.generate(ids, past_key_values=press.cache(model.config), **settings), expected)
-    with press(model):
-        assert torch.equal(model.generate(ids, **settings), expected)
+def test_a_ratio_of_one_changes_nothing(subject: Subject, model: architectures.Model) -> None:
+    """Rule 7: with keep_ratio 1, logits and cache are those of transformers' ``DynamicCache``."""
+    if subject.declares.entries == "altered":
+        not_applicable("entries are declared as altered")
+    ids = architectures.text(model, 1, LENGTH)
+    check_identity(subject, run(subject, model, ids, PASSES, keep_ratio=1.0, prune_after=0), "keep_ratio is 1")
 
 
-def test_padded_batches_are_untouched_as_well() -> None:
-    """Rule 7 with padding: the logits of an attached press that evicts nothing are those of the model alone."""
-    model = architectures.shared("llama")
-    ids = architectures.tokens(2, 10)
-    mask = torch.tensor([[0] * 4 + [1] * 6, [1] * 10])
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    with torch.no_grad():
-        expected = model(ids, attention_mask=mask, position_ids=positions).logits
-    result = run(model, KnormPress(1.0, prune_after=0), ids, [10], mask=mask)
-    assert torch.equal(result.logits, expected)
+def test_a_short_sequence_changes_nothing(subject: Subject, one_model: architectures.Model) -> None:
+    """Rule 7: a sequence that never exceeds ``prune_after`` is as with a ``DynamicCache``."""
+    if not subject.declares.prune_after:
+        not_applicable("the subject takes no prune_after")
+    if subject.declares.entries == "altered":
+        not_applicable("entries are declared as altered")
+    ids = architectures.text(one_model, 1, LENGTH)
+    # Where a layer that holds exactly P may be pruned, it must not get there.
+    longest = LENGTH + (subject.declares.boundary == ">=")
+    trace = run(subject, one_model, ids, PASSES, keep_ratio=0.1, prune_after=longest)
+    check_identity(subject, trace, f"{LENGTH} tokens were seen and prune_after is {longest}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_ratio_of_one_changes_nothing_in_any_dtype(subject: Subject, dtype: torch.dtype) -> None:
+    """Rule 7 in float32, float16 and bfloat16."""
+    if subject.declares.entries == "altered":
+        not_applicable("entries are declared as altered")
+    if subject.declares.kind == "function":
+        not_applicable("the harness's own attention drives a function, which rounds otherwise than transformers'")
+    model = architectures.cast("llama", dtype, torch.device("cpu"))
+    ids = architectures.text(model, 1, LENGTH)
+    check_identity(
+        subject, run(subject, model, ids, PASSES, keep_ratio=1.0, prune_after=0), f"keep_ratio is 1 ({dtype})"
+    )
+
+
+def test_generate_with_a_ratio_of_one_is_as_without(subject: Subject, one_model: architectures.Model) -> None:
+    """Rule 7 through ``model.generate``: with keep_ratio 1 it gives the tokens of the model alone."""
+    if subject.declares.kind == "function":
+        not_applicable("model.generate does not know functions over a cache")
+    if subject.declares.entries == "altered":
+        not_applicable("entries are declared as altered")
+    ids = architectures.text(one_model, 1, 11)
+    settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
+    expected = one_model.generate(ids, **settings)[:, 11:]
+    with Session(subject, subject(keep_ratio=1.0, prune_after=0), one_model) as session:
+        tokens = session.generate(ids, NEW)[:, 11:]
+    if not torch.equal(tokens, expected):
+        raise Departure("generate", f"keep_ratio is 1, and yet {tokens[0].tolist()} comes for {expected[0].tolist()}")
+
+
+def test_generate_attends_to_what_is_held(subject: Subject, model: architectures.Model) -> None:
+    """Rules 1 and 6 through ``model.generate``: each step's logits are those of attention to what was held."""
+    if subject.declares.kind == "function":
+        not_applicable("model.generate does not know functions over a cache")
+    ids = architectures.text(model, 1, 16)
+    options = {"keep_ratio": 0.5, "prune_after": 4}
+    try:
+        with Session(subject, subject(**options), model) as session:
+            whole = session.generate(ids, NEW)
+    except Refused as refusal:
+        not_applicable(str(refusal))
+    # The last token was never fed.
+    trace = Trace(subject, options, model, whole[:, :-1], session.passes)
+    expected = masked_logits(model, trace.ids, audited(trace).evicted_at)[0, 15:]
+    logits = torch.stack([one.logits[0, -1] for one in session.passes])
+    error = ((logits - expected).abs().amax(-1) / expected.abs().max()).tolist()
+    if wrong := [step for step, value in enumerate(error) if not value < EXACT]:
+        raise Departure(
+            "generate", f"step {wrong[0]} of model.generate gives logits that are off by {error[wrong[0]]:.2g} of the "
+            "largest: they are not those of attention to what was held, at true positions",
+        )  # fmt: skip

@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 from conformance import oracle
-from conformance.drive import CONFIG, values_of
 from conformance.strategies import DIMENSION, HEADS, LAYERS, options
 from conformance.subjects import SUBJECTS
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from presses.drive import CONFIG, values_of
 from torch import Tensor
 
 from pressgauge import PressedCache

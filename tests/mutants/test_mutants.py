@@ -1,24 +1,59 @@
-"""Every mutant is found out by its law's own assertion, and its sound twin passes the same law in the same run."""
+"""Every mutant is found out by its law's own assertion, its sound twin passes the same law in the same run, and no law
+breaks on what is right."""
+
+from collections.abc import Iterator
 
 import pytest
+from conformance.subjects import Subject
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mutants.catalogue import BY_NAME, MUTANTS, Mutant
+from mutants.catalogue import MUTANTS, Mutant
+from mutants.laws import LAWS, Law, outcome, words
+from mutants.onepass import LAW, ONEPASS, OnePassMutant
+from mutants.variants import VARIANTS
+
+
+@pytest.fixture(autouse=True)
+def what_a_mutant_leaves_behind() -> Iterator[None]:
+    """Is cleared away."""
+    mappings = [functions._global_mapping for functions in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS)]
+    before = [dict(mapping) for mapping in mappings]
+    yield
+    for mapping, sound in zip(mappings, before, strict=True):
+        mapping.clear()
+        mapping.update(sound)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.id)
-def test_the_law_kills_the_mutant(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_law_kills_the_mutant_and_spares_its_twin(mutant: Mutant) -> None:
     """By an assertion: a crash would prove nothing."""
+    assert outcome(mutant.law, mutant.subject) == "broken"
+    assert outcome(mutant.law, mutant.twin) == "held"
+
+
+@pytest.mark.parametrize("mutant", ONEPASS, ids=lambda mutant: mutant.id)
+def test_the_law_of_one_pass_kills_its_mutants(mutant: OnePassMutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same press, measured by what is broken and by what is not."""
+    LAW(mutant.subject)
     mutant.breaks(monkeypatch)
     with pytest.raises(AssertionError):
-        mutant.law(mutant.subject)
+        LAW(mutant.subject)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.id)
-def test_the_law_spares_the_sound_twin(mutant: Mutant) -> None:
-    """The same law, on the press that is not broken."""
-    mutant.law(BY_NAME[mutant.subject.name])
+@pytest.mark.parametrize("law", LAWS.values(), ids=words)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_no_law_breaks_on_what_is_right(variant: Subject, law: Law) -> None:
+    """A law that fails on a sound compressor is worse than none."""
+    assert outcome(law, variant) in ("held", "not applicable")
+
+
+def test_every_law_has_a_mutant() -> None:
+    """A law that kills nothing might as well not be there."""
+    assert {mutant.law.__name__ for mutant in MUTANTS} == set(LAWS)
 
 
 def test_every_mutant_has_a_name_of_its_own() -> None:
     """So that a failure says which it was."""
-    assert len({mutant.id for mutant in MUTANTS}) == len(MUTANTS)
+    names = [mutant.id for mutant in MUTANTS] + [mutant.id for mutant in ONEPASS]
+    assert len(set(names)) == len(names) >= 50

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from conformance import architectures
+from conformance.subjects import Subject
 from transformers import (
     DynamicCache,
     Gemma2Config,
@@ -18,9 +20,7 @@ from transformers import (
     StaticCache,
 )
 
-from conformance import architectures
-from conformance.drive import CONFIG, run
-from conformance.subjects import Subject
+from presses.drive import CONFIG, run
 from pressgauge import KnormPress, Press, PressedCache, StreamingLLMPress
 from pressgauge.attention import attach
 

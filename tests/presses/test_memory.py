@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from conformance import architectures
+from conformance.strategies import HEADS, LAYERS, Case, cases
+from conformance.subjects import Subject
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conformance import architectures
-from conformance.drive import CONFIG, feed, run
-from conformance.strategies import HEADS, LAYERS, Case, cases
-from conformance.subjects import Subject
+from presses.drive import CONFIG, feed, run
 from pressgauge import KnormPress, PressedCache
 
 

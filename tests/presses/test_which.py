@@ -2,14 +2,14 @@
 
 import pytest
 import torch
+from conformance import oracle
+from conformance.strategies import DIMENSION, HEADS, LAYERS, Case, cases, key_tensors, options
+from conformance.subjects import Subject
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conformance import oracle
-from conformance.drive import feed, values_of
-from conformance.strategies import DIMENSION, HEADS, LAYERS, Case, cases, key_tensors, options
-from conformance.subjects import Subject
+from presses.drive import feed, values_of
 from pressgauge import KeyDiffPress, KnormPress, PressedCache, StreamingLLMPress
 from pressgauge.cache import PressedLayer
 from pressgauge.press import rank
@@ -141,7 +141,9 @@ def test_scores_are_taken_in_float32_or_wider(subject: Subject) -> None:
     """S12 of the bug catalogue: what a press makes of large keys in float16 is what it makes of the same in float64."""
     length = 24
     sizes = torch.logspace(4.6, 4.8, length, dtype=torch.float64)[torch.arange(length) * 7 % length]
-    keys = (sizes[None, None, :, None] * torch.tensor([1.0, -1.0, 1.0])).expand(1, HEADS, length, DIMENSION).half()
+    keys = (
+        (sizes[None, None, :, None] * torch.tensor([1.0, -1.0, 1.0, -1.0])).expand(1, HEADS, length, DIMENSION).half()
+    )
     assert keys.isfinite().all()
     options = {"keep_ratio": 0.4, "prune_after": 4}
     cache = feed(subject(**options), keys, [10] + [1] * (length - 10))

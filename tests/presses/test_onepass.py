@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conformance import architectures
+from conformance.guard import fingerprint
+from conformance.masked import masked_logits
+from conformance.oracle import NEVER
+from conformance.strategies import options
+from conformance.subjects import SUBJECTS, Subject
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM, GptOssConfig, GptOssForCausalLM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from conformance import architectures
-from conformance.drive import masked_logits
-from conformance.guard import fingerprint
-from conformance.oracle import NEVER
-from conformance.strategies import options
-from conformance.subjects import SUBJECTS, Subject
-from conformance.test_refusals import SMALL
+from presses.test_refusals import SMALL
 from pressgauge import KnormPress, Perplexity, Press, RandomPress, StreamingLLMPress, perplexity, replay
 from pressgauge.attention import attach
 from pressgauge.perplexity import Method

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from conformance import oracle
+from conformance.strategies import HEADS, LAYERS, Case, cases, key_tensors
+from conformance.subjects import Subject
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conformance import oracle
-from conformance.drive import feed
-from conformance.strategies import HEADS, LAYERS, Case, cases, key_tensors
-from conformance.subjects import Subject
+from presses.drive import feed
 from pressgauge import KnormPress, replay
 from pressgauge.history import NEVER, History, visible
 
@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_refused(passes: list[int], padding: list[int] | No
 def test_the_oracle_evicts_by_hand() -> None:
     """The oracle itself, on an example small enough to be worked out on paper."""
     scores = oracle.norm_scores([[3.0], [1.0], [2.0], [1.0]])
-    table, counts = oracle.history(scores, [1] * 4, schedule="budget", keep_ratio=0.5, prune_after=1)
+    table, counts = oracle.history(oracle.Rules(0.5, prune_after=1), scores, [1] * 4)
     # Seen 1, 2, 3, 4 keep 1, 1, 2, 2: token 0 goes first; token 2 comes and stays; of 1, 2 and 3, token 2 goes.
     assert table == [2, oracle.NEVER, 4, oracle.NEVER]
     assert counts == [1, 1, 2, 2]

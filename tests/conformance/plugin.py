@@ -1,0 +1,121 @@
+"""The options, the header and the summary of a run."""
+
+import os
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+import transformers
+from hypothesis import HealthCheck, settings
+
+from .session import Refused, not_applicable
+from .subjects import find
+
+# Everything is drawn anew with HYPOTHESIS_PROFILE=nightly, and reproducible otherwise.
+# One failure at a time: a law that a mutant breaks in two ways fails by an assertion, not by a group of them.
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40, report_multiple_bugs=False)
+settings.register_profile(
+    "nightly", deadline=None, max_examples=500, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("pressgauge")
+    group.addoption("--subject", metavar="M:F", help="the compressor under test: package.module:factory")
+    group.addoption(
+        "--model", metavar="M", help="run laws about what a model computes on this one: an architecture, a folder, or "
+        "a name on the hub",
+    )  # fmt: skip
+    group.addoption("--device", default="cpu", help="device that model-level tests run on: cpu, cuda or mps")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+    # Two workers on two cores: more threads only get in each other's way. One thread also repeats to the bit.
+    torch.set_num_threads(1)
+    if config.getoption("--subject"):
+        if config.getoption("tbstyle") == "auto":
+            # Each finding is one line, and stands in the summary.
+            config.option.tbstyle = "no"
+        config.pluginmanager.register(Laws(), "pressgauge-laws")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    lines = [
+        f"torch {torch.__version__}, transformers {transformers.__version__}, device {config.getoption('--device')}"
+    ]
+    if reference := config.getoption("--subject"):
+        lines.append(f"subject: {find(reference)}")
+    return lines
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> object:
+    """What a subject refuses, in a sentence of its own, is not applicable to it."""
+    try:
+        return (yield)
+    except Refused as refusal:
+        not_applicable(f"the subject refuses: {refusal}")
+
+
+@dataclass
+class Law:
+    """What came out for one law, over all its cases."""
+
+    words: str
+    place: tuple[str, int]
+    """Where it stands, which is the order of the summary."""
+    held: int = 0
+    broken: list[str] = field(default_factory=list)
+    not_applicable: list[str] = field(default_factory=list)
+
+
+class Laws:
+    """Collects what becomes of each law, and prints it in the summary: broken, held, not applicable."""
+
+    def __init__(self) -> None:
+        self.laws: dict[str, Law] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if "/conformance/" not in report.nodeid.replace(os.sep, "/") and not report.nodeid.startswith("conformance/"):
+            return
+        file, line, name = report.location
+        name = name.partition("[")[0]
+        law = self.laws.setdefault(name, Law(name.removeprefix("test_").replace("_", " "), (file, line or 0)))
+        if report.failed:
+            law.broken.append(_finding(report))
+        elif report.skipped:
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            law.not_applicable.append(reason.removeprefix("Skipped: ").removeprefix("not applicable: "))
+        elif report.when == "call":
+            law.held += 1
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        write = terminalreporter
+        write.section("laws")
+        laws = sorted(self.laws.values(), key=lambda law: law.place)
+        broken = [law for law in laws if law.broken]
+        held = [law for law in laws if law.held and not law.broken]
+        idle = [law for law in laws if not law.held and not law.broken]
+        for law in broken:
+            write.write_line(f"broken          {law.words}", red=True)
+            for finding in dict.fromkeys(law.broken):
+                write.write_line(f"                {finding}")
+        for law in held:
+            write.write_line(f"held            {law.words}", green=True)
+            for reason in dict.fromkeys(law.not_applicable):
+                write.write_line(f"                but for some models: {reason}")
+        for law in idle:
+            write.write_line(f"not applicable  {law.words}", yellow=True)
+            for reason in dict.fromkeys(law.not_applicable):
+                write.write_line(f"                {reason}")
+        write.write_line(f"{len(broken)} laws broken, {len(held)} held, {len(idle)} not applicable")
+
+
+def _finding(report: pytest.TestReport) -> str:
+    """The first line of what went wrong."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    message = crash.message if crash is not None else str(report.longrepr)
+    line = next((line for line in message.splitlines() if line.strip()), "no message")
+    kind, _, rest = line.partition(": ")
+    return rest if kind.endswith("Departure") else line

@@ -1,0 +1,348 @@
+"""Drives a model with a compressor of any convention at work, pass by pass, and records what happens to its cache."""
+
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from .masked import attention
+from .subjects import Subject
+
+Entries = tuple[Tensor, Tensor]
+"""Keys ``[B, K, N, D]`` and values ``[B, K, N, D']`` of one layer."""
+
+
+class Departure(AssertionError):  # noqa: N818  # the law is broken, not the program
+    """A law that a subject does not keep, said in one line: the law's name, a colon, and what was found."""
+
+    def __init__(self, law: str, finding: str) -> None:
+        super().__init__(f"{law}: {finding}")
+
+
+class Refused(Exception):  # noqa: N818  # it is an answer, not a failure
+    """A subject's own sentence, with which it declines to do something before it has done anything."""
+
+
+@dataclass
+class Pass:
+    """One forward call."""
+
+    start: int
+    """Tokens seen before."""
+    length: int
+    logits: Tensor
+    """``[B, q, V]``."""
+    arrived: dict[int, Entries]
+    """What the cache was handed, per layer."""
+    held: list[Entries]
+    """What each layer holds afterwards."""
+    positions: Tensor | None
+    """``[B, q]``: the positions that queries and keys were rotated by, if the model tells."""
+
+    @property
+    def end(self) -> int:
+        """Tokens seen after it."""
+        return self.start + self.length
+
+
+def not_applicable(reason: str) -> None:
+    """Say that a law means nothing here, and why."""
+    pytest.skip(f"not applicable: {reason}")
+
+
+def _sentence(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".strip().rstrip(":").splitlines()[0]
+
+
+def _bottom_right(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    """Attention to everything held and, causally, to the new entries, however many each layer holds."""
+    groups = query.shape[1] // key.shape[1]
+    new, total = query.shape[2], key.shape[2]
+    sees = torch.ones((new, total), dtype=torch.bool, device=query.device).tril(total - new)
+    scores = query @ key.repeat_interleave(groups, dim=1).transpose(2, 3) * scaling
+    weights = scores.masked_fill(~sees, -torch.inf).softmax(dim=-1)
+    return (weights @ value.repeat_interleave(groups, dim=1)).transpose(1, 2), None
+
+
+class Session:
+    """One batch of sequences going through a model with a compressor at work. Use it as a context.
+
+    Args:
+        subject: whose compressor it is.
+        compressor: what the subject's factory made.
+        model: the model.
+    """
+
+    def __init__(self, subject: Subject, compressor: Any, model: PreTrainedModel) -> None:
+        self.kind = subject.declares.kind
+        self.supplies_positions = self.kind == "function" or subject.declares.positions == "caller"
+        self.compressor = compressor
+        self.model: Any = model
+        self.passes: list[Pass] = []
+        self.cache: Any = None
+        self._arrived: dict[int, list[Entries]] = {}
+        self._positions: Tensor | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Session":
+        try:
+            if self.kind == "cache":
+                self.cache = self.compressor.cache(self.model.config)
+            else:
+                self.cache = DynamicCache(config=self.model.config)
+            if self.kind == "context":
+                self._stack.enter_context(self.compressor(self.model))
+            elif self.kind == "function":
+                self._stack.enter_context(attention(self.model, _bottom_right))
+        except (ValueError, TypeError, NotImplementedError, AttributeError, AssertionError) as error:
+            self._stack.close()
+            raise Refused(_sentence(error)) from error
+        self._watch_cache()
+        self._stack.enter_context(self._watched_positions())
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        # The compressor is told of the exception, as it would be without the session around it.
+        self._stack.__exit__(*exception)
+
+    def _watch_cache(self) -> None:
+        cache = self.cache
+
+        def recording(keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> Any:
+            self._arrived.setdefault(layer, []).append((keys.clone(), values.clone()))
+            given = keys.clone(), values.clone()
+            # The class may change under our hands: a press that adopts a cache makes another one of it.
+            result = type(cache).update(cache, keys, values, layer, *args, **kwargs)
+            for name, before, after in zip(("keys", "values"), given, (keys, values), strict=True):
+                if not _same(before, after):
+                    raise Departure("inputs", f"the {name} that layer {layer} was handed were written to")
+            return result
+
+        cache.update = recording
+
+    @contextmanager
+    def _watched_positions(self) -> Iterator[None]:
+        """Learn by which positions the model rotates, where it has one module that does."""
+        rotary = getattr(self.model.get_decoder(), "rotary_emb", None)
+        if rotary is None:
+            yield
+            return
+        names = list(inspect.signature(rotary.forward).parameters)
+
+        def note(module: Any, args: Any, kwargs: Any) -> None:
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            positions = given.get("position_ids")
+            self._positions = positions.clone() if isinstance(positions, Tensor) else None
+
+        handle = rotary.register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @property
+    def seen(self) -> int:
+        """Tokens fed so far."""
+        return self.passes[-1].end if self.passes else 0
+
+    def feed(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One pass; the logits ``[B, q, V]`` of its tokens.
+
+        Args:
+            ids: ``[B, q]``.
+            mask: ``[B, seen + q]``, for padded rows.
+
+        Raises:
+            Refused: if the subject declines, by a ``ValueError`` or ``NotImplementedError``.
+            Departure: if it hands back something that no cache can be made of.
+        """
+        given: dict[str, Any] = {}
+        end = self.seen + ids.shape[1]
+        if mask is not None:
+            given = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, self.seen : end]}
+        elif self.supplies_positions:
+            given = {"position_ids": torch.arange(self.seen, end, device=ids.device).expand(ids.shape)}
+        self._positions = None
+        try:
+            with torch.no_grad():
+                logits = self.model(ids, past_key_values=self.cache, use_cache=True, **given).logits
+        except (ValueError, NotImplementedError) as error:
+            raise Refused(_sentence(error)) from error
+        self._finish(logits, ids.shape[1])
+        return logits  # type: ignore[no-any-return]
+
+    def generate(self, ids: Tensor, new_tokens: int) -> Tensor:
+        """The tokens ``[B, T + new]`` of ``model.generate``, greedily, from a new cache, with every pass recorded; not
+        for functions.
+
+        Raises:
+            Refused: if the subject declines.
+        """
+
+        def note(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            given = kwargs.get("input_ids")
+            length = given.shape[1] if given is not None else output.logits.shape[1]
+            self._finish(output.logits, length)
+
+        handle = self.model.register_forward_hook(note, with_kwargs=True)
+        try:
+            return self.model.generate(  # type: ignore[no-any-return]
+                ids,
+                attention_mask=torch.ones_like(ids),
+                past_key_values=self.cache,
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                eos_token_id=None,
+            )
+        except (ValueError, NotImplementedError) as error:
+            raise Refused(_sentence(error)) from error
+        finally:
+            handle.remove()
+
+    def _finish(self, logits: Tensor, length: int) -> None:
+        """Let a function compress, and record the pass."""
+        if self.kind == "function":
+            self._compress()
+        arrived = {
+            layer: (torch.cat([k for k, _ in parts], dim=2), torch.cat([v for _, v in parts], dim=2))
+            for layer, parts in sorted(self._arrived.items())
+        }
+        self._arrived.clear()
+        self.passes.append(Pass(self.seen, length, logits, arrived, self.held(), self._positions))
+
+    def _compress(self) -> None:
+        layers = [(layer.keys, layer.values) for layer in self.cache.layers]
+        before = [(keys.clone(), values.clone()) for keys, values in layers]
+        result = self.compressor(list(layers))
+        if not isinstance(result, list | tuple) or len(result) != len(layers):
+            raise Departure("result", f"compress has to return {len(layers)} pairs of keys and values, got {result!r}")
+        for index, (pair, own, old) in enumerate(zip(result, layers, before, strict=True)):
+            keys, values = pair
+            if keys.dim() != 4 or keys.shape[:3] != values.shape[:3] or keys.shape[:2] != own[0].shape[:2]:
+                raise Departure(
+                    "result", f"layer {index} came back as {list(keys.shape)} and {list(values.shape)}, which no "
+                    f"cache of {list(own[0].shape)} can become",
+                )  # fmt: skip
+            for name, given, kept, returned in zip(("keys", "values"), own, old, (keys, values), strict=True):
+                if returned.dtype != given.dtype or returned.device != given.device:
+                    raise Departure(
+                        "dtype", f"the {name} of layer {index} went in in {given.dtype} on {given.device} and came "
+                        f"back in {returned.dtype} on {returned.device}",
+                    )  # fmt: skip
+                if not _same(given, kept):
+                    raise Departure("inputs", f"the {name} of layer {index} were written to by compress")
+                shares = returned.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
+                if returned.shape[2] < given.shape[2] and shares and returned.numel():
+                    raise Departure(
+                        "storage", f"the {name} of layer {index} that stay are a view of the "
+                        f"{given.shape[2]} entries that came in, so none of these can be freed",
+                    )  # fmt: skip
+            self.cache.layers[index].keys, self.cache.layers[index].values = keys, values
+
+    def held(self) -> list[Entries]:
+        """What each layer holds now, as anybody can read it from the cache: copies."""
+        layers = []
+        for layer in self.cache.layers:
+            keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+            if keys is None or values is None:
+                break
+            layers.append((keys.clone(), values.clone()))
+        return layers
+
+    def storage(self, layer: int) -> int:
+        """Bytes of key and value storage that a layer keeps alive."""
+        own = self.cache.layers[layer]
+        tensors = [t for t in vars(own).values() if isinstance(t, Tensor) and t.dim() == 4 and t.is_floating_point()]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+    def fork(self) -> "Session":
+        """Another session that goes on from here with a copy of the cache, and leaves this one alone."""
+        other = copy.copy(self)
+        own_update = self.cache.__dict__.pop("update")
+        try:
+            other.cache = copy.deepcopy(self.cache)
+        finally:
+            self.cache.update = own_update
+        other.passes = list(self.passes)
+        other._arrived = {}
+        other._watch_cache()
+        return other
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Equal to the bit, but for which NaN it is."""
+    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+@dataclass
+class Trace:
+    """What a subject did with a text."""
+
+    subject: Subject
+    options: dict[str, Any]
+    model: PreTrainedModel
+    ids: Tensor
+    passes: list[Pass] = field(default_factory=list)
+    storage: list[int] = field(default_factory=list)
+    """Bytes that each layer keeps alive at the end."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """The lengths of the passes."""
+        return [one.length for one in self.passes]
+
+    @property
+    def logits(self) -> Tensor:
+        """``[B, T, V]``."""
+        return torch.cat([one.logits for one in self.passes], dim=1)
+
+    def arrived(self, layer: int, passes: int | None = None) -> Entries:
+        """All that a layer was handed in the first ``passes`` passes."""
+        parts = [one.arrived[layer] for one in self.passes[:passes]]
+        return torch.cat([keys for keys, _ in parts], dim=2), torch.cat([values for _, values in parts], dim=2)
+
+    @property
+    def layers(self) -> int:
+        """How many layers there are."""
+        return len(self.passes[0].arrived)
+
+
+def run(
+    subject: Subject,
+    model: PreTrainedModel,
+    ids: Tensor,
+    lengths: list[int],
+    mask: Tensor | None = None,
+    compressor: Any = None,
+    **options: Any,
+) -> Trace:
+    """Feed a model a text in passes of these lengths, with a compressor of the subject at work.
+
+    Args:
+        subject: the subject.
+        model: the model.
+        ids: ``[B, T]``.
+        lengths: of the passes; together T.
+        mask: ``[B, T]``, for padded rows.
+        compressor: one that is there already; made from the options otherwise.
+        options: of the compressor.
+    """
+    options = {"keep_ratio": 1, **options}
+    compressor = subject(**options) if compressor is None else compressor
+    result = Trace(subject, options, model, ids)
+    with Session(subject, compressor, model) as session:
+        for length in lengths:
+            end = session.seen + length
+            session.feed(ids[:, session.seen : end], None if mask is None else mask[:, :end])
+        result.storage = [session.storage(layer) for layer in range(len(session.held()))]
+    result.passes = session.passes
+    return result

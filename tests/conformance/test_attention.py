@@ -1,0 +1,140 @@
+"""What a compressed cache computes: attention to what it holds, at true positions, in every pass."""
+
+from typing import Any
+
+import torch
+
+from . import architectures
+from .evidence import audited
+from .masked import masked_logits
+from .session import Departure, Refused, Session, Trace, not_applicable, run
+from .subjects import Subject
+
+LENGTH = 20
+FEEDINGS: dict[str, list[int]] = {
+    "whole, and one more": [LENGTH - 1, 1],
+    "prompt and single tokens": [11] + [1] * (LENGTH - 11),
+    "single tokens": [1] * LENGTH,
+    "chunks": [4, 4, 4, 4, 4],
+    "prompt, answer, prompt, answer": [7, 1, 1, 6, 1, 1, 3],
+}
+VARIANTS: list[dict[str, Any]] = [
+    {"prune_after": 6},
+    {"prune_after": 4, "sinks": 2, "recent": 3},
+    {"prune_after": 6, "interval": 3},
+    {"prune_after": 6, "skip_layers": (1,)},
+]
+EXACT = 1e-10
+"""Part of the largest logit by which float64 may err."""
+
+
+def options(subject: Subject, turn: int) -> dict[str, Any]:
+    """One of the variants, without the options that the subject does not take."""
+    takes = {"prune_after", "skip_layers", *subject.declares.takes}
+    return {"keep_ratio": 0.5, **{name: value for name, value in VARIANTS[turn % 4].items() if name in takes}}
+
+
+def off(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """``[T]``: by which part of the largest logit each token's logits are off."""
+    return (found - expected).abs().amax(dim=(0, 2)) / expected.abs().max()
+
+
+def check_attention(trace: Trace) -> None:
+    """The logits of every pass are those of full attention, masked by what the subject itself evicted."""
+    audit = audited(trace)
+    error = off(trace.logits, masked_logits(trace.model, trace.ids, audit.evicted_at))
+    wrong = torch.nonzero(~(error < EXACT))[:, 0].tolist()
+    if not wrong:
+        return
+    token = wrong[0]
+    number = next(n for n, one in enumerate(trace.passes) if token < one.end)
+    one = trace.passes[number]
+    counts = [keys.shape[2] for keys, _ in trace.passes[number - 1].held] if number else [0]
+    ambiguous = f" ({audit.ambiguous} entries equal several tokens)" if audit.ambiguous else ""
+    raise Departure(
+        "attention", f"pass {number} (tokens {one.start} to {one.end - 1}, {max(counts)} entries held before it) gives "
+        f"token {token} logits that are off by {float(error[token]):.2g} of the largest: they are not those of "
+        f"attention to what was held and, causally, to the pass itself{ambiguous}",
+    )  # fmt: skip
+
+
+def test_logits_are_those_of_attention_to_what_is_held(subject: Subject, model: architectures.Model) -> None:
+    """Rules 1, 6 and 12: each pass attends to what is held and to itself, at true positions, and only then evicts;
+    for every way of feeding (C3 and C8 of the bug catalogue)."""
+    refusals = []
+    for turn, lengths in enumerate(FEEDINGS.values()):
+        ids = architectures.text(model, 1, LENGTH)
+        try:
+            check_attention(run(subject, model, ids, lengths, **options(subject, turn)))
+        except Refused as refusal:
+            refusals.append(refusal)
+    if len(refusals) == len(FEEDINGS):
+        raise refusals[0]
+
+
+def test_a_token_is_rotated_by_the_number_of_tokens_seen(subject: Subject, model: architectures.Model) -> None:
+    """Rule 6: a query's position is the number of tokens seen before it, never the number held (C3)."""
+    ids = architectures.text(model, 1, LENGTH)
+    for lengths in ([12] + [1] * (LENGTH - 12), FEEDINGS["prompt, answer, prompt, answer"]):
+        trace = run(subject, model, ids, lengths, keep_ratio=0.5, prune_after=4)
+        for number, one in enumerate(trace.passes):
+            if one.positions is None:
+                not_applicable("the model does not tell by which positions it rotates")
+                return
+            expected = torch.arange(one.start, one.end)
+            given = one.positions[0].cpu()
+            if not torch.equal(given, expected):
+                place = int(torch.nonzero(given != expected)[0])
+                before = [keys.shape[2] for keys, _ in trace.passes[number - 1].held]
+                raise Departure(
+                    "positions", f"token {one.start + place} was given position {int(given[place])} in pass {number}; "
+                    f"{one.start + place} tokens were seen before it, and {min(before)} to {max(before)} entries held",
+                )  # fmt: skip
+
+
+def test_later_tokens_change_no_earlier_logit(subject: Subject, one_model: architectures.Model) -> None:
+    """Causality: changing tokens after t changes no logit up to t, also within one pass."""
+    ids = architectures.text(one_model, 1, LENGTH)
+    other = ids.clone()
+    other[:, 15:] = architectures.text(one_model, 1, LENGTH, seed=5)[:, 15:]
+    for lengths in ([9] + [1] * (LENGTH - 9), [9, 11]):
+        one, two = (
+            run(subject, one_model, i, lengths, keep_ratio=0.5, prune_after=4).logits[:, :15] for i in (ids, other)
+        )
+        if wrong := torch.nonzero(off(one, two) > EXACT)[:, 0].tolist():
+            raise Departure("causality", f"the logits of token {wrong[0]} depend on tokens from 15 on")
+
+
+def test_passes_do_not_matter_while_nothing_is_evicted(subject: Subject, one_model: architectures.Model) -> None:
+    """One pass or many passes of the same tokens differ only as the schedule says: while P is not exceeded, not."""
+    if not subject.declares.prune_after:
+        not_applicable("the subject takes no prune_after")
+    if subject.declares.target or subject.declares.entries == "altered":
+        not_applicable("the subject follows a rule of its own")
+    ids = architectures.text(one_model, 1, LENGTH)
+    runs = [run(subject, one_model, ids, f, keep_ratio=0.3, prune_after=LENGTH) for f in FEEDINGS.values()]
+    for feeding, other in zip(list(FEEDINGS)[1:], runs[1:], strict=True):
+        error = off(other.logits, runs[0].logits)
+        if error.max() > EXACT:
+            raise Departure(
+                "passes", f"nothing may be evicted, and yet the logits of token {int(error.argmax())} differ between "
+                f"feeding it whole and as {feeding}",
+            )  # fmt: skip
+
+
+def test_a_copy_goes_its_own_way(subject: Subject, one_model: architectures.Model) -> None:
+    """A cache that was copied in the middle and the copy go on, each as if it were the only one."""
+    ids = architectures.text(one_model, 1, LENGTH)
+    with Session(subject, subject(keep_ratio=0.5, prune_after=4), one_model) as session:
+        session.feed(ids[:, :12])
+        for token in range(12, 15):
+            session.feed(ids[:, token : token + 1])
+        copied = session.fork()
+        for token in range(15, LENGTH):
+            copied.feed(ids[:, token : token + 1] * 0 + 3)
+        for token in range(15, LENGTH):
+            session.feed(ids[:, token : token + 1])
+    alone = run(subject, one_model, ids, [12] + [1] * (LENGTH - 12), keep_ratio=0.5, prune_after=4)
+    found = torch.cat([one.logits for one in session.passes], dim=1)
+    if wrong := torch.nonzero(off(found, alone.logits) > EXACT)[:, 0].tolist():
+        raise Departure("copies", f"the logits of token {wrong[0]} changed when a copy of the cache went another way")

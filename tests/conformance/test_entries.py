@@ -1,0 +1,290 @@
+"""Which entries stay, and that they are the ones that came in, in the order in which they came."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from .audit import GONE, Audit
+from .evidence import audited, drawn, kept, run_scripted
+from .oracle import NEVER
+from .session import Departure, Trace, not_applicable
+from .strategies import DIMENSION, FEW, HEADS, key_tensors, options_of, pruning, ratios
+from .subjects import Subject
+from .test_counts import check_counts
+
+TELLING_APART = 2.0**-15
+"""Scores that differ by less than this part of their size, but are not equal, may be ranked either way."""
+
+
+def normal_keys(length: int, rows: int = 1, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Keys ``[rows, HEADS, length, DIMENSION]``, no two alike."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((rows, HEADS, length, DIMENSION), generator=generator, dtype=torch.float64).to(dtype)
+
+
+@FEW
+@given(data=st.data())
+def test_entries_are_those_that_came_in(subject: Subject, data: st.DataObject) -> None:
+    """Rule 5: every key that is held is one that came in, with the value that came with it (C1 of the bug catalogue),
+    and none is held twice."""
+    assert audited(drawn(subject, data, options_of(subject), pruning())).alive
+
+
+@FEW
+@given(data=st.data())
+def test_what_is_read_is_in_the_order_of_positions(subject: Subject, data: st.DataObject) -> None:
+    """Rule 5: whatever anyone reads from a cache is in the order of the text (C2 of the bug catalogue)."""
+    if subject.declares.order == "any":
+        not_applicable("the subject declares that its order is any")
+    audit = audited(drawn(subject, data, options_of(subject), pruning()))
+    for number, layers in enumerate(audit.held):
+        for layer, held in enumerate(layers):
+            if held.ambiguous:
+                continue
+            for row, heads in enumerate(held.positions.tolist()):
+                for head, positions in enumerate(heads):
+                    real = [position for position in positions if position != GONE]
+                    if real != sorted(real):
+                        raise Departure(
+                            "order", f"layer {layer}, row {row}, KV head {head} holds tokens {_few(real)} in this "
+                            f"order after pass {number}",
+                        )  # fmt: skip
+
+
+def _few(items: list[int]) -> str:
+    shown = ", ".join(map(str, items[:8]))
+    return f"{shown}, ..." if len(items) > 8 else shown
+
+
+@FEW
+@given(data=st.data())
+def test_an_evicted_entry_never_comes_back(subject: Subject, data: st.DataObject) -> None:
+    """Appending tokens never revives an evicted one: what a layer holds, it held before or has just been handed."""
+    assert audited(drawn(subject, data, options_of(subject), pruning())).evicted_at
+
+
+def check_best(audit: Audit) -> None:
+    """In every pass the entries of highest score stayed, as far as scores can be told apart."""
+    trace, subject = audit.trace, audit.trace.subject
+    score = subject.declares.score
+    assert score is not None
+    for layer in range(trace.layers):
+        rules = subject.rules(trace.options, layer)
+        keys = trace.arrived(layer)[0].double()
+        for row in range(keys.shape[0]):
+            for head in range(keys.shape[1]):
+                scores_of = score(keys[row, head].tolist(), layer, head)
+                before: set[int] = set()
+                for number, one in enumerate(trace.passes):
+                    present = sorted(before | set(range(one.start, one.end)))
+                    now = set(torch.nonzero(audit.alive[layer][number][row, head])[:, 0].tolist())
+                    if now != set(present):
+                        scores = dict(zip(present, scores_of(present), strict=True))
+                        free = [t for t in present if t >= rules.sinks and t < one.end - rules.recent]
+                        _check_pair(subject, scores, now, free, f"layer {layer}, row {row}, KV head {head}", number)
+                    before = now
+
+
+def _check_pair(
+    subject: Subject, scores: dict[int, float], now: set[int], free: list[int], where: str, number: int
+) -> None:
+    stays, goes = [t for t in free if t in now], [t for t in free if t not in now]
+    if not stays or not goes:
+        return
+    for worst in stays:
+        for best in goes:
+            low, high = scores[worst], scores[best]
+            if low == high:
+                wrong = best < worst and subject.declares.ties == "earlier"
+                why = "are equal, and the earlier token stays"
+            else:
+                told_apart = subject.declares.exact or high - low > TELLING_APART * max(abs(high), abs(low))
+                wrong = (high > low and told_apart) or (high == high and low != low)
+                why = "say the contrary"
+            if wrong:
+                raise Departure(
+                    "best", f"{where} let go of token {best} in pass {number} and kept token {worst}; their scores, "
+                    f"{high:.6g} and {low:.6g}, {why}",
+                )  # fmt: skip
+
+
+@FEW
+@given(data=st.data())
+def test_the_best_entries_stay(subject: Subject, data: st.DataObject) -> None:
+    """Rule 4: the entries of highest score stay; of equal ones the earlier (S3, S8 of the bug catalogue)."""
+    if subject.declares.score is None:
+        not_applicable("the subject does not declare its score")
+    check_best(audited(drawn(subject, data, options_of(subject), pruning())))
+
+
+def test_of_equal_entries_the_earlier_stay(subject: Subject) -> None:
+    """Rule 4: equal scores keep the earlier token. All keys of a head are alike here; values tell them apart."""
+    if subject.declares.ties == "any":
+        not_applicable("the subject declares that ties may go either way")
+    if subject.declares.score is None or subject.declares.exact:
+        not_applicable("equal keys need not have equal scores, since the subject's score is not one of keys alone")
+    keys = torch.ones(1, HEADS, 20, DIMENSION, dtype=torch.float64)
+    for lengths in ([20], [8] + [1] * 12):
+        check_best(audited(run_scripted(subject, keys, lengths, keep_ratio=0.4, prune_after=4)))
+
+
+def check_protected(trace: Trace, sinks: int, recent: int) -> None:
+    """The first ``sinks`` and, at every moment, the last ``recent`` tokens are there."""
+    audit = audited(trace)
+    for layer, states in enumerate(audit.alive):
+        for number, one in enumerate(trace.passes):
+            wanted = [*range(min(sinks, one.end)), *range(max(0, one.end - recent), one.end)]
+            missing = [t for t in wanted if not states[number][:, :, t].all()]
+            if missing:
+                which = "first" if missing[0] < sinks else "last"
+                size = sinks if missing[0] < sinks else recent
+                raise Departure(
+                    "protected", f"layer {layer} let go of token {missing[0]} in pass {number} ({one.end} tokens "
+                    f"seen), one of the {which} {size}, which never go",
+                )  # fmt: skip
+
+
+def test_sinks_and_recent_tokens_are_never_evicted(subject: Subject) -> None:
+    """Rule 4: the first and the last tokens stay even if their keys are the worst of all (S6, S7, S11 of the bug
+    catalogue), and a window of none protects nothing."""
+    declares = subject.declares
+    windows = [(declares.sinks, declares.recent)]
+    if "sinks" in declares.takes:
+        windows += [(3, 0), (2, 4), (0, 0)]
+    if "recent" in declares.takes:
+        windows += [(declares.sinks, 5)]
+    if not any(map(sum, windows)):
+        not_applicable("the subject protects nothing, and takes neither sinks nor recent")
+    for sinks, recent in windows:
+        given: dict[str, Any] = {
+            name: size for name, size in (("sinks", sinks), ("recent", recent)) if name in declares.takes
+        }
+        for protected_score in (1e3, 0.0):
+            # Long keys are the worst for norms, and keys that all are alike for what looks for differences.
+            keys = normal_keys(16)
+            keys[:, :, :sinks] = protected_score
+            keys[:, :, 8 - recent : 8] = protected_score
+            keys[:, :, 16 - recent :] = protected_score
+            for lengths in ([16], [8] + [1] * 8):
+                trace = run_scripted(subject, keys, lengths, keep_ratio=0.2, prune_after=3, **given)
+                check_protected(trace, sinks, recent)
+                check_counts(subject, trace, "protected")
+
+
+@FEW
+@given(data=st.data(), length=st.integers(4, 24))
+def test_what_a_smaller_ratio_keeps_a_larger_one_keeps_too(subject: Subject, data: st.DataObject, length: int) -> None:
+    """Nested: with r1 < r2, both pruned once, what r1 keeps is among what r2 keeps."""
+    if subject.declares.target:
+        not_applicable("the subject follows a rule of its own")
+    low, high = sorted([data.draw(ratios()), data.draw(ratios())])
+    keys = data.draw(key_tensors(length))
+    few, many = (kept(run_scripted(subject, keys, [length], keep_ratio=r, prune_after=2)) for r in (low, high))
+    for row, (some, more) in enumerate(zip(few, many, strict=True)):
+        for head, (small, large) in enumerate(zip(some, more, strict=True)):
+            if not small <= large:
+                raise Departure(
+                    "nested", f"of {length} tokens, row {row}, KV head {head} keeps token {min(small - large)} with "
+                    f"keep_ratio {low} and not with {high}",
+                )  # fmt: skip
+
+
+def test_permuting_heads_permutes_the_result(subject: Subject) -> None:
+    """Heads decide for themselves and alike: with the keys of the heads exchanged, so is what they keep (S8)."""
+    if subject.declares.exact and subject.declares.score is not None and subject.declares.sinks == 0:
+        not_applicable("the subject's score looks at the index of the head")
+    keys = normal_keys(20)
+    for lengths in ([20], [8] + [1] * 12):
+        one, other = (
+            kept(run_scripted(subject, k, lengths, keep_ratio=0.4, prune_after=4))[0] for k in (keys, keys.flip(1))
+        )
+        if one != other[::-1]:
+            raise Departure(
+                "heads", f"KV head 0 keeps tokens {_few(sorted(one[0]))}, and the same keys in head 1 keep "
+                f"{_few(sorted(other[1]))}",
+            )  # fmt: skip
+
+
+def test_scaling_a_head_by_a_power_of_two_changes_nothing(subject: Subject) -> None:
+    """For scores that are norms or directions of keys: in which units a head measures does not matter."""
+    if subject.declares.score is None or subject.declares.exact:
+        not_applicable("the subject does not declare a score of keys alone")
+    keys = normal_keys(20)
+    for exponent in (-12, 9):
+        scaled = keys.clone()
+        scaled[:, 1] *= 2.0**exponent
+        for lengths in ([20], [8] + [1] * 12):
+            one, other = (
+                kept(run_scripted(subject, k, lengths, keep_ratio=0.4, prune_after=4))[0] for k in (keys, scaled)
+            )
+            if one != other:
+                raise Departure(
+                    "scale", f"with the keys of KV head 1 times 2**{exponent} it keeps tokens "
+                    f"{_few(sorted(other[1]))}, and {_few(sorted(one[1]))} without",
+                )  # fmt: skip
+
+
+EXTREMES = ["zeros", "huge", "tiny", "alike"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_extreme_keys_are_keys(subject: Subject, dtype: torch.dtype) -> None:
+    """Zeros, 6e4 in float16, the smallest numbers, ties everywhere: counts, order and alignment are as ever, and the
+    best stay (S12 of the bug catalogue)."""
+    length = 16
+    for kind in EXTREMES:
+        keys = normal_keys(length, dtype=dtype)
+        if kind == "zeros":
+            keys = torch.zeros_like(keys)
+        elif kind == "huge":
+            sizes = torch.linspace(4e4, 6.4e4, length, dtype=torch.float64)[torch.arange(length) * 7 % length]
+            keys = (sizes[:, None] * torch.ones(DIMENSION).double()).expand(1, HEADS, length, DIMENSION).to(dtype)
+        elif kind == "tiny":
+            keys = keys * 2.0**-8
+        else:
+            keys = torch.ones_like(keys)
+        for lengths in ([length], [8] + [1] * 8):
+            trace = run_scripted(subject, keys, lengths, keep_ratio=0.4, prune_after=4)
+            check_counts(subject, trace, "extreme keys")
+            audit = audited(trace)
+            assert audit.evicted_at
+            if subject.declares.score is not None:
+                check_best(audit)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_dtype_and_device_are_kept(subject: Subject, dtype: torch.dtype) -> None:
+    """What is held has the dtype and the device of what came in."""
+    trace = run_scripted(subject, normal_keys(16, dtype=dtype), [10] + [1] * 6, keep_ratio=0.4, prune_after=4)
+    for one in trace.passes:
+        for layer, held in enumerate(one.held):
+            for name, mine, own in zip(("keys", "values"), held, one.arrived[layer], strict=True):
+                if mine.dtype != own.dtype or mine.device != own.device:
+                    raise Departure(
+                        "dtype", f"layer {layer} was handed {name} in {own.dtype} on {own.device} and holds "
+                        f"{mine.dtype} on {mine.device}",
+                    )  # fmt: skip
+
+
+@FEW
+@given(data=st.data(), length=st.integers(6, 20), split=st.integers(2, 19))
+def test_later_keys_change_no_earlier_decision(subject: Subject, data: st.DataObject, length: int, split: int) -> None:
+    """Causality: whatever comes after token t, what passes that ended at or before t decided stands."""
+    split = min(split, length - 1)
+    keys = data.draw(key_tensors(length))
+    other = keys.clone()
+    other[:, :, split:] = data.draw(key_tensors(length - split))
+    lengths = [split] + [1] * (length - split)
+    options = {"keep_ratio": data.draw(ratios()), "prune_after": data.draw(st.integers(0, 8))}
+    tables = [audited(run_scripted(subject, k, lengths, **options)).evicted_at[0][:, :, :split] for k in (keys, other)]
+    one, two = (table.masked_fill(table > split, NEVER) for table in tables)
+    if not torch.equal(one, two):
+        row, head, token = torch.nonzero(one != two)[0].tolist()
+        raise Departure(
+            "causality", f"what became of token {token} of row {row}, KV head {head} by {split} tokens depends on "
+            "tokens that came later",
+        )  # fmt: skip

@@ -1,0 +1,25 @@
+"""A pytest plugin for mutation runs, in which nearly every run of the tests is to fail: the sooner the better.
+
+What fails is not shrunk to a simple example, and the tests of single files come before those of whole caches.
+"""
+
+import gc
+
+import pytest
+from hypothesis import Phase, settings
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A run is a fork of a process that has imported everything: what is there need not be looked at again.
+    gc.freeze()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    settings.register_profile("hurry", settings(), phases=[Phase.explicit, Phase.generate])
+    settings.load_profile("hurry")
+    items.sort(key=lambda item: (item.path.parent.name == "presses", is_drawn(item)))
+
+
+def is_drawn(item: pytest.Item) -> bool:
+    """Whether Hypothesis draws what the test is given."""
+    return hasattr(getattr(item, "obj", None), "hypothesis")

@@ -1,0 +1,69 @@
+"""All laws of the conformance suite, and how to hold one subject to one of them."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conformance import (
+    architectures,
+    test_attention,
+    test_counts,
+    test_entries,
+    test_identity,
+    test_leaks,
+    test_rows,
+)
+from conformance.session import Refused
+from conformance.subjects import Subject
+
+Law = Callable[..., None]
+
+LAWS: dict[str, Law] = {
+    name: law
+    for module in (test_counts, test_entries, test_attention, test_identity, test_rows, test_leaks)
+    for name, law in vars(module).items()
+    if name.startswith("test_")
+}
+
+DTYPE = torch.float16
+"""Of laws that are about dtypes: the one in which most goes wrong."""
+
+
+def words(law: Law) -> str:
+    """A law's name."""
+    return law.__name__.removeprefix("test_").replace("_", " ")
+
+
+def obey(law: Law, subject: Subject) -> None:
+    """Hold a subject to a law, on a tiny Llama.
+
+    Raises:
+        AssertionError: if it does not keep it.
+        pytest.skip.Exception: if it is not applicable.
+    """
+    needed = inspect.signature(law).parameters
+    given: dict[str, Any] = {}
+    for name in ("model", "one_model"):
+        if name in needed:
+            given[name] = architectures.shared("llama")
+    if "dtype" in needed:
+        given["dtype"] = DTYPE
+    try:
+        law(subject=subject, **given)
+    except Refused as refusal:
+        pytest.skip(f"not applicable: the subject refuses: {refusal}")
+
+
+def outcome(law: Law, subject: Subject) -> str:
+    """``held``, ``broken``, ``not applicable``, or ``crashed``."""
+    try:
+        obey(law, subject)
+    except AssertionError:
+        return "broken"
+    except pytest.skip.Exception:
+        return "not applicable"
+    except Exception:
+        return "crashed"
+    return "held"

@@ -1,0 +1,129 @@
+"""Compressors that are right, each in its own way: no law may break on them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from conformance.subjects import Subject, subject_of
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicSlidingWindowLayer
+
+from mutants.catalogue import WINDOW, Boundary, ByScore, FloatCeiling, Floor, LaterWins, Rounded
+from mutants.plain import HOOKED, SOUND, Layers, Plain, plain
+from pressgauge import KnormPress, PressedCache, StreamingLLMPress
+
+
+def _subject(name: str, factory: Callable[..., Any], **declares: Any) -> Subject:
+    def make(**options: Any) -> Any:
+        return factory(**options)
+
+    make.declares = declares  # type: ignore[attr-defined]
+    return subject_of(name, make)
+
+
+def by_hand(keep_ratio: float, prune_after: int = 512, skip_layers: tuple[int, ...] = ()) -> Any:
+    """Lists and loops: the newest entries stay."""
+
+    def compress(layers: Layers) -> Layers:
+        result = []
+        for index, (keys, values) in enumerate(layers):
+            held = keys.shape[2]
+            if index in skip_layers or held <= prune_after or keep_ratio == 1:
+                result.append((keys, values))
+                continue
+            thousandths = round(keep_ratio * 1000)
+            left = max(1, (held * thousandths + 999) // 1000)
+            result.append((keys[:, :, held - left :].clone(), values[:, :, held - left :].clone()))
+        return result
+
+    return compress
+
+
+class NoThreshold(Plain):
+    """Takes neither ``prune_after`` nor ``skip_layers``."""
+
+    def __init__(self, keep_ratio: float) -> None:
+        super().__init__(keep_ratio, prune_after=0)
+
+
+class LengthIsHeld(PressedCache):
+    """A cache whose length is what it holds: whoever drives the model has to supply positions."""
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return max(self.held, default=0) if self.layers and self.ledger.columns else 0
+
+
+class CallersPositions(KnormPress):
+    """A plain cache that leaves positions to the caller."""
+
+    def cache(self, config: Any, **given: Any) -> PressedCache:
+        return LengthIsHeld(self, config, **given)
+
+
+class Uncompressed:
+    """transformers' own cache, which evicts nothing."""
+
+    def __init__(self, keep_ratio: float) -> None:
+        pass
+
+    def cache(self, config: Any) -> DynamicCache:
+        return DynamicCache(config=config)
+
+
+WINDOW_SIZE = 7
+
+
+class SlidingWindow:
+    """transformers' own layers with a sliding window, whatever the model: a cache that keeps the newest."""
+
+    def __init__(self, keep_ratio: float) -> None:
+        self.keep_ratio = keep_ratio
+
+    def cache(self, config: Any) -> DynamicCache:
+        cache = DynamicCache(config=config)
+        if self.keep_ratio < 1:
+            cache.layers = [DynamicSlidingWindowLayer(WINDOW_SIZE) for _ in cache.layers]
+        return cache
+
+
+class Sorted(Plain):
+    """Picks by topk, whose order among equals is anybody's guess."""
+
+    def choose(self, scores: Tensor, count: int) -> Tensor:
+        return scores.topk(count, dim=-1).indices.sort(dim=-1).values
+
+
+class ByRows(Plain):
+    """Each row and head for itself, in Python's own sort."""
+
+    def choose(self, scores: Tensor, count: int) -> Tensor:
+        rows = [
+            [sorted(sorted(range(len(head)), key=lambda i: (-head[i], i))[:count]) for head in row]
+            for row in scores.tolist()
+        ]
+        return torch.tensor(rows)
+
+
+VARIANTS = [
+    SOUND,
+    HOOKED,
+    WINDOW,
+    plain(ByRows),
+    plain(Sorted, ties="any"),
+    plain(ByScore, order="any"),
+    plain(LaterWins, ties="any"),
+    plain(Boundary, boundary=">="),
+    plain(Floor, rounding=lambda ratio, count: int(ratio * count)),
+    plain(FloatCeiling, rounding="float-ceil"),
+    plain(NoThreshold, prune_after=None, skip_layers=None),
+    plain(Rounded, entries="altered"),
+    _subject("by hand", by_hand, score="position"),
+    _subject("positions of the caller", CallersPositions, score="knorm", positions="caller"),
+    _subject("DynamicCache", Uncompressed, prune_after=None, skip_layers=None, target=lambda seen, held: held),
+    _subject(
+        "transformers' sliding window", SlidingWindow, prune_after=None, skip_layers=None, score="position",
+        storage="any", target=lambda seen, held: min(held, WINDOW_SIZE - 1),
+    ),
+    _subject("StreamingLLMPress, plain", StreamingLLMPress, score="position", sinks=4),
+]  # fmt: skip
