@@ -93,6 +93,14 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def kills(session: nox.Session) -> None:
+    """Hold every mutant to every law, and write the kill matrix into ``docs/``."""
+    install(session, "test")
+    session.chdir("tests")
+    session.run("python", "-m", "mutants", *session.posargs)
+
+
+@nox.session
 def benchmarks(session: nox.Session) -> None:
     """Print ratios of times and memory; ``-- --help`` lists the benchmarks."""
     install(session)

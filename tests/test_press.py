@@ -74,6 +74,17 @@ def test_scores_halfway_between_two_of_16_bits_round_to_the_even_one(
     assert order(torch.tensor(scores, dtype=dtype)) == expected
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_last_bit_breaks_a_tie_between_two_of_16_bits(dtype: torch.dtype, sign: int) -> None:
+    """Rule 4: just halfway rounds to the even one, a last bit more rounds on."""
+    halfway, last = 2.0**-16, torch.finfo(dtype).eps
+    one, half, more = (torch.tensor(sign * size, dtype=dtype) for size in (1.0, 1 + halfway, 1 + halfway + last))
+    assert order(torch.stack([half, one])) == order(torch.stack([one, half])) == [0, 1]
+    assert order(torch.stack([one, more])) == ([1, 0] if sign > 0 else [0, 1])
+    assert order(torch.stack([more, one])) == ([0, 1] if sign > 0 else [1, 0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_no_number_has_the_place_of_a_sink_or_of_nan(dtype: torch.dtype) -> None:
     """Rule 4: NaN ranks below every number, and a sink above every score, the infinite ones included."""

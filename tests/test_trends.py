@@ -8,23 +8,12 @@ Figures in docstrings are means over 64 other documents of 1,024 tokens, in nats
 """
 
 import os
-import secrets
 from collections.abc import Callable
-from functools import cache
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
-import pytest
-import torch
 from numpy.typing import NDArray
-from scipy.stats import binom
-from torch import Tensor
-from trends import ERROR, fallen, holm, p_values
 
-from pressgauge import KnormPress, Perplexity, Press, StreamingLLMPress, perplexity
-from pressgauge.models import REFERENCES
-from pressgauge.reference.language import Document, document
+from pressgauge import KnormPress, Perplexity, Press, StreamingLLMPress
 
 PRESSES = (KnormPress, StreamingLLMPress)
 PROMPTS = {"budget": 1, "step": 1, "prefill": 768}

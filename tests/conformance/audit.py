@@ -135,7 +135,7 @@ class Audit:
         tokens = trace.ids.shape[1]
         layers = []
         for layer in range(trace.layers):
-            states = []
+            states: list[Tensor] = []
             for number, one in enumerate(trace.passes):
                 positions = self.held[number][layer].positions
                 count = torch.zeros((*positions.shape[:2], tokens + 1), dtype=torch.int, device=positions.device)

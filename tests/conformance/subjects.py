@@ -143,8 +143,19 @@ def find(reference: str) -> Subject:
 
 def _version(module_name: str) -> str:
     package = module_name.partition(".")[0]
-    names = importlib.metadata.packages_distributions().get(package)
-    return f"{names[0]} {importlib.metadata.version(names[0])}" if names else "version unknown"
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        names = importlib.metadata.packages_distributions().get(package)
+        return f"{names[0]} {importlib.metadata.version(names[0])}" if names else "version unknown"
+
+
+NAMES: dict[Any, str] = {
+    KnormPress: "knorm",
+    StreamingLLMPress: "streaming-llm",
+    RandomPress: "random",
+    KeyDiffPress: "keydiff",
+}
 
 
 def ours(kind: Callable[..., Any], schedule: str, score: Any, exact: bool = False, sinks: int = 0) -> Subject:
@@ -162,8 +173,13 @@ def ours(kind: Callable[..., Any], schedule: str, score: Any, exact: bool = Fals
         "sinks": sinks,
         "trends": kind in (KnormPress, StreamingLLMPress) and schedule != "step",
     }
-    names = {KnormPress: "knorm", StreamingLLMPress: "streaming-llm", RandomPress: "random", KeyDiffPress: "keydiff"}
-    return subject_of(f"{names.get(kind, kind.__name__)}-{schedule}", factory)  # type: ignore[call-overload]
+    names: dict[Any, str] = {
+        KnormPress: "knorm",
+        StreamingLLMPress: "streaming-llm",
+        RandomPress: "random",
+        KeyDiffPress: "keydiff",
+    }
+    return subject_of(f"{names.get(kind, kind.__name__)}-{schedule}", factory)
 
 
 SUBJECTS = [

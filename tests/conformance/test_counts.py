@@ -1,6 +1,7 @@
 """When entries go, and how many are left."""
 
 import math
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,7 +98,7 @@ def test_counts_are_those_of_exact_numbers(subject: Subject) -> None:
     # Where it is rounded down, nearly every product is wrong.
     for ratio, count in traps[:: len(traps) // 8] + hundredths[:: len(hundredths) // 8]:
         ids = architectures.text(model, 1, count)
-        options = {"keep_ratio": ratio, "prune_after": 0}
+        options: dict[str, Any] = {"keep_ratio": ratio, "prune_after": 0}
         if "sinks" in subject.declares.takes:
             options["sinks"] = 0
         check_counts(subject, run(subject, model, ids, [count], **options), "exact counts")
@@ -110,7 +111,7 @@ def test_the_shortest_texts_and_the_smallest_ratios(subject: Subject) -> None:
     for length in (1, 2, 3):
         for prune_after in sorted({0, length - 1, length, length + 1}):
             for keep_ratio in (0.5, 0.001):
-                options = {"keep_ratio": keep_ratio, "prune_after": prune_after}
+                options: dict[str, Any] = {"keep_ratio": keep_ratio, "prune_after": prune_after}
                 ids = architectures.text(model, 1, length + 2)
                 trace = run(subject, model, ids, [length, 1, 1], **options)
                 for one in trace.passes:

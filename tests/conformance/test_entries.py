@@ -279,7 +279,7 @@ def test_later_keys_change_no_earlier_decision(subject: Subject, data: st.DataOb
     other = keys.clone()
     other[:, :, split:] = data.draw(key_tensors(length - split))
     lengths = [split] + [1] * (length - split)
-    options = {"keep_ratio": data.draw(ratios()), "prune_after": data.draw(st.integers(0, 8))}
+    options: dict[str, Any] = {"keep_ratio": data.draw(ratios()), "prune_after": data.draw(st.integers(0, 8))}
     tables = [audited(run_scripted(subject, k, lengths, **options)).evicted_at[0][:, :, :split] for k in (keys, other)]
     one, two = (table.masked_fill(table > split, NEVER) for table in tables)
     if not torch.equal(one, two):

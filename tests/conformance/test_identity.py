@@ -1,5 +1,7 @@
 """Where nothing is evicted, nothing is changed; and ``model.generate`` counts as everybody else does."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -40,9 +42,7 @@ def check_identity(subject: Subject, trace: Trace, why: str) -> None:
             f"DynamicCache, by up to {float(error.max()):.2g} of the largest",
         )  # fmt: skip
     for layer, (keys, values) in enumerate(trace.passes[-1].held):
-        own = cache.layers[layer]
-        assert own.keys is not None
-        assert own.values is not None
+        own: Any = cache.layers[layer]
         same = keys.shape == own.keys.shape and (
             (torch.equal(keys, own.keys) and torch.equal(values, own.values))
             if exact
@@ -110,7 +110,7 @@ def test_generate_attends_to_what_is_held(subject: Subject, model: architectures
     if subject.declares.kind == "function":
         not_applicable("model.generate does not know functions over a cache")
     ids = architectures.text(model, 1, 16)
-    options = {"keep_ratio": 0.5, "prune_after": 4}
+    options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
     try:
         with Session(subject, subject(**options), model) as session:
             whole = session.generate(ids, NEW)

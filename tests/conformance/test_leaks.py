@@ -35,7 +35,7 @@ def test_a_second_sequence_is_as_fresh_as_the_first(subject: Subject, one_model:
     """C5 of the bug catalogue: whatever one compressor did before, in whichever order, changes nothing."""
     texts = [architectures.text(one_model, 1, length, seed=length) for length in (13, 18)]
     lengths = [[10] + [1] * 3, [10] + [1] * 8]
-    options = {"keep_ratio": 0.5, "prune_after": 4}
+    options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
     fresh = [run(subject, one_model, t, n, **options) for t, n in zip(texts, lengths, strict=True)]
     for order in ((1, 0), (0, 1, 0)):
         compressor = subject(**options)
@@ -53,7 +53,7 @@ def test_two_sequences_side_by_side_do_not_meet(subject: Subject, one_model: arc
     if subject.declares.kind == "context":
         not_applicable("a context is around one model, and a cache at a time goes through it")
     texts = [architectures.text(one_model, 1, 20, seed=seed) for seed in (1, 2)]
-    options = {"keep_ratio": 0.5, "prune_after": 4}
+    options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
     fresh = [run(subject, one_model, text, [8] + [1] * 12, **options).logits for text in texts]
     if subject.declares.kind == "function":
         not_applicable("a function keeps no cache of its own")
@@ -71,7 +71,7 @@ def test_two_sequences_side_by_side_do_not_meet(subject: Subject, one_model: arc
 def test_the_same_again_is_the_same(subject: Subject, one_model: architectures.Model) -> None:
     """Rule 10: what a compressor does depends on nothing hidden, and it leaves the global random numbers alone."""
     ids = architectures.text(one_model, 1, 24)
-    options = {"keep_ratio": 0.5, "prune_after": 4}
+    options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
     state = torch.random.get_rng_state()
     one = run(subject, one_model, ids, [12] + [1] * 12, **options)
     if not torch.equal(torch.random.get_rng_state(), state):
@@ -106,7 +106,7 @@ def test_the_model_is_left_as_it_was(subject: Subject) -> None:
     middle of a pass too, and it computes as before."""
     model = architectures.build("llama")
     ids = architectures.text(model, 1, 20)
-    options = {"keep_ratio": 0.5, "prune_after": 4}
+    options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
     with torch.no_grad():
         expected = model(ids).logits
     with _left_as_it_was(model, "after a sequence"):

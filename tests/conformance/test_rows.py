@@ -1,5 +1,7 @@
 """Rows of a batch are as they are alone, and padding counts for nothing."""
 
+from typing import Any
+
 import torch
 
 from . import architectures
@@ -26,7 +28,7 @@ def test_rows_are_as_they_are_alone(subject: Subject, model: architectures.Model
     """Rule 8: what becomes of a sequence does not depend on what else is in the batch (S9 of the bug catalogue)."""
     ids = architectures.text(model, 3, LENGTH)
     lengths = [14] + [1] * (LENGTH - 14)
-    options = {"keep_ratio": 0.5, "prune_after": 4}
+    options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
     together = run(subject, model, ids, lengths, **options)
     for row in range(3):
         alone = run(subject, model, ids[row : row + 1], lengths, **options)
@@ -72,7 +74,7 @@ def test_padding_counts_for_nothing(subject: Subject, model: architectures.Model
     ids = architectures.text(model, len(LENGTHS), columns + new)
     mask = torch.tensor([[int(c >= columns - length) for c in range(columns + new)] for length in LENGTHS])
     mask = mask.to(ids.device)
-    options = {"keep_ratio": 0.5, "prune_after": 4}
+    options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
     together = run(subject, model, ids * mask, [columns] + [1] * new, mask, **options)
     for row, length in enumerate(LENGTHS):
         padding = columns - length

@@ -188,15 +188,15 @@ class CoarseScores(Plain):
     """Norms are rounded to tenths, whatever their size."""
 
     def scores(self, keys: Tensor) -> Tensor:
-        return (super().scores(keys) * 10).round()
+        return super().scores(keys).mul(10).round()
 
 
 class HalfNorms(Plain):
     """Norms in the dtype of the keys, which overflow in float16."""
 
     def scores(self, keys: Tensor) -> Tensor:
-        norm: Tensor = (keys * keys).sum(dim=-1)
-        return -norm.double()
+        squares: Tensor = (keys * keys).sum(dim=-1).double()
+        return -squares
 
 
 @dataclass(frozen=True)
@@ -396,7 +396,8 @@ class Accumulating(Plain):
         before = self.total.get(self.index)
         now = mean if before is None or before.shape != mean.shape else before / 2 + mean
         self.total[self.index] = now
-        return -(keys.double() - now).norm(dim=-1)
+        distance: Tensor = (keys.double() - now).norm(dim=-1)
+        return -distance
 
 
 class Drawing(Plain):

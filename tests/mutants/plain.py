@@ -44,7 +44,8 @@ class Plain:
 
     def scores(self, keys: Tensor) -> Tensor:
         """``[B, K, N]``: higher means keep."""
-        return -keys.double().norm(dim=-1)
+        norm: Tensor = keys.double().norm(dim=-1)
+        return -norm
 
     def choose(self, scores: Tensor, count: int) -> Tensor:
         """``[B, K, count]``: which stay, in order; of equal ones the earlier."""
@@ -112,13 +113,13 @@ def hooked(kind: type[Hooked], **declares: Any) -> Subject:
     def factory(**options: Any) -> Hooked:
         return kind(**options)
 
-    factory.declares = {
+    factory.declares = {  # type: ignore[attr-defined]
         "score": "knorm",
         "positions": "caller",
         "skip_layers": None,
         "padding": None,
         **declares,
-    }  # type: ignore[attr-defined]
+    }
     return subject_of(kind.__name__, factory)
 
 

@@ -25,7 +25,7 @@ def test_a_press_is_an_immutable_value(subject: Subject) -> None:
     assert hash(press) == hash(subject(0.5, prune_after=3))
     assert press != subject(0.6, prune_after=3)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        press.prune_after = 4  # type: ignore[misc]
+        press.prune_after = 4
 
 
 def test_a_second_sequence_is_as_fresh_as_the_first(subject: Subject) -> None:

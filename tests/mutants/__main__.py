@@ -1,0 +1,116 @@
+"""``python -m mutants``: holds every mutant to every law, and writes the kill matrix into ``docs/``."""
+
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+from conformance import plugin
+from matplotlib import pyplot as plt
+from matplotlib.colors import ListedColormap
+from rich.progress import track
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from mutants.catalogue import MUTANTS, Mutant
+from mutants.laws import LAWS, outcome, words
+from mutants.variants import VARIANTS
+
+DOCS = Path(__file__).parents[2] / "docs"
+COLORS = {"broken": "#b2182b", "crashed": "#f4a582", "held": "#f7f7f7", "not applicable": "#d9d9d9"}
+
+Matrix = dict[str, dict[str, str]]
+"""What came out, by mutant and law."""
+
+
+def outcomes(number: int) -> dict[str, str]:
+    """One mutant against every law."""
+    plugin.load_profile()
+    torch.set_num_threads(1)
+    mappings = [functions._global_mapping for functions in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS)]
+    before = [dict(mapping) for mapping in mappings]
+    found = {}
+    for name, law in LAWS.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found[name] = outcome(law, MUTANTS[number].subject)
+        for mapping, sound in zip(mappings, before, strict=True):
+            mapping.clear()
+            mapping.update(sound)
+    return found
+
+
+def measure() -> Matrix:
+    """All mutants against all laws, in as many processes as there are cores."""
+    with ProcessPoolExecutor() as pool:
+        found = list(track(pool.map(outcomes, range(len(MUTANTS))), "killing", total=len(MUTANTS)))
+    return {mutant.id: row for mutant, row in zip(MUTANTS, found, strict=True)}
+
+
+def draw(matrix: Matrix, path: Path) -> None:
+    """A square for each mutant and law."""
+    kinds = list(COLORS)
+    fields = [[kinds.index(row[name]) for name in LAWS] for row in matrix.values()]
+    with plt.rc_context({"svg.hashsalt": "pressgauge", "font.size": 7}):
+        figure, axes = plt.subplots(figsize=(11, 14), layout="constrained")
+        axes.imshow(fields, cmap=ListedColormap(list(COLORS.values())), vmin=0, vmax=3)
+        axes.set_xticks(range(len(LAWS)), [words(law) for law in LAWS.values()], rotation=90)
+        axes.set_yticks(range(len(matrix)), list(matrix))
+        axes.xaxis.tick_top()
+        columns = [list(LAWS).index(mutant.law.__name__) for mutant in MUTANTS]
+        axes.scatter(columns, range(len(MUTANTS)), s=6, color="white")
+        axes.set_xticks([x - 0.5 for x in range(len(LAWS))], minor=True)
+        axes.set_yticks([y - 0.5 for y in range(len(matrix))], minor=True)
+        axes.grid(which="minor", color="white", linewidth=0.5)
+        axes.tick_params(which="both", length=0)
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+
+
+def page(matrix: Matrix) -> Iterator[str]:
+    """The page in words."""
+    kills = {name: [mutant for mutant, row in matrix.items() if row[name] == "broken"] for name in LAWS}
+    yield "# Kill matrix"
+    yield ""
+    yield f"Written by `nox -s kills`. Each of {len(matrix)} mutants, compressors in which one thing is broken, is held"
+    yield f"to each of the {len(LAWS)} laws of `tests/conformance/`. Red: the law's own assertion fails. Orange: something"
+    yield "crashes, which does not count. White: the law holds. Grey: it is not applicable. A white dot marks the law"
+    yield "that has to kill the mutant; every run of the tests looks at that one, and at the sound twin of the mutant."
+    yield f"{len(VARIANTS)} compressors that are right, each in its own way, are held to all laws too, and none breaks."
+    yield ""
+    yield "![the kill matrix](kill-matrix.svg)"
+    yield ""
+    yield "| law | kills | of these |"
+    yield "| --- | ---: | --- |"
+    for name, law in LAWS.items():
+        yield f"| {words(law)} | {len(kills[name])} | {', '.join(kills[name])} |"
+    yield ""
+    yield "| mutant | what is broken | seen in | killed by so many laws |"
+    yield "| --- | --- | --- | ---: |"
+    for mutant in MUTANTS:
+        count = sum(result == "broken" for result in matrix[mutant.id].values())
+        yield f"| {mutant.id} | {mutant.what} | {mutant.seen_in} | {count} |"
+
+
+def survivors(matrix: Matrix) -> list[Mutant]:
+    """Mutants that their own law lets live."""
+    return [mutant for mutant in MUTANTS if matrix[mutant.id][mutant.law.__name__] != "broken"]
+
+
+def main() -> None:
+    """Measure, write, and say what survives."""
+    matrix = measure()
+    draw(matrix, DOCS / "kill-matrix.svg")
+    lines = list(page(matrix))
+    (DOCS / "kill-matrix.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+    idle = [words(law) for name, law in LAWS.items() if all(row[name] != "broken" for row in matrix.values())]
+    if lives := survivors(matrix):
+        raise SystemExit(f"not killed by their laws: {', '.join(mutant.id for mutant in lives)}")
+    if idle:
+        raise SystemExit(f"laws that kill nothing: {', '.join(idle)}")
+
+
+if __name__ == "__main__":
+    main()
