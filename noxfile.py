@@ -59,9 +59,10 @@ def mps(session: nox.Session) -> None:
 
 @nox.session
 def oldest(session: nox.Session) -> None:
-    """Conformance on the oldest transformers that is supported."""
+    """Conformance, and what looks inside our presses, on the oldest transformers that is supported."""
     install(session, "test", extra=(OLDEST_TRANSFORMERS,))
-    session.run("python", "-m", "pytest", "tests/conformance", "--numprocesses", "2", *session.posargs)
+    where = ["tests/conformance", "tests/presses"]
+    session.run("python", "-m", "pytest", *where, "--numprocesses", "2", *session.posargs)
 
 
 @nox.session

@@ -99,16 +99,24 @@ class Session:
                 self.cache = self.compressor.cache(self.model.config)
             else:
                 self.cache = DynamicCache(config=self.model.config)
-            if self.kind == "context":
-                self._stack.enter_context(self.compressor(self.model))
-            elif self.kind == "function":
-                self._stack.enter_context(attention(self.model, _bottom_right))
+            self.resume()
         except (ValueError, TypeError, NotImplementedError, AttributeError, AssertionError) as error:
             self._stack.close()
             raise Refused(_sentence(error)) from error
         self._watch_cache()
-        self._stack.enter_context(self._watched_positions())
         return self
+
+    def resume(self) -> None:
+        """Go on after ``pause``."""
+        if self.kind == "context":
+            self._stack.enter_context(self.compressor(self.model))
+        elif self.kind == "function":
+            self._stack.enter_context(attention(self.model, _bottom_right))
+        self._stack.enter_context(self._watched_positions())
+
+    def pause(self) -> None:
+        """Leave the model alone, so that another session can use it, and keep the cache."""
+        self._stack.close()
 
     def __exit__(self, *exception: Any) -> None:
         # The compressor is told of the exception, as it would be without the session around it.

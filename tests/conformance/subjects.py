@@ -17,7 +17,7 @@ from . import oracle
 from .declares import Declares, read_declares
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Subject:
     """A compressor, and what the laws have to know about it."""
 
@@ -80,6 +80,9 @@ class Subject:
                 heads.append(table)
             tables.append(heads)
         return tables, after
+
+    def __repr__(self) -> str:
+        return self.name
 
     def __str__(self) -> str:
         declares = self.declares

@@ -1,5 +1,6 @@
-"""A state machine over a plain cache: feed, crop, reorder, reset, in any order, against lists of positions."""
+"""A state machine over a plain cache: feed, crop, reorder, copy, reset, in any order, against lists of positions."""
 
+import copy
 from typing import Any
 
 import torch
@@ -18,16 +19,20 @@ LONGEST = 120
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """A cache's model is the keys that each row was fed and the lengths of its passes; the oracle does the rest."""
+    """A cache's model is the keys that each row was fed and the lengths of its passes; the oracle does the rest.
 
+    To hold other presses to it, override ``subjects``.
+    """
+
+    subjects = SUBJECTS
     cache: PressedCache
 
-    @initialize(data=st.data(), subject=st.sampled_from(SUBJECTS), rows=st.integers(1, 3), seed=st.integers(0, 99))
-    def start(self, data: st.DataObject, subject: Any, rows: int, seed: int) -> None:
+    @initialize(data=st.data(), rows=st.integers(1, 3), seed=st.integers(0, 99))
+    def start(self, data: st.DataObject, rows: int, seed: int) -> None:
         """A press, an empty cache, and the keys that will be fed."""
-        self.subject = subject
-        self.options = data.draw(options(subject.schedule))
-        self.press = subject(**self.options)
+        self.subject: Any = data.draw(st.sampled_from(self.subjects))
+        self.options = data.draw(options(self.subject.schedule))
+        self.press = self.subject(**self.options)
         self.prompt_length = data.draw(st.one_of(st.none(), st.integers(1, 20)))
         self.cache = self.press.cache(CONFIG, prompt_length=self.prompt_length, unpadded=True)
         generator = torch.Generator().manual_seed(seed)
@@ -87,6 +92,15 @@ class CacheMachine(RuleBasedStateMachine):
             self.passes[-1] -= 1
             if not self.passes[-1]:
                 self.passes.pop()
+
+    @precondition(lambda self: self.passes)
+    @rule(length=st.integers(1, 12))
+    def clone(self, length: int) -> None:
+        """A copy goes on, and the one that was copied never learns of it."""
+        copied = copy.deepcopy(self.cache)
+        for layer in range(LAYERS):
+            copied.update(self.keys[:, :, :length], self.values[:, :, :length], layer)
+        assert copied.seen == self.seen + length
 
     @rule()
     def reset(self) -> None:

@@ -74,7 +74,7 @@ def page(matrix: Matrix) -> Iterator[str]:
     yield "# Kill matrix"
     yield ""
     yield f"Written by `nox -s kills`. Each of {len(matrix)} mutants, compressors in which one thing is broken, is held"
-    yield f"to each of the {len(LAWS)} laws of `tests/conformance/`. Red: the law's own assertion fails. Orange: something"
+    yield f"to each of the {len(LAWS)} laws of `tests/conformance/`. Red: its own assertion fails. Orange: something"
     yield "crashes, which does not count. White: the law holds. Grey: it is not applicable. A white dot marks the law"
     yield "that has to kill the mutant; every run of the tests looks at that one, and at the sound twin of the mutant."
     yield f"{len(VARIANTS)} compressors that are right, each in its own way, are held to all laws too, and none breaks."

@@ -20,15 +20,16 @@ the numbers that mutmut gives shift with every edit."""
 def listed(text: str) -> dict[Change, str]:
     """The changes of a list, each with its reason: a reason stands alone on a line, its changes are indented below."""
     changes: dict[Change, str] = {}
-    reason, change = "", ()
+    reason = ""
+    entry: Change = ()
     for line in [*text.splitlines(), ""]:
         signed = re.match(r"    ([-+]) *(.*)", line)
         if signed:
-            change = (*change, f"{signed[1]} {signed[2]}")
+            entry = (*entry, f"{signed[1]} {signed[2]}")
             continue
-        if len(change) > 1:
-            changes[change] = reason
-        change = (line.strip(),) if line.startswith("    ") else ()
+        if len(entry) > 1:
+            changes[entry] = reason
+        entry = (line.strip(),) if line.startswith("    ") else ()
         if line and not line.startswith(("    ", "#")):
             reason = line
     return changes
