@@ -1,7 +1,7 @@
 """A state machine over several sequences that take turns on one model, through one compressor: prompts, answers, more
 prompts, copies and fresh starts, each against what the sequence is alone and against lists of tokens."""
 
-import copy
+from typing import Any
 
 import torch
 from conformance import architectures, oracle
@@ -34,7 +34,7 @@ class SequenceMachine(RuleBasedStateMachine):
     def start(self, data: st.DataObject, keep_ratio: float, prune_after: int) -> None:
         """One compressor, for all sequences."""
         self.subject = data.draw(st.sampled_from(self.subjects))
-        self.options = {"keep_ratio": keep_ratio, "prune_after": prune_after}
+        self.options: dict[str, Any] = {"keep_ratio": keep_ratio, "prune_after": prune_after}
         self.compressor = self.subject(**self.options)
         self.model = architectures.shared("llama")
         self.sessions: list[Session] = []
@@ -102,7 +102,7 @@ class SequenceMachine(RuleBasedStateMachine):
         """The sequence is what it is alone, and holds what the oracle's list says."""
         session = self.sessions[number]
         trace = Trace(self.subject, self.options, self.model, self.fed[number], session.passes)
-        alone = run(self.subject, self.model, self.fed[number], trace.lengths, **copy.copy(self.options))
+        alone = run(self.subject, self.model, self.fed[number], trace.lengths, **self.options)
         assert (off(trace.logits, alone.logits) < EXACT).all()
         audit = Audit(trace)
         for layer in range(trace.layers):

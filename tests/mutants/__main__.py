@@ -13,9 +13,12 @@ from rich.progress import track
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mutants.catalogue import MUTANTS, Mutant
-from mutants.laws import LAWS, outcome, words
-from mutants.variants import VARIANTS
+# How many examples a law draws is read when it is imported.
+plugin.load_profile()
+
+from mutants.catalogue import MUTANTS, Mutant  # noqa: E402
+from mutants.laws import LAWS, outcome, words  # noqa: E402
+from mutants.variants import VARIANTS  # noqa: E402
 
 DOCS = Path(__file__).parents[2] / "docs"
 COLORS = {"broken": "#b2182b", "crashed": "#f4a582", "held": "#f7f7f7", "not applicable": "#d9d9d9"}
@@ -26,7 +29,6 @@ Matrix = dict[str, dict[str, str]]
 
 def outcomes(number: int) -> dict[str, str]:
     """One mutant against every law."""
-    plugin.load_profile()
     torch.set_num_threads(1)
     mappings = [functions._global_mapping for functions in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS)]
     before = [dict(mapping) for mapping in mappings]

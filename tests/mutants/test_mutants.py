@@ -42,7 +42,7 @@ def test_the_law_of_one_pass_kills_its_mutants(mutant: OnePassMutant, monkeypatc
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=words)
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS, ids=repr)
 def test_no_law_breaks_on_what_is_right(variant: Subject, law: Law) -> None:
     """A law that fails on a sound compressor is worse than none."""
     assert outcome(law, variant) in ("held", "not applicable")

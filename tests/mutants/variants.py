@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from conformance.subjects import Subject, subject_of
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from mutants.catalogue import WINDOW, Boundary, ByScore, FloatCeiling, Floor, LaterWins, Rounded
+from mutants.catalogue import Boundary, ByScore, FloatCeiling, Floor, LaterWins, Rounded
 from mutants.plain import HOOKED, SOUND, Layers, Plain, plain
 from pressgauge import KnormPress, PressedCache, StreamingLLMPress
 
@@ -94,22 +93,9 @@ class Sorted(Plain):
         return scores.topk(count, dim=-1).indices.sort(dim=-1).values
 
 
-class ByRows(Plain):
-    """Each row and head for itself, in Python's own sort."""
-
-    def choose(self, scores: Tensor, count: int) -> Tensor:
-        rows = [
-            [sorted(sorted(range(len(head)), key=lambda i: (-head[i], i))[:count]) for head in row]
-            for row in scores.tolist()
-        ]
-        return torch.tensor(rows)
-
-
 VARIANTS = [
     SOUND,
     HOOKED,
-    WINDOW,
-    plain(ByRows),
     plain(Sorted, ties="any"),
     plain(ByScore, order="any"),
     plain(LaterWins, ties="any"),
