@@ -17,6 +17,7 @@ from conformance import (
 )
 from conformance.session import Refused
 from conformance.subjects import Subject
+from hypothesis.errors import FlakyFailure
 
 Law = Callable[..., None]
 
@@ -62,6 +63,9 @@ def outcome(law: Law, subject: Subject) -> str:
         obey(law, subject)
     except AssertionError:
         return "broken"
+    except FlakyFailure as failure:
+        # What a mutant remembers changes its next run; what failed first counts.
+        return "broken" if any(isinstance(one, AssertionError) for one in failure.exceptions) else "crashed"
     except pytest.skip.Exception:
         return "not applicable"
     except Exception:

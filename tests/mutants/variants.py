@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from mutants.catalogue import Boundary, ByScore, FloatCeiling, Floor, LaterWins, Rounded
 from mutants.plain import HOOKED, SOUND, Layers, Plain, plain
-from pressgauge import KnormPress, PressedCache, StreamingLLMPress
+from pressgauge import StreamingLLMPress
 
 
 def _subject(name: str, factory: Callable[..., Any], **declares: Any) -> Subject:
@@ -44,20 +44,6 @@ class NoThreshold(Plain):
 
     def __init__(self, keep_ratio: float) -> None:
         super().__init__(keep_ratio, prune_after=0)
-
-
-class LengthIsHeld(PressedCache):
-    """A cache whose length is what it holds: whoever drives the model has to supply positions."""
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return max(self.held, default=0) if self.layers and self.ledger.columns else 0
-
-
-class CallersPositions(KnormPress):
-    """A plain cache that leaves positions to the caller."""
-
-    def cache(self, config: Any, **given: Any) -> PressedCache:
-        return LengthIsHeld(self, config, **given)
 
 
 class Uncompressed:
@@ -105,7 +91,6 @@ VARIANTS = [
     plain(NoThreshold, prune_after=None, skip_layers=None),
     plain(Rounded, entries="altered"),
     _subject("by hand", by_hand, score="position"),
-    _subject("positions of the caller", CallersPositions, score="knorm", positions="caller"),
     _subject("DynamicCache", Uncompressed, prune_after=None, skip_layers=None, target=lambda seen, held: held),
     _subject(
         "transformers' sliding window", SlidingWindow, prune_after=None, skip_layers=None, score="position",
