@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from query_press import QueryPress
 from torch import Tensor
 
 from pressgauge import KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress, replay
@@ -17,17 +18,6 @@ from pressgauge.history import NEVER, History, count_evictions, visible, writabl
 CPU = torch.device("cpu")
 META = torch.device("meta")
 """Where tensors have shapes and no data, and cannot be combined with those of another device."""
-
-
-@dataclass(frozen=True)
-class QueryPress(Press):
-    """Scores an entry by its key's product with the newest query."""
-
-    needs_queries: ClassVar[bool] = True
-
-    def score(self, keys: Tensor, *, positions: Tensor, layer: int, queries: Tensor | None = None) -> Tensor:
-        assert queries is not None
-        return (keys * queries[:, : keys.shape[1], -1:]).sum(dim=-1)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 import math
 import re
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from query_press import QueryPress
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -25,17 +25,6 @@ CONFIG = LlamaConfig(
 )
 META = torch.device("meta")
 """Where tensors have shapes and no data, and cannot be combined with those of another device."""
-
-
-@dataclass(frozen=True)
-class QueryPress(Press):
-    """Scores an entry by its key's product with the newest query."""
-
-    needs_queries: ClassVar[bool] = True
-
-    def score(self, keys: Tensor, *, positions: Tensor, layer: int, queries: Tensor | None = None) -> Tensor:
-        assert queries is not None
-        return (keys * queries[:, : keys.shape[1], -1:]).sum(dim=-1)
 
 
 def exactly(sentence: str) -> str:

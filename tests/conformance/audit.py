@@ -30,14 +30,11 @@ class Audit:
     """What a trace says, token by token.
 
     Args:
-        trace: what a subject did with a text.
-        padding: per row, how many of the first tokens are padding.
+        trace: what a subject did with a text, in which no row is padded.
     """
 
-    def __init__(self, trace: Trace, padding: list[int] | None = None) -> None:
+    def __init__(self, trace: Trace) -> None:
         self.trace = trace
-        rows = trace.ids.shape[0]
-        self.padding = padding or [0] * rows
 
     @cached_property
     def held(self) -> list[list[Held]]:
@@ -72,22 +69,15 @@ class Audit:
             raise Departure("shape", f"{where} holds keys {list(keys.shape)} and values {list(values.shape)}")
         same_key, same_value = _equal(keys, own_keys), _equal(values, own_values)
         both = same_key & same_value
-        # The first token that may still be there: not evicted before, and not padding.
-        candidates = torch.ones(both.shape[:2] + both.shape[3:], dtype=torch.bool, device=both.device)
-        for row, padding in enumerate(self.padding):
-            candidates[row, :, :padding] = False
-        filler = ((keys == 0).all(-1) & (values == 0).all(-1)) & ~(both & candidates[:, :, None]).any(-1)
-        if self.padding != [0] * len(self.padding):
-            # A cache may hold padding as it likes, as long as nothing attends to it.
-            filler = filler | (both.any(-1) & ~(both & candidates[:, :, None]).any(-1))
-        matches = (both & candidates[:, :, None]).sum(-1)
+        matches = both.sum(-1)
+        filler = (keys == 0).all(-1) & (values == 0).all(-1) & (matches == 0)
         missing = torch.nonzero((matches == 0) & ~filler)
         if len(missing):
             self._explain(missing[0].tolist(), layer, number, same_key, same_value)
-        positions = (both & candidates[:, :, None]).int().argmax(-1).masked_fill(filler, GONE)
+        positions = both.int().argmax(-1).masked_fill(filler, GONE)
         ambiguous = int((matches > 1).sum())
         if ambiguous:
-            self._resolve(positions, both & candidates[:, :, None], before, self.trace.passes[number].start)
+            self._resolve(positions, both, before, one.start)
         return Held(positions, ambiguous)
 
     @staticmethod
@@ -164,7 +154,7 @@ class Audit:
 
     @cached_property
     def evicted_at(self) -> list[Tensor]:
-        """Per layer, int32 ``[B, K, T]``: tokens seen right after the pass that evicted a token; 0 at padding."""
+        """Per layer, int32 ``[B, K, T]``: tokens seen right after the pass that evicted a token."""
         tables = []
         ends = torch.tensor([one.end for one in self.trace.passes])
         for states in self.alive:
@@ -174,14 +164,8 @@ class Audit:
             for number in reversed(range(len(ends))):
                 fed = torch.arange(tokens, device=states.device) < ends[number]
                 table = torch.where(fed & ~states[number], int(ends[number]), table)
-            for row, padding in enumerate(self.padding):
-                table[row, :, :padding] = 0
             tables.append(table)
         return tables
-
-    def count(self, number: int, layer: int) -> list[list[int]]:
-        """How many entries each row and KV head of a layer held after a pass."""
-        return [[int((head != GONE).sum()) for head in row] for row in self.held[number][layer].positions]
 
     @property
     def ambiguous(self) -> int:

@@ -1,9 +1,9 @@
 """What the laws are held to."""
 
+from functools import cache
 from typing import Any
 
 import pytest
-import torch
 
 from pressgauge.models import load
 
@@ -49,14 +49,10 @@ def one_model(request: pytest.FixtureRequest) -> Any:
     return specimen(request.param)
 
 
+@cache
 def specimen(name: str) -> Any:
     """The model of this name: an architecture, a folder, a hub's name, or a reference model."""
     if name in architectures.ARCHITECTURES:
         return architectures.shared(name)
-    if name not in _LOADED:
-        found, _ = load(name, dtype=str(torch.float64).removeprefix("torch."))
-        _LOADED[name] = guarded(found)
-    return _LOADED[name]
-
-
-_LOADED: dict[str, Any] = {}
+    found, _ = load(name, dtype="float64")
+    return guarded(found)

@@ -19,7 +19,6 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "positions": ("rerotated", "caller"),
     "padding": (None,),
     "storage": ("any",),
-    "trends": (True, False),
 }
 """What may be declared where there is a choice."""
 
@@ -59,7 +58,6 @@ class Declares:
         exact: whether scores are integers.
         padding: False if padded rows are beyond it (declared as None).
         storage: ``held``, or ``any`` if what is evicted need not be freed at once.
-        trends: whether perplexity has to rise as less is kept.
     """
 
     kind: str
@@ -81,7 +79,6 @@ class Declares:
     exact: bool = False
     padding: bool = True
     storage: str = "held"
-    trends: bool = False
 
     @property
     def matchable(self) -> bool:

@@ -19,13 +19,12 @@ def drawn(
     data: st.DataObject,
     options: st.SearchStrategy[dict[str, Any]],
     passes: st.SearchStrategy[list[int]],
-    dtype: torch.dtype = torch.float64,
 ) -> Trace:
     """What the subject makes of drawn keys, fed in drawn passes, under drawn options. A case that it refuses is drawn
     again."""
     chosen = data.draw(options, label="options")
     lengths = data.draw(passes, label="passes")
-    keys = data.draw(key_tensors(sum(lengths)), label="keys").to(dtype)
+    keys = data.draw(key_tensors(sum(lengths)), label="keys")
     try:
         return run_scripted(subject, keys, lengths, **chosen)
     except Refused:
@@ -38,13 +37,13 @@ def run_scripted(subject: Subject, keys: Tensor, lengths: list[int], compressor:
     return run(subject, model, ids, lengths, compressor=compressor, **options)
 
 
-def audited(trace: Trace, padding: list[int] | None = None) -> Audit:
+def audited(trace: Trace) -> Audit:
     """The audit of a trace, where what is held can be compared with what came in."""
     declares = trace.subject.declares
     if not declares.matchable:
         altered = "altered" if declares.entries == "altered" else "rotated anew"
         not_applicable(f"entries are declared as {altered}, so that they cannot be told from what came in")
-    return Audit(trace, padding)
+    return Audit(trace)
 
 
 def kept(trace: Trace, layer: int = 0) -> list[list[set[int]]]:

@@ -26,23 +26,37 @@ def attention(model: PreTrainedModel, function: Callable[..., tuple[Tensor, None
         ALL_MASK_ATTENTION_FUNCTIONS._global_mapping.pop("oracle")
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor, sees: Tensor, scaling: float) -> Tensor:
+    """Attention in the dtype of the query: ``[B, q, H, D]``.
+
+    Args:
+        query: ``[B, H, q, D]``.
+        key, value: ``[B, K, N, D]``, K a divisor of H.
+        sees: ``[B or 1, K or 1, q, N]``: which key a query sees.
+        scaling: factor of the scores.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if sees.shape[1] > 1:
+        sees = sees.repeat_interleave(groups, dim=1)
+    scores = query @ key.repeat_interleave(groups, dim=1).transpose(2, 3) * scaling
+    weights = scores.masked_fill(~sees, -torch.inf).softmax(dim=-1)
+    return (weights @ value.repeat_interleave(groups, dim=1)).transpose(1, 2)
+
+
 @torch.no_grad()
 def masked_logits(model: PreTrainedModel, ids: Tensor, tables: list[Tensor], mask: Tensor | None = None) -> Tensor:
     """The oracle of rule 1: one forward pass over the whole text, without a cache, in which query t of a layer sees
     key j exactly if ``j <= t < evicted_at[b, k, j]``."""
 
-    def attend(
+    def masked(
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **_: Any
     ) -> tuple[Tensor, None]:
-        groups = query.shape[1] // key.shape[1]
         time = torch.arange(query.shape[2], device=query.device)
         sees = (time <= time[:, None]) & (time[:, None] < tables[module.layer_idx][:, :, None, :])
         # A query of padding would see nothing at all; what it says does not matter, as long as it is a number.
         sees = sees | torch.eye(len(time), dtype=torch.bool, device=query.device)
-        scores = query @ key.repeat_interleave(groups, dim=1).transpose(2, 3) * scaling
-        scores = scores.masked_fill(~sees.repeat_interleave(groups, dim=1), -torch.inf)
-        return (scores.softmax(dim=-1) @ value.repeat_interleave(groups, dim=1)).transpose(1, 2), None
+        return attend(query, key, value, sees, scaling), None
 
     given = {} if mask is None else {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
-    with attention(model, attend):
+    with attention(model, masked):
         return model(ids, use_cache=False, **given).logits  # type: ignore[no-any-return]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from .masked import attention
+from .masked import attend, attention
 from .subjects import Subject
 
 Entries = tuple[Tensor, Tensor]
@@ -65,12 +65,9 @@ def _bottom_right(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
     """Attention to everything held and, causally, to the new entries, however many each layer holds."""
-    groups = query.shape[1] // key.shape[1]
     new, total = query.shape[2], key.shape[2]
     sees = torch.ones((new, total), dtype=torch.bool, device=query.device).tril(total - new)
-    scores = query @ key.repeat_interleave(groups, dim=1).transpose(2, 3) * scaling
-    weights = scores.masked_fill(~sees, -torch.inf).softmax(dim=-1)
-    return (weights @ value.repeat_interleave(groups, dim=1)).transpose(1, 2), None
+    return attend(query, key, value, sees[None, None], scaling), None
 
 
 class Session:
@@ -126,8 +123,8 @@ class Session:
         cache = self.cache
 
         def recording(keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> Any:
-            self._arrived.setdefault(layer, []).append((keys.clone(), values.clone()))
             given = keys.clone(), values.clone()
+            self._arrived.setdefault(layer, []).append(given)
             # The class may change under our hands: a press that adopts a cache makes another one of it.
             result = type(cache).update(cache, keys, values, layer, *args, **kwargs)
             for name, before, after in zip(("keys", "values"), given, (keys, values), strict=True):

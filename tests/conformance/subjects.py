@@ -4,7 +4,7 @@ import functools
 import importlib
 import importlib.metadata
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,14 +26,14 @@ class Subject:
     declares: Declares
     version: str = "version unknown"
     options: dict[str, Any] = field(default_factory=dict)
-    """Given to the factory every time."""
+    """Given to the factory unless something else is."""
 
     def __call__(self, keep_ratio: float, **options: Any) -> Any:
         """A compressor with these options; those that it does not take are left out."""
         for option in ("prune_after", "skip_layers"):
             if not getattr(self.declares, option):
                 options.pop(option, None)
-        return self.factory(keep_ratio=keep_ratio, **self.options, **options)
+        return self.factory(keep_ratio=keep_ratio, **{**self.options, **options})
 
     @property
     def schedule(self) -> str:
@@ -44,17 +44,18 @@ class Subject:
         """The rules that a layer must follow under these options."""
         declares = self.declares
         given: dict[str, Any] = {"sinks": declares.sinks, "recent": declares.recent, **options}
-        skipped = given.pop("skip_layers", ()) if declares.skip_layers else given.pop("skip_layers", ()) and ()
+        skipped = given.pop("skip_layers", ())
+        if declares.skip_layers and layer in skipped:
+            return oracle.Rules(keep_ratio=1)
         if not declares.prune_after:
             given["prune_after"] = 0
-        rules = oracle.Rules(
+        return oracle.Rules(
             schedule=declares.schedule,
             boundary=declares.boundary,
             rounding=declares.rounding,
             size=declares.target,
             **given,
         )
-        return oracle.Rules(keep_ratio=1) if layer in skipped else rules
 
     def history(
         self,
@@ -113,18 +114,32 @@ def kind_of(compressor: object) -> str:
     )
 
 
-def subject_of(name: str, factory: Callable[..., Any], version: str = "version unknown", **options: Any) -> Subject:
+def subject_of(
+    name: str,
+    factory: Callable[..., Any],
+    declares: Mapping[str, Any] | None = None,
+    version: str = "version unknown",
+    **options: Any,
+) -> Subject:
     """The subject that a factory makes.
+
+    Args:
+        name: what it is called in reports.
+        factory: ``keep_ratio`` and further options to a compressor.
+        declares: what it does otherwise than the rules; what the factory carries as ``declares``, if not given.
+        version: of the package that it is from.
+        options: given to the factory every time, unless something else is.
 
     Raises:
         ValueError: if what it declares or returns makes no sense here.
     """
-    given = dict(getattr(factory, "declares", {}))
+    given = dict(getattr(factory, "declares", {}) if declares is None else declares)
     first = Subject(name, factory, read_declares(given, given.get("kind", "cache")), version, options)
     kind = given.get("kind") or kind_of(first(0.5, prune_after=8, skip_layers=()))
     return Subject(name, factory, read_declares(given, kind), version, options)
 
 
+@functools.cache
 def find(reference: str) -> Subject:
     """The subject named ``package.module:factory``.
 
@@ -139,7 +154,7 @@ def find(reference: str) -> Subject:
     except (ImportError, AttributeError) as error:
         raise pytest.UsageError(f"--subject {reference} was not found: {error}") from None
     try:
-        return subject_of(reference, factory, _version(module_name))
+        return subject_of(reference, factory, version=_version(module_name))
     except Exception as error:
         raise pytest.UsageError(f"--subject {reference} cannot be used: {error}") from error
 
@@ -163,26 +178,15 @@ NAMES: dict[Any, str] = {
 
 def ours(kind: Callable[..., Any], schedule: str, score: Any, exact: bool = False, sinks: int = 0) -> Subject:
     """A press of the package under a schedule."""
-
-    def factory(**options: Any) -> Any:
-        return kind(**{"schedule": schedule, **options})
-
-    factory.declares = {  # type: ignore[attr-defined]
+    declares = {
         "kind": "context",
         "schedule": schedule,
         "takes": ("sinks", "recent") if schedule == "prefill" else ("sinks", "recent", "interval"),
         "score": score,
         "exact": exact,
         "sinks": sinks,
-        "trends": kind in (KnormPress, StreamingLLMPress) and schedule != "step",
     }
-    names: dict[Any, str] = {
-        KnormPress: "knorm",
-        StreamingLLMPress: "streaming-llm",
-        RandomPress: "random",
-        KeyDiffPress: "keydiff",
-    }
-    return subject_of(f"{names.get(kind, kind.__name__)}-{schedule}", factory)
+    return subject_of(f"{NAMES.get(kind, kind.__name__)}-{schedule}", kind, declares, schedule=schedule)
 
 
 SUBJECTS = [
@@ -197,14 +201,10 @@ SUBJECTS = [
 ]
 
 
-def _plain(kind: Callable[..., Any], schedule: str, score: Any, **more: Any) -> Subject:
+def _plain(kind: Callable[..., Any], schedule: str, score: Any, sinks: int = 0) -> Subject:
     """A press as a plain cache."""
-
-    def factory(**options: Any) -> Any:
-        return kind(**{"schedule": schedule, **options})
-
-    factory.declares = {"schedule": schedule, "score": score, **more}  # type: ignore[attr-defined]
-    return subject_of(f"plain-{kind.__name__}-{schedule}", factory)
+    declares = {"schedule": schedule, "score": score, "sinks": sinks}
+    return subject_of(f"plain-{kind.__name__}-{schedule}", kind, declares, schedule=schedule)
 
 
 def compress_each(keep_ratio: float, **options: Any) -> Callable[..., Any]:
@@ -217,9 +217,7 @@ def compress_each(keep_ratio: float, **options: Any) -> Callable[..., Any]:
     return compress
 
 
-compress_each.declares = {"score": "knorm"}  # type: ignore[attr-defined]
-
-
+@functools.cache
 def ours_by_default() -> list[Subject]:
     """All presses under all schedules, attached; and one or two in each of the other conventions."""
     return [
@@ -227,5 +225,5 @@ def ours_by_default() -> list[Subject]:
         _plain(KnormPress, "budget", "knorm"),
         _plain(KnormPress, "step", "knorm"),
         _plain(StreamingLLMPress, "prefill", "position", sinks=4),
-        subject_of("compress-function", compress_each),
+        subject_of("compress-function", compress_each, {"score": "knorm"}),
     ]

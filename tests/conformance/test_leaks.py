@@ -52,11 +52,11 @@ def test_two_sequences_side_by_side_do_not_meet(subject: Subject, one_model: arc
     """Two caches of one compressor, fed in turns, are as if each were alone."""
     if subject.declares.kind == "context":
         not_applicable("a context is around one model, and a cache at a time goes through it")
+    if subject.declares.kind == "function":
+        not_applicable("a function keeps no cache of its own")
     texts = [architectures.text(one_model, 1, 20, seed=seed) for seed in (1, 2)]
     options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
     fresh = [run(subject, one_model, text, [8] + [1] * 12, **options).logits for text in texts]
-    if subject.declares.kind == "function":
-        not_applicable("a function keeps no cache of its own")
     compressor = subject(**options)
     with Session(subject, compressor, one_model) as one, Session(subject, compressor, one_model) as other:
         for start, length in zip([0, *range(8, 20)], [8] + [1] * 12, strict=True):

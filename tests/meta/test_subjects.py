@@ -132,4 +132,4 @@ def test_the_page_names_all_that_can_be_declared() -> None:
     table = PAGE.read_text(encoding="utf-8").split("## What a factory declares")[1].split("\n## ")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
-    assert named == set(Declares.__dataclass_fields__) - {"trends"}
+    assert named == set(Declares.__dataclass_fields__)

@@ -10,8 +10,6 @@ from conformance import plugin
 from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
 from rich.progress import track
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # How many examples a law draws is read when it is imported.
 plugin.load_profile()
@@ -30,16 +28,11 @@ Matrix = dict[str, dict[str, str]]
 def outcomes(number: int) -> dict[str, str]:
     """One mutant against every law."""
     torch.set_num_threads(1)
-    mappings = [functions._global_mapping for functions in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS)]
-    before = [dict(mapping) for mapping in mappings]
     found = {}
     for name, law in LAWS.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found[name] = outcome(law, MUTANTS[number].subject)
-        for mapping, sound in zip(mappings, before, strict=True):
-            mapping.clear()
-            mapping.update(sound)
     return found
 
 

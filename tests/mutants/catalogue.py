@@ -6,7 +6,7 @@ The ids are those of the project's catalogue of bugs; ``own`` marks mutants of r
 import math
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,18 +23,14 @@ from pressgauge import KnormPress, Press, PressedCache, attention
 from pressgauge.cache import PressedLayer
 
 KNORM = next(subject for subject in SUBJECTS if subject.name == "knorm-budget")
-STEP = next(subject for subject in SUBJECTS if subject.name == "knorm-step")
 
 
-def _cache_factory(press: Callable[..., Press]) -> Subject:
-    def factory(**options: Any) -> Any:
-        return press(**options)
-
-    factory.declares = {"score": "knorm"}  # type: ignore[attr-defined]
-    return subject_of(getattr(press, "__name__", "plain cache"), factory)
+def cached(kind: Callable[..., Any]) -> Subject:
+    """A plain cache under ``budget``."""
+    return subject_of(kind.__name__, kind, {"score": "knorm"})
 
 
-CACHE = _cache_factory(KnormPress)
+CACHE = cached(KnormPress)
 """KnormPress as a plain cache."""
 
 
@@ -202,9 +198,6 @@ class HalfNorms(Plain):
 @dataclass(frozen=True)
 class NoSinks(KnormPress):
     """Sinks count for the budget, and are evicted all the same: the cache forgets which they are."""
-
-    def cache(self, config: Any, **given: Any) -> PressedCache:
-        return KnormPress.cache(replace(self, sinks=0), config, **given)
 
     def score(self, keys: Tensor, *, positions: Tensor, **given: Any) -> Tensor:
         # Above the rank of sinks there is nothing, so that they are given away by being nobody's.
@@ -639,11 +632,6 @@ def everything_is_seen(layer: PressedLayer, tokens: int) -> Tensor:
 def attached(kind: Callable[..., Press]) -> Subject:
     """A press under ``budget``, attached."""
     return ours(kind, "budget", "knorm")
-
-
-def cached(kind: Callable[..., Any]) -> Subject:
-    """A plain cache under ``budget``."""
-    return _cache_factory(kind)
 
 
 MUTANTS = [

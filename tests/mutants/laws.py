@@ -1,7 +1,8 @@
 """All laws of the conformance suite, and how to hold one subject to one of them."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from conformance import (
 from conformance.session import Refused
 from conformance.subjects import Subject
 from hypothesis.errors import FlakyFailure
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 Law = Callable[..., None]
 
@@ -57,10 +60,24 @@ def obey(law: Law, subject: Subject) -> None:
         pytest.skip(f"not applicable: the subject refuses: {refusal}")
 
 
+@contextmanager
+def _cleared() -> Iterator[None]:
+    """Takes back the attention functions that a mutant leaves registered."""
+    mappings = [functions._global_mapping for functions in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS)]
+    before = [dict(mapping) for mapping in mappings]
+    try:
+        yield
+    finally:
+        for mapping, sound in zip(mappings, before, strict=True):
+            mapping.clear()
+            mapping.update(sound)
+
+
 def outcome(law: Law, subject: Subject) -> str:
     """``held``, ``broken``, ``not applicable``, or ``crashed``."""
     try:
-        obey(law, subject)
+        with _cleared():
+            obey(law, subject)
     except AssertionError:
         return "broken"
     except FlakyFailure as failure:

@@ -62,8 +62,7 @@ def plain(kind: type[Plain], **declares: Any) -> Subject:
     def factory(**options: Any) -> Callable[[Layers], Layers]:
         return kind(**options).compress
 
-    factory.declares = {"score": "knorm", **declares}  # type: ignore[attr-defined]
-    return subject_of(kind.__name__, factory)
+    return subject_of(kind.__name__, factory, {"score": "knorm", **declares})
 
 
 class Hooked:
@@ -109,18 +108,8 @@ def hooked(kind: type[Hooked], **declares: Any) -> Subject:
     Positions are the caller's, since the cache's length is what it holds; and layers must hold equally many, since
     transformers makes one mask for all of them.
     """
-
-    def factory(**options: Any) -> Hooked:
-        return kind(**options)
-
-    factory.declares = {  # type: ignore[attr-defined]
-        "score": "knorm",
-        "positions": "caller",
-        "skip_layers": None,
-        "padding": None,
-        **declares,
-    }
-    return subject_of(kind.__name__, factory)
+    own = {"score": "knorm", "positions": "caller", "skip_layers": None, "padding": None}
+    return subject_of(kind.__name__, kind, {**own, **declares})
 
 
 SOUND = plain(Plain)

@@ -1,28 +1,13 @@
 """Every mutant is found out by its law's own assertion, its sound twin passes the same law in the same run, and no law
 breaks on what is right."""
 
-from collections.abc import Iterator
-
 import pytest
 from conformance.subjects import Subject
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mutants.catalogue import MUTANTS, Mutant
 from mutants.laws import LAWS, Law, outcome, words
 from mutants.onepass import LAW, ONEPASS, OnePassMutant
 from mutants.variants import VARIANTS
-
-
-@pytest.fixture(autouse=True)
-def what_a_mutant_leaves_behind() -> Iterator[None]:
-    """Is cleared away."""
-    mappings = [functions._global_mapping for functions in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS)]
-    before = [dict(mapping) for mapping in mappings]
-    yield
-    for mapping, sound in zip(mappings, before, strict=True):
-        mapping.clear()
-        mapping.update(sound)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.id)

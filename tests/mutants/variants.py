@@ -1,9 +1,8 @@
 """Compressors that are right, each in its own way: no law may break on them."""
 
-from collections.abc import Callable
 from typing import Any
 
-from conformance.subjects import Subject, subject_of
+from conformance.subjects import subject_of
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
@@ -11,14 +10,6 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from mutants.catalogue import Boundary, ByScore, FloatCeiling, Floor, LaterWins, Rounded
 from mutants.plain import HOOKED, SOUND, Layers, Plain, plain
 from pressgauge import StreamingLLMPress
-
-
-def _subject(name: str, factory: Callable[..., Any], **declares: Any) -> Subject:
-    def make(**options: Any) -> Any:
-        return factory(**options)
-
-    make.declares = declares  # type: ignore[attr-defined]
-    return subject_of(name, make)
 
 
 def by_hand(keep_ratio: float, prune_after: int = 512, skip_layers: tuple[int, ...] = ()) -> Any:
@@ -90,11 +81,22 @@ VARIANTS = [
     plain(FloatCeiling, rounding="float-ceil"),
     plain(NoThreshold, prune_after=None, skip_layers=None),
     plain(Rounded, entries="altered"),
-    _subject("by hand", by_hand, score="position"),
-    _subject("DynamicCache", Uncompressed, prune_after=None, skip_layers=None, target=lambda seen, held: held),
-    _subject(
-        "transformers' sliding window", SlidingWindow, prune_after=None, skip_layers=None, score="position",
-        storage="any", target=lambda seen, held: min(held, WINDOW_SIZE - 1),
+    subject_of("by hand", by_hand, {"score": "position"}),
+    subject_of(
+        "DynamicCache",
+        Uncompressed,
+        {"prune_after": None, "skip_layers": None, "target": lambda seen, held: held},
     ),
-    _subject("StreamingLLMPress, plain", StreamingLLMPress, score="position", sinks=4),
-]  # fmt: skip
+    subject_of(
+        "transformers' sliding window",
+        SlidingWindow,
+        {
+            "prune_after": None,
+            "skip_layers": None,
+            "score": "position",
+            "storage": "any",
+            "target": lambda seen, held: min(held, WINDOW_SIZE - 1),
+        },
+    ),
+    subject_of("StreamingLLMPress, plain", StreamingLLMPress, {"score": "position", "sinks": 4}),
+]
