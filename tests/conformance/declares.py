@@ -8,7 +8,7 @@ from . import oracle
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "kind": ("cache", "context", "function"),
-    "schedule": ("budget", "step", "prefill"),
+    "schedule": ("budget", "step", "prefill", "decoding"),
     "prune_after": (None,),
     "skip_layers": (None,),
     "order": ("any",),
@@ -39,7 +39,8 @@ class Declares:
     Attributes:
         kind: ``cache`` for an object with ``.cache(config)``; ``context`` for one that is used as ``with obj(model):``;
             ``function`` for ``compress(layers) -> layers``. Told apart by what the factory returns, if not declared.
-        schedule: ``budget``, ``step`` or ``prefill``.
+        schedule: ``budget``, ``step`` or ``prefill``; or ``decoding``, which is ``budget`` but for the prompt, which
+            it leaves alone.
         target: ``(seen, held) -> held`` after a pass, for what follows another rule than these three.
         prune_after, skip_layers: False if the factory takes no such option (declared as None).
         takes: further options that the factory takes, of ``sinks``, ``recent`` and ``interval``.

@@ -108,7 +108,7 @@ class Rules:
         if not self.may_prune(held):
             return held
         protected = self.sinks + self.recent
-        if self.schedule == "budget":
+        if self.schedule in ("budget", "decoding"):
             wanted = max(self.prune_after, protected, self.rounding(self.keep_ratio, seen))
         else:
             wanted = max(1, protected, self.rounding(self.keep_ratio, held))
@@ -121,6 +121,8 @@ class Rules:
         later = sum(start >= prompt for start in starts)
         if self.schedule == "prefill":
             return not later and starts[-1] + passes[number] >= prompt
+        if self.schedule == "decoding" and not later:
+            return False
         return later % self.interval == 0
 
 

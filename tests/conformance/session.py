@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import QuantizedLayer
 
 from .masked import attend, attention
 from .subjects import Subject
@@ -24,6 +25,10 @@ class Departure(AssertionError):  # noqa: N818  # the law is broken, not the pro
 
     def __init__(self, law: str, finding: str) -> None:
         super().__init__(f"{law}: {finding}")
+
+
+DECLINES = (ValueError, NotImplementedError, AssertionError)
+"""With these, and a sentence, compressors say that something is beyond them."""
 
 
 class Refused(Exception):  # noqa: N818  # it is an answer, not a failure
@@ -61,6 +66,19 @@ def _sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".strip().rstrip(":").splitlines()[0]
 
 
+@contextmanager
+def _refusals(*kinds: type[BaseException]) -> Iterator[None]:
+    """What a subject raises with a sentence of its own is an answer."""
+    try:
+        yield
+    except Departure:
+        raise
+    except kinds as error:
+        if not str(error):
+            raise
+        raise Refused(_sentence(error)) from error
+
+
 def _bottom_right(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
@@ -92,14 +110,15 @@ class Session:
 
     def __enter__(self) -> "Session":
         try:
-            if self.kind == "cache":
-                self.cache = self.compressor.cache(self.model.config)
-            else:
-                self.cache = DynamicCache(config=self.model.config)
-            self.resume()
-        except (ValueError, TypeError, NotImplementedError, AttributeError, AssertionError) as error:
+            with _refusals(*DECLINES, TypeError, AttributeError):
+                if self.kind == "cache":
+                    self.cache = self.compressor.cache(self.model.config)
+                else:
+                    self.cache = DynamicCache(config=self.model.config)
+                self.resume()
+        except Refused:
             self._stack.close()
-            raise Refused(_sentence(error)) from error
+            raise
         self._watch_cache()
         return self
 
@@ -167,7 +186,7 @@ class Session:
             mask: ``[B, seen + q]``, for padded rows.
 
         Raises:
-            Refused: if the subject declines, by a ``ValueError`` or ``NotImplementedError``.
+            Refused: if the subject declines, by one of ``DECLINES``.
             Departure: if it hands back something that no cache can be made of.
         """
         given: dict[str, Any] = {}
@@ -177,11 +196,8 @@ class Session:
         elif self.supplies_positions:
             given = {"position_ids": torch.arange(self.seen, end, device=ids.device).expand(ids.shape)}
         self._positions = None
-        try:
-            with torch.no_grad():
-                logits = self.model(ids, past_key_values=self.cache, use_cache=True, **given).logits
-        except (ValueError, NotImplementedError) as error:
-            raise Refused(_sentence(error)) from error
+        with torch.no_grad(), _refusals(*DECLINES):
+            logits = self.model(ids, past_key_values=self.cache, use_cache=True, **given).logits
         self._finish(logits, ids.shape[1])
         return logits  # type: ignore[no-any-return]
 
@@ -200,16 +216,15 @@ class Session:
 
         handle = self.model.register_forward_hook(note, with_kwargs=True)
         try:
-            return self.model.generate(  # type: ignore[no-any-return]
-                ids,
-                attention_mask=torch.ones_like(ids),
-                past_key_values=self.cache,
-                max_new_tokens=new_tokens,
-                do_sample=False,
-                eos_token_id=None,
-            )
-        except (ValueError, NotImplementedError) as error:
-            raise Refused(_sentence(error)) from error
+            with _refusals(*DECLINES):
+                return self.model.generate(  # type: ignore[no-any-return]
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    past_key_values=self.cache,
+                    max_new_tokens=new_tokens,
+                    do_sample=False,
+                    eos_token_id=None,
+                )
         finally:
             handle.remove()
 
@@ -227,7 +242,8 @@ class Session:
     def _compress(self) -> None:
         layers = [(layer.keys, layer.values) for layer in self.cache.layers]
         before = [(keys.clone(), values.clone()) for keys, values in layers]
-        result = self.compressor(list(layers))
+        with _refusals(*DECLINES):
+            result = self.compressor(list(layers))
         if not isinstance(result, list | tuple) or len(result) != len(layers):
             raise Departure("result", f"compress has to return {len(layers)} pairs of keys and values, got {result!r}")
         for index, (pair, own, old) in enumerate(zip(result, layers, before, strict=True)):
@@ -260,6 +276,12 @@ class Session:
             keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
             if keys is None or values is None:
                 break
+            if isinstance(layer, QuantizedLayer):
+                # Under these names lie the newest only; the rest comes first.
+                keys, values = (
+                    torch.cat([layer._dequantize(rest), *([newest] if newest.dim() == 4 else [])], dim=2)
+                    for rest, newest in ((layer._quantized_keys, keys), (layer._quantized_values, values))
+                )
             layers.append((keys.clone(), values.clone()))
         return layers
 

@@ -40,6 +40,10 @@ class Subject:
         """The schedule that it is held to."""
         return self.declares.schedule
 
+    def once(self, tokens: int) -> list[int]:
+        """Passes of so many tokens in which it prunes once, after the last."""
+        return [tokens - 1, 1] if self.schedule == "decoding" else [tokens]
+
     def rules(self, options: dict[str, Any], layer: int = 0) -> oracle.Rules:
         """The rules that a layer must follow under these options."""
         declares = self.declares

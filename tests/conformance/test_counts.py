@@ -101,7 +101,7 @@ def test_counts_are_those_of_exact_numbers(subject: Subject) -> None:
         options: dict[str, Any] = {"keep_ratio": ratio, "prune_after": 0}
         if "sinks" in subject.declares.takes:
             options["sinks"] = 0
-        check_counts(subject, run(subject, model, ids, [count], **options), "exact counts")
+        check_counts(subject, run(subject, model, ids, subject.once(count), **options), "exact counts")
 
 
 def test_the_shortest_texts_and_the_smallest_ratios(subject: Subject) -> None:

@@ -73,18 +73,28 @@ def _cleared() -> Iterator[None]:
             mapping.update(sound)
 
 
-def outcome(law: Law, subject: Subject) -> str:
-    """``held``, ``broken``, ``not applicable``, or ``crashed``."""
+def judged(law: Law, subject: Subject) -> tuple[str, str]:
+    """``held``, ``broken``, ``not applicable``, or ``crashed``; and the finding or the reason, in one line."""
     try:
         with _cleared():
             obey(law, subject)
-    except AssertionError:
-        return "broken"
+    except pytest.skip.Exception as reason:
+        return "not applicable", _line(reason).removeprefix("not applicable: ")
     except FlakyFailure as failure:
         # What a mutant remembers changes its next run; what failed first counts.
-        return "broken" if any(isinstance(one, AssertionError) for one in failure.exceptions) else "crashed"
-    except pytest.skip.Exception:
-        return "not applicable"
-    except Exception:
-        return "crashed"
-    return "held"
+        found = [one for one in failure.exceptions if isinstance(one, AssertionError)]
+        return ("broken", _line(found[0])) if found else ("crashed", _line(failure))
+    except AssertionError as finding:
+        return "broken", _line(finding)
+    except Exception as crash:
+        return "crashed", f"{type(crash).__name__}: {_line(crash)}"
+    return "held", ""
+
+
+def _line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+def outcome(law: Law, subject: Subject) -> str:
+    """``held``, ``broken``, ``not applicable``, or ``crashed``."""
+    return judged(law, subject)[0]

@@ -1,0 +1,72 @@
+"""What is known of where a peer departs from the laws: a text file per peer, read and compared with what was found.
+
+A file starts with lines behind ``#``, which say what the peer is. Then come deviations, with an empty line between
+them, each of four lines in this order::
+
+    broken: the law in words
+    finds: the finding, in which * stands for anything
+    why: what the peer does
+    matters: whether that matters, and to whom
+
+``crashed`` may stand for ``broken``. A longer line goes on in the next, indented.
+"""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "deviations"
+FIELDS = ("finds", "why", "matters")
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """One law that a peer does not keep."""
+
+    law: str
+    outcome: str
+    """``broken`` or ``crashed``."""
+    finds: str
+    why: str
+    matters: str
+
+
+def read(path: Path) -> list[Deviation]:
+    """The deviations in a file.
+
+    Raises:
+        ValueError: for what is not written as the module's docstring says.
+    """
+    text = path.read_text(encoding="utf-8").replace("\n    ", " ")
+    blocks = [block.splitlines() for block in text.split("\n\n") if block.strip()]
+    found = []
+    for lines in blocks:
+        said = [tuple(line.split(": ", 1)) for line in lines if not line.startswith("#")]
+        if not said:
+            continue
+        names = [pair[0] for pair in said]
+        if names[1:] != list(FIELDS) or names[0] not in ("broken", "crashed") or any(len(pair) != 2 for pair in said):
+            raise ValueError(f"{path.name}: a deviation has broken or crashed, finds, why and matters, got {lines}")
+        found.append(Deviation(said[0][1], said[0][0], *(pair[1].strip() for pair in said[1:])))
+    return found
+
+
+def compare(known: list[Deviation], outcomes: dict[str, tuple[str, str]]) -> list[str]:
+    """What is not as the file says: a sentence each.
+
+    Args:
+        known: the file.
+        outcomes: by law in words, what came out and the finding or reason.
+    """
+    said = {one.law: one for one in known}
+    wrong = [f"{law} is listed twice" for law in said if sum(one.law == law for one in known) > 1]
+    for law, (outcome, finding) in outcomes.items():
+        one = said.pop(law, None)
+        if one is None:
+            if outcome in ("broken", "crashed"):
+                wrong.append(f"{outcome}, and not listed: {law}: {finding}")
+        elif outcome != one.outcome:
+            wrong.append(f"listed as {one.outcome}, and {outcome}: {law} ({finding})")
+        elif not fnmatchcase(finding, one.finds.replace("[", "[[]")):
+            wrong.append(f"listed with another finding: {law}: {finding}")
+    return wrong + [f"listed, and no law: {law}" for law in said]

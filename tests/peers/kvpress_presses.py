@@ -1,0 +1,74 @@
+"""kvpress's presses. They take the share to remove, ``1 - keep_ratio``, and neither a threshold nor layers to skip."""
+
+from typing import Any
+
+from conformance.subjects import Subject, subject_of
+from kvpress import (
+    CompressionRatioDecodingPress,
+    DecodingPress,
+    KeyDiffPress,
+    KnormPress,
+    RandomPress,
+    SnapKVPress,
+    StreamingLLMPress,
+    TOVAPress,
+)
+
+TARGET_SIZE = 8
+WINDOW = 4
+"""Of SnapKV. It is 64 unless one is given, and texts that are no longer are refused."""
+
+DECLARES: dict[str, Any] = {
+    "prune_after": None,
+    "skip_layers": None,
+    "rounding": "floor",
+    # kvpress's pipeline supplies them, since a cache's length is what it holds.
+    "positions": "caller",
+}
+
+
+def press(name: str, kind: Any, declares: dict[str, Any], **own: Any) -> Subject:
+    """A press that acts on the prompt."""
+
+    def factory(keep_ratio: float) -> Any:
+        return kind(compression_ratio=1 - keep_ratio, **own)
+
+    return subject_of(name, factory, {**DECLARES, **declares}, version="kvpress")
+
+
+def decoding(keep_ratio: float) -> Any:
+    """To ``TARGET_SIZE`` entries after every pass but the prompt's; with a ratio of 1, to none that is ever reached."""
+    size = TARGET_SIZE if keep_ratio < 1 else 10**6
+    return DecodingPress(base_press=KnormPress(), compression_interval=1, target_size=size)
+
+
+def ratio_decoding(keep_ratio: float) -> Any:
+    """To a share of all tokens seen after every pass but the prompt's."""
+    return CompressionRatioDecodingPress(
+        base_press=KnormPress(), target_compression_ratio=1 - keep_ratio, compression_interval=1
+    )
+
+
+SUBJECTS = {
+    "kvpress-knorm": press("KnormPress", KnormPress, {"score": "knorm"}),
+    "kvpress-streaming-llm": press("StreamingLLMPress", StreamingLLMPress, {"score": "position", "sinks": 4}),
+    "kvpress-random": press("RandomPress(seed=0)", RandomPress, {}, seed=0),
+    "kvpress-keydiff": press("KeyDiffPress", KeyDiffPress, {"score": "keydiff"}),
+    "kvpress-snapkv": press(f"SnapKVPress(window_size={WINDOW})", SnapKVPress, {"recent": WINDOW}, window_size=WINDOW),
+    "kvpress-tova": press("TOVAPress", TOVAPress, {"recent": 1}),
+    "kvpress-decoding": subject_of(
+        f"DecodingPress(KnormPress(), target_size={TARGET_SIZE})",
+        decoding,
+        {
+            **DECLARES,
+            "schedule": "decoding",
+            "score": "knorm",
+            "target": lambda seen, held: min(held, TARGET_SIZE),
+        },
+    ),
+    "kvpress-ratio-decoding": subject_of(
+        "CompressionRatioDecodingPress(KnormPress())",
+        ratio_decoding,
+        {**DECLARES, "schedule": "decoding", "score": "knorm"},
+    ),
+}

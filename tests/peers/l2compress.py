@@ -1,0 +1,34 @@
+"""The rule that l2compress publishes, written again as a function over the whole cache.
+
+Source: Devoto et al., "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression" (EMNLP 2024), and the
+code that goes with it.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+Layers = list[tuple[Tensor, Tensor]]
+
+
+def l2compress(keep_ratio: float, prune_after: int = 512, skip_layers: tuple[int, ...] = ()) -> Callable[[Layers], Any]:
+    """Called after every pass: a layer that holds ``prune_after`` entries or more is sorted by norm, and the first
+    ``ceil(keep_ratio * held)`` stay, in that order."""
+
+    def compress(layers: Layers) -> Layers:
+        return [
+            layer if index in skip_layers or layer[0].shape[2] < prune_after else _shortest(*layer, keep_ratio)
+            for index, layer in enumerate(layers)
+        ]
+
+    return compress
+
+
+def _shortest(keys: Tensor, values: Tensor, keep_ratio: float) -> tuple[Tensor, Tensor]:
+    left = math.ceil(keep_ratio * keys.shape[2])
+    order = keys.norm(dim=-1).argsort(dim=-1)[:, :, :left, None]
+    return keys.gather(2, order.expand(-1, -1, -1, keys.shape[3])), values.gather(
+        2, order.expand(-1, -1, -1, values.shape[3])
+    )

@@ -1,0 +1,93 @@
+"""Our presses keep exactly the entries that kvpress's keep, where the two definitions agree: a prompt that is pruned
+once, to a number that exact numbers and kvpress's floats give alike. A repeated word gives scores that are equal but
+for noise, of which we keep the earlier and kvpress whichever topk puts first: these may differ, and nothing else."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conformance.evidence import kept, run_scripted
+from conformance.session import Trace, run
+from conformance.subjects import SUBJECTS
+from conformance.test_entries import TELLING_APART, normal_keys
+from torch import Tensor
+
+from peers.catalogue import PEERS
+from pressgauge.text import load_text
+
+Load = Callable[..., tuple[Any, Any]]
+OURS = {subject.name: subject for subject in SUBJECTS}
+PAIRS = [
+    ("knorm-prefill", "kvpress-knorm"),
+    ("streaming-llm-prefill", "kvpress-streaming-llm"),
+    ("keydiff-prefill", "kvpress-keydiff"),
+]
+RATIOS = (0.125, 0.25, 0.5, 0.75)
+"""Exact in binary, so that kvpress's floats are exact too."""
+TOKENS = 256
+
+
+def check_same(mine: Trace, own: Trace) -> tuple[int, int]:
+    """Both hold the same entries in every layer, row and KV head, but for those that score like the last that stays.
+
+    Returns:
+        How many entries are held, and how many of these the other does not hold.
+    """
+    held = differing = 0
+    for layer in range(mine.layers):
+        keys = mine.arrived(layer)[0]
+        for row, heads in enumerate(zip(kept(mine, layer), kept(own, layer), strict=True)):
+            for head, (one, other) in enumerate(zip(*heads, strict=True)):
+                assert len(one) == len(other)
+                held += len(one)
+                if one == other:
+                    continue
+                differing += len(one - other)
+                score = mine.subject.declares.score
+                assert score is not None
+                scores = score(keys[row, head].tolist(), layer, head)(list(range(TOKENS)))
+                last = min(scores[token] for token in one)
+                for token in one ^ other:
+                    assert abs(scores[token] - last) <= TELLING_APART * abs(last), f"layer {layer}, token {token}"
+    return held, differing
+
+
+def compared(ours: str, theirs: str, model: Any, ids: Tensor, keep_ratio: float) -> tuple[int, int]:
+    """A prompt through both, and what they hold."""
+    mine = run(OURS[ours], model, ids, [TOKENS], keep_ratio=keep_ratio, prune_after=0)
+    return check_same(mine, run(PEERS[theirs], model, ids, [TOKENS], keep_ratio=keep_ratio))
+
+
+@pytest.mark.parametrize(("ours", "theirs"), PAIRS)
+@pytest.mark.parametrize("keep_ratio", RATIOS)
+def test_kept_sets_are_equal_on_the_reference_model(reference: Load, ours: str, theirs: str, keep_ratio: float) -> None:
+    """Three documents of the reference language."""
+    model, tokenizer = reference("reference", "float64")
+    ids = load_text("reference", tokenizer, samples=3, tokens=TOKENS)
+    held, differing = compared(ours, theirs, model, ids, keep_ratio)
+    print(f"{theirs}, keep_ratio {keep_ratio}, reference: {differing} of {held} entries differ, all of them ties")
+
+
+@pytest.mark.parametrize(("ours", "theirs"), PAIRS)
+@pytest.mark.parametrize("keep_ratio", RATIOS)
+def test_kept_sets_are_equal_on_real_weights_and_text(
+    tinystories: Load, shared_folder: Path, ours: str, theirs: str, keep_ratio: float
+) -> None:
+    """Three windows of WikiText."""
+    model, tokenizer = tinystories("float64")
+    text = shared_folder / "data" / "wikitext-2" / "test.txt"
+    ids = load_text(str(text), tokenizer, samples=3, tokens=TOKENS)
+    held, differing = compared(ours, theirs, model, ids, keep_ratio)
+    print(f"{theirs}, keep_ratio {keep_ratio}, WikiText: {differing} of {held} entries differ, all of them ties")
+
+
+def test_without_ties_the_sets_are_equal() -> None:
+    """To the last entry, on keys no two of which are alike."""
+    for ours, theirs in PAIRS:
+        for keep_ratio in RATIOS:
+            keys = normal_keys(64)
+            mine = run_scripted(OURS[ours], keys, [64], keep_ratio=keep_ratio, prune_after=0)
+            own = run_scripted(PEERS[theirs], keys, [64], keep_ratio=keep_ratio)
+            assert kept(mine) == kept(own)
+            assert sum(len(head) for row in kept(own) for head in row) == 2 * 64 * keep_ratio
