@@ -102,6 +102,16 @@ def kills(session: nox.Session) -> None:
 
 
 @nox.session
+def peers(session: nox.Session) -> None:
+    """Hold other people's compressors to every law, and write ``docs/peers.md``; in an environment of its own, since
+    kvpress needs an older transformers."""
+    install(session, "test", extra=("kvpress", "optimum-quanto"))
+    session.run("python", "-m", "pytest", "tests/peers", *session.posargs)
+    session.chdir("tests")
+    session.run("python", "-m", "peers")
+
+
+@nox.session
 def benchmarks(session: nox.Session) -> None:
     """Print ratios of times and memory; ``-- --help`` lists the benchmarks."""
     install(session)

@@ -109,7 +109,7 @@ class Rules:
             return held
         protected = self.sinks + self.recent
         if self.schedule in ("budget", "decoding"):
-            wanted = max(self.prune_after, protected, self.rounding(self.keep_ratio, seen))
+            wanted = max(1, self.prune_after, protected, self.rounding(self.keep_ratio, seen))
         else:
             wanted = max(1, protected, self.rounding(self.keep_ratio, held))
         return min(held, wanted)

@@ -288,7 +288,8 @@ class Session:
     def storage(self, layer: int) -> int:
         """Bytes of key and value storage that a layer keeps alive."""
         own = self.cache.layers[layer]
-        tensors = [t for t in vars(own).values() if isinstance(t, Tensor) and t.dim() == 4 and t.is_floating_point()]
+        # Of a tensor of a class of its own, such as a quantised one, only that class knows what lies behind it.
+        tensors = [t for t in vars(own).values() if type(t) is Tensor and t.dim() == 4 and t.is_floating_point()]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
     def fork(self) -> "Session":

@@ -1,6 +1,7 @@
 """When entries go, and how many are left."""
 
 import math
+from decimal import Decimal
 from typing import Any
 
 from hypothesis import given
@@ -94,9 +95,15 @@ def test_counts_are_those_of_exact_numbers(subject: Subject) -> None:
         not_applicable("the subject follows a rule of its own")
     model = architectures.shared("llama")
     hundredths = [(n / 100, count) for n in range(1, 100) for count in range(2, 101)]
-    traps = [(ratio, count) for ratio, count in hundredths if math.ceil(ratio * count) != oracle.ceil_of(ratio, count)]
-    # Where it is rounded down, nearly every product is wrong.
-    for ratio, count in traps[:: len(traps) // 8] + hundredths[:: len(hundredths) // 8]:
+    up, down = oracle.ROUNDINGS["ceil"], oracle.ROUNDINGS["floor"]
+    # Where floats mislead whoever rounds up, rounds down, or rounds down what is left of 1; and anywhere.
+    families = [
+        [(r, n) for r, n in hundredths if math.ceil(r * n) != up(r, n)],
+        [(r, n) for r, n in hundredths if int(r * n) != down(r, n)],
+        [(r, n) for r, n in hundredths if int(n * (1 - float(1 - Decimal(str(r))))) != down(r, n)],
+        hundredths,
+    ]
+    for ratio, count in [case for family in families for case in family[:: len(family) // 4]]:
         ids = architectures.text(model, 1, count)
         options: dict[str, Any] = {"keep_ratio": ratio, "prune_after": 0}
         if "sinks" in subject.declares.takes:

@@ -49,10 +49,10 @@ def check_identity(subject: Subject, trace: Trace, why: str) -> None:
             else (keys - own.keys).abs().max() < EXACT
         )
         if not same:
-            raise Departure(
-                "identity", f"{why}, and yet layer {layer} does not hold what a DynamicCache does: "
-                f"{list(keys.shape)} against {list(own.keys.shape)}",
-            )  # fmt: skip
+            what = "other entries, or the same in another order"
+            if keys.shape != own.keys.shape:
+                what = f"keys {list(keys.shape)} where that holds {list(own.keys.shape)}"
+            raise Departure("identity", f"{why}, and yet layer {layer} does not hold what a DynamicCache does: {what}")
 
 
 def test_a_ratio_of_one_changes_nothing(subject: Subject, model: architectures.Model) -> None:

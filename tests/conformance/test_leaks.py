@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from . import architectures
 from .evidence import drawn, run_scripted
-from .guard import fingerprint
+from .guard import difference, fingerprint
 from .session import Departure, Session, Trace, not_applicable, run
 from .strategies import FEW, options_of, pruning
 from .subjects import Subject
@@ -85,16 +85,15 @@ def test_the_same_again_is_the_same(subject: Subject, one_model: architectures.M
 
 @contextmanager
 def _left_as_it_was(model: architectures.Model, when: str) -> Iterator[None]:
-    def state() -> tuple[Any, ...]:
-        return fingerprint(model), sorted(ALL_ATTENTION_FUNCTIONS), sorted(ALL_MASK_ATTENTION_FUNCTIONS)
+    def registered() -> set[str]:
+        return {*ALL_ATTENTION_FUNCTIONS, *ALL_MASK_ATTENTION_FUNCTIONS}
 
-    before = state()
+    before, there = fingerprint(model), registered()
     yield
-    after = state()
-    what = ("the model", "transformers' attention functions", "transformers' mask functions")
-    for name, old, new in zip(what, before, after, strict=True):
-        if old != new:
-            raise Departure("leaks", f"{name} is not what it was {when}")
+    if changed := difference(before, fingerprint(model)):
+        raise Departure("leaks", f"the model is not what it was {when}: {changed}")
+    if more := registered() ^ there:
+        raise Departure("leaks", f"transformers' attention functions are not what they were {when}: {min(more)}")
 
 
 class InterruptedPassError(Exception):

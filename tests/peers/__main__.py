@@ -18,7 +18,7 @@ plugin.load_profile()
 from mutants.laws import LAWS, judged, words  # noqa: E402
 
 from peers.catalogue import PEERS  # noqa: E402
-from peers.deviations import FOLDER, Deviation, compare, read  # noqa: E402
+from peers.deviations import FOLDER, Deviation, about, compare, read  # noqa: E402
 
 PAGE = Path(__file__).parents[2] / "docs" / "peers.md"
 
@@ -60,10 +60,12 @@ def page(found: dict[str, Outcomes], known: dict[str, list[Deviation]]) -> Itera
     for name, laws in found.items():
         results = [result for result, _ in laws.values()]
         counts = [results.count("held"), len(results) - results.count("held") - results.count("not applicable")]
-        yield f"| [{PEERS[name].name}](#{name}) | {counts[0]} | {counts[1]} | {results.count('not applicable')} |"
+        yield f"| [{name}](#{name}) | {counts[0]} | {counts[1]} | {results.count('not applicable')} |"
     for name, laws in found.items():
         yield ""
-        yield f"## {PEERS[name].name} {{#{name}}}"
+        yield f"## {name}"
+        yield ""
+        yield about(FOLDER / f"{name}.txt")
         yield ""
         if not known[name]:
             yield "Nothing departs."

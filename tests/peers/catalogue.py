@@ -10,7 +10,7 @@ NEITHER = {"prune_after": None, "skip_layers": None}
 
 PEERS: dict[str, Subject] = {
     **kvpress_presses.SUBJECTS,
-    "l2compress": subject_of("l2compress's rule", l2compress, {"score": "knorm"}),
+    "l2compress": subject_of("l2compress's rule", l2compress, {"score": "knorm", "ties": "any"}),
     "dynamic-cache": subject_of("DynamicCache", Dynamic, {**NEITHER, "target": lambda seen, held: held}),
     "sliding-window-cache": subject_of(
         f"DynamicSlidingWindowLayer({WINDOW})",
@@ -18,6 +18,8 @@ PEERS: dict[str, Subject] = {
         {**NEITHER, "score": "position", "target": lambda seen, held: min(held, WINDOW - 1)},
     ),
     "quantized-cache": subject_of(
-        "QuantizedCache(quanto, 4 bits)", Quantized, {**NEITHER, "target": lambda seen, held: held}
+        "QuantizedCache(quanto, 4 bits)",
+        Quantized,
+        {**NEITHER, "entries": "altered", "target": lambda seen, held: held},
     ),
 }

@@ -51,6 +51,12 @@ def read(path: Path) -> list[Deviation]:
     return found
 
 
+def about(path: Path) -> str:
+    """What a file says of the peer."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return " ".join(line.removeprefix("# ") for line in lines if line.startswith("#"))
+
+
 def compare(known: list[Deviation], outcomes: dict[str, tuple[str, str]]) -> list[str]:
     """What is not as the file says: a sentence each.
 

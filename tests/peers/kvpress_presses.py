@@ -1,5 +1,6 @@
 """kvpress's presses. They take the share to remove, ``1 - keep_ratio``, and neither a threshold nor layers to skip."""
 
+from decimal import Decimal
 from typing import Any
 
 from conformance.subjects import Subject, subject_of
@@ -22,18 +23,25 @@ DECLARES: dict[str, Any] = {
     "prune_after": None,
     "skip_layers": None,
     "rounding": "floor",
+    # It picks by topk, which makes no promise.
+    "ties": "any",
     # kvpress's pipeline supplies them, since a cache's length is what it holds.
     "positions": "caller",
 }
+
+
+def removed(keep_ratio: float) -> float:
+    """The share to remove as somebody would write it: .43 for .57, and not .43000000000000005."""
+    return float(1 - Decimal(str(keep_ratio)))
 
 
 def press(name: str, kind: Any, declares: dict[str, Any], **own: Any) -> Subject:
     """A press that acts on the prompt."""
 
     def factory(keep_ratio: float) -> Any:
-        return kind(compression_ratio=1 - keep_ratio, **own)
+        return kind(compression_ratio=removed(keep_ratio), **own)
 
-    return subject_of(name, factory, {**DECLARES, **declares}, version="kvpress")
+    return subject_of(name, factory, {**DECLARES, **declares})
 
 
 def decoding(keep_ratio: float) -> Any:
@@ -45,7 +53,7 @@ def decoding(keep_ratio: float) -> Any:
 def ratio_decoding(keep_ratio: float) -> Any:
     """To a share of all tokens seen after every pass but the prompt's."""
     return CompressionRatioDecodingPress(
-        base_press=KnormPress(), target_compression_ratio=1 - keep_ratio, compression_interval=1
+        base_press=KnormPress(), target_compression_ratio=removed(keep_ratio), compression_interval=1
     )
 
 

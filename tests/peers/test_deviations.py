@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from peers.deviations import FOLDER, Deviation, compare, read
+from peers.deviations import FOLDER, Deviation, about, compare, read
 
 FILE = """# A peer
 # of two lines.
@@ -38,6 +38,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     """Lines that are indented go on; what stands behind # is for people."""
     (tmp_path / "peer.txt").write_text(FILE, encoding="utf-8")
     assert read(tmp_path / "peer.txt") == KNOWN
+    assert about(tmp_path / "peer.txt") == "A peer of two lines."
 
 
 @pytest.mark.parametrize(
