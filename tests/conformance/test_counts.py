@@ -58,8 +58,8 @@ def test_nothing_is_pruned_up_to_prune_after(subject: Subject) -> None:
     model = architectures.shared("llama")
     for keep_ratio, prune_after, lengths in (
         (0.5, 6, [2] + [1] * 6),
-        (0.1, 32, [8] + [1] * 26),
-        (0.3, 512, [12] + [1] * 24 + [475] + [1] * 3),
+        (0.1, 32, [28] + [1] * 6),
+        (0.3, 512, [30] + [1] * 4 + [475] + [1] * 5),
     ):
         ids = architectures.text(model, 1, sum(lengths))
         check_threshold(subject, run(subject, model, ids, lengths, keep_ratio=keep_ratio, prune_after=prune_after))

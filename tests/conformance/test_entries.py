@@ -169,7 +169,7 @@ def test_sinks_and_recent_tokens_are_never_evicted(subject: Subject) -> None:
             keys[:, :, :sinks] = protected_score
             keys[:, :, 8 - recent : 8] = protected_score
             keys[:, :, 16 - recent :] = protected_score
-            for lengths in ([16], [8] + [1] * 8):
+            for lengths in ([16], [8, 1, 1, 1, 1, 4]):
                 trace = run_scripted(subject, keys, lengths, keep_ratio=0.2, prune_after=3, **given)
                 check_protected(trace, sinks, recent)
                 check_counts(subject, trace, "protected")
@@ -199,7 +199,7 @@ def test_permuting_heads_permutes_the_result(subject: Subject) -> None:
     if subject.declares.exact and subject.declares.score is not None and subject.declares.sinks == 0:
         not_applicable("the subject's score looks at the index of the head")
     keys = normal_keys(20)
-    for lengths in ([20], [8] + [1] * 12):
+    for lengths in ([20], [12] + [1] * 8):
         one, other = (
             kept(run_scripted(subject, k, lengths, keep_ratio=0.4, prune_after=4))[0] for k in (keys, keys.flip(1))
         )
@@ -215,13 +215,12 @@ def test_scaling_a_head_by_a_power_of_two_changes_nothing(subject: Subject) -> N
     if subject.declares.score is None or subject.declares.exact:
         not_applicable("the subject does not declare a score of keys alone")
     keys = normal_keys(20)
-    for exponent in (-12, 9):
-        scaled = keys.clone()
-        scaled[:, 1] *= 2.0**exponent
-        for lengths in ([20], [8] + [1] * 12):
-            one, other = (
-                kept(run_scripted(subject, k, lengths, keep_ratio=0.4, prune_after=4))[0] for k in (keys, scaled)
-            )
+    for lengths in ([20], [12] + [1] * 8):
+        one = kept(run_scripted(subject, keys, lengths, keep_ratio=0.4, prune_after=4))[0]
+        for exponent in (-12, 9):
+            scaled = keys.clone()
+            scaled[:, 1] *= 2.0**exponent
+            other = kept(run_scripted(subject, scaled, lengths, keep_ratio=0.4, prune_after=4))[0]
             if one != other:
                 raise Departure(
                     "scale", f"with the keys of KV head 1 times 2**{exponent} it keeps tokens "
@@ -248,7 +247,7 @@ def test_extreme_keys_are_keys(subject: Subject, dtype: torch.dtype) -> None:
             keys = keys * 2.0**-8
         else:
             keys = torch.ones_like(keys)
-        for lengths in ([length], [8] + [1] * 8):
+        for lengths in ([length], [8, 1, 1, 1, 5]):
             trace = run_scripted(subject, keys, lengths, keep_ratio=0.4, prune_after=4)
             check_counts(subject, trace, "extreme keys")
             audit = audited(trace)
@@ -272,7 +271,7 @@ def test_dtype_and_device_are_kept(subject: Subject, dtype: torch.dtype) -> None
 
 
 @FEW
-@given(data=st.data(), length=st.integers(6, 20), split=st.integers(2, 19))
+@given(data=st.data(), length=st.integers(6, 14), split=st.integers(2, 13))
 def test_later_keys_change_no_earlier_decision(subject: Subject, data: st.DataObject, length: int, split: int) -> None:
     """Causality: whatever comes after token t, what passes that ended at or before t decided stands."""
     split = min(split, length - 1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conformance import oracle
-from conformance.strategies import DIMENSION, HEADS, LAYERS, Case, cases, key_tensors, options
+from conformance.strategies import DIMENSION, FEW, HEADS, LAYERS, Case, cases, key_tensors, options
 from conformance.subjects import Subject
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -28,6 +28,7 @@ def test_the_best_entries_stay(subject: Subject, data: st.DataObject) -> None:
         assert cache.evicted_at[layer].tolist() == expected
 
 
+@FEW
 @given(data=st.data())
 def test_what_is_read_is_in_the_order_of_positions(subject: Subject, data: st.DataObject) -> None:
     """Rule 5: keys, values and positions are those of the tokens that were never evicted, ascending, in step."""
@@ -65,6 +66,7 @@ def test_compress_keeps_what_a_cache_fed_at_once_keeps(subject: Subject, data: s
             assert kept_values is values
 
 
+@FEW
 @given(data=st.data(), length=st.integers(2, 30))
 def test_sinks_and_recent_tokens_are_never_evicted(subject: Subject, data: st.DataObject, length: int) -> None:
     """Rule 4: protected positions stay even if their keys score worst of all (S6, S7 and S11 of the bug catalogue)."""
