@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conformance.trends import holm, judged, p_values
 from numpy.typing import NDArray
 from scipy.stats import binom
-from trends import holm, judged, p_values
 
 from pressgauge import KnormPress, Press, StreamingLLMPress, perplexity
 from pressgauge.models import REFERENCES

@@ -24,6 +24,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     reference, asked = (metafunc.config.getoption(name) for name in ("--subject", "--model"))
     subjects = [find(reference)] if reference else ours_by_default()
     everywhere = [asked] if asked else list(architectures.ARCHITECTURES)
+    if "trained" in metafunc.fixturenames and not reference:
+        subjects = [subject for subject in subjects if subject.declares.trends]
     if "model" in metafunc.fixturenames:
         pairs = [
             (subject, name)
@@ -47,6 +49,19 @@ def model(request: pytest.FixtureRequest) -> Any:
 def one_model(request: pytest.FixtureRequest) -> Any:
     """A tiny random Llama in float64, or the model that was asked for. Not to be changed."""
     return specimen(request.param)
+
+
+@pytest.fixture(scope="session")
+def trained() -> Any:
+    """A trained Llama in float32 and its tokenizer. Not to be changed."""
+    return trained_model()
+
+
+@cache
+def trained_model() -> Any:
+    """The reference model, loaded once."""
+    found, tokenizer = load("reference", dtype="float32")
+    return guarded(found), tokenizer
 
 
 @cache

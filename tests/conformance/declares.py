@@ -19,6 +19,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "positions": ("rerotated", "caller"),
     "padding": (None,),
     "storage": ("any",),
+    "trends": (True, False),
 }
 """What may be declared where there is a choice."""
 
@@ -59,6 +60,7 @@ class Declares:
         exact: whether scores are integers.
         padding: False if padded rows are beyond it (declared as None).
         storage: ``held``, or ``any`` if what is evicted need not be freed at once.
+        trends: whether perplexity must not fall as less is kept, on a reference model.
     """
 
     kind: str
@@ -80,6 +82,7 @@ class Declares:
     exact: bool = False
     padding: bool = True
     storage: str = "held"
+    trends: bool = False
 
     @property
     def matchable(self) -> bool:

@@ -189,6 +189,7 @@ def ours(kind: Callable[..., Any], schedule: str, score: Any, exact: bool = Fals
         "score": score,
         "exact": exact,
         "sinks": sinks,
+        "trends": score in ("knorm", "position") and schedule != "step",
     }
     return subject_of(f"{NAMES.get(kind, kind.__name__)}-{schedule}", kind, declares, schedule=schedule)
 

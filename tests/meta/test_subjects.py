@@ -54,7 +54,10 @@ def test_what_follows_no_convention_is_refused() -> None:
     ("declares", "sentence"),
     [
         ({"shedule": "step"}, "declares has no 'shedule': known are kind, schedule, "),
-        ({"schedule": "always"}, "declares schedule must be one of 'budget', 'step', 'prefill', got 'always'"),
+        (
+            {"schedule": "always"},
+            "declares schedule must be one of 'budget', 'step', 'prefill', 'decoding', got 'always'",
+        ),
         ({"prune_after": 512}, "declares prune_after must be one of None, got 512"),
         ({"boundary": "<"}, "declares boundary must be one of '>', '>=', got '<'"),
         ({"rounding": "up"}, "declares rounding must be one of ceil, floor, float-ceil or a function, got 'up'"),

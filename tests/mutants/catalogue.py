@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from conformance import test_attention, test_counts, test_entries, test_identity, test_leaks, test_rows
+from conformance import test_attention, test_counts, test_entries, test_identity, test_leaks, test_rows, test_trends
 from conformance.subjects import SUBJECTS, Subject, ours, subject_of
 from torch import Tensor
 from transformers import DynamicCache
@@ -571,6 +571,16 @@ class NeverAll(KnormPress):
             object.__setattr__(self, "keep_ratio", 0.9)
 
 
+@dataclass(frozen=True)
+class ShareThatGoes(KnormPress):
+    """The ratio is that of what is evicted."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep_ratio < 1:
+            object.__setattr__(self, "keep_ratio", round(1 - self.keep_ratio, 9))
+
+
 class _LeftBehind(Hooked):
     """Hooks are taken away only where nothing goes wrong."""
 
@@ -743,6 +753,8 @@ MUTANTS = [
     Mutant("C9", "padding is scored and kept as if it were text", "KIVI issue 18",
            attached(while_attached(attention, "_padding", padding_is_text)),
            test_rows.test_padding_counts_for_nothing, KNORM),
+    Mutant("own-trend", "keep_ratio is the share that goes", "plausible, where others count compression_ratio",
+           attached(ShareThatGoes), test_trends.test_nll_does_not_fall_as_less_is_kept, KNORM),
     Mutant("M2", "the compressor was never installed", "KVCache-Factory 485af3c, 7855979",
            cached(NotInstalled), test_counts.test_something_is_evicted, CACHE),
     Mutant("own-one-less", "even at ratio 1 an entry goes", "plausible",

@@ -15,7 +15,9 @@ from conformance import (
     test_identity,
     test_leaks,
     test_rows,
+    test_trends,
 )
+from conformance.conftest import trained_model
 from conformance.session import Refused
 from conformance.subjects import Subject
 from hypothesis.errors import FlakyFailure
@@ -26,7 +28,7 @@ Law = Callable[..., None]
 
 LAWS: dict[str, Law] = {
     name: law
-    for module in (test_counts, test_entries, test_attention, test_identity, test_rows, test_leaks)
+    for module in (test_counts, test_entries, test_attention, test_identity, test_rows, test_leaks, test_trends)
     for name, law in vars(module).items()
     if name.startswith("test_")
 }
@@ -52,6 +54,8 @@ def obey(law: Law, subject: Subject) -> None:
     for name in ("model", "one_model"):
         if name in needed:
             given[name] = architectures.shared("llama")
+    if "trained" in needed:
+        given["trained"] = trained_model()
     if "dtype" in needed:
         given["dtype"] = DTYPE
     try:

@@ -32,6 +32,8 @@ that the caller supplies. What departs from that is listed below, with why and w
 no longer departs.
 """
 
+TREND = words(LAWS["test_nll_does_not_fall_as_less_is_kept"])
+
 Outcomes = dict[str, tuple[str, str]]
 """By law in words: what came out, and the finding or the reason."""
 
@@ -66,6 +68,8 @@ def page(found: dict[str, Outcomes], known: dict[str, list[Deviation]]) -> Itera
         yield f"## {name}"
         yield ""
         yield about(FOLDER / f"{name}.txt")
+        yield ""
+        yield f"Trend: {laws[TREND][1]}."
         yield ""
         if not known[name]:
             yield "Nothing departs."

@@ -1,0 +1,44 @@
+"""Perplexity does not fall as less is kept: on a reference model, paired over documents."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from pressgauge.text import load_text
+
+from .session import Departure, not_applicable, run
+from .subjects import Subject
+from .trends import judged
+
+PROMPT, CHUNK, TOKENS = 256, 16, 384
+DOCUMENTS = 8
+RATIOS = (1.0, 0.9, 0.7, 0.5, 0.1)
+THRESHOLD = 64
+
+
+def test_nll_does_not_fall_as_less_is_kept(subject: Subject, trained: tuple[Any, Any]) -> None:
+    """Mean NLL along descending ratios: one-sided, Holm-corrected, with an error of 1 % for all comparisons together. A
+    law for what declares it; for the rest the numbers are reported."""
+    model, tokenizer = trained
+    ids = load_text("reference", tokenizer, samples=DOCUMENTS, tokens=TOKENS)
+    # Decoding in chunks: what a schedule evicts after each pass tells, in an eighth of the time of single tokens.
+    passes = [PROMPT] + [CHUNK] * ((TOKENS - PROMPT) // CHUNK)
+    nll = {}
+    for keep_ratio in RATIOS:
+        logits = run(subject, model, ids, passes, keep_ratio=keep_ratio, prune_after=THRESHOLD).logits
+        losses = torch.nn.functional.cross_entropy(
+            logits[:, PROMPT - 1 : -1].transpose(1, 2).double(), ids[:, PROMPT:], reduction="none"
+        )
+        nll[keep_ratio] = np.asarray(losses.mean(dim=1).tolist())
+    if not subject.declares.trends:
+        means = ", ".join(f"{values.mean():.3f}" for values in nll.values())
+        not_applicable(
+            f"trends are reported, and not declared to be a law: at keep_ratio {', '.join(map(str, RATIOS))} the mean "
+            f"NLL is {means} nats ({DOCUMENTS} documents of {TOKENS} tokens, prompt {PROMPT}, reference model)"
+        )
+    steps = {f"from keep_ratio {one} to {other}": (nll[one], nll[other]) for one, other in pairwise(RATIOS)}
+    fallen, _ = judged(steps)
+    if fallen:
+        raise Departure("trend", f"less is kept, and perplexity falls: {fallen[0]}")
