@@ -1,6 +1,6 @@
 """A Llama whose keys and values are chosen: so that any compressor, whatever its convention, meets given entries."""
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -30,13 +30,15 @@ def _model(dtype: torch.dtype) -> Any:
     )
     with torch.random.fork_rng():
         model: Any = LlamaForCausalLM(config)
+    model.missing = torch.zeros(0)
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(torch.eye(WIDTH))
         for layer in model.model.layers:
             # Nothing is added to the one-hot vector, so that every layer sees which token it is.
             layer.self_attn.q_proj.weight.zero_()
-            layer.self_attn.o_proj.weight.zero_()
+            layer.self_attn.o_proj.register_forward_hook(lambda module, given, output: torch.zeros_like(output))
             layer.mlp.down_proj.weight.zero_()
+            layer.self_attn.k_proj.register_forward_hook(partial(_with_missing, model))
         # Keys are not rotated.
         model.model.rotary_emb.inv_freq.zero_()
         model.lm_head = nn.Linear(WIDTH, 2, bias=False)
@@ -45,13 +47,20 @@ def _model(dtype: torch.dtype) -> Any:
     return model
 
 
+def _with_missing(model: Any, module: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
+    """A NaN among the weights would be everybody's, so that it is put where it belongs."""
+    if not len(model.missing):
+        return output
+    return output.masked_fill(model.missing[given[0].argmax(dim=-1)], torch.nan)
+
+
 def scripted(keys: Tensor) -> tuple[Any, Tensor]:
     """A model and the tokens ``[B, T]`` that make every layer hand its cache these keys.
 
     Values tell which key they belong to: each names its row, head and position.
 
     Args:
-        keys: ``[B, HEADS, T, DIMENSION]``, finite, with B times T at most WIDTH.
+        keys: ``[B, HEADS, T, DIMENSION]``, finite or NaN, with B times T at most WIDTH.
     """
     rows, heads, tokens, _ = keys.shape
     model = _model(keys.dtype)
@@ -60,9 +69,12 @@ def scripted(keys: Tensor) -> tuple[Any, Tensor]:
     values[..., 0] = 1 + torch.arange(tokens, dtype=keys.dtype)
     values[..., 1] = torch.arange(heads, dtype=keys.dtype)[:, None]
     values[..., 2] = torch.arange(rows, dtype=keys.dtype)[:, None, None]
+    # [B * T, K * D]
+    missing = keys.isnan().permute(0, 2, 1, 3).reshape(rows * tokens, heads * DIMENSION)
+    model.missing = missing if missing.any() else torch.zeros(0)
     with torch.no_grad():
         for layer in model.model.layers:
-            for projection, wanted in ((layer.self_attn.k_proj, keys), (layer.self_attn.v_proj, values)):
+            for projection, wanted in ((layer.self_attn.k_proj, keys.nan_to_num()), (layer.self_attn.v_proj, values)):
                 # [B, K, T, D] to [K * D, B * T]; a one-hot vector has the size WIDTH ** .5 after its norm.
                 columns = wanted.permute(1, 3, 0, 2).reshape(heads * DIMENSION, rows * tokens)
                 projection.weight.zero_()

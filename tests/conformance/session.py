@@ -82,10 +82,12 @@ def _refusals(*kinds: type[BaseException]) -> Iterator[None]:
 def _bottom_right(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
-    """Attention to everything held and, causally, to the new entries, however many each layer holds."""
+    """Attention to everything held and, causally, to the new entries, however many each layer holds; not to the zeros
+    that stand where a head holds fewer than others."""
     new, total = query.shape[2], key.shape[2]
     sees = torch.ones((new, total), dtype=torch.bool, device=query.device).tril(total - new)
-    return attend(query, key, value, sees[None, None], scaling), None
+    there = (key != 0).any(dim=-1) | (value != 0).any(dim=-1)
+    return attend(query, key, value, sees & there[:, :, None], scaling), None
 
 
 class Session:

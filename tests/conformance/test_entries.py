@@ -214,6 +214,8 @@ def test_scaling_a_head_by_a_power_of_two_changes_nothing(subject: Subject) -> N
     """For scores that are norms or directions of keys: in which units a head measures does not matter."""
     if subject.declares.score is None or subject.declares.exact:
         not_applicable("the subject does not declare a score of keys alone")
+    if subject.declares.held == "per-head":
+        not_applicable("the heads of a layer are declared to compete for what it holds")
     keys = normal_keys(20)
     for lengths in ([20], [12] + [1] * 8):
         one = kept(run_scripted(subject, keys, lengths, keep_ratio=0.4, prune_after=4))[0]
@@ -228,13 +230,13 @@ def test_scaling_a_head_by_a_power_of_two_changes_nothing(subject: Subject) -> N
                 )  # fmt: skip
 
 
-EXTREMES = ["zeros", "huge", "tiny", "alike"]
+EXTREMES = ["zeros", "huge", "tiny", "alike", "missing"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_extreme_keys_are_keys(subject: Subject, dtype: torch.dtype) -> None:
-    """Zeros, 6e4 in float16, the smallest numbers, ties everywhere: counts, order and alignment are as ever, and the
-    best stay (S12 of the bug catalogue)."""
+    """Zeros, 6e4 in float16, the smallest numbers, ties everywhere, NaN: counts, order and alignment are as ever, and
+    the best stay (S12 of the bug catalogue)."""
     length = 16
     for kind in EXTREMES:
         keys = normal_keys(length, dtype=dtype)
@@ -245,6 +247,9 @@ def test_extreme_keys_are_keys(subject: Subject, dtype: torch.dtype) -> None:
             keys = (sizes[:, None] * torch.ones(DIMENSION).double()).expand(1, HEADS, length, DIMENSION).to(dtype)
         elif kind == "tiny":
             keys = keys * 2.0**-8
+        elif kind == "missing":
+            # A key with NaN has the score NaN, which is below all others.
+            keys[:, :, 2:length:3, 1] = torch.nan
         else:
             keys = torch.ones_like(keys)
         for lengths in ([length], [8, 1, 1, 1, 5]):

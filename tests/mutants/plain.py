@@ -7,6 +7,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+import torch
 from conformance.subjects import Subject, subject_of
 from torch import Tensor
 
@@ -43,9 +44,9 @@ class Plain:
         return max(1, -(-ratio.numerator * held // ratio.denominator))
 
     def scores(self, keys: Tensor) -> Tensor:
-        """``[B, K, N]``: higher means keep."""
+        """``[B, K, N]``: higher means keep; what has no norm goes first."""
         norm: Tensor = keys.double().norm(dim=-1)
-        return -norm
+        return -norm.nan_to_num(torch.inf, torch.inf)
 
     def choose(self, scores: Tensor, count: int) -> Tensor:
         """``[B, K, count]``: which stay, in order; of equal ones the earlier."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from conformance.subjects import subject_of
 from torch import Tensor
 from transformers import DynamicCache
@@ -70,6 +71,27 @@ class Sorted(Plain):
         return scores.topk(count, dim=-1).indices.sort(dim=-1).values
 
 
+class PerHead(Plain):
+    """The heads of a layer compete: the best entries of all of them stay, and of each head at least the best."""
+
+    def layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        there = (keys != 0).any(-1) | (values != 0).any(-1)
+        rows, heads, columns = there.shape
+        held = int(there.sum()) // (rows * heads)
+        if index in self.skip_layers or not self.prunes(held):
+            return keys, values
+        scores = self.scores(keys).masked_fill(~there, -torch.inf)
+        first = scores.argsort(dim=-1, descending=True, stable=True)[..., :1]
+        together = scores.scatter(2, first, torch.inf).view(rows, heads * columns)
+        best = together.argsort(dim=-1, descending=True, stable=True)[:, : heads * self.count(held)]
+        stays = torch.zeros_like(together, dtype=torch.bool).scatter(1, best, True).view_as(there)
+        width = int(stays.sum(-1).max())
+        # Those that stay come last, in order, and in front of them what is missing.
+        kept = stays.int().argsort(dim=-1, stable=True)[..., columns - width :]
+        gone = ~stays.gather(2, kept)[..., None]
+        return self.take(keys, kept).masked_fill(gone, 0), self.take(values, kept).masked_fill(gone, 0)
+
+
 VARIANTS = [
     SOUND,
     HOOKED,
@@ -81,6 +103,7 @@ VARIANTS = [
     plain(FloatCeiling, rounding="float-ceil"),
     plain(NoThreshold, prune_after=None, skip_layers=None),
     plain(Rounded, entries="altered"),
+    plain(PerHead, held="per-head"),
     subject_of("by hand", by_hand, {"score": "position"}),
     subject_of(
         "DynamicCache",
