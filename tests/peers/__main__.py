@@ -69,7 +69,7 @@ def page(found: dict[str, Outcomes], known: dict[str, list[Deviation]]) -> Itera
         yield ""
         yield about(FOLDER / f"{name}.txt")
         yield ""
-        yield f"Trend: {laws[TREND][1]}."
+        yield f"Trend: {laws[TREND][1].partition(': ')[2]}."
         yield ""
         if not known[name]:
             yield "Nothing departs."

@@ -97,3 +97,16 @@ def test_the_files_can_be_read(path: Path) -> None:
     from mutants.laws import LAWS, words
 
     assert {one.law for one in read(path)} <= {words(law) for law in LAWS.values()}
+
+
+def test_the_page_says_what_the_files_say() -> None:
+    """Peer by peer, so that a line that was changed is not left standing on the page."""
+    page = (FOLDER.parents[2] / "docs" / "peers.md").read_text(encoding="utf-8").replace("\\", "")
+    sections = {part.partition("\n")[0]: part for part in page.split("\n## ")[1:]}
+    assert set(sections) == {path.stem for path in FOLDER.glob("*.txt")}
+    for path in FOLDER.glob("*.txt"):
+        known = read(path)
+        assert about(path) in sections[path.stem]
+        assert all(f"| {one.why} | {one.matters} |" in sections[path.stem] for one in known)
+        rows = [line for line in sections[path.stem].splitlines() if line.startswith("| ")]
+        assert len(rows) == len(known) + 2 * bool(known)
