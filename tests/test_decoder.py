@@ -27,6 +27,8 @@ COMPRESSING: dict[str, Press] = {
     "streaming-llm": StreamingLLMPress(0.5, prune_after=10),
 }
 
+PRESSES_AND_MODELS = [*((press, "llama") for press in COMPRESSING.values()), (COMPRESSING["knorm"], "neox")]
+
 
 def of_transformers(model: PreTrainedModel, ids: Tensor, mask: Tensor, new: int = NEW, **options: Any) -> Tensor:
     """What ``model.generate`` returns."""
@@ -62,8 +64,7 @@ def test_no_mask_means_that_nothing_is_padded() -> None:
     assert torch.equal(ours.tokens, of_transformers(model, ids, torch.ones_like(ids), do_sample=False))
 
 
-@pytest.mark.parametrize("name", ["llama", "neox"])
-@pytest.mark.parametrize("press", COMPRESSING.values(), ids=COMPRESSING)
+@pytest.mark.parametrize(("press", "name"), PRESSES_AND_MODELS, ids=[*COMPRESSING, "knorm-neox"])
 def test_greedy_tokens_under_compression_are_those_of_the_attached_model(press: Press, name: str) -> None:
     """The decoder and ``with press(model): model.generate(...)`` are two ways to the same tokens."""
     model = architectures.shared(name)
@@ -281,8 +282,7 @@ def test_turns_without_a_press_are_those_of_one_long_text() -> None:
 # Batches
 
 
-@pytest.mark.parametrize("name", ["llama", "neox"])
-@pytest.mark.parametrize("press", COMPRESSING.values(), ids=COMPRESSING)
+@pytest.mark.parametrize(("press", "name"), PRESSES_AND_MODELS, ids=[*COMPRESSING, "knorm-neox"])
 def test_rows_of_3_17_and_64_tokens_get_the_tokens_that_they_have_alone(press: Press, name: str) -> None:
     """What else is in the batch changes nothing, under compression that changes what is generated."""
     model = architectures.shared(name)

@@ -40,7 +40,9 @@ def pytest_configure(config: pytest.Config) -> None:
     load_profile()
     # Two workers on two cores: more threads only get in each other's way. One thread also repeats to the bit.
     torch.set_num_threads(1)
-    if config.getoption("--subject"):
+    if reference := config.getoption("--subject"):
+        # A name that is not found is one sentence, before anything is collected.
+        find(reference)
         if config.getoption("tbstyle") == "auto":
             # Each finding is one line, and stands in the summary.
             config.option.tbstyle = "no"

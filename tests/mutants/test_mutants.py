@@ -9,6 +9,9 @@ from mutants.laws import LAWS, Law, outcome, words
 from mutants.onepass import LAW, ONEPASS, OnePassMutant
 from mutants.variants import VARIANTS
 
+TREND = LAWS["test_nll_does_not_fall_as_less_is_kept"]
+"""A law only for those that declare it, which no variant does."""
+
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.id)
 def test_the_law_kills_the_mutant_and_spares_its_twin(mutant: Mutant) -> None:
@@ -26,7 +29,7 @@ def test_the_law_of_one_pass_kills_its_mutants(mutant: OnePassMutant, monkeypatc
         LAW(mutant.subject)
 
 
-@pytest.mark.parametrize("law", LAWS.values(), ids=words)
+@pytest.mark.parametrize("law", [law for law in LAWS.values() if law is not TREND], ids=words)
 @pytest.mark.parametrize("variant", VARIANTS, ids=repr)
 def test_no_law_breaks_on_what_is_right(variant: Subject, law: Law) -> None:
     """A law that fails on a sound compressor is worse than none."""

@@ -64,11 +64,8 @@ class SlidingWindow:
         return cache
 
 
-class Sorted(Plain):
-    """Picks by topk, whose order among equals is anybody's guess."""
-
-    def choose(self, scores: Tensor, count: int) -> Tensor:
-        return scores.topk(count, dim=-1).indices.sort(dim=-1).values
+class FloorFromP(Floor, Boundary):
+    """Prunes at P entries, and rounds down."""
 
 
 class PerHead(Plain):
@@ -95,11 +92,9 @@ class PerHead(Plain):
 VARIANTS = [
     SOUND,
     HOOKED,
-    plain(Sorted, ties="any"),
     plain(ByScore, order="any"),
     plain(LaterWins, ties="any"),
-    plain(Boundary, boundary=">="),
-    plain(Floor, rounding=lambda ratio, count: int(ratio * count)),
+    plain(FloorFromP, boundary=">=", rounding=lambda ratio, count: int(ratio * count)),
     plain(FloatCeiling, rounding="float-ceil"),
     plain(NoThreshold, prune_after=None, skip_layers=None),
     plain(Rounded, entries="altered"),
