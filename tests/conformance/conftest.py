@@ -10,6 +10,7 @@ from pressgauge.models import load
 from . import architectures
 from .guard import guarded
 from .subjects import find, ours_by_default
+from .trained import trained_model
 
 EVERYWHERE = ("knorm-budget", "streaming-llm-prefill", "plain-KnormPress-step", "compress-function")
 """Of our presses, those that meet every architecture; the others meet one, since a press never looks at the model."""
@@ -55,13 +56,6 @@ def one_model(request: pytest.FixtureRequest) -> Any:
 def trained() -> Any:
     """A trained Llama in float32 and its tokenizer. Not to be changed."""
     return trained_model()
-
-
-@cache
-def trained_model() -> Any:
-    """The reference model, loaded once."""
-    found, tokenizer = load("reference", dtype="float32")
-    return guarded(found), tokenizer
 
 
 @cache

@@ -15,7 +15,7 @@ from .subjects import find
 # Everything is drawn anew with HYPOTHESIS_PROFILE=random or nightly, and reproducible otherwise.
 # One failure at a time: a law that a mutant breaks in two ways fails by an assertion, not by a group of them.
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=32, report_multiple_bugs=False)
-settings.register_profile("random", settings.get_profile("ci"), derandomize=False, print_blob=True)
+settings.register_profile("random", deadline=None, max_examples=32, report_multiple_bugs=False, print_blob=True)
 settings.register_profile(
     "nightly", deadline=None, max_examples=500, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )

@@ -11,7 +11,7 @@ from .session import Departure, Trace, not_applicable, run
 from .subjects import Subject
 from .test_attention import LENGTH, off, wrong_tokens
 
-LENGTHS = [3, 9, 15]
+LENGTHS = [5, 9, 15]
 
 
 def check_alone(together: Trace, alone: Trace, row: int, padding: int, law: str) -> None:
@@ -61,7 +61,7 @@ def test_permuting_rows_permutes_the_result(subject: Subject, one_model: archite
 
 
 def test_padding_counts_for_nothing(subject: Subject, model: architectures.Model) -> None:
-    """Rule 11: rows of 3, 9 and 15 tokens, padded on the left, are what they are alone (C9 of the bug catalogue)."""
+    """Rule 11: rows of 5, 9 and 15 tokens, padded on the left, are what they are alone (C9 of the bug catalogue)."""
     if subject.declares.kind == "function":
         not_applicable("a function over the cache is never told what is padding")
     if not subject.declares.padding:

@@ -14,8 +14,9 @@ from rich.progress import track
 # How many examples a law draws is read when it is imported.
 plugin.load_profile()
 
+from laws import LAWS, outcome, words  # noqa: E402
+
 from mutants.catalogue import MUTANTS, Mutant  # noqa: E402
-from mutants.laws import LAWS, outcome, words  # noqa: E402
 from mutants.variants import VARIANTS  # noqa: E402
 
 DOCS = Path(__file__).parents[2] / "docs"

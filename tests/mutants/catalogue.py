@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from conformance import test_attention, test_counts, test_entries, test_identity, test_leaks, test_rows, test_trends
 from conformance.subjects import SUBJECTS, Subject, ours, subject_of
+from laws import Law
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mutants.laws import Law
 from mutants.plain import HOOKED, SOUND, Hooked, Plain, hooked, plain
 from pressgauge import KnormPress, Press, PressedCache, attention
 from pressgauge.cache import PressedLayer

@@ -1,11 +1,13 @@
 """Every mutant is found out by its law's own assertion, its sound twin passes the same law in the same run, and no law
 breaks on what is right."""
 
+from pathlib import Path
+
 import pytest
 from conformance.subjects import Subject
+from laws import LAWS, Law, outcome, words
 
 from mutants.catalogue import MUTANTS, Mutant
-from mutants.laws import LAWS, Law, outcome, words
 from mutants.onepass import LAW, ONEPASS, OnePassMutant
 from mutants.variants import VARIANTS
 
@@ -39,6 +41,15 @@ def test_no_law_breaks_on_what_is_right(variant: Subject, law: Law) -> None:
 def test_every_law_has_a_mutant() -> None:
     """A law that kills nothing might as well not be there."""
     assert {mutant.law.__name__ for mutant in MUTANTS} == set(LAWS)
+
+
+def test_the_page_was_written_for_these_mutants_and_laws() -> None:
+    """``nox -s kills`` writes it; a mutant or a law that was added since would be missing."""
+    page = " ".join((Path(__file__).parents[2] / "docs" / "kill-matrix.md").read_text(encoding="utf-8").split())
+    assert f"Each of {len(MUTANTS)} mutants," in page
+    assert f"each of the {len(LAWS)} laws" in page
+    assert f"{len(VARIANTS)} compressors that are right" in page
+    assert all(f"| {mutant.id} | {mutant.what} | {mutant.seen_in} |" in page for mutant in MUTANTS)
 
 
 def test_every_mutant_has_a_name_of_its_own() -> None:

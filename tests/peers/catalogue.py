@@ -1,21 +1,22 @@
 """The peers: by the name of their file of deviations."""
 
 from conformance.subjects import Subject, subject_of
+from mutants.variants import WINDOW_SIZE, SlidingWindow, Uncompressed
 
 from peers import kvpress_presses
 from peers.l2compress import l2compress
-from peers.transformers_caches import WINDOW, Dynamic, Quantized, SlidingWindow
+from peers.quantized import Quantized
 
 NEITHER = {"prune_after": None, "skip_layers": None}
 
 PEERS: dict[str, Subject] = {
     **kvpress_presses.SUBJECTS,
-    "l2compress": subject_of("l2compress's rule", l2compress, {"score": "knorm", "ties": "any"}),
-    "dynamic-cache": subject_of("DynamicCache", Dynamic, {**NEITHER, "target": lambda seen, held: held}),
+    "l2compress": subject_of("l2compress's rule", l2compress, {"score": "knorm", "ties": "any", "boundary": ">="}),
+    "dynamic-cache": subject_of("DynamicCache", Uncompressed, {**NEITHER, "target": lambda seen, held: held}),
     "sliding-window-cache": subject_of(
-        f"DynamicSlidingWindowLayer({WINDOW})",
+        f"DynamicSlidingWindowLayer({WINDOW_SIZE})",
         SlidingWindow,
-        {**NEITHER, "score": "position", "target": lambda seen, held: min(held, WINDOW - 1)},
+        {**NEITHER, "score": "position", "target": lambda seen, held: min(held, WINDOW_SIZE - 1)},
     ),
     "quantized-cache": subject_of(
         "QuantizedCache(quanto, 4 bits)",

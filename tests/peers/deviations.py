@@ -73,6 +73,6 @@ def compare(known: list[Deviation], outcomes: dict[str, tuple[str, str]]) -> lis
                 wrong.append(f"{outcome}, and not listed: {law}: {finding}")
         elif outcome != one.outcome:
             wrong.append(f"listed as {one.outcome}, and {outcome}: {law} ({finding})")
-        elif not fnmatchcase(finding, one.finds.replace("[", "[[]")):
+        elif not fnmatchcase(finding, one.finds.replace("[", "[[]").replace("?", "[?]")):
             wrong.append(f"listed with another finding: {law}: {finding}")
     return wrong + [f"listed, and no law: {law}" for law in said]

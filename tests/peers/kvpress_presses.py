@@ -14,6 +14,7 @@ from kvpress import (
     StreamingLLMPress,
     TOVAPress,
 )
+from torch import Tensor
 
 TARGET_SIZE = 8
 WINDOW = 4
@@ -57,13 +58,22 @@ def ratio_decoding(keep_ratio: float) -> Any:
     )
 
 
+class OneTokenRefused(TOVAPress):  # type: ignore[misc]
+    """TOVAPress, which raises a RuntimeError on a prompt of one token; that would hide what else there is to see."""
+
+    def score(self, module: Any, hidden_states: Any, keys: Tensor, *rest: Any) -> Tensor:
+        if keys.shape[2] == 1:
+            raise ValueError("TOVAPress raises a RuntimeError on a prompt of one token")
+        return super().score(module, hidden_states, keys, *rest)  # type: ignore[no-any-return]
+
+
 SUBJECTS = {
     "kvpress-knorm": press("KnormPress", KnormPress, {"score": "knorm"}),
     "kvpress-streaming-llm": press("StreamingLLMPress", StreamingLLMPress, {"score": "position", "sinks": 4}),
     "kvpress-random": press("RandomPress(seed=0)", RandomPress, {}, seed=0),
     "kvpress-keydiff": press("KeyDiffPress", KeyDiffPress, {"score": "keydiff"}),
     "kvpress-snapkv": press(f"SnapKVPress(window_size={WINDOW})", SnapKVPress, {"recent": WINDOW}, window_size=WINDOW),
-    "kvpress-tova": press("TOVAPress", TOVAPress, {"recent": 1}),
+    "kvpress-tova": press("TOVAPress", OneTokenRefused, {"recent": 1}),
     "kvpress-decoding": subject_of(
         f"DecodingPress(KnormPress(), target_size={TARGET_SIZE})",
         decoding,

@@ -13,7 +13,9 @@ from torch import Tensor
 Layers = list[tuple[Tensor, Tensor]]
 
 
-def l2compress(keep_ratio: float, prune_after: int = 512, skip_layers: tuple[int, ...] = ()) -> Callable[[Layers], Any]:
+def l2compress(
+    keep_ratio: float, prune_after: int = 2048, skip_layers: tuple[int, ...] = ()
+) -> Callable[[Layers], Any]:
     """Called after every pass: a layer that holds ``prune_after`` entries or more is sorted by norm, and the first
     ``ceil(keep_ratio * held)`` stay, in that order."""
 
@@ -28,7 +30,9 @@ def l2compress(keep_ratio: float, prune_after: int = 512, skip_layers: tuple[int
 
 def _shortest(keys: Tensor, values: Tensor, keep_ratio: float) -> tuple[Tensor, Tensor]:
     left = math.ceil(keep_ratio * keys.shape[2])
-    order = keys.norm(dim=-1).argsort(dim=-1)[:, :, :left, None]
-    return keys.gather(2, order.expand(-1, -1, -1, keys.shape[3])), values.gather(
-        2, order.expand(-1, -1, -1, values.shape[3])
+    order = keys.norm(dim=-1).argsort(dim=-1)[..., None]
+    # All of them are sorted, and a slice of that is kept: a view.
+    return (
+        keys.gather(2, order.expand_as(keys))[:, :, :left],
+        values.gather(2, order.expand_as(values))[:, :, :left],
     )

@@ -17,9 +17,9 @@ from conformance import (
     test_rows,
     test_trends,
 )
-from conformance.conftest import trained_model
 from conformance.session import Refused
 from conformance.subjects import Subject
+from conformance.trained import trained_model
 from hypothesis.errors import FlakyFailure
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -66,7 +66,7 @@ def obey(law: Law, subject: Subject) -> None:
 
 @contextmanager
 def _cleared() -> Iterator[None]:
-    """Takes back the attention functions that a mutant leaves registered."""
+    """Takes back the attention functions that a subject leaves registered."""
     mappings = [functions._global_mapping for functions in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS)]
     before = [dict(mapping) for mapping in mappings]
     try:
