@@ -17,7 +17,8 @@ OLDEST_TRANSFORMERS = "transformers==5.2.*"
 def install(session: nox.Session, *groups: str, extra: tuple[str, ...] = ()) -> None:
     """The package, as it lies here, with dependency groups; torch as ``constraints.txt`` pins it."""
     requirements = nox.project.dependency_groups(PROJECT, *groups)
-    session.install("--constraint", "constraints.txt", "--editable", ".", *requirements, *extra)
+    # To compile all modules of torch and transformers takes longer than the rest together; few are ever imported.
+    session.install("--no-compile", "--constraint", "constraints.txt", "--editable", ".", *requirements, *extra)
 
 
 def require(session: nox.Session, device: str, condition: str) -> None:
