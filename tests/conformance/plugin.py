@@ -1,6 +1,7 @@
 """The options, the header and the summary of a run."""
 
 import os
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,11 +60,14 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call() -> object:
-    """What a subject refuses, in a sentence of its own, is not applicable to it."""
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """What a subject refuses, in a sentence of its own, is not applicable to it. Our presses refuse nothing here,
+    unless they are asked to meet another model."""
     try:
         return (yield)
     except Refused as refusal:
+        if not any(pyfuncitem.config.getoption(name) for name in ("--subject", "--model")):
+            raise
         not_applicable(f"the subject refuses: {refusal}")
 
 
