@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ class Pass:
         return self.start + self.length
 
 
-def not_applicable(reason: str) -> None:
+def not_applicable(reason: str) -> NoReturn:
     """Say that a law means nothing here, and why."""
     pytest.skip(f"not applicable: {reason}")
 
