@@ -385,7 +385,7 @@ class Accumulating(Plain):
         return super().layer(index, keys, values)
 
     def scores(self, keys: Tensor) -> Tensor:
-        mean = keys.double().mean(dim=(0, 2), keepdim=True)
+        mean = keys.double().nan_to_num().mean(dim=(0, 2), keepdim=True)
         before = self.total.get(self.index)
         now = mean if before is None or before.shape != mean.shape else before / 2 + mean
         self.total[self.index] = now
