@@ -11,7 +11,7 @@ import transformers
 from hypothesis import HealthCheck, settings
 
 from .session import Refused, not_applicable
-from .subjects import find
+from .subjects import Subject, find
 
 # Everything is drawn anew with HYPOTHESIS_PROFILE=random or nightly, and reproducible otherwise.
 # One failure at a time: a law that a mutant breaks in two ways fails by an assertion, not by a group of them.
@@ -61,12 +61,14 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """What a subject refuses, in a sentence of its own, is not applicable to it. Our presses refuse nothing here,
-    unless they are asked to meet another model."""
+    """What a subject refuses, in a sentence of its own, is not applicable to it. Our presses refuse nothing here when
+    they are attached; as plain caches, batches, which may be padded."""
     try:
         return (yield)
     except Refused as refusal:
-        if not any(pyfuncitem.config.getoption(name) for name in ("--subject", "--model")):
+        ours = not any(pyfuncitem.config.getoption(name) for name in ("--subject", "--model"))
+        subject = pyfuncitem.funcargs.get("subject")
+        if ours and not (isinstance(subject, Subject) and subject.declares.kind == "cache"):
             raise
         not_applicable(f"the subject refuses: {refusal}")
 
