@@ -57,7 +57,7 @@ def page(found: dict[str, Outcomes], known: dict[str, list[Deviation]]) -> Itera
     """The page in words."""
     kvpress = importlib.metadata.version("kvpress")
     yield INTRODUCTION.format(transformers=transformers.__version__, kvpress=kvpress, peers=len(found), laws=len(LAWS))
-    yield "| peer | held | broken | not applicable |"
+    yield "| peer | held | broken or crashed | not applicable |"
     yield "| --- | ---: | ---: | ---: |"
     for name, laws in found.items():
         results = [result for result, _ in laws.values()]
