@@ -81,7 +81,7 @@ def test_logits_are_those_of_attention_to_what_is_held(subject: Subject, model: 
 def test_a_token_is_rotated_by_the_number_of_tokens_seen(subject: Subject, model: architectures.Model) -> None:
     """Rule 6: a query's position is the number of tokens seen before it, never the number held (C3)."""
     ids = architectures.text(model, 1, LENGTH)
-    for lengths in ([12] + [1] * (LENGTH - 12), FEEDINGS["prompt, answer, prompt, answer"]):
+    for lengths in ([14] + [1] * (LENGTH - 14), FEEDINGS["prompt, answer, prompt, answer"]):
         trace = run(subject, model, ids, lengths, keep_ratio=0.5, prune_after=4)
         for number, one in enumerate(trace.passes):
             if one.positions is None:
@@ -102,7 +102,7 @@ def test_later_tokens_change_no_earlier_logit(subject: Subject, one_model: archi
     ids = architectures.text(one_model, 1, LENGTH)
     other = ids.clone()
     other[:, 15:] = architectures.text(one_model, 1, LENGTH, seed=5)[:, 15:]
-    for lengths in ([9] + [1] * (LENGTH - 9), [9, 11]):
+    for lengths in ([13] + [1] * (LENGTH - 13), [9, 11]):
         one, two = (
             run(subject, one_model, i, lengths, keep_ratio=0.5, prune_after=4).logits[:, :15] for i in (ids, other)
         )

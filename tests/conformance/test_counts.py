@@ -83,9 +83,9 @@ def test_a_skipped_layer_keeps_everything(subject: Subject) -> None:
     if not subject.declares.skip_layers:
         not_applicable("the subject takes no skip_layers")
     model = architectures.shared("llama")
-    ids = architectures.text(model, 1, 24)
+    ids = architectures.text(model, 1, 20)
     for skipped in ((0,), (1,), (0, 2)):
-        trace = run(subject, model, ids, [16] + [1] * 8, keep_ratio=0.5, prune_after=4, skip_layers=skipped)
+        trace = run(subject, model, ids, [16] + [1] * 4, keep_ratio=0.5, prune_after=4, skip_layers=skipped)
         check_counts(subject, trace, "skip_layers")
 
 
@@ -133,8 +133,8 @@ def test_the_shortest_texts_and_the_smallest_ratios(subject: Subject) -> None:
 def test_the_step_after_a_one_token_prompt_is_a_step(subject: Subject) -> None:
     """C7 of the bug catalogue: what makes a prompt is that it comes first, not that it is long."""
     model = architectures.shared("llama")
-    ids = architectures.text(model, 1, 12)
-    for lengths in ([1] * 12, [1, 9, 1, 1]):
+    ids = architectures.text(model, 1, 8)
+    for lengths in ([1] * 8, [1, 5, 1, 1]):
         trace = run(subject, model, ids, lengths, keep_ratio=0.5, prune_after=2)
         check_counts(subject, trace, "one-token prompt")
 
@@ -145,7 +145,7 @@ def test_something_is_evicted(subject: Subject) -> None:
         not_applicable("the subject follows a rule of its own")
     model = architectures.shared("llama")
     try:
-        trace = run(subject, model, architectures.text(model, 1, 40), [32] + [1] * 8, keep_ratio=0.5, prune_after=8)
+        trace = run(subject, model, architectures.text(model, 1, 40), [36] + [1] * 4, keep_ratio=0.5, prune_after=8)
     except Refused as refusal:
         raise Departure("acts", f"a plain Llama is refused: {refusal}") from refusal
     held = [keys.shape[2] for keys, _ in trace.passes[-1].held]
@@ -157,7 +157,7 @@ def test_heads_and_layers_agree_on_the_shape(subject: Subject) -> None:
     """Keys and values of a layer are ``[B, K, N, D]`` with one N, and every layer of the model has them."""
     model = architectures.shared("llama")
     ids = architectures.text(model, 1, 20)
-    trace = run(subject, model, ids, [14] + [1] * 6, keep_ratio=0.4, prune_after=3)
+    trace = run(subject, model, ids, [16] + [1] * 4, keep_ratio=0.4, prune_after=3)
     for one in trace.passes:
         if len(one.held) != architectures.LAYERS:
             raise Departure("shape", f"{len(one.held)} of {architectures.LAYERS} layers can be read")

@@ -129,7 +129,7 @@ def test_of_equal_entries_the_earlier_stay(subject: Subject) -> None:
     if subject.declares.score is None or subject.declares.exact:
         not_applicable("equal keys need not have equal scores, since the subject's score is not one of keys alone")
     keys = torch.ones(1, HEADS, 20, DIMENSION, dtype=torch.float64)
-    for lengths in ([20], [8] + [1] * 12):
+    for lengths in ([20], [14] + [1] * 6):
         check_best(audited(run_scripted(subject, keys, lengths, keep_ratio=0.4, prune_after=4)))
 
 
@@ -200,7 +200,7 @@ def test_permuting_heads_permutes_the_result(subject: Subject) -> None:
     if subject.declares.exact and subject.declares.score is not None and subject.declares.sinks == 0:
         not_applicable("the subject's score looks at the index of the head")
     keys = normal_keys(20)
-    for lengths in ([20], [12] + [1] * 8):
+    for lengths in ([20], [14] + [1] * 6):
         one, other = (
             kept(run_scripted(subject, k, lengths, keep_ratio=0.4, prune_after=4))[0] for k in (keys, keys.flip(1))
         )
@@ -218,7 +218,7 @@ def test_scaling_a_head_by_a_power_of_two_changes_nothing(subject: Subject) -> N
     if subject.declares.held == "per-head":
         not_applicable("the heads of a layer are declared to compete for what it holds")
     keys = normal_keys(20)
-    for lengths in ([20], [12] + [1] * 8):
+    for lengths in ([20], [14] + [1] * 6):
         one = kept(run_scripted(subject, keys, lengths, keep_ratio=0.4, prune_after=4))[0]
         for exponent in (-12, 9):
             scaled = keys.clone()
@@ -281,7 +281,7 @@ def _check_extreme(trace: Trace) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_dtype_and_device_are_kept(subject: Subject, dtype: torch.dtype) -> None:
     """What is held has the dtype and the device of what came in."""
-    trace = run_scripted(subject, normal_keys(16, dtype=dtype), [10] + [1] * 6, keep_ratio=0.4, prune_after=4)
+    trace = run_scripted(subject, normal_keys(16, dtype=dtype), [12] + [1] * 4, keep_ratio=0.4, prune_after=4)
     for one in trace.passes:
         for layer, held in enumerate(one.held):
             for name, mine, own in zip(("keys", "values"), held, one.arrived[layer], strict=True):

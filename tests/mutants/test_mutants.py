@@ -1,6 +1,7 @@
 """Every mutant is found out by its law's own assertion, its sound twin passes the same law in the same run, and no law
 breaks on what is right."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,17 @@ TREND = LAWS["test_nll_does_not_fall_as_less_is_kept"]
 """A law only for those that declare it, which no variant does."""
 
 
+@cache
+def of_twin(law: Law, twin: Subject) -> str:
+    """What comes out for a sound compressor, which many mutants share."""
+    return outcome(law, twin)
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.id)
 def test_the_law_kills_the_mutant_and_spares_its_twin(mutant: Mutant) -> None:
     """By an assertion: a crash would prove nothing."""
     assert outcome(mutant.law, mutant.subject) == "broken"
-    assert outcome(mutant.law, mutant.twin) == "held"
+    assert of_twin(mutant.law, mutant.twin) == "held"
 
 
 @pytest.mark.parametrize("mutant", ONEPASS, ids=lambda mutant: mutant.id)
