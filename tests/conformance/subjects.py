@@ -17,7 +17,7 @@ from . import oracle
 from .declares import Declares, read_declares
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Subject:
     """A compressor, and what the laws have to know about it."""
 
