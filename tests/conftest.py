@@ -1,15 +1,13 @@
 """What all tests share: the device, trained models, and a guard over the models that tests share."""
 
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from conformance import guard
+from conformance.trained import trained_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from pressgauge.models import load
 
 pytest_plugins = ["conformance.plugin"]
 
@@ -21,12 +19,6 @@ def pytest_report_header() -> str:
     return f"shared folder {'found' if SHARED.is_dir() else 'not found, tests that name it are skipped'}"
 
 
-@cache
-def _load(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    model, tokenizer = load(name, dtype=dtype)
-    return guard.guarded(model), tokenizer
-
-
 @pytest.fixture(scope="session")
 def device(pytestconfig: pytest.Config) -> torch.device:
     """The device that was asked for."""
@@ -36,7 +28,7 @@ def device(pytestconfig: pytest.Config) -> torch.device:
 @pytest.fixture(scope="session")
 def reference() -> Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
     """A reference model and its tokenizer: ``reference("reference", dtype="float64")``. Shared: not to be changed."""
-    return lambda name="reference", dtype="float32": _load(name, dtype)
+    return lambda name="reference", dtype="float32": trained_model(name, dtype)
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +42,7 @@ def shared_folder() -> Path:
 @pytest.fixture(scope="session")
 def tinystories(shared_folder: Path) -> Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
     """The pretrained 260K-parameter Llama and its tokenizer. Shared: not to be changed."""
-    return lambda dtype="float32": _load(str(shared_folder / "models" / "tinystories-260k"), dtype)
+    return lambda dtype="float32": trained_model(str(shared_folder / "models" / "tinystories-260k"), dtype)
 
 
 @pytest.fixture(autouse=True)

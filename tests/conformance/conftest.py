@@ -1,14 +1,10 @@
 """What the laws are held to."""
 
-from functools import cache
 from typing import Any
 
 import pytest
 
-from pressgauge.models import load
-
 from . import architectures
-from .guard import guarded
 from .subjects import find, ours_by_default
 from .trained import trained_model
 
@@ -55,13 +51,11 @@ def one_model(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture(scope="session")
 def trained() -> Any:
     """A trained Llama in float32 and its tokenizer. Not to be changed."""
-    return trained_model()
+    return trained_model("reference", "float32")
 
 
-@cache
 def specimen(name: str) -> Any:
     """The model of this name: an architecture, a folder, a hub's name, or a reference model."""
     if name in architectures.ARCHITECTURES:
         return architectures.shared(name)
-    found, _ = load(name, dtype="float64")
-    return guarded(found)
+    return trained_model(name, "float64")[0]

@@ -3,29 +3,35 @@
 import zlib
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-Fingerprint = dict[str, str]
+HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks")]
+"""Where a module keeps its hooks."""
+
+Fingerprint = dict[str, object]
 """What there is to know of each part of a model, by the part's name."""
 
 _GUARDED: list[tuple[PreTrainedModel, Fingerprint]] = []
 
 
 def fingerprint(model: PreTrainedModel) -> Fingerprint:
-    """Weights, hooks, attributes and attention implementation of a model and all its modules."""
-    parts: dict[str, object] = {}
-    for name, tensor in model.state_dict().items():
-        bits = tensor.cpu().contiguous().view(torch.uint8).numpy()
-        parts[f"weight {name}"] = (tensor.dtype, tensor.device, zlib.crc32(bits))
+    """Weights, buffers, hooks, attributes and attention implementation of a model and all its modules. It is taken of
+    every model that tests share after every test, so that one walk has to do and nothing is copied."""
+    parts: Fingerprint = {}
     configs = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        hooks = [len(v) for k, v in sorted(vars(module).items()) if k.endswith("_hooks")]
-        parts[f"module {name}"] = (hooks, module.training, sorted(vars(module)))
-        if hasattr(module, "config"):
-            configs[id(module.config)] = module.config
+        own = vars(module)
+        parts[f"module {name}"] = (frozenset(own), [len(own[hooks]) for hooks in HOOKS], module.training)
+        for key, tensor in (*own["_parameters"].items(), *own["_buffers"].items()):
+            if tensor is not None:
+                bits = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
+                parts[f"weight {name}.{key}"] = (tensor.dtype, tensor.device, zlib.crc32(bits))
+        if "config" in own:
+            configs[id(own["config"])] = own["config"]
     for number, config in enumerate(configs.values()):
-        parts[f"config {number}"] = (config._attn_implementation, config.to_dict())
-    return {name: repr(part) for name, part in parts.items()}
+        parts[f"config {number}"] = (config._attn_implementation, repr(vars(config)))
+    return parts
 
 
 def difference(before: Fingerprint, after: Fingerprint) -> str:

@@ -72,9 +72,10 @@ def scripted(keys: Tensor) -> tuple[Any, Tensor]:
     # [B * T, K * D]
     missing = keys.isnan().permute(0, 2, 1, 3).reshape(rows * tokens, heads * DIMENSION)
     model.missing = missing if missing.any() else torch.zeros(0)
+    finite = keys.nan_to_num()
     with torch.no_grad():
         for layer in model.model.layers:
-            for projection, wanted in ((layer.self_attn.k_proj, keys.nan_to_num()), (layer.self_attn.v_proj, values)):
+            for projection, wanted in ((layer.self_attn.k_proj, finite), (layer.self_attn.v_proj, values)):
                 # [B, K, T, D] to [K * D, B * T]; a one-hot vector has the size WIDTH ** .5 after its norm.
                 columns = wanted.permute(1, 3, 0, 2).reshape(heads * DIMENSION, rows * tokens)
                 projection.weight.zero_()

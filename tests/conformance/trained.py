@@ -1,4 +1,4 @@
-"""A trained model that laws share."""
+"""Trained models that tests share."""
 
 from functools import cache
 from typing import Any
@@ -9,7 +9,7 @@ from .guard import guarded
 
 
 @cache
-def trained_model() -> tuple[Any, Any]:
-    """The reference Llama in float32, loaded once, and its tokenizer. Not to be changed."""
-    model, tokenizer = load("reference", dtype="float32")
+def trained_model(name: str, dtype: str) -> tuple[Any, Any]:
+    """A reference model, or one from a folder or a hub, loaded once, and its tokenizer. Not to be changed."""
+    model, tokenizer = load(name, dtype=dtype)
     return guarded(model), tokenizer

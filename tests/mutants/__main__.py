@@ -1,11 +1,9 @@
 """``python -m mutants``: holds every mutant to every law, and writes the kill matrix into ``docs/``."""
 
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import torch
 from conformance import plugin
 from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
@@ -14,27 +12,22 @@ from rich.progress import track
 # How many examples a law draws is read when it is imported.
 plugin.load_profile()
 
-from laws import LAWS, outcome, words  # noqa: E402
+from laws import LAWS, judged_by_all, words  # noqa: E402
 
 from mutants.catalogue import MUTANTS, Mutant  # noqa: E402
 from mutants.variants import VARIANTS  # noqa: E402
 
+WORDS = [words(law) for law in LAWS.values()]
 DOCS = Path(__file__).parents[2] / "docs"
 COLORS = {"broken": "#b2182b", "crashed": "#f4a582", "held": "#f7f7f7", "not applicable": "#d9d9d9"}
 
 Matrix = dict[str, dict[str, str]]
-"""What came out, by mutant and law."""
+"""What came out, by mutant and law in words."""
 
 
 def outcomes(number: int) -> dict[str, str]:
     """One mutant against every law."""
-    torch.set_num_threads(1)
-    found = {}
-    for name, law in LAWS.items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found[name] = outcome(law, MUTANTS[number].subject)
-    return found
+    return {law: result for law, (result, _) in judged_by_all(MUTANTS[number].subject).items()}
 
 
 def measure() -> Matrix:
@@ -47,14 +40,14 @@ def measure() -> Matrix:
 def draw(matrix: Matrix, path: Path) -> None:
     """A square for each mutant and law."""
     kinds = list(COLORS)
-    fields = [[kinds.index(row[name]) for name in LAWS] for row in matrix.values()]
+    fields = [[kinds.index(result) for result in row.values()] for row in matrix.values()]
     with plt.rc_context({"svg.hashsalt": "pressgauge", "font.size": 7}):
         figure, axes = plt.subplots(figsize=(11, 14), layout="constrained")
         axes.imshow(fields, cmap=ListedColormap(list(COLORS.values())), vmin=0, vmax=3)
-        axes.set_xticks(range(len(LAWS)), [words(law) for law in LAWS.values()], rotation=90)
+        axes.set_xticks(range(len(LAWS)), WORDS, rotation=90)
         axes.set_yticks(range(len(matrix)), list(matrix))
         axes.xaxis.tick_top()
-        columns = [list(LAWS).index(mutant.law.__name__) for mutant in MUTANTS]
+        columns = [WORDS.index(words(mutant.law)) for mutant in MUTANTS]
         axes.scatter(columns, range(len(MUTANTS)), s=6, color="white")
         axes.set_xticks([x - 0.5 for x in range(len(LAWS))], minor=True)
         axes.set_yticks([y - 0.5 for y in range(len(matrix))], minor=True)
@@ -66,7 +59,7 @@ def draw(matrix: Matrix, path: Path) -> None:
 
 def page(matrix: Matrix) -> Iterator[str]:
     """The page in words."""
-    kills = {name: [mutant for mutant, row in matrix.items() if row[name] == "broken"] for name in LAWS}
+    kills = {law: [mutant for mutant, row in matrix.items() if row[law] == "broken"] for law in WORDS}
     yield "# Kill matrix"
     yield ""
     yield f"Written by `nox -s kills`. Each of {len(matrix)} mutants, compressors in which one thing is broken, is held"
@@ -79,8 +72,8 @@ def page(matrix: Matrix) -> Iterator[str]:
     yield ""
     yield "| law | kills | of these |"
     yield "| --- | ---: | --- |"
-    for name, law in LAWS.items():
-        yield f"| {words(law)} | {len(kills[name])} | {', '.join(kills[name])} |"
+    for law, killed in kills.items():
+        yield f"| {law} | {len(killed)} | {', '.join(killed)} |"
     yield ""
     yield "| mutant | what is broken | seen in | killed by so many laws |"
     yield "| --- | --- | --- | ---: |"
@@ -91,7 +84,7 @@ def page(matrix: Matrix) -> Iterator[str]:
 
 def survivors(matrix: Matrix) -> list[Mutant]:
     """Mutants that their own law lets live."""
-    return [mutant for mutant in MUTANTS if matrix[mutant.id][mutant.law.__name__] != "broken"]
+    return [mutant for mutant in MUTANTS if matrix[mutant.id][words(mutant.law)] != "broken"]
 
 
 def main() -> None:
@@ -101,7 +94,7 @@ def main() -> None:
     lines = list(page(matrix))
     (DOCS / "kill-matrix.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
-    idle = [words(law) for name, law in LAWS.items() if all(row[name] != "broken" for row in matrix.values())]
+    idle = [law for law in WORDS if all(row[law] != "broken" for row in matrix.values())]
     if lives := survivors(matrix):
         raise SystemExit(f"not killed by their laws: {', '.join(mutant.id for mutant in lives)}")
     if idle:

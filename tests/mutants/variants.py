@@ -89,6 +89,10 @@ class PerHead(Plain):
         return self.take(keys, kept).masked_fill(gone, 0), self.take(values, kept).masked_fill(gone, 0)
 
 
+DYNAMIC = subject_of(
+    "DynamicCache", Uncompressed, {"prune_after": None, "skip_layers": None, "target": lambda seen, held: held}
+)
+
 VARIANTS = [
     SOUND,
     HOOKED,
@@ -100,11 +104,7 @@ VARIANTS = [
     plain(Rounded, entries="altered"),
     plain(PerHead, held="per-head"),
     subject_of("by hand", by_hand, {"score": "position"}),
-    subject_of(
-        "DynamicCache",
-        Uncompressed,
-        {"prune_after": None, "skip_layers": None, "target": lambda seen, held: held},
-    ),
+    DYNAMIC,
     subject_of(
         "transformers' sliding window",
         SlidingWindow,

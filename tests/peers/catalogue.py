@@ -1,7 +1,7 @@
 """The peers: by the name of their file of deviations."""
 
 from conformance.subjects import Subject, subject_of
-from mutants.variants import WINDOW_SIZE, SlidingWindow, Uncompressed
+from mutants.variants import DYNAMIC, WINDOW_SIZE, SlidingWindow
 
 from peers import kvpress_presses
 from peers.l2compress import l2compress
@@ -12,7 +12,7 @@ NEITHER = {"prune_after": None, "skip_layers": None}
 PEERS: dict[str, Subject] = {
     **kvpress_presses.SUBJECTS,
     "l2compress": subject_of("l2compress's rule", l2compress, {"score": "knorm", "ties": "any", "boundary": ">="}),
-    "dynamic-cache": subject_of("DynamicCache", Uncompressed, {**NEITHER, "target": lambda seen, held: held}),
+    "dynamic-cache": DYNAMIC,
     "sliding-window-cache": subject_of(
         f"DynamicSlidingWindowLayer({WINDOW_SIZE})",
         SlidingWindow,

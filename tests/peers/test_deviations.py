@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from laws import LAWS, words
 
 from peers.deviations import FOLDER, Deviation, about, compare, read
 
@@ -94,8 +95,6 @@ def test_a_law_that_there_is_not_is_said() -> None:
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.txt")), ids=lambda path: path.stem)
 def test_the_files_can_be_read(path: Path) -> None:
     """All of them, and they name laws that there are."""
-    from laws import LAWS, words
-
     assert {one.law for one in read(path)} <= {words(law) for law in LAWS.values()}
 
 
