@@ -298,8 +298,8 @@ def test_keydiff_scores_are_minus_the_cosines_to_the_mean_of_unit_keys(dtype: to
     """Park et al., arXiv 2504.15364: unit keys first, whatever their lengths; the mean over the entries of one row and
     head, without filler; in float32 or wider."""
     entries = [[[3.0, 4.0], [-8.0, 6.0], [6.0, 8.0]], [[9.0, 9.0], [-4.0, 3.0], [6.0, 8.0]]]
-    # The other head has the same keys turned by a right angle, and twice as long.
-    turned = [[[-2 * y, 2 * x] for x, y in row] for row in entries]
+    # The other head has the same keys turned by an angle of the triangle 3, 4, 5, and ten times as long.
+    turned = [[[6 * x - 8 * y, 8 * x + 6 * y] for x, y in row] for row in entries]
     keys = torch.tensor([list(heads) for heads in zip(entries, turned, strict=True)], dtype=dtype)
     positions = torch.tensor([[[0, 1, 2]], [[-1, 0, 1]]]).expand(2, 2, 3)
     scores = KeyDiffPress(0.5).score(keys, positions=positions, layer=0)
