@@ -9,7 +9,7 @@ from conformance import guard
 from conformance.trained import trained_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-pytest_plugins = ["conformance.plugin"]
+pytest_plugins = ["conformance.plugin", "regression.plugin"]
 
 SHARED = Path(__file__).parents[2] / "shared"
 """A folder beside the project, with a real model and real texts; it is not part of the project."""

@@ -1,0 +1,1 @@
+"""Golden baselines: what was right when it was recorded, compared with what comes out now, per device."""

@@ -1,0 +1,44 @@
+"""The presses that baselines are recorded of: every press under every schedule, at several ratios."""
+
+from collections.abc import Iterator
+
+from pressgauge import KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress
+from pressgauge.budget import Ledger, Schedule, pass_lengths
+
+PRESSES: dict[str, type[Press]] = {
+    "knorm": KnormPress,
+    "streaming-llm": StreamingLLMPress,
+    "random": RandomPress,
+    "keydiff": KeyDiffPress,
+}
+SCHEDULES: tuple[Schedule, ...] = ("budget", "step", "prefill")
+RATIOS = (0.9, 0.8, 0.7, 0.5, 0.3, 0.1)
+
+
+def presses(tokens: int, prompt: int) -> Iterator[tuple[str, Press, int]]:
+    """Every press, schedule, ratio, and P of 64 and of the default, by name, each with the prompt's length.
+
+    With ``prefill`` the prompt has ``prompt`` tokens, else one. Of cases in which always equally many entries are held
+    only the first is there, and none in which nothing is evicted.
+    """
+    for name, kind in PRESSES.items():
+        for schedule in SCHEDULES:
+            length = prompt if schedule == "prefill" else 1
+            known = [sizes(kind(keep_ratio=1), tokens, length)]
+            for options in ({"prune_after": 64}, {}):
+                for ratio in RATIOS:
+                    press = kind(keep_ratio=ratio, schedule=schedule, **options)
+                    held = sizes(press, tokens, length)
+                    if held not in known:
+                        known.append(held)
+                        yield f"{name} {schedule} r={ratio} P={press.prune_after}", press, length
+
+
+def sizes(press: Press, tokens: int, prompt: int) -> list[int]:
+    """How many entries are held after each pass."""
+    ledger = Ledger(press, prompt)
+    held = []
+    for count in pass_lengths(tokens, prompt):
+        ledger.feed(count, [0])
+        held += ledger.held
+    return held

@@ -1,0 +1,74 @@
+"""What a cache does while a model decodes with it: the NLL of a loop that anybody would write, and what is read from
+the cache, in the order in which it is read."""
+
+from collections.abc import Iterator
+
+import torch
+from conformance.scripted import scripted
+from conformance.strategies import DIMENSION, HEADS
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from pressgauge import Press
+from regression.baseline import Row
+from regression.cases import PRESSES, SCHEDULES
+from regression.perplexities import digest
+
+PROMPT = 64
+"""Tokens of the prompt, as many as are then fed singly."""
+SHORT = 24
+"""The same of the texts whose entries are read."""
+
+
+def cases(prune_after: int) -> Iterator[tuple[str, Press]]:
+    """Every press under every schedule, with and without tokens that are protected."""
+    for name, kind in PRESSES.items():
+        for schedule in SCHEDULES:
+            yield f"{name} {schedule}", kind(keep_ratio=0.7, prune_after=prune_after, schedule=schedule)
+            protected = kind(keep_ratio=0.7, prune_after=prune_after, schedule=schedule, sinks=2, recent=3)
+            yield f"{name} {schedule} sinks=2 recent=3", protected
+
+
+@torch.no_grad()
+def decode(model: PreTrainedModel, ids: Tensor, press: Press) -> Row:
+    """A prompt, then token by token, with nothing passed but the tokens and the cache: positions are the cache's."""
+    cache = press.cache(model.config)
+    logits = [model(ids[:, :PROMPT], past_key_values=cache).logits[:, -1]]
+    for token in range(PROMPT, ids.shape[1] - 1):
+        logits.append(model(ids[:, token : token + 1], past_key_values=cache).logits[:, -1])
+    nll = cross_entropy(torch.cat(logits).double(), ids[0, PROMPT:])
+    found: dict[str, float | int | str] = {"nll": float(nll), "held": " ".join(map(str, cache.held))}
+    return found | {"evicted_at": digest(cache.evicted_at)} if model.dtype == torch.float64 else found
+
+
+def decoding(model: PreTrainedModel, ids: Tensor) -> dict[str, Row]:
+    """A row for each case, on the first ``2 * PROMPT`` tokens of a document."""
+    return {name: decode(model, ids[:1, : 2 * PROMPT], press) for name, press in cases(32)}
+
+
+@torch.no_grad()
+def read(press: Press, dtype: torch.dtype) -> Row:
+    """The tokens that a cache holds in the end, in the order in which its values are read, in the first layer's first
+    head; a digest of those of all layers and heads after every pass; and one of their positions."""
+    # Whole numbers, so that a norm is the same everywhere.
+    generator = torch.Generator().manual_seed(5)
+    keys = torch.randint(-4, 5, (1, HEADS, 2 * SHORT, DIMENSION), generator=generator).to(dtype)
+    model, ids = scripted(keys)
+    cache = press.cache(model.config)
+    held, positions = [], []
+    for start, stop in [(0, SHORT), *((token, token + 1) for token in range(SHORT, 2 * SHORT))]:
+        model(ids[:, start:stop], past_key_values=cache)
+        # The first number of a value is 1 and the token that it belongs to.
+        held += [layer.values[..., 0].long() - 1 for layer in cache.layers]
+        positions += [layer.positions for layer in cache.layers]
+    return {
+        "tokens": " ".join(map(str, held[-len(cache.layers)][0, 0].tolist())),
+        "order": digest(held),
+        "positions": digest(positions),
+    }
+
+
+def entries(dtype: torch.dtype) -> dict[str, Row]:
+    """A row for each case."""
+    return {name: read(press, dtype) for name, press in cases(8)}

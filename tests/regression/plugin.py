@@ -1,0 +1,114 @@
+"""The fixture ``golden``, which compares with a baseline or records it, and the table at the end of a run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytest_regressions.common import perform_regression_check
+
+from regression.baseline import Baseline, Change, Rows, changes, read, table, updated, write
+from regression.meaning import meanings
+from regression.provenance import BASELINES, folder, provenance
+
+OBTAINED = BASELINES.parent / "obtained"
+"""Where files that differ are put, in the same folders."""
+PROPERTY = "baseline changes"
+
+
+def command(device: torch.device) -> str:
+    """What makes the baselines of a device."""
+    return "nox -s baselines" + ("" if device.type == "cpu" else f" -- --device {device.type}")
+
+
+@dataclass
+class Golden:
+    """Compares what a test measures with the baseline of its device, or records it with ``--regen-all``."""
+
+    request: pytest.FixtureRequest
+    device: torch.device
+
+    @property
+    def recording(self) -> bool:
+        """Whether baselines are to be written."""
+        return bool(self.request.config.getoption("regen_all"))
+
+    def path(self, name: str) -> Path:
+        """The file of a baseline."""
+        return folder(self.device) / f"{name}.yml"
+
+    def note(self, found: list[Change]) -> None:
+        """Have changes printed at the end of the run."""
+        self.request.node.user_properties.append((PROPERTY, [asdict(change) for change in found]))
+
+    def missing(self, name: str) -> str:
+        """What to say where there is no baseline."""
+        file = self.path(name).relative_to(BASELINES.parent)
+        return f"there is no baseline {file}: `{command(self.device)}` makes it"
+
+    def check(
+        self, name: str, measure: Callable[[], Rows], tolerance: Mapping[str, float], dtype: str = "float64"
+    ) -> None:
+        """Compare, or record what repeats itself within its own tolerance.
+
+        Args:
+            name: of the file, without its ending.
+            measure: finds the rows.
+            tolerance: by field, relative; the recorded one counts in a comparison.
+            dtype: of the model.
+        """
+        path = self.path(name)
+        if not self.recording and not path.is_file():
+            pytest.fail(self.missing(name), pytrace=False)
+        now = Baseline(provenance(self.device, dtype), tolerance, measure())
+        if self.recording and (unsteady := list(changes(name, now, measure()))):
+            self.note(unsteady)
+            pytest.fail(f"{name} does not repeat itself, so that it is not recorded:\n{table(unsteady)}", pytrace=False)
+        before = read(path) if path.is_file() else None
+        found = [] if before is None else list(changes(name, before, now.rows))
+        self.note(found)
+        obtained = OBTAINED / path.relative_to(BASELINES)
+
+        def dump(target: Path) -> None:
+            write(updated(before, now), target)
+
+        def compare(obtained: Path, expected: Path) -> None:
+            if found:
+                where = obtained.relative_to(BASELINES.parent)
+                raise AssertionError(f"{name} is not as recorded; what came out is in {where}:\n{table(found)}")
+            obtained.unlink()
+
+        if not self.recording:
+            obtained.parent.mkdir(parents=True, exist_ok=True)
+        # Its folders of data count for nothing where the files are named.
+        folders: Any = path.parent, path.parent
+        perform_regression_check(
+            *folders, self.request, compare, dump, ".yml", fullpath=path, obtained_filename=obtained
+        )
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest, device: torch.device) -> Golden:
+    """The baselines of the device that was asked for."""
+    return Golden(request, device)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """All changes of a run in one table, and what they probably mean."""
+    found = [
+        Change(**change)
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "call"
+        for name, values in report.user_properties
+        if name == PROPERTY
+        for change in values
+    ]
+    if not found:
+        return
+    terminalreporter.section("baselines")
+    terminalreporter.write_line(table(found, most=40))
+    for sentence in meanings(found):
+        terminalreporter.write_line(sentence)

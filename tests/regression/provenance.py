@@ -1,0 +1,53 @@
+"""Where the values of a baseline come from, and where they are kept."""
+
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from pressgauge.sweep import versions
+
+BASELINES = Path(__file__).parents[2] / "baselines"
+
+
+def folder(device: torch.device) -> Path:
+    """Where the baselines of a device are: ``cpu``, ``mps``, or ``cuda/`` and the architecture."""
+    if device.type != "cuda":
+        return BASELINES / device.type
+    major, minor = torch.cuda.get_device_capability(device)
+    return BASELINES / "cuda" / f"sm_{major}{minor}"
+
+
+def processor(device: torch.device) -> str:
+    """The model of the processor or GPU, as its maker calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def machine(device: torch.device) -> dict[str, str | int]:
+    """What a time belongs to."""
+    return {"processor": processor(device), "cores": os.cpu_count() or 1, "threads": torch.get_num_threads()}
+
+
+def provenance(device: torch.device, dtype: str) -> dict[str, str | int]:
+    """Versions, machine, dtype, date and command."""
+    command = "nox -s baselines" + ("" if device.type == "cpu" else f" -- --device {device.type}")
+    return {
+        **versions(),
+        **machine(device),
+        "dtype": dtype,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "command": command,
+    }
+
+
+def series() -> str:
+    """The releases of torch and transformers, by which costs are kept: ``torch-2.13-transformers-5.23``."""
+    found = versions()
+    return "-".join(f"{name}-{'.'.join(found[name].split('.')[:2])}" for name in ("torch", "transformers"))

@@ -1,0 +1,151 @@
+"""How long things take beside the same without a press, and whether that is longer than it was.
+
+A ratio is compared with the recorded one by a test: slower is said where the ratio of the two, by the lower bound of an
+interval that holds but for one time in 200, is above ``MARGIN``, and where a second measurement says so too. How often
+this is said where nothing is slower, and how often where something is, counts ``python -m benchmarks alarms``.
+"""
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from statistics import NormalDist
+
+import numpy as np
+from scipy.stats import bootstrap
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pressgauge import KnormPress, Press, StreamingLLMPress, generate, perplexity
+from pressgauge.timing import interleave
+from regression.baseline import Row
+
+PAIRS = 24
+PROMPT = 192
+NEW_TOKENS = 17
+MARGIN = 1.05
+"""What is slower by less than this is not called slower: a process differs by as much from the next."""
+ERROR_RATE = 0.005
+"""Of one measurement."""
+PRESSES: dict[str, Press] = {
+    "knorm budget": KnormPress(0.5, prune_after=64),
+    "knorm step": KnormPress(0.5, prune_after=64, schedule="step"),
+    "streaming-llm budget": StreamingLLMPress(0.5, prune_after=64),
+}
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A ratio of times: the median over pairs, and its 95 % interval by bootstrap."""
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def error(self) -> float:
+        """The standard error of the logarithm of the median."""
+        return math.log(self.high / self.low) / (2 * NormalDist().inv_cdf(0.975))
+
+    def row(self) -> Row:
+        """For a baseline."""
+        return {"median": round(self.median, 4), "low": round(self.low, 4), "high": round(self.high, 4)}
+
+
+def timed(pairs: Sequence[tuple[float, float]]) -> Timed:
+    """Of pairs of times, the ratio of the first to the second."""
+    ratios = np.array([first / second for first, second in pairs])
+    interval = bootstrap((ratios,), np.median, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    return Timed(float(np.median(ratios)), float(interval.low), float(interval.high))
+
+
+def tolerance(was: Timed, now: Timed) -> float:
+    """How much longer ``now`` may take without being called slower, relative to ``was``."""
+    return MARGIN * math.exp(NormalDist().inv_cdf(1 - ERROR_RATE) * math.hypot(was.error, now.error)) - 1
+
+
+def slower(was: Timed, now: Timed) -> bool:
+    """Whether ``now`` is above ``was`` by more than ``MARGIN`` and chance."""
+    return now.median / was.median > 1 + tolerance(was, now)
+
+
+def alike(was: Timed, now: Timed) -> bool:
+    """Whether neither is slower than the other."""
+    return not slower(was, now) and not slower(now, was)
+
+
+Pairs = list[tuple[float, float]]
+
+
+def _decoding(model: PreTrainedModel, ids: Tensor, press: Press) -> dict[str, Pairs]:
+    def run(arm: Press | None) -> tuple[float, float]:
+        found = generate(model, ids[:1, :PROMPT], arm, NEW_TOKENS, eos_token_id=[])
+        assert found.tpot is not None
+        return found.ttft, found.tpot
+
+    runs = interleave(lambda: run(press), lambda: run(None), PAIRS)
+    return {
+        what: [(pressed[place], plain[place]) for pressed, plain in runs] for place, what in enumerate(("TTFT", "TPOT"))
+    }
+
+
+def _onepass(model: PreTrainedModel, ids: Tensor, press: Press) -> dict[str, Pairs]:
+    def seconds(work: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    mine, plain = partial(perplexity, model, ids, press), partial(perplexity, model, ids, method="plain")
+    return {"one-pass to plain": interleave(lambda: seconds(mine), lambda: seconds(plain), PAIRS)}
+
+
+NAMES = tuple(f"{name} {what}" for name in PRESSES for what in ("TTFT", "TPOT", "one-pass to plain"))
+"""All ratios that are recorded."""
+
+
+def measure(model: PreTrainedModel, ids: Tensor, wanted: Collection[str] = NAMES) -> dict[str, Pairs]:
+    """Pairs of times for these ratios, and for what is measured with them."""
+    found = {}
+    for name, press in PRESSES.items():
+        for work, whats in ((_decoding, ("TTFT", "TPOT")), (_onepass, ("one-pass to plain",))):
+            if any(f"{name} {what}" in wanted for what in whats):
+                found |= {f"{name} {what}": pairs for what, pairs in work(model, ids, press).items()}
+    return found
+
+
+def _slow(was: Mapping[str, Timed], pairs: Mapping[str, Pairs]) -> dict[str, Timed]:
+    found = {name: timed(pairs[name]) for name in was}
+    return {name: now for name, now in found.items() if slower(was[name], now)}
+
+
+def longer(was: Mapping[str, Timed], again: Callable[[Collection[str]], Mapping[str, Pairs]]) -> dict[str, Timed]:
+    """The ratios that are slower than they were, by two measurements of which the second is of the slower ones only.
+
+    Args:
+        was: what was recorded.
+        again: measures at least the ratios of these names.
+    """
+    slow = _slow(was, again(was))
+    return _slow({name: was[name] for name in slow}, again(slow)) if slow else {}
+
+
+@contextmanager
+def slowed(model: PreTrainedModel, share: float) -> Iterator[None]:
+    """Each step of decoding takes this share longer, by busy waiting: from one step's end to the next one's."""
+    ended = math.nan
+
+    def wait(module: object, args: object, output: object) -> None:
+        nonlocal ended
+        until = time.perf_counter()
+        until += share * (until - ended) if ended == ended else 0.0
+        while time.perf_counter() < until:
+            pass
+        ended = time.perf_counter()
+
+    handle = model.register_forward_hook(wait)
+    try:
+        yield
+    finally:
+        handle.remove()
