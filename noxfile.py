@@ -15,7 +15,14 @@ OLDEST_TRANSFORMERS = "transformers==5.2.*"
 
 
 def install(session: nox.Session, *groups: str, extra: tuple[str, ...] = ()) -> None:
-    """The package, as it lies here, with dependency groups; torch as ``constraints.txt`` pins it."""
+    """The package, as it lies here, with dependency groups; torch as ``constraints.txt`` pins it.
+
+    With ``NOX_DEFAULT_VENV_BACKEND=none``, for machines on which nothing can be installed, all is taken from the Python
+    that runs nox.
+    """
+    if session.venv_backend == "none":
+        session.env["PYTHONPATH"] = str(Path("src").resolve())
+        return
     requirements = nox.project.dependency_groups(PROJECT, *groups)
     # To compile all modules of torch and transformers takes longer than the rest together; few are ever imported.
     session.install("--no-compile", "--constraint", "constraints.txt", "--editable", ".", *requirements, *extra)
@@ -40,6 +47,9 @@ def cpu(session: nox.Session) -> None:
     """Validate on the CPU: the whole suite."""
     install(session, "test")
     session.run("python", "-m", "pytest", "--device", "cpu", "--numprocesses", "2", *session.posargs)
+    if not session.posargs:
+        # Times are taken when nothing else runs.
+        session.run("python", "-m", "pytest", "--device", "cpu", "tests/regression/test_time.py")
 
 
 @nox.session
@@ -56,6 +66,14 @@ def mps(session: nox.Session) -> None:
     install(session, "test")
     require(session, "mps", "torch.backends.mps.is_available()")
     session.run("python", "-m", "pytest", "--device", "mps", *session.posargs)
+
+
+@nox.session
+def baselines(session: nox.Session) -> None:
+    """Record the golden baselines of a device, ``-- --device cuda`` for a GPU, once conformance is green."""
+    install(session, "test")
+    session.run("python", "-m", "pytest", "tests/conformance", "--quiet", *session.posargs)
+    session.run("python", "-m", "pytest", "tests/regression", "--regen-all", *session.posargs)
 
 
 @nox.session

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
@@ -126,8 +126,16 @@ def device_name(device: torch.device) -> str:
 
 def versions() -> dict[str, str]:
     """Of everything that a result depends on."""
-    return {"python": platform.python_version()} | {
-        name: version(name) for name in ("pressgauge", "torch", "transformers")
+    try:
+        own = version("pressgauge")
+    except PackageNotFoundError:
+        # It is used from where its source lies.
+        own = "not installed"
+    return {
+        "python": platform.python_version(),
+        "pressgauge": own,
+        "torch": version("torch"),
+        "transformers": version("transformers"),
     }
 
 

@@ -21,6 +21,7 @@ from transformers import (
     cache_utils,
 )
 
+from . import place
 from .guard import guarded
 
 Model = Any
@@ -135,9 +136,9 @@ def tokens(rows: int, length: int, seed: int = 0, vocabulary: int = VOCABULARY) 
 
 
 def text(model: Model, rows: int, length: int, seed: int = 0) -> torch.Tensor:
-    """Token ids ``[rows, length]`` that this model knows, on its device."""
+    """Token ids ``[rows, length]`` that this model knows, on the CPU."""
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    return tokens(rows, length, seed, vocabulary).to(model.device)
+    return tokens(rows, length, seed, vocabulary)
 
 
 @cache
@@ -146,6 +147,12 @@ def cast(architecture: str, dtype: torch.dtype, device: torch.device) -> Model:
     model = build(architecture)
     model.to(device=device, dtype=dtype)
     return guarded(model)
+
+
+def under_test(architecture: str, dtype: torch.dtype = torch.float64) -> Model:
+    """The shared model in this dtype, on the device of models under test."""
+    device = place.chosen()
+    return shared(architecture) if (dtype, device.type) == (torch.float64, "cpu") else cast(architecture, dtype, device)
 
 
 def padded(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

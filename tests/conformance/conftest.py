@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from . import architectures
+from . import architectures, place
 from .subjects import find, ours_by_default
 from .trained import trained_model
 
@@ -51,11 +51,11 @@ def one_model(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture(scope="session")
 def trained() -> Any:
     """A trained Llama in float32 and its tokenizer. Not to be changed."""
-    return trained_model("reference", "float32")
+    return trained_model("reference", "float32", str(place.chosen()))
 
 
 def specimen(name: str) -> Any:
     """The model of this name: an architecture, a folder, a hub's name, or a reference model."""
     if name in architectures.ARCHITECTURES:
-        return architectures.shared(name)
-    return trained_model(name, "float64")[0]
+        return architectures.under_test(name)
+    return trained_model(name, "float64", str(place.chosen()))[0]

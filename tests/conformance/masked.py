@@ -46,17 +46,20 @@ def attend(query: Tensor, key: Tensor, value: Tensor, sees: Tensor, scaling: flo
 @torch.no_grad()
 def masked_logits(model: PreTrainedModel, ids: Tensor, tables: list[Tensor], mask: Tensor | None = None) -> Tensor:
     """The oracle of rule 1: one forward pass over the whole text, without a cache, in which query t of a layer sees
-    key j exactly if ``j <= t < evicted_at[b, k, j]``."""
+    key j exactly if ``j <= t < evicted_at[b, k, j]``. The logits come back on the CPU."""
 
     def masked(
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **_: Any
     ) -> tuple[Tensor, None]:
         time = torch.arange(query.shape[2], device=query.device)
-        sees = (time <= time[:, None]) & (time[:, None] < tables[module.layer_idx][:, :, None, :])
+        table = tables[module.layer_idx].to(query.device)
+        sees = (time <= time[:, None]) & (time[:, None] < table[:, :, None, :])
         # A query of padding would see nothing at all; what it says does not matter, as long as it is a number.
         sees = sees | torch.eye(len(time), dtype=torch.bool, device=query.device)
         return attend(query, key, value, sees, scaling), None
 
+    ids, mask = ids.to(model.device), None if mask is None else mask.to(model.device)
     given = {} if mask is None else {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
     with attention(model, masked):
-        return model(ids, use_cache=False, **given).logits  # type: ignore[no-any-return]
+        logits: Tensor = model(ids, use_cache=False, **given).logits
+    return logits.cpu()

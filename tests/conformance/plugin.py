@@ -10,6 +10,7 @@ import torch
 import transformers
 from hypothesis import HealthCheck, settings
 
+from . import place
 from .session import Refused, not_applicable
 from .subjects import Subject, find
 
@@ -39,6 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     load_profile()
+    if config.getoption("--device") != "mps":
+        # Laws are exact in float64, which Apple's devices have not.
+        place.choose(torch.device(config.getoption("--device")))
     # Two workers on two cores: more threads only get in each other's way. One thread also repeats to the bit.
     torch.set_num_threads(1)
     if reference := config.getoption("--subject"):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from . import place
 from .strategies import DIMENSION, HEADS, LAYERS
 
 WIDTH = 256
@@ -42,7 +43,7 @@ def _model(dtype: torch.dtype) -> Any:
         # Keys are not rotated.
         model.model.rotary_emb.inv_freq.zero_()
         model.lm_head = nn.Linear(WIDTH, 2, bias=False)
-    model.to(dtype)
+    model.to(place.chosen(), dtype)
     model.eval()
     return model
 
@@ -71,7 +72,7 @@ def scripted(keys: Tensor) -> tuple[Any, Tensor]:
     values[..., 2] = torch.arange(rows, dtype=keys.dtype)[:, None, None]
     # [B * T, K * D]
     missing = keys.isnan().permute(0, 2, 1, 3).reshape(rows * tokens, heads * DIMENSION)
-    model.missing = missing if missing.any() else torch.zeros(0)
+    model.missing = missing.to(model.device) if missing.any() else torch.zeros(0)
     finite = keys.nan_to_num()
     with torch.no_grad():
         for layer in model.model.layers:

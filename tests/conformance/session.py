@@ -47,7 +47,7 @@ class Pass:
     """Tokens seen before."""
     length: int
     logits: Tensor
-    """``[B, q, V]``."""
+    """``[B, q, V]``, on the CPU as all that is recorded."""
     arrived: dict[int, Entries]
     """What the cache was handed, per layer."""
     held: list[Entries]
@@ -117,6 +117,7 @@ class Session:
         self.passes: list[Pass] = []
         self.cache: Any = None
         self._arrived: dict[int, list[Entries]] = {}
+        self._devices: dict[int, torch.device] = {}
         self._positions: Tensor | None = None
         self._stack = ExitStack()
 
@@ -155,7 +156,8 @@ class Session:
 
         def recording(keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> Any:
             given = keys.clone(), values.clone()
-            self._arrived.setdefault(layer, []).append(given)
+            self._arrived.setdefault(layer, []).append((given[0].cpu(), given[1].cpu()))
+            self._devices[layer] = keys.device
             # The class may change under our hands: a press that adopts a cache makes another one of it.
             result = type(cache).update(cache, keys, values, layer, *args, **kwargs)
             for name, before, after in zip(("keys", "values"), given, (keys, values), strict=True):
@@ -177,7 +179,7 @@ class Session:
         def note(module: Any, args: Any, kwargs: Any) -> None:
             given = {**dict(zip(names, args, strict=False)), **kwargs}
             positions = given.get("position_ids")
-            self._positions = positions.clone() if isinstance(positions, Tensor) else None
+            self._positions = positions.cpu().clone() if isinstance(positions, Tensor) else None
 
         handle = rotary.register_forward_pre_hook(note, with_kwargs=True)
         try:
@@ -191,10 +193,10 @@ class Session:
         return self.passes[-1].end if self.passes else 0
 
     def feed(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """One pass; the logits ``[B, q, V]`` of its tokens.
+        """One pass; the logits ``[B, q, V]`` of its tokens, on the CPU.
 
         Args:
-            ids: ``[B, q]``.
+            ids: ``[B, q]``, anywhere.
             mask: ``[B, seen + q]``, for padded rows.
 
         Raises:
@@ -203,19 +205,21 @@ class Session:
         """
         given: dict[str, Any] = {}
         end = self.seen + ids.shape[1]
+        ids = ids.to(self.model.device)
         if mask is not None:
+            mask = mask.to(self.model.device)
             given = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, self.seen : end]}
         elif self.supplies_positions:
             given = {"position_ids": torch.arange(self.seen, end, device=ids.device).expand(ids.shape)}
         self._positions = None
         with torch.no_grad(), _refusals(*DECLINES):
-            logits = self.model(ids, past_key_values=self.cache, use_cache=True, **given).logits
+            logits: Tensor = self.model(ids, past_key_values=self.cache, use_cache=True, **given).logits.cpu()
         self._finish(logits, ids.shape[1])
-        return logits  # type: ignore[no-any-return]
+        return logits
 
     def generate(self, ids: Tensor, new_tokens: int) -> Tensor:
-        """The tokens ``[B, T + new]`` of ``model.generate``, greedily, from a new cache, with every pass recorded; not
-        for functions.
+        """The tokens ``[B, T + new]`` of ``model.generate``, greedily, from a new cache, with every pass recorded, on
+        the CPU; not for functions.
 
         Raises:
             Refused: if the subject declines.
@@ -224,12 +228,13 @@ class Session:
         def note(module: Any, args: Any, kwargs: Any, output: Any) -> None:
             given = kwargs.get("input_ids")
             length = given.shape[1] if given is not None else output.logits.shape[1]
-            self._finish(output.logits, length)
+            self._finish(output.logits.cpu(), length)
 
+        ids = ids.to(self.model.device)
         handle = self.model.register_forward_hook(note, with_kwargs=True)
         try:
             with _refusals(*DECLINES):
-                return self.model.generate(  # type: ignore[no-any-return]
+                tokens: Tensor = self.model.generate(
                     ids,
                     attention_mask=torch.ones_like(ids),
                     past_key_values=self.cache,
@@ -237,6 +242,7 @@ class Session:
                     do_sample=False,
                     eos_token_id=None,
                 )
+                return tokens.cpu()
         finally:
             handle.remove()
 
@@ -282,9 +288,13 @@ class Session:
             self.cache.layers[index].keys, self.cache.layers[index].values = keys, values
 
     def held(self) -> list[Entries]:
-        """What each layer holds now, as anybody can read it from the cache: copies."""
+        """What each layer holds now, as anybody can read it from the cache: copies on the CPU.
+
+        Raises:
+            Departure: if it is not where it came in.
+        """
         layers = []
-        for layer in self.cache.layers:
+        for index, layer in enumerate(self.cache.layers):
             keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
             if keys is None or values is None:
                 break
@@ -294,7 +304,10 @@ class Session:
                     torch.cat([layer._dequantize(rest), *([newest] if newest.dim() == 4 else [])], dim=2)
                     for rest, newest in ((layer._quantized_keys, keys), (layer._quantized_values, values))
                 )
-            layers.append((keys.clone(), values.clone()))
+            there = self._devices.get(index, keys.device)
+            if keys.device != there:
+                raise Departure("dtype", f"layer {index} was handed entries on {there} and holds them on {keys.device}")
+            layers.append((keys.cpu().clone(), values.cpu().clone()))
         return layers
 
     def storage(self, layer: int) -> int:

@@ -55,7 +55,7 @@ def test_nothing_is_pruned_up_to_prune_after(subject: Subject) -> None:
     """Rule 2: a layer that holds ``prune_after`` entries or fewer is never pruned (S1 and S2 of the bug catalogue)."""
     if not subject.declares.prune_after:
         not_applicable("the subject takes no prune_after")
-    model = architectures.shared("llama")
+    model = architectures.under_test("llama")
     for keep_ratio, prune_after, lengths in (
         (0.5, 6, [2] + [1] * 6),
         (0.1, 32, [28] + [1] * 6),
@@ -82,7 +82,7 @@ def test_a_skipped_layer_keeps_everything(subject: Subject) -> None:
     """Rule 2: layers in ``skip_layers`` are never pruned, and their neighbours are (S10 of the bug catalogue)."""
     if not subject.declares.skip_layers:
         not_applicable("the subject takes no skip_layers")
-    model = architectures.shared("llama")
+    model = architectures.under_test("llama")
     ids = architectures.text(model, 1, 20)
     for skipped in ((0,), (1,), (0, 2)):
         trace = run(subject, model, ids, [16] + [1] * 4, keep_ratio=0.5, prune_after=4, skip_layers=skipped)
@@ -93,7 +93,7 @@ def test_counts_are_those_of_exact_numbers(subject: Subject) -> None:
     """Rule 3: a ratio is the decimal that was written: .07 of 100 is 7, and not 8 (S4 of the bug catalogue)."""
     if subject.declares.target:
         not_applicable("the subject follows a rule of its own")
-    model = architectures.shared("llama")
+    model = architectures.under_test("llama")
     hundredths = [(n / 100, count) for n in range(1, 100) for count in range(2, 101)]
     up, down = oracle.ROUNDINGS["ceil"], oracle.ROUNDINGS["floor"]
     # Where floats mislead whoever rounds up, rounds down, or rounds down what is left of 1; and anywhere.
@@ -114,7 +114,7 @@ def test_counts_are_those_of_exact_numbers(subject: Subject) -> None:
 def test_the_shortest_texts_and_the_smallest_ratios(subject: Subject) -> None:
     """S5 of the bug catalogue: with T = 1, 2, 3 and P = 0, T - 1, T, T + 1, whatever the ratio, an entry stays and the
     model goes on to give numbers."""
-    model = architectures.shared("llama")
+    model = architectures.under_test("llama")
     for length in (1, 2, 3):
         for prune_after in sorted({0, length - 1, length, length + 1}):
             for keep_ratio in (0.5, 0.001):
@@ -132,7 +132,7 @@ def test_the_shortest_texts_and_the_smallest_ratios(subject: Subject) -> None:
 
 def test_the_step_after_a_one_token_prompt_is_a_step(subject: Subject) -> None:
     """C7 of the bug catalogue: what makes a prompt is that it comes first, not that it is long."""
-    model = architectures.shared("llama")
+    model = architectures.under_test("llama")
     ids = architectures.text(model, 1, 8)
     for lengths in ([1] * 8, [1, 5, 1, 1]):
         trace = run(subject, model, ids, lengths, keep_ratio=0.5, prune_after=2)
@@ -143,7 +143,7 @@ def test_something_is_evicted(subject: Subject) -> None:
     """M2 of the bug catalogue: a compressor that was never installed does whatever the label says, perfectly."""
     if subject.declares.target:
         not_applicable("the subject follows a rule of its own")
-    model = architectures.shared("llama")
+    model = architectures.under_test("llama")
     try:
         trace = run(subject, model, architectures.text(model, 1, 40), [36] + [1] * 4, keep_ratio=0.5, prune_after=8)
     except Refused as refusal:
@@ -155,7 +155,7 @@ def test_something_is_evicted(subject: Subject) -> None:
 
 def test_heads_and_layers_agree_on_the_shape(subject: Subject) -> None:
     """Keys and values of a layer are ``[B, K, N, D]`` with one N, and every layer of the model has them."""
-    model = architectures.shared("llama")
+    model = architectures.under_test("llama")
     ids = architectures.text(model, 1, 20)
     trace = run(subject, model, ids, [16] + [1] * 4, keep_ratio=0.4, prune_after=3)
     for one in trace.passes:

@@ -21,12 +21,13 @@ NEW = 6
 
 @torch.no_grad()
 def plain(model: architectures.Model, ids: Tensor) -> tuple[Tensor, DynamicCache]:
-    """What the model computes with a ``DynamicCache``."""
+    """What the model computes with a ``DynamicCache``; the logits are on the CPU."""
     cache = DynamicCache(config=model.config)
+    ids = ids.to(model.device)
     logits = []
     seen = 0
     for length in PASSES:
-        logits.append(model(ids[:, seen : seen + length], past_key_values=cache).logits)
+        logits.append(model(ids[:, seen : seen + length], past_key_values=cache).logits.cpu())
         seen += length
     return torch.cat(logits, dim=1), cache
 
@@ -44,15 +45,16 @@ def check_identity(subject: Subject, trace: Trace, why: str) -> None:
         )  # fmt: skip
     for layer, (keys, values) in enumerate(trace.passes[-1].held):
         own: Any = cache.layers[layer]
-        same = keys.shape == own.keys.shape and (
-            (torch.equal(keys, own.keys) and torch.equal(values, own.values))
+        own_keys, own_values = own.keys.cpu(), own.values.cpu()
+        same = keys.shape == own_keys.shape and (
+            (torch.equal(keys, own_keys) and torch.equal(values, own_values))
             if exact
-            else all((mine - its).abs().max() < EXACT for mine, its in ((keys, own.keys), (values, own.values)))
+            else all((mine - its).abs().max() < EXACT for mine, its in ((keys, own_keys), (values, own_values)))
         )
         if not same:
             what = "other entries, or the same in another order"
-            if keys.shape != own.keys.shape:
-                what = f"keys {list(keys.shape)} where that holds {list(own.keys.shape)}"
+            if keys.shape != own_keys.shape:
+                what = f"keys {list(keys.shape)} where that holds {list(own_keys.shape)}"
             raise Departure("identity", f"{why}, and yet layer {layer} does not hold what a DynamicCache does: {what}")
 
 
@@ -84,7 +86,7 @@ def test_a_ratio_of_one_changes_nothing_in_any_dtype(subject: Subject, dtype: to
         not_applicable("entries are declared as altered")
     if subject.declares.kind == "function":
         not_applicable("the harness's own attention drives a function, which rounds otherwise than transformers'")
-    model = architectures.cast("llama", dtype, torch.device("cpu"))
+    model = architectures.under_test("llama", dtype)
     ids = architectures.text(model, 1, LENGTH)
     check_identity(
         subject, run(subject, model, ids, PASSES, keep_ratio=1.0, prune_after=0), f"keep_ratio is 1 ({dtype})"
@@ -97,9 +99,9 @@ def test_generate_with_a_ratio_of_one_is_as_without(subject: Subject, one_model:
         not_applicable("model.generate does not know functions over a cache")
     if subject.declares.entries == "altered":
         not_applicable("entries are declared as altered")
-    ids = architectures.text(one_model, 1, 11)
+    ids = architectures.text(one_model, 1, 11).to(one_model.device)
     settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
-    expected = one_model.generate(ids, **settings)[:, 11:]
+    expected = one_model.generate(ids, **settings)[:, 11:].cpu()
     with Session(subject, subject(keep_ratio=1.0, prune_after=0), one_model) as session:
         tokens = session.generate(ids, NEW)[:, 11:]
     if not torch.equal(tokens, expected):

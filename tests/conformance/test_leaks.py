@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from . import architectures
+from . import architectures, place
 from .evidence import drawn, run_scripted
 from .guard import difference, fingerprint
 from .session import Departure, Session, Trace, not_applicable, run
@@ -39,11 +39,11 @@ def test_a_second_sequence_is_as_fresh_as_the_first(subject: Subject, one_model:
     fresh = [run(subject, one_model, t, n, **options) for t, n in zip(texts, lengths, strict=True)]
     for order in ((1, 0), (0, 1, 0)):
         compressor = subject(**options)
-        for place, index in enumerate(order):
+        for turn, index in enumerate(order):
             again = run(subject, one_model, texts[index], lengths[index], compressor=compressor, **options)
             if not _same(again, fresh[index]):
                 raise Departure(
-                    "fresh", f"a text of {texts[index].shape[1]} tokens is treated otherwise as number {place + 1} "
+                    "fresh", f"a text of {texts[index].shape[1]} tokens is treated otherwise as number {turn + 1} "
                     "through one compressor than as the first",
                 )  # fmt: skip
 
@@ -104,11 +104,12 @@ class InterruptedPassError(Exception):
 def test_the_model_is_left_as_it_was(subject: Subject) -> None:
     """C6 of the bug catalogue: hooks, patches and registrations are gone from the same model, after an exception in the
     middle of a pass too, and it computes as before."""
-    model = architectures.build("llama")
+    model = architectures.build("llama").to(place.chosen())
     ids = architectures.text(model, 1, 16)
+    own = ids.to(model.device)
     options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
     with torch.no_grad():
-        expected = model(ids).logits
+        expected = model(own).logits
     with _left_as_it_was(model, "after a sequence"):
         run(subject, model, ids, [12] + [1] * 4, **options)
 
@@ -127,9 +128,9 @@ def test_the_model_is_left_as_it_was(subject: Subject) -> None:
         except InterruptedPassError:
             pass
     with torch.no_grad():
-        if not torch.equal(model(ids).logits, expected):
+        if not torch.equal(model(own).logits, expected):
             raise Departure("leaks", "the model computes something else than before")
-    fresh = run(subject, architectures.shared("llama"), ids, [12] + [1] * 4, **options)
+    fresh = run(subject, architectures.under_test("llama"), ids, [12] + [1] * 4, **options)
     if not _same(run(subject, model, ids, [12] + [1] * 4, **options), fresh):
         raise Departure("leaks", "after an exception, a new sequence is treated otherwise than by a new model")
 

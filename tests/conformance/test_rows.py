@@ -69,7 +69,6 @@ def test_padding_counts_for_nothing(subject: Subject, model: architectures.Model
     columns, new = max(LENGTHS), 6
     ids = architectures.text(model, len(LENGTHS), columns + new)
     mask = torch.tensor([[int(c >= columns - length) for c in range(columns + new)] for length in LENGTHS])
-    mask = mask.to(ids.device)
     options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
     together = run(subject, model, ids * mask, [columns] + [1] * new, mask, **options)
     for row, length in enumerate(LENGTHS):

@@ -9,7 +9,7 @@ from .guard import guarded
 
 
 @cache
-def trained_model(name: str, dtype: str) -> tuple[Any, Any]:
+def trained_model(name: str, dtype: str, device: str = "cpu") -> tuple[Any, Any]:
     """A reference model, or one from a folder or a hub, loaded once, and its tokenizer. Not to be changed."""
-    model, tokenizer = load(name, dtype=dtype)
+    model, tokenizer = load(name, dtype=dtype, device=device)
     return guarded(model), tokenizer

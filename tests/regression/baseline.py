@@ -108,9 +108,7 @@ def updated(was: Baseline | None, now: Baseline) -> Baseline:
     if not changed and was.tolerance == now.tolerance:
         return was
     rows = {
-        name: {
-            field: value if (name, field) in changed else was.rows[name][field] for field, value in row.items()
-        }
+        name: {field: value if (name, field) in changed else was.rows[name][field] for field, value in row.items()}
         for name, row in now.rows.items()
     }
     return Baseline(now.provenance, now.tolerance, rows)

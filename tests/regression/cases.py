@@ -1,6 +1,7 @@
 """The presses that baselines are recorded of: every press under every schedule, at several ratios."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from pressgauge import KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress
 from pressgauge.budget import Ledger, Schedule, pass_lengths
@@ -13,6 +14,8 @@ PRESSES: dict[str, type[Press]] = {
 }
 SCHEDULES: tuple[Schedule, ...] = ("budget", "step", "prefill")
 RATIOS = (0.9, 0.8, 0.7, 0.5, 0.3, 0.1)
+DEFAULT = 512
+"""What ``prune_after`` is unless it is given."""
 
 
 def presses(tokens: int, prompt: int) -> Iterator[tuple[str, Press, int]]:
@@ -25,13 +28,15 @@ def presses(tokens: int, prompt: int) -> Iterator[tuple[str, Press, int]]:
         for schedule in SCHEDULES:
             length = prompt if schedule == "prefill" else 1
             known = [sizes(kind(keep_ratio=1), tokens, length)]
-            for options in ({"prune_after": 64}, {}):
+            for prune_after in (64, DEFAULT):
                 for ratio in RATIOS:
-                    press = kind(keep_ratio=ratio, schedule=schedule, **options)
+                    press = kind(keep_ratio=ratio, schedule=schedule)
+                    # The default is not given, so that another one is found out.
+                    press = press if prune_after == DEFAULT else replace(press, prune_after=prune_after)
                     held = sizes(press, tokens, length)
                     if held not in known:
                         known.append(held)
-                        yield f"{name} {schedule} r={ratio} P={press.prune_after}", press, length
+                        yield f"{name} {schedule} r={ratio} P={prune_after}", press, length
 
 
 def sizes(press: Press, tokens: int, prompt: int) -> list[int]:

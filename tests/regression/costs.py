@@ -1,6 +1,7 @@
 """What a press costs, free of noise: floating-point operations, operators and bytes, above the uncompressed run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import PreTrainedModel
 
-from pressgauge import KnormPress, Press, perplexity
+from pressgauge import Press, perplexity
 from pressgauge.cache import storage_nbytes
 from pressgauge.decoder import attached, new_cache
 from regression.baseline import Row
@@ -68,16 +69,15 @@ def steps(model: PreTrainedModel, ids: Tensor, press: Press | None) -> tuple[dic
     then has."""
     cache = new_cache(press, model, PROMPT)
 
-    def feed(start: int, stop: int) -> None:
-        positions = torch.arange(start, stop, device=ids.device)[None]
-        model(ids[:, start:stop], position_ids=positions, past_key_values=cache)
+    def feed(passes: Iterable[tuple[int, int]]) -> None:
+        for start, stop in passes:
+            positions = torch.arange(start, stop, device=ids.device)[None]
+            model(ids[:, start:stop], position_ids=positions, past_key_values=cache)
 
+    singly = [(token, token + 1) for token in range(PROMPT, PROMPT + 2 * STEPS)]
     with attached(press, model):
-        feed(0, PROMPT)
-        for token in range(PROMPT, PROMPT + STEPS):
-            feed(token, token + 1)
-        first = PROMPT + STEPS
-        found = cost(lambda: [feed(token, token + 1) for token in range(first, first + STEPS)])
+        feed([(0, PROMPT), *singly[:STEPS]])
+        found = cost(lambda: feed(singly[STEPS:]))
     return found, sum(storage_nbytes(layer) for layer in cache.layers)
 
 
@@ -103,7 +103,7 @@ def costs(model: PreTrainedModel, ids: Tensor) -> dict[str, Row]:
         for schedule in SCHEDULES:
             press = kind(keep_ratio=0.5, prune_after=PRUNE_AFTER, schedule=schedule)
             mine, mine_bytes = steps(model, ids, press)
-            once = cost(lambda press=press: perplexity(model, ids, press, PROMPT))
+            once = cost(partial(perplexity, model, ids, press, PROMPT))
             found[f"{name} {schedule}"] = {
                 **dict(_above(mine, decode, "decode")),
                 **dict(_above(once, onepass, "onepass")),

@@ -1,7 +1,7 @@
 """What a cache does while a model decodes with it: the NLL of a loop that anybody would write, and what is read from
 the cache, in the order in which it is read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from conformance.scripted import scripted
@@ -17,8 +17,8 @@ from regression.perplexities import digest
 
 PROMPT = 64
 """Tokens of the prompt, as many as are then fed singly."""
-SHORT = 24
-"""The same of the texts whose entries are read."""
+SHORT, LATER = 120, 40
+"""The same of the texts whose entries are read: so many that an evicted entry's place is taken by another."""
 
 
 def cases(prune_after: int) -> Iterator[tuple[str, Press]]:
@@ -47,23 +47,38 @@ def decoding(model: PreTrainedModel, ids: Tensor) -> dict[str, Row]:
     return {name: decode(model, ids[:1, : 2 * PROMPT], press) for name, press in cases(32)}
 
 
+def runs(tokens: Sequence[int]) -> str:
+    """Numbers as they come, ascending runs as their ends: ``0-3 9 7 11-12``.
+
+    >>> runs([0, 1, 2, 3, 9, 7, 11, 12])
+    '0-3 9 7 11-12'
+    """
+    found: list[list[int]] = []
+    for token in tokens:
+        if found and token == found[-1][-1] + 1:
+            found[-1][1:] = [token]
+        else:
+            found.append([token])
+    return " ".join("-".join(map(str, run)) for run in found)
+
+
 @torch.no_grad()
 def read(press: Press, dtype: torch.dtype) -> Row:
     """The tokens that a cache holds in the end, in the order in which its values are read, in the first layer's first
     head; a digest of those of all layers and heads after every pass; and one of their positions."""
     # Whole numbers, so that a norm is the same everywhere.
     generator = torch.Generator().manual_seed(5)
-    keys = torch.randint(-4, 5, (1, HEADS, 2 * SHORT, DIMENSION), generator=generator).to(dtype)
+    keys = torch.randint(-4, 5, (1, HEADS, SHORT + LATER, DIMENSION), generator=generator).to(dtype)
     model, ids = scripted(keys)
     cache = press.cache(model.config)
     held, positions = [], []
-    for start, stop in [(0, SHORT), *((token, token + 1) for token in range(SHORT, 2 * SHORT))]:
-        model(ids[:, start:stop], past_key_values=cache)
+    for start, stop in [(0, SHORT), *((token, token + 1) for token in range(SHORT, SHORT + LATER))]:
+        model(ids[:, start:stop].to(model.device), past_key_values=cache)
         # The first number of a value is 1 and the token that it belongs to.
         held += [layer.values[..., 0].long() - 1 for layer in cache.layers]
         positions += [layer.positions for layer in cache.layers]
     return {
-        "tokens": " ".join(map(str, held[-len(cache.layers)][0, 0].tolist())),
+        "tokens": runs(held[-len(cache.layers)][0, 0].tolist()),
         "order": digest(held),
         "positions": digest(positions),
     }
@@ -71,4 +86,4 @@ def read(press: Press, dtype: torch.dtype) -> Row:
 
 def entries(dtype: torch.dtype) -> dict[str, Row]:
     """A row for each case."""
-    return {name: read(press, dtype) for name, press in cases(8)}
+    return {name: read(press, dtype) for name, press in cases(64)}

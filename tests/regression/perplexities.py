@@ -1,7 +1,7 @@
 """Perplexity by the one pass: every press, schedule and ratio, on documents of 1,024 tokens."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import torch
 from torch import Tensor
@@ -43,10 +43,12 @@ def row(result: Perplexity, exact: bool) -> Row:
     return found | {"evicted_at": digest(result.evicted_at)} if exact else found
 
 
-def perplexities(model: PreTrainedModel, ids: Tensor) -> dict[str, Row]:
-    """A row for each press, and one for none."""
+def perplexities(model: PreTrainedModel, ids: Tensor, wanted: Container[str] | None = None) -> dict[str, Row]:
+    """A row for each press, and one for none; or those that are wanted."""
     exact = model.dtype == torch.float64
-    found = {"uncompressed r=1": row(perplexity(model, ids), exact)}
-    for name, press, prompt in presses(ids.shape[1], min(PROMPT, ids.shape[1] * 3 // 4)):
-        found[name] = row(perplexity(model, ids, press, prompt), exact)
-    return found
+    cases = [("uncompressed r=1", None, 1), *presses(ids.shape[1], min(PROMPT, ids.shape[1] * 3 // 4))]
+    return {
+        name: row(perplexity(model, ids, press, prompt), exact)
+        for name, press, prompt in cases
+        if wanted is None or name in wanted
+    }

@@ -83,9 +83,9 @@ class Golden:
         if not self.recording:
             obtained.parent.mkdir(parents=True, exist_ok=True)
         # Its folders of data count for nothing where the files are named.
-        folders: Any = path.parent, path.parent
+        nowhere: Any = path.parent
         perform_regression_check(
-            *folders, self.request, compare, dump, ".yml", fullpath=path, obtained_filename=obtained
+            nowhere, nowhere, self.request, compare, dump, ".yml", fullpath=path, obtained_filename=obtained
         )
 
 
@@ -97,15 +97,10 @@ def golden(request: pytest.FixtureRequest, device: torch.device) -> Golden:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """All changes of a run in one table, and what they probably mean."""
-    found = [
-        Change(**change)
-        for reports in terminalreporter.stats.values()
-        for report in reports
-        if isinstance(report, pytest.TestReport) and report.when == "call"
-        for name, values in report.user_properties
-        if name == PROPERTY
-        for change in values
-    ]
+    reports = [one for reports in terminalreporter.stats.values() for one in reports]
+    calls = [one for one in reports if isinstance(one, pytest.TestReport) and one.when == "call"]
+    noted: list[Any] = [value for one in calls for name, value in one.user_properties if name == PROPERTY]
+    found = [Change(**change) for changes in noted for change in changes]
     if not found:
         return
     terminalreporter.section("baselines")

@@ -17,6 +17,6 @@ def test_cost_is_as_recorded(golden: Golden, reference: Callable[..., Any]) -> N
     known = sorted(path.stem.removeprefix("cost-") for path in folder(golden.device).glob("cost-*.yml"))
     if known and not golden.recording and not golden.path(name).is_file():
         pytest.skip(f"not comparable: cost is recorded for {', '.join(known)}, and this is {series()}")
-    model, tokenizer = reference("reference")
+    model, tokenizer = reference("reference", dtype="float64")
     ids = load_text("reference", tokenizer, samples=1, tokens=TOKENS)
-    golden.check(name, lambda: costs(model, ids), {}, "float32")
+    golden.check(name, lambda: costs(model, ids), {})

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-from regression.baseline import read
 from regression.provenance import BASELINES
 
 FILES = (
@@ -18,4 +17,6 @@ def test_no_file_is_stale() -> None:
     """A baseline that nothing reads is never compared with anything."""
     found = [path.relative_to(BASELINES).as_posix() for path in BASELINES.rglob("*") if path.is_file()]
     stale = [name for name in found if name != "README.md" and not re.fullmatch(FILES, name)]
-    assert not stale, f"no test reads {', '.join(sorted(stale))}: delete what is stale, or name it in {Path(__file__).name}"
+    assert not stale, (
+        f"no test reads {', '.join(sorted(stale))}: delete what is stale, or name it in {Path(__file__).name}"
+    )

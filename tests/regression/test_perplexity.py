@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from pressgauge.models import load
 from pressgauge.text import load_text
 from regression.live import decoding, entries
 from regression.perplexities import EXACT, TOKENS, perplexities

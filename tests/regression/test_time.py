@@ -35,7 +35,7 @@ def test_time_is_no_longer_than_recorded(golden: Golden, reference: Callable[...
     if not same:
         there = ", ".join(f"{before.provenance[key]} {key}" for key in here)
         pytest.skip(f"not comparable: times are recorded for {there}, and this is {here}")
-    was: dict[str, Timed] = {name: Timed(**row) for name, row in before.rows.items()}
+    was = {name: Timed.of(row) for name, row in before.rows.items()}
     slow = longer(was, again)
     found = [change(name, was[name], now) for name, now in slow.items()]
     golden.note(found)
@@ -49,7 +49,7 @@ def record(golden: Golden, before: Baseline | None, again: Callable[[], Mapping[
     if unsteady := [change(name, one[name], other[name]) for name in one if not alike(one[name], other[name])]:
         pytest.fail(f"times do not repeat themselves, so that they are not recorded:\n{table(unsteady)}", pytrace=False)
     now = {name: timed([*first[name], *second[name]]) for name in first}
-    was = {} if before is None else {name: Timed(**row) for name, row in before.rows.items()}
+    was = {} if before is None else {name: Timed.of(row) for name, row in before.rows.items()}
     moved = [name for name in now if name not in was or not alike(was[name], now[name])]
     golden.note([change(name, was[name], now[name]) for name in moved if name in was])
     if moved or set(was) != set(now):

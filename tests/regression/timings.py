@@ -53,6 +53,11 @@ class Timed:
         """For a baseline."""
         return {"median": round(self.median, 4), "low": round(self.low, 4), "high": round(self.high, 4)}
 
+    @classmethod
+    def of(cls, row: Row) -> "Timed":
+        """What a baseline says."""
+        return cls(float(row["median"]), float(row["low"]), float(row["high"]))
+
 
 def timed(pairs: Sequence[tuple[float, float]]) -> Timed:
     """Of pairs of times, the ratio of the first to the second."""
@@ -107,7 +112,7 @@ NAMES = tuple(f"{name} {what}" for name in PRESSES for what in ("TTFT", "TPOT", 
 
 def measure(model: PreTrainedModel, ids: Tensor, wanted: Collection[str] = NAMES) -> dict[str, Pairs]:
     """Pairs of times for these ratios, and for what is measured with them."""
-    found = {}
+    found: dict[str, Pairs] = {}
     for name, press in PRESSES.items():
         for work, whats in ((_decoding, ("TTFT", "TPOT")), (_onepass, ("one-pass to plain",))):
             if any(f"{name} {what}" in wanted for what in whats):

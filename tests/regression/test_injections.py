@@ -1,0 +1,96 @@
+"""Each regression that is put into the code is caught by the baseline that is there for it, and its meaning is said."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from pressgauge import Press, generate, history
+from pressgauge.text import load_text
+from regression import timings
+from regression.baseline import Baseline, Rows, changes, read, table
+from regression.costs import costs
+from regression.injections import INJECTIONS, Injection
+from regression.live import decoding, entries
+from regression.meaning import meanings
+from regression.perplexities import TOKENS, perplexities
+from regression.plugin import Golden
+from regression.provenance import series
+
+SOME = {
+    "knorm budget r=0.7 P=64",
+    "knorm step r=0.5 P=512",
+    "knorm step r=0.9 P=64",
+    "knorm prefill r=0.3 P=64",
+    "streaming-llm budget r=0.3 P=64",
+}
+"""Of the rows of perplexity, enough to tell what changed."""
+
+
+@pytest.fixture
+def measured(golden: Golden, reference: Callable[..., Any]) -> Callable[[str], tuple[Baseline, Rows]]:
+    """What was recorded in a file, and what comes out now."""
+    model, tokenizer = reference("reference", dtype="float64")
+    ids = load_text("reference", tokenizer, samples=2, tokens=TOKENS)
+    works: dict[str, Callable[[], Rows]] = {
+        "perplexity-reference": partial(perplexities, model, ids, SOME),
+        "decoding": partial(decoding, model, ids),
+        "entries": partial(entries, torch.float32),
+        f"cost-{series()}": partial(costs, model, ids),
+    }
+
+    def measure(file: str) -> tuple[Baseline, Rows]:
+        path = golden.path(file)
+        if not path.is_file():
+            pytest.skip(f"not comparable: there is no {path.name}")
+        history._slots.cache_clear()
+        now = works[file]()
+        history._slots.cache_clear()
+        was = read(path)
+        return Baseline(was.provenance, was.tolerance, {name: was.rows[name] for name in now}), now
+
+    return measure
+
+
+@pytest.mark.parametrize("injection", INJECTIONS, ids=lambda injection: injection.what)
+def test_the_baseline_catches_it(
+    injection: Injection, measured: Callable[[str], tuple[Baseline, Rows]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the field that is there for it; the table names the row and says how much."""
+    file = f"cost-{series()}" if injection.file == "cost" else injection.file
+    injection.breaks(monkeypatch)
+    found = list(changes(file, *measured(file)))
+    print(f"{injection.what}\n{table(found)}\n{meanings(found)}")
+    assert injection.field in {change.field for change in found}
+    assert any(injection.meaning in sentence for sentence in meanings(found))
+    assert f"{file}: " in table(found)
+
+
+def test_nothing_is_caught_where_nothing_is_broken(measured: Callable[[str], tuple[Baseline, Rows]]) -> None:
+    """The same rows, by the same comparison."""
+    for file in {injection.file for injection in INJECTIONS}:
+        name = f"cost-{series()}" if file == "cost" else file
+        assert not list(changes(name, *measured(name)))
+
+
+def test_decoding_that_is_slower_by_three_tenths_is_caught(
+    reference: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By time alone, in the ratio of the time per token."""
+    model, tokenizer = reference("reference")
+    ids = load_text("reference", tokenizer, samples=1, tokens=timings.PROMPT)
+    names = ["knorm budget TPOT"]
+    was = timings.timed(timings.measure(model, ids, names)[names[0]])
+
+    def slow(model: Any, ids: torch.Tensor, press: Press | None, *args: Any, **kwargs: Any) -> Any:
+        if press is None:
+            return generate(model, ids, press, *args, **kwargs)
+        with timings.slowed(model, 0.3):
+            return generate(model, ids, press, *args, **kwargs)
+
+    monkeypatch.setattr(timings, "generate", slow)
+    slower = timings.longer({names[0]: was}, partial(timings.measure, model, ids))
+    assert list(slower) == names
+    print(was, slower)
