@@ -19,6 +19,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "positions": ("rerotated", "caller"),
     "padding": (None,),
     "storage": ("any",),
+    "nan": ("any",),
     "trends": (True, False),
 }
 """What may be declared where there is a choice."""
@@ -60,6 +61,7 @@ class Declares:
         exact: whether scores are integers.
         padding: False if padded rows are beyond it (declared as None).
         storage: ``held``, or ``any`` if what is evicted need not be freed at once.
+        nan: ``worst``, or ``any`` if keys with NaN may be ranked anywhere.
         trends: whether perplexity must not fall as less is kept, on a reference model.
     """
 
@@ -82,6 +84,7 @@ class Declares:
     exact: bool = False
     padding: bool = True
     storage: str = "held"
+    nan: str = "worst"
     trends: bool = False
 
     @property
@@ -112,6 +115,8 @@ def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
     values.setdefault("schedule", SCHEDULES[kind])
     for option in ("prune_after", "skip_layers", "padding"):
         values[option] = option not in values
+    if isinstance(values.get("takes"), str):
+        raise ValueError(f"declares takes must be a tuple of names, got {values['takes']!r}")
     values["takes"] = tuple(values.get("takes", ()))
     if unknown := set(values["takes"]) - {"sinks", "recent", "interval"}:
         raise ValueError(f"declares takes must name sinks, recent or interval, got {unknown.pop()!r}")
@@ -122,8 +127,38 @@ def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
         values["score"] = lambda keys, layer, head: of_keys(keys)
         values.setdefault("exact", score == "position")
     elif score is not None:
-        _named("score", score, SCORES)
+        _check_score(_named("score", score, SCORES))
+    if (target := values.get("target")) is not None:
+        _check_target(target)
     return Declares(**values)
+
+
+def _check_score(score: Callable[..., Any]) -> None:
+    """Raise a ``ValueError`` unless it gives a number for each of two positions."""
+    try:
+        found = score([[1.0, 2.0], [2.0, 1.0], [0.0, 1.0]], 0, 0)([0, 2])
+        right = len(found) == 2 and all(isinstance(value, int | float) for value in found)
+    except Exception as error:
+        raise ValueError(
+            "declares score must be a function score(keys, layer, head), keys being a head's vectors as lists, that "
+            "returns a function from a list of positions to the list of their scores, higher for what stays; for three "
+            f"keys and the positions [0, 2] it raises {type(error).__name__}: {error}"
+        ) from error
+    if not right:
+        raise ValueError(f"declares score must give a list of two numbers for the positions [0, 2], got {found!r}")
+
+
+def _check_target(target: Callable[..., Any]) -> None:
+    """Raise a ``ValueError`` unless it gives a whole number for numbers seen and held."""
+    try:
+        found = target(9, 8)
+    except Exception as error:
+        raise ValueError(
+            "declares target must be a function target(seen, held) that returns how many entries are held after a "
+            f"pass; for 9 and 8 it raises {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(found, int):
+        raise ValueError(f"declares target must give a whole number for 9 seen and 8 held, got {found!r}")
 
 
 def _named(name: str, value: Any, names: Mapping[str, Any]) -> Any:

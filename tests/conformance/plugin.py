@@ -4,6 +4,7 @@ import os
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import transformers
 from hypothesis import HealthCheck, settings
 
 from . import place
-from .session import Refused, not_applicable
+from .session import REFUSALS, Refused, not_applicable
 from .subjects import Subject, find
 
 # Everything is drawn anew with HYPOTHESIS_PROFILE=random or nightly, and reproducible otherwise.
@@ -21,6 +22,10 @@ settings.register_profile("random", deadline=None, max_examples=32, report_multi
 settings.register_profile(
     "nightly", deadline=None, max_examples=500, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
+
+
+REFUSED = "refused"
+"""What reports say of what a subject refused."""
 
 
 def load_profile() -> None:
@@ -66,7 +71,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """What a subject refuses, in a sentence of its own, is not applicable to it. Our presses refuse nothing here when
-    they are attached; as plain caches, batches, which may be padded."""
+    they are attached; as plain caches, batches, which may be padded. Laws that
+    draw their cases draw another one; what was refused there is noted, so that nobody takes it for held."""
+    REFUSALS.clear()
     try:
         return (yield)
     except Refused as refusal:
@@ -75,6 +82,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         if ours and not (isinstance(subject, Subject) and subject.declares.kind == "cache"):
             raise
         not_applicable(f"the subject refuses: {refusal}")
+    finally:
+        pyfuncitem.user_properties.append((REFUSED, list(dict.fromkeys(REFUSALS))))
 
 
 @dataclass
@@ -85,7 +94,10 @@ class Law:
     place: tuple[str, int]
     """Where it stands, which is the order of the summary."""
     held: int = 0
-    broken: list[str] = field(default_factory=list)
+    broken: dict[str, list[str]] = field(default_factory=dict)
+    """Findings, each with the models or dtypes of which it is, where there are several."""
+    refused: list[str] = field(default_factory=list)
+    """Sentences of the subject about cases that were not looked at."""
     not_applicable: list[str] = field(default_factory=list)
 
 
@@ -102,12 +114,14 @@ class Laws:
         name = name.partition("[")[0]
         law = self.laws.setdefault(name, Law(name.removeprefix("test_").replace("_", " "), (file, line or 0)))
         if report.failed:
-            law.broken.append(_finding(report))
+            law.broken.setdefault(_finding(report), []).append(_case(report))
         elif report.skipped:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             law.not_applicable.append(reason.removeprefix("Skipped: ").removeprefix("not applicable: "))
         elif report.when == "call":
             law.held += 1
+            noted: list[Any] = [value for what, value in report.user_properties if what == REFUSED]
+            law.refused += [sentence for sentences in noted for sentence in sentences]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         write = terminalreporter
@@ -118,17 +132,27 @@ class Laws:
         idle = [law for law in laws if not law.held and not law.broken]
         for law in broken:
             write.write_line(f"broken          {law.words}", red=True)
-            for finding in dict.fromkeys(law.broken):
-                write.write_line(f"                {finding}")
+            for finding, cases in law.broken.items():
+                which = ", ".join(case for case in cases if case)
+                write.write_line(f"                {finding}{f' ({which})' if which else ''}")
         for law in held:
             write.write_line(f"held            {law.words}", green=True)
             for reason in dict.fromkeys(law.not_applicable):
                 write.write_line(f"                but for some models: {reason}")
+            for sentence in dict.fromkeys(law.refused):
+                write.write_line(f"                but for cases that the subject refuses: {sentence}")
         for law in idle:
             write.write_line(f"not applicable  {law.words}", yellow=True)
             for reason in dict.fromkeys(law.not_applicable):
                 write.write_line(f"                {reason}")
         write.write_line(f"{len(broken)} laws broken, {len(held)} held, {len(idle)} not applicable")
+
+
+def _case(report: pytest.TestReport) -> str:
+    """The model or dtype that a law was held to, if it was held to several."""
+    parameters = report.location[2].partition("[")[2].removesuffix("]").split("-")
+    # A subject's name has a colon.
+    return "-".join(part for part in parameters if ":" not in part)
 
 
 def _finding(report: pytest.TestReport) -> str:
@@ -137,4 +161,6 @@ def _finding(report: pytest.TestReport) -> str:
     message = crash.message if crash is not None else str(report.longrepr)
     line = next((line for line in message.splitlines() if line.strip()), "no message")
     kind, _, rest = line.partition(": ")
-    return rest if kind.endswith("Departure") else line
+    if kind.endswith("Departure"):
+        return rest
+    return f"it crashes: {line}" if kind.endswith(("Error", "Exception")) and kind != "AssertionError" else line

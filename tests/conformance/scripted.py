@@ -10,22 +10,23 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from . import place
 from .strategies import DIMENSION, HEADS, LAYERS
 
-WIDTH = 256
-"""Tokens that there are. A power of 4, so that the norm of a one-hot vector is a power of 2 and nothing is rounded."""
+TOKENS = (256, 1024)
+"""How many tokens a model may know. Powers of 4: then the norm of a token's vector makes powers of 2 of its ones, and
+nothing is rounded."""
 
 
 @cache
-def _model(dtype: torch.dtype) -> Any:
+def _model(dtype: torch.dtype, tokens: int) -> Any:
     config = LlamaConfig(
-        vocab_size=WIDTH,
-        hidden_size=WIDTH,
+        vocab_size=tokens,
+        hidden_size=HEADS * tokens,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,
         head_dim=DIMENSION,
         intermediate_size=8,
         rms_norm_eps=0.0,
-        max_position_embeddings=WIDTH,
+        max_position_embeddings=tokens,
         bos_token_id=None,
         eos_token_id=None,
     )
@@ -33,16 +34,16 @@ def _model(dtype: torch.dtype) -> Any:
         model: Any = LlamaForCausalLM(config)
     model.missing = torch.zeros(0)
     with torch.no_grad():
-        model.model.embed_tokens.weight.copy_(torch.eye(WIDTH))
+        model.model.embed_tokens.weight.copy_(torch.eye(tokens).repeat(1, HEADS))
         for layer in model.model.layers:
-            # Nothing is added to the one-hot vector, so that every layer sees which token it is.
+            # Nothing is added to the token's vector, so that every layer sees which token it is.
             layer.self_attn.q_proj.weight.zero_()
             layer.self_attn.o_proj.register_forward_hook(lambda module, given, output: torch.zeros_like(output))
             layer.mlp.down_proj.weight.zero_()
             layer.self_attn.k_proj.register_forward_hook(partial(_with_missing, model))
         # Keys are not rotated.
         model.model.rotary_emb.inv_freq.zero_()
-        model.lm_head = nn.Linear(WIDTH, 2, bias=False)
+        model.lm_head = nn.Linear(HEADS * tokens, 2, bias=False)
     model.to(place.chosen(), dtype)
     model.eval()
     return model
@@ -52,7 +53,7 @@ def _with_missing(model: Any, module: nn.Module, given: tuple[Tensor], output: T
     """A NaN among the weights would be everybody's, so that it is put where it belongs."""
     if not len(model.missing):
         return output
-    return output.masked_fill(model.missing[given[0].argmax(dim=-1)], torch.nan)
+    return output.masked_fill(model.missing[given[0][..., : model.config.vocab_size].argmax(dim=-1)], torch.nan)
 
 
 def scripted(keys: Tensor) -> tuple[Any, Tensor]:
@@ -61,10 +62,11 @@ def scripted(keys: Tensor) -> tuple[Any, Tensor]:
     Values tell which key they belong to: each names its row, head and position.
 
     Args:
-        keys: ``[B, HEADS, T, DIMENSION]``, finite or NaN, with B times T at most WIDTH.
+        keys: ``[B, HEADS, T, DIMENSION]``, finite or NaN, with B times T at most the last of TOKENS.
     """
     rows, heads, tokens, _ = keys.shape
-    model = _model(keys.dtype)
+    known = next(known for known in TOKENS if rows * tokens <= known)
+    model = _model(keys.dtype, known)
     ids = torch.arange(rows * tokens).view(rows, tokens)
     values = torch.zeros_like(keys)
     values[..., 0] = 1 + torch.arange(tokens, dtype=keys.dtype)
@@ -77,8 +79,8 @@ def scripted(keys: Tensor) -> tuple[Any, Tensor]:
     with torch.no_grad():
         for layer in model.model.layers:
             for projection, wanted in ((layer.self_attn.k_proj, finite), (layer.self_attn.v_proj, values)):
-                # [B, K, T, D] to [K * D, B * T]; a one-hot vector has the size WIDTH ** .5 after its norm.
+                # [B, K, T, D] to [K * D, B * T]; the ones of a token's vector become known ** .5 by its norm.
                 columns = wanted.permute(1, 3, 0, 2).reshape(heads * DIMENSION, rows * tokens)
                 projection.weight.zero_()
-                projection.weight[:, : rows * tokens] = columns / WIDTH**0.5
+                projection.weight[:, : rows * tokens] = columns / known**0.5
     return model, ids

@@ -35,6 +35,10 @@ OF_OTHERS = ("torch", "transformers", "pressgauge")
 """Where a failed assertion is a fault, and no way to decline."""
 
 
+REFUSALS: list[str] = []
+"""The sentences with which subjects declined something, for whoever reports what was not looked at."""
+
+
 class Refused(Exception):  # noqa: N818  # it is an answer, not a failure
     """A subject's own sentence, with which it declines to do something."""
 
@@ -80,7 +84,8 @@ def _refusals(*kinds: type[BaseException]) -> Iterator[None]:
     except kinds as error:
         if not str(error) or (isinstance(error, AssertionError) and _raised_in(error) in OF_OTHERS):
             raise
-        raise Refused(_sentence(error)) from error
+        REFUSALS.append(_sentence(error))
+        raise Refused(REFUSALS[-1]) from error
 
 
 def _raised_in(error: BaseException) -> str:
@@ -122,26 +127,31 @@ class Session:
         self._stack = ExitStack()
 
     def __enter__(self) -> "Session":
-        try:
-            with _refusals(*DECLINES, TypeError, AttributeError):
-                if self.kind == "cache":
-                    self.cache = self.compressor.cache(self.model.config)
-                else:
-                    self.cache = DynamicCache(config=self.model.config)
-                self.resume()
-        except Refused:
-            self._stack.close()
-            raise
-        self._watch_cache()
+        self.begin()
+        with _refusals(*DECLINES, TypeError, AttributeError):
+            self.resume()
         return self
+
+    def begin(self) -> None:
+        """Start with a new cache, and leave all else as it is: a further sequence in the same context."""
+        with _refusals(*DECLINES, TypeError, AttributeError):
+            if self.kind == "cache":
+                self.cache = self.compressor.cache(self.model.config)
+            else:
+                self.cache = DynamicCache(config=self.model.config)
+        self.passes = []
+        self._arrived.clear()
+        self._watch_cache()
 
     def resume(self) -> None:
         """Go on after ``pause``."""
-        if self.kind == "context":
-            self._stack.enter_context(self.compressor(self.model))
-        elif self.kind == "function":
-            self._stack.enter_context(attention(self.model, _bottom_right))
-        self._stack.enter_context(self._watched_positions())
+        with ExitStack() as stack:
+            if self.kind == "context":
+                stack.enter_context(self.compressor(self.model))
+            elif self.kind == "function":
+                stack.enter_context(attention(self.model, _bottom_right))
+            stack.enter_context(self._watched_positions())
+            self._stack = stack.pop_all()
 
     def pause(self) -> None:
         """Leave the model alone, so that another session can use it, and keep the cache."""

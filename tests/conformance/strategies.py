@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .subjects import Subject
 
-LAYERS, HEADS, DIMENSION = 2, 2, 4
+LAYERS, HEADS, DIMENSION = 2, 3, 4
 
 _EXACT = settings().derandomize
 FEW = settings(

@@ -139,7 +139,13 @@ def subject_of(
     """
     given = dict(getattr(factory, "declares", {}) if declares is None else declares)
     first = Subject(name, factory, read_declares(given, given.get("kind", "cache")), version, options)
-    kind = given.get("kind") or kind_of(first(0.5, prune_after=8, skip_layers=()))
+    try:
+        kind = given.get("kind") or kind_of(first(0.5, prune_after=8, skip_layers=()))
+    except TypeError as error:
+        raise ValueError(
+            "the factory has to take keep_ratio, prune_after and skip_layers, or declare those that it does not take "
+            f"as None ({error})"
+        ) from error
     return Subject(name, factory, read_declares(given, kind), version, options)
 
 

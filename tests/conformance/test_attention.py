@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import architectures
 from .evidence import audited
@@ -44,6 +45,19 @@ def wrong_tokens(found: torch.Tensor, expected: torch.Tensor) -> list[int]:
     return torch.nonzero(~(off(found, expected) < EXACT))[:, 0].tolist()
 
 
+def _before_their_pass(trace: Trace, tables: list[Tensor]) -> list[Tensor]:
+    """``evicted_at`` as if each pass evicted before it attended, the tokens of the pass itself apart."""
+    starts = {one.end: one.start for one in trace.passes}
+    result = []
+    for table in tables:
+        early = table.clone()
+        for end, start in starts.items():
+            old = torch.arange(table.shape[-1]) < start
+            early[(table == end) & old] = start
+        result.append(early)
+    return result
+
+
 def check_attention(trace: Trace) -> None:
     """The logits of every pass are those of full attention, masked by what the subject itself evicted."""
     audit = audited(trace)
@@ -56,11 +70,14 @@ def check_attention(trace: Trace) -> None:
     number = next(n for n, one in enumerate(trace.passes) if token < one.end)
     one = trace.passes[number]
     counts = [keys.shape[2] for keys, _ in trace.passes[number - 1].held] if number else [0]
+    early = masked_logits(trace.model, trace.ids, _before_their_pass(trace, audit.evicted_at))
+    reason = "they are not those of attention to what was held and, causally, to the pass itself"
+    if token not in wrong_tokens(trace.logits, early):
+        reason = "they are those of attention to what is held after the pass: it evicts before it attends"
     ambiguous = f" ({audit.ambiguous} entries equal several tokens)" if audit.ambiguous else ""
     raise Departure(
         "attention", f"pass {number} (tokens {one.start} to {one.end - 1}, {max(counts)} entries held before it) gives "
-        f"token {token} logits that are off by {float(error[token]):.2g} of the largest: they are not those of "
-        f"attention to what was held and, causally, to the pass itself{ambiguous}",
+        f"token {token} logits that are off by {float(error[token]):.2g} of the largest: {reason}{ambiguous}",
     )  # fmt: skip
 
 

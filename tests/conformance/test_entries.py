@@ -98,6 +98,8 @@ def _check_pair(
     for worst in stays:
         for best in goes:
             low, high = scores[worst], scores[best]
+            if subject.declares.nan == "any" and (low != low or high != high):
+                continue
             if low == high or (low != low and high != high):
                 wrong = best < worst and subject.declares.ties == "earlier"
                 why = "are equal, and the earlier token stays"
@@ -120,6 +122,15 @@ def test_the_best_entries_stay(subject: Subject, data: st.DataObject) -> None:
     if subject.declares.score is None:
         not_applicable("the subject does not declare its score")
     check_best(audited(drawn(subject, data, options_of(subject), pruning())))
+
+
+def test_the_best_entries_of_a_long_text_stay(subject: Subject) -> None:
+    """Rule 4 where a text is longer than the blocks in which keys may be scored."""
+    if subject.declares.score is None:
+        not_applicable("the subject does not declare its score")
+    keys = normal_keys(700)
+    for lengths in ([*subject.once(690), *[1] * 10], [300, 300, 100]):
+        check_best(audited(run_scripted(subject, keys, lengths, keep_ratio=0.5, prune_after=4)))
 
 
 def test_of_equal_entries_the_earlier_stay(subject: Subject) -> None:

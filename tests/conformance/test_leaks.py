@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -45,6 +46,18 @@ def test_a_second_sequence_is_as_fresh_as_the_first(subject: Subject, one_model:
                 raise Departure(
                     "fresh", f"a text of {texts[index].shape[1]} tokens is treated otherwise as number {turn + 1} "
                     "through one compressor than as the first",
+                )  # fmt: skip
+    with Session(subject, subject(**options), one_model) as session:
+        for turn, index in enumerate((0, 1, 0)):
+            if turn:
+                session.begin()
+            for start, length in zip(accumulate([0, *lengths[index]]), lengths[index], strict=False):
+                session.feed(texts[index][:, start : start + length])
+            again = Trace(subject, options, one_model, texts[index], session.passes)
+            if not _same(again, fresh[index]):
+                raise Departure(
+                    "fresh", f"a text of {texts[index].shape[1]} tokens is treated otherwise as number {turn + 1} "
+                    f"{'in one context ' if session.kind == 'context' else ''}than as the first",
                 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from conformance.audit import Audit
 from conformance.oracle import NEVER
 from conformance.scripted import scripted
 from conformance.session import Departure, Pass, Trace
+from conformance.strategies import HEADS
 from conformance.subjects import SUBJECTS
 from torch import Tensor
 
@@ -60,8 +61,8 @@ def test_the_history_is_read_off_what_is_held() -> None:
         ),
         (
             (KEYS[:, :, [0]].float(), -KEYS[:, :, [0]].double()),
-            "dtype: after pass 0 (6 tokens seen), layer 0 holds values in torch.float64 on cpu, and was handed them in "
-            "torch.float32 on cpu",
+            "dtype: after pass 0 (6 tokens seen), layer 0 holds values in torch.float64, and was handed them in "
+            "torch.float32",
         ),
     ],
     ids=["alignment", "altered", "twice", "dtype"],
@@ -89,14 +90,18 @@ def test_equal_entries_are_ambiguous_and_the_earlier_counts_as_held() -> None:
     assert traced([of(1, 3, keys=keys)], [6], keys).evicted_at[0].tolist() == [[[6, NEVER, 6, NEVER, 6, 6]]]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_a_scripted_model_hands_its_cache_the_keys_that_were_asked_for(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "tokens"),
+    [(torch.float64, 9), (torch.float32, 9), (torch.float16, 9), (torch.bfloat16, 9), (torch.float64, 300)],
+    ids=str,
+)
+def test_a_scripted_model_hands_its_cache_the_keys_that_were_asked_for(dtype: torch.dtype, tokens: int) -> None:
     """To the bit, in every layer, head and row, and values that no other entry has."""
-    keys = torch.randn(2, 2, 9, 4, generator=torch.Generator().manual_seed(1)).to(dtype)
+    keys = torch.randn(2, HEADS, tokens, 4, generator=torch.Generator().manual_seed(1)).to(dtype)
     model, ids = scripted(keys)
     with torch.no_grad():
         cache = model(ids).past_key_values
     for layer in cache.layers:
         assert torch.equal(layer.keys, keys)
-        values = layer.values.transpose(1, 2).reshape(2, 9, -1)
-        assert len({tuple(value) for row in values.tolist() for value in row}) == 18
+        values = layer.values.transpose(1, 2).reshape(2, tokens, -1)
+        assert len({tuple(value) for row in values.tolist() for value in row}) == 2 * tokens

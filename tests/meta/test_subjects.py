@@ -9,6 +9,7 @@ import pytest
 from conformance import oracle
 from conformance.declares import Declares, read_declares
 from conformance.subjects import find, kind_of, ours_by_default, subject_of
+from laws import LAWS, judged
 
 from pressgauge import KnormPress
 
@@ -63,6 +64,17 @@ def test_what_follows_no_convention_is_refused() -> None:
         ({"rounding": "up"}, "declares rounding must be one of ceil, floor, float-ceil or a function, got 'up'"),
         ({"score": "snap"}, "declares score must be one of knorm, position, keydiff or a function, got 'snap'"),
         ({"takes": ["window"]}, "declares takes must name sinks, recent or interval, got 'window'"),
+        ({"takes": "sinks"}, "declares takes must be a tuple of names, got 'sinks'"),
+        (
+            {"score": lambda keys, layer, head: lambda position: keys[position][0]},
+            "for three keys and the positions [0, 2] it raises TypeError: list indices must be integers",
+        ),
+        (
+            {"score": lambda keys, layer, head: lambda positions: [keys[place] for place in positions]},
+            "declares score must give a list of two numbers for the positions [0, 2], got [[1.0, 2.0], [0.0, 1.0]]",
+        ),
+        ({"target": lambda seen, held, ratio: held}, "for 9 and 8 it raises TypeError"),
+        ({"target": lambda seen, held: seen / 2}, "target must give a whole number for 9 seen and 8 held, got 4.5"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -92,6 +104,24 @@ def test_options_that_a_factory_does_not_take_are_left_out() -> None:
     subject = subject_of("narrow", factory)
     assert subject(0.5, prune_after=3, skip_layers=(1,)) == KnormPress(0.5)
     assert subject.rules({"keep_ratio": 0.5, "prune_after": 3}) == oracle.Rules(0.5, prune_after=0)
+
+
+def test_a_factory_that_takes_too_little_is_told_what_to_declare() -> None:
+    """One that has no layers to skip has to say so."""
+    with pytest.raises(ValueError, match=r"or declare those that it does not take as None \(.*'skip_layers'"):
+        subject_of("narrow", lambda keep_ratio, prune_after: KnormPress(keep_ratio, prune_after))
+
+
+def test_the_example_of_the_page_is_right_once_it_is_mended() -> None:
+    """Whoever mends the one bug that the page shows has nothing else to mend; the page's own score is read too."""
+    text = PAGE.read_text(encoding="utf-8")
+    first, second = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(first.replace("held <= 32", "held <= prune_after"), names)
+    mended = subject_of("mended", names["my_factory"])
+    assert {judged(law, mended)[0] for law in LAWS.values()} == {"held", "not applicable"}
+    exec(second, names)
+    assert subject_of("scored", names["my_factory"]).declares.nan == "any"
 
 
 def test_a_factory_is_found_by_its_name() -> None:

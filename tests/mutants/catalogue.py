@@ -464,6 +464,45 @@ class LongMeansPrompt(Hooked):
         return length > 1
 
 
+class Blockwise(Plain):
+    """Keys are scored in blocks of 256, and what is left over after the last whole one scores worst."""
+
+    def scores(self, keys: Tensor) -> Tensor:
+        scores = super().scores(keys)
+        whole = keys.shape[2] // 256 * 256
+        if whole:
+            scores[..., whole:] = -torch.inf
+        return scores
+
+
+class Pairwise(Plain):
+    """Heads are worked on in pairs, and where their number is odd the last one is forgotten: its newest stay."""
+
+    def scores(self, keys: Tensor) -> Tensor:
+        scores = super().scores(keys)
+        if keys.shape[1] % 2 and keys.shape[1] > 1:
+            scores[:, -1] = torch.arange(keys.shape[2])
+        return scores
+
+
+class OncePerContext(Hooked):
+    """A layer that was compressed is marked as such, and the marks go when the context is opened."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.done: set[int] = set()
+
+    def is_prompt(self, cache: Any, layer: int, length: int) -> bool:
+        if layer in self.done:
+            return False
+        self.done.add(layer)
+        return super().is_prompt(cache, layer, length)
+
+    def __call__(self, model: Any) -> Any:
+        self.done.clear()
+        return super().__call__(model)
+
+
 class OneTokenPrompt(Hooked):
     """The first step after a prompt of one token is taken for the prompt as well."""
 
@@ -670,6 +709,10 @@ MUTANTS = [
            plain(FirstHead), test_entries.test_permuting_heads_permutes_the_result),
     Mutant("S8-compared", "scores are compared over heads", "plausible",
            plain(HeadsCompared), test_entries.test_the_best_entries_stay),
+    Mutant("S8-odd", "of an odd number of heads the last is forgotten", "plausible",
+           plain(Pairwise), test_entries.test_the_best_entries_stay),
+    Mutant("own-blocks", "what lies beyond the last whole block of keys is not scored", "plausible",
+           plain(Blockwise), test_entries.test_the_best_entries_of_a_long_text_stay),
     Mutant("S9", "one set for the whole batch", "H2O",
            plain(WholeBatch), test_rows.test_rows_are_as_they_are_alone),
     Mutant("own-row", "the first row is treated otherwise", "plausible",
@@ -718,6 +761,8 @@ MUTANTS = [
            cached(with_layers(HoardingLayer)), test_leaks.test_what_is_evicted_is_freed, CACHE),
     Mutant("C5", "only the first sequence is compressed", "KVCache-Factory issue 54",
            plain(OnlyTheFirst), test_leaks.test_a_second_sequence_is_as_fresh_as_the_first),
+    Mutant("C5-context", "only the first sequence of a context is compressed", "KVCache-Factory issue 54",
+           hooked(OncePerContext), test_leaks.test_a_second_sequence_is_as_fresh_as_the_first, HOOKED),
     Mutant("C5-cache", "a second sequence meets the first one's cache", "kvpress PR 192",
            cached(Remembering), test_leaks.test_two_sequences_side_by_side_do_not_meet, CACHE),
     Mutant("C5-buffer", "a mean goes on into the next sequence", "KVCache-Factory issue 54",

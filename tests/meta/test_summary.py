@@ -1,0 +1,105 @@
+"""The summary of a run with ``--subject``: law by law, with the model, with crashes told from findings, and with what
+the subject refused."""
+
+from typing import Any
+
+import pytest
+from _pytest._code.code import ReprFileLocation
+from conformance import architectures
+from conformance.plugin import REFUSED, Laws
+from conformance.session import Departure, run
+from conformance.test_attention import check_attention
+from mutants.catalogue import BeforehandLayer, cached, with_layers
+from torch import Tensor
+
+from pressgauge.cache import PressedLayer
+
+
+def reported(name: str, case: str = "", message: str = "", refused: tuple[str, ...] = ()) -> pytest.TestReport:
+    """What pytest tells of a law for one case of the subject ``mine:factory``; a message for one that failed."""
+    place = f"{name}[mine:factory{case}]"
+    crash: Any = None
+    if message:
+        crash = type("Longrepr", (), {"reprcrash": ReprFileLocation("somewhere.py", 1, message)})()
+    return pytest.TestReport(
+        nodeid=place,
+        location=("tests/conformance/test_it.py", 1, place),
+        keywords={},
+        outcome="failed" if message else "passed",
+        longrepr=crash,
+        when="call",
+        user_properties=[(REFUSED, list(refused))],
+    )
+
+
+def summary(*reports: pytest.TestReport) -> list[str]:
+    """The lines."""
+    lines: list[str] = []
+    terminal: Any = type(
+        "Terminal",
+        (),
+        {
+            "section": lambda self, title: None,
+            "write_line": lambda self, line, **colours: lines.append(" ".join(line.split())),
+        },
+    )()
+    laws = Laws()
+    for report in reports:
+        laws.pytest_runtest_logreport(report)
+    laws.pytest_terminal_summary(terminal)
+    return lines
+
+
+def test_a_finding_says_of_which_models_it_is() -> None:
+    """Of one law one line for each finding, with all models that show it; none where there is but one."""
+    same = "conformance.session.Departure: order: layer 1 is out of order"
+    assert summary(
+        reported("test_a_law", "-llama", same),
+        reported("test_a_law", "-neox", same),
+        reported("test_a_law", "-qwen3"),
+        reported("test_another", "", "conformance.session.Departure: counts: too many"),
+    ) == [
+        "broken a law",
+        "order: layer 1 is out of order (llama, neox)",
+        "broken another",
+        "counts: too many",
+        "2 laws broken, 0 held, 0 not applicable",
+    ]
+
+
+def test_a_crash_is_not_taken_for_a_finding() -> None:
+    """An exception of the subject or of torch is called so; a failed assertion is a finding."""
+    assert summary(reported("test_a_law", "", "RuntimeError: sizes do not match"))[1] == (
+        "it crashes: RuntimeError: sizes do not match"
+    )
+    assert summary(reported("test_a_law", "", "AssertionError: no number"))[1] == "AssertionError: no number"
+
+
+def test_what_was_refused_stands_under_what_held() -> None:
+    """Once, in the subject's own words: else nobody would know that these cases were not looked at."""
+    sentence = "ValueError: chunks are beyond me"
+    assert summary(
+        reported("test_a_law", "-llama", refused=(sentence, sentence)),
+        reported("test_a_law", "-neox", refused=(sentence,)),
+    ) == [
+        "held a law",
+        f"but for cases that the subject refuses: {sentence}",
+        "0 laws broken, 1 held, 0 not applicable",
+    ]
+
+
+class EagerLayer(BeforehandLayer):
+    """Evicts before attention has run, once the prompt is through."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        kind = BeforehandLayer if key_states.shape[2] == 1 else PressedLayer
+        return kind.update(self, key_states, value_states, *args, **kwargs)
+
+
+def test_who_evicts_before_attending_is_told_so() -> None:
+    """The finding names the bug where the logits are those of attention to what is left."""
+    model = architectures.shared("llama")
+    ids = architectures.text(model, 1, 20)
+    trace = run(cached(with_layers(EagerLayer)), model, ids, [11] + [1] * 9, keep_ratio=0.5, prune_after=4, recent=1)
+    with pytest.raises(Departure, match="attention to what is held after the pass: it evicts before it attends"):
+        check_attention(trace)
