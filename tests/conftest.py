@@ -27,8 +27,9 @@ def device(pytestconfig: pytest.Config) -> torch.device:
 
 @pytest.fixture(scope="session")
 def reference() -> Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
-    """A reference model and its tokenizer: ``reference("reference", dtype="float64")``. Shared: not to be changed."""
-    return lambda name="reference", dtype="float32": trained_model(name, dtype)
+    """A reference model and its tokenizer: ``reference("reference", dtype="float64")``, on the CPU unless a device is
+    given. Shared: not to be changed."""
+    return lambda name="reference", dtype="float32", device="cpu": trained_model(name, dtype, device)
 
 
 @pytest.fixture(scope="session")

@@ -101,11 +101,11 @@ def changes(file: str, was: Baseline, now: Rows) -> Iterator[Change]:
 
 
 def updated(was: Baseline | None, now: Baseline) -> Baseline:
-    """What to record: values within tolerance of the recorded ones stay as they are."""
+    """What to record: values within tolerance of the recorded ones stay, and a file in which all are stays as it is."""
     if was is None:
         return now
     changed = {(change.row, change.field) for change in changes("", was, now.rows)}
-    if not changed and was.tolerance == now.tolerance:
+    if not changed:
         return was
     rows = {
         name: {field: value if (name, field) in changed else was.rows[name][field] for field, value in row.items()}

@@ -49,20 +49,20 @@ class Golden:
         return f"there is no baseline {file}: `{command(self.device)}` makes it"
 
     def check(
-        self, name: str, measure: Callable[[], Rows], tolerance: Mapping[str, float], dtype: str = "float64"
+        self, name: str, measure: Callable[[], Rows], tolerance: Callable[[], Mapping[str, float]], dtype: str
     ) -> None:
         """Compare, or record what repeats itself within its own tolerance.
 
         Args:
             name: of the file, without its ending.
             measure: finds the rows.
-            tolerance: by field, relative; the recorded one counts in a comparison.
+            tolerance: by field, relative, to be recorded; in a comparison the recorded one counts.
             dtype: of the model.
         """
         path = self.path(name)
         if not self.recording and not path.is_file():
             pytest.fail(self.missing(name), pytrace=False)
-        now = Baseline(provenance(self.device, dtype), tolerance, measure())
+        now = Baseline(provenance(self.device, dtype), tolerance() if self.recording else {}, measure())
         if self.recording and (unsteady := list(changes(name, now, measure()))):
             self.note(unsteady)
             pytest.fail(f"{name} does not repeat itself, so that it is not recorded:\n{table(unsteady)}", pytrace=False)

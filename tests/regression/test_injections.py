@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from pressgauge import Press, generate, history
+from pressgauge import history
 from pressgauge.text import load_text
-from regression import timings
 from regression.baseline import Baseline, Rows, changes, read, table
 from regression.costs import costs
 from regression.injections import INJECTIONS, Injection
@@ -73,24 +72,3 @@ def test_nothing_is_caught_where_nothing_is_broken(measured: Callable[[str], tup
     for file in {injection.file for injection in INJECTIONS}:
         name = f"cost-{series()}" if file == "cost" else file
         assert not list(changes(name, *measured(name)))
-
-
-def test_decoding_that_is_slower_by_three_tenths_is_caught(
-    reference: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By time alone, in the ratio of the time per token."""
-    model, tokenizer = reference("reference")
-    ids = load_text("reference", tokenizer, samples=1, tokens=timings.PROMPT)
-    names = ["knorm budget TPOT"]
-    was = timings.timed(timings.measure(model, ids, names)[names[0]])
-
-    def slow(model: Any, ids: torch.Tensor, press: Press | None, *args: Any, **kwargs: Any) -> Any:
-        if press is None:
-            return generate(model, ids, press, *args, **kwargs)
-        with timings.slowed(model, 0.3):
-            return generate(model, ids, press, *args, **kwargs)
-
-    monkeypatch.setattr(timings, "generate", slow)
-    slower = timings.longer({names[0]: was}, partial(timings.measure, model, ids))
-    assert list(slower) == names
-    print(was, slower)

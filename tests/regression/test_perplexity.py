@@ -1,6 +1,7 @@
 """Perplexity, and what was evicted for it, is what it was when it was recorded."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +12,45 @@ from pressgauge.text import load_text
 from regression.live import decoding, entries
 from regression.perplexities import EXACT, TOKENS, perplexities
 from regression.plugin import Golden
+from regression.rounding import tolerance
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["reference", "reference-neox"])
-def test_perplexity_is_as_recorded(name: str, golden: Golden, reference: Callable[..., Any]) -> None:
-    """Two documents of the reference language."""
-    model, tokenizer = reference(name, dtype="float64")
-    ids = load_text("reference", tokenizer, samples=2, tokens=TOKENS)
-    golden.check(f"perplexity-{name}", lambda: perplexities(model, ids), {"nll": EXACT})
+def test_perplexity_is_as_recorded(name: str, dtype: str, golden: Golden, reference: Callable[..., Any]) -> None:
+    """Two documents of the reference language: on the CPU in float64, and elsewhere as models run there."""
+    if (golden.device.type == "cpu") != (dtype == "float64"):
+        pytest.skip(f"not applicable: on {golden.device.type} nothing is recorded in {dtype}")
+    model, tokenizer = reference(name, dtype, str(golden.device))
+    ids = load_text("reference", tokenizer, samples=2, tokens=TOKENS).to(golden.device)
+    measure = partial(perplexities, model, ids)
+    if dtype == "float64":
+        golden.check(f"perplexity-{name}", measure, lambda: {"nll": EXACT}, dtype)
+    else:
+        golden.check(f"perplexity-{name}-{dtype}", measure, lambda: tolerance(model, measure), dtype)
 
 
 def test_perplexity_of_real_text_is_as_recorded(
     golden: Golden, shared_folder: Path, tinystories: Callable[..., Any]
 ) -> None:
     """Two windows of WikiText-2, under a pretrained model whose context is 512 tokens."""
+    if golden.device.type != "cpu":
+        pytest.skip("not applicable: real text is measured in float64 on the CPU")
     model, tokenizer = tinystories("float64")
     text = shared_folder / "data" / "wikitext-2" / "test.txt"
     ids = load_text(str(text), tokenizer, samples=2, tokens=512)
-    golden.check("perplexity-tinystories", lambda: perplexities(model, ids), {"nll": EXACT})
+    golden.check("perplexity-tinystories", partial(perplexities, model, ids), lambda: {"nll": EXACT}, "float64")
 
 
 def test_decoding_is_as_recorded(golden: Golden, reference: Callable[..., Any]) -> None:
     """Token by token, by a loop that passes nothing but the cache."""
-    model, tokenizer = reference("reference", dtype="float64")
-    ids = load_text("reference", tokenizer, samples=1, tokens=128)
-    golden.check("decoding", lambda: decoding(model, ids), {"nll": EXACT})
+    if golden.device.type == "mps":
+        pytest.skip("not applicable: Apple's devices have no float64")
+    model, tokenizer = reference("reference", "float64", str(golden.device))
+    ids = load_text("reference", tokenizer, samples=1, tokens=128).to(golden.device)
+    golden.check("decoding", partial(decoding, model, ids), lambda: {"nll": EXACT}, "float64")
 
 
 def test_what_is_read_from_a_cache_is_as_recorded(golden: Golden) -> None:
     """In the same order, entry by entry."""
-    golden.check("entries", lambda: entries(torch.float32), {}, "float32")
+    golden.check("entries", partial(entries, torch.float32), dict, "float32")

@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 
 from pressgauge.text import load_text
+from regression import timings
 from regression.baseline import Baseline, Change, read, table, write
 from regression.plugin import Golden
 from regression.provenance import machine, provenance
 from regression.timings import PROMPT, Pairs, Timed, alike, longer, measure, timed, tolerance
 
 NAME = "time"
+ALONE = pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="times are taken by one process alone")
 
 
-@pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="times are taken by one process alone")
+@ALONE
 def test_time_is_no_longer_than_recorded(golden: Golden, reference: Callable[..., Any]) -> None:
     """Ratios of times, where the machine is the recorded one; what seems slower is measured once more."""
     path = golden.path(NAME)
@@ -25,8 +27,8 @@ def test_time_is_no_longer_than_recorded(golden: Golden, reference: Callable[...
     before = read(path) if path.is_file() else None
     here = machine(golden.device)
     same = before is not None and all(before.provenance[key] == value for key, value in here.items())
-    model, tokenizer = reference("reference")
-    ids = load_text("reference", tokenizer, samples=1, tokens=PROMPT)
+    model, tokenizer = reference("reference", "float32", str(golden.device))
+    ids = load_text("reference", tokenizer, samples=1, tokens=PROMPT).to(golden.device)
     again = partial(measure, model, ids)
     if golden.recording:
         record(golden, before if same else None, again)
@@ -60,3 +62,18 @@ def record(golden: Golden, before: Baseline | None, again: Callable[[], Mapping[
 def change(name: str, was: Timed, now: Timed) -> Change:
     """For the table."""
     return Change(NAME, name, "median", round(was.median, 4), round(now.median, 4), tolerance(was, now))
+
+
+@ALONE
+def test_decoding_that_is_slower_by_three_tenths_is_caught(
+    reference: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By time alone, in the ratio of the time per token."""
+    model, tokenizer = reference("reference")
+    ids = load_text("reference", tokenizer, samples=1, tokens=PROMPT)
+    names = ["knorm budget TPOT"]
+    was = timings.timed(timings.measure(model, ids, names)[names[0]])
+
+    monkeypatch.setattr(timings, "generate", timings.slower_generate(0.3))
+    slower = timings.longer({names[0]: was}, partial(timings.measure, model, ids))
+    assert list(slower) == names

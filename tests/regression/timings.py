@@ -8,17 +8,18 @@ this is said where nothing is slower, and how often where something is, counts `
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from scipy.stats import bootstrap
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pressgauge import KnormPress, Press, StreamingLLMPress, generate, perplexity
+from pressgauge import Generation, KnormPress, Press, StreamingLLMPress, generate, perplexity
 from pressgauge.timing import interleave
 from regression.baseline import Row
 
@@ -154,3 +155,13 @@ def slowed(model: PreTrainedModel, share: float) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def slower_generate(share: float) -> Callable[..., Generation]:
+    """``generate`` that takes this share longer for each token where a press is at work."""
+
+    def slow(model: PreTrainedModel, ids: Tensor, press: Press | None, *args: Any, **kwargs: Any) -> Generation:
+        with nullcontext() if press is None else slowed(model, share):
+            return generate(model, ids, press, *args, **kwargs)
+
+    return slow

@@ -1,0 +1,54 @@
+"""The workflow of the page about CI: it can be read, and what it runs is there."""
+
+import re
+import shlex
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import settings
+from regression.plugin import OBTAINED
+from test_docs import DOCS, ROOT, sessions
+
+TEXT = re.search(r"<!-- workflow -->\n```yaml\n(.*?)^```$", (DOCS / "ci.md").read_text(encoding="utf-8"), re.M | re.S)
+assert TEXT is not None
+WORKFLOW: dict[Any, Any] = yaml.safe_load(TEXT.group(1))
+STEPS = [step for job in WORKFLOW["jobs"].values() for step in job["steps"]]
+COMMANDS = [shlex.split(step["run"]) for step in STEPS if "run" in step]
+
+
+def test_every_push_and_every_night() -> None:
+    """YAML 1.1 takes ``on`` for true."""
+    assert set(WORKFLOW[True]) == {"push", "pull_request", "schedule"}
+    minute, hour, *rest = WORKFLOW[True]["schedule"][0]["cron"].split()
+    assert 0 <= int(minute) < 60
+    assert 0 <= int(hour) < 24
+    assert rest == ["*", "*", "*"]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=shlex.join)
+def test_what_is_run_is_there(command: list[str]) -> None:
+    """Sessions of the noxfile, and paths of this project."""
+    assert command[:2] == ["python", "-m"]
+    if command[2:] == ["pip", "install", "nox"]:
+        return
+    assert command[2:4] == ["nox", "-s"]
+    assert command[4] in sessions()
+    assert all((ROOT / path).exists() for path in command[6:])
+
+
+def test_what_came_out_on_a_failure_is_kept() -> None:
+    """From where the comparison puts it."""
+    (upload,) = [step for step in STEPS if "upload-artifact" in step.get("uses", "")]
+    assert upload["if"] == "failure()"
+    assert ROOT / upload["with"]["path"] == OBTAINED
+
+
+def test_the_nightly_run_draws_new_examples_and_keeps_those_that_failed() -> None:
+    """With a profile that there is, and Hypothesis's own folder."""
+    nightly = WORKFLOW["jobs"]["nightly"]
+    profile = settings.get_profile(nightly["env"]["HYPOTHESIS_PROFILE"])
+    assert not profile.derandomize
+    assert profile.database is not None
+    (cache,) = [step for step in nightly["steps"] if "cache" in step.get("uses", "")]
+    assert cache["with"]["path"] == ".hypothesis"
