@@ -1,0 +1,127 @@
+"""An accelerator that is not there, for what can be told about devices without one.
+
+Its tensors say that they are on torch's meta device, and compute on the CPU. As on a GPU, an operation on one of them
+and a tensor of the CPU fails, unless that is a single number, an index, or what is copied; and none of them becomes a
+NumPy array.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+DEVICE = torch.device("meta")
+ANYWHERE = ("aten::copy_", "aten::index.Tensor", "aten::index_put_")
+"""Operations that take tensors of the CPU: what is copied, and indices."""
+
+
+class Away(Tensor):
+    """A tensor on the accelerator, around one on the CPU."""
+
+    elem: Tensor
+
+    @staticmethod
+    def __new__(cls, elem: Tensor) -> "Away":
+        """Around ``elem``."""
+        make: Any = torch.Tensor._make_wrapper_subclass
+        away: Away = make(
+            cls,
+            elem.size(),
+            strides=elem.stride(),
+            storage_offset=elem.storage_offset(),
+            dtype=elem.dtype,
+            device=DEVICE,
+        )
+        away.elem = elem
+        return away
+
+    def __repr__(self, *, tensor_contents: Any = None) -> Any:
+        return f"Away({self.elem!r})"
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.tolist, Tensor.untyped_storage):
+            return func(args[0].elem)
+        if func is Tensor.numpy:
+            raise TypeError("a tensor of the accelerator cannot become an array: copy it to the CPU first")
+        if func in (Tensor.__getitem__, Tensor.__setitem__):
+            # A list becomes an index on the tensor's device, where torch would lose it.
+            index = tree_map(_listed, args[1], is_leaf=lambda part: isinstance(part, list))
+            args = (args[0], index, *args[2:])
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # torch says less of it than it passes
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+def _listed(index: Any) -> Any:
+    return torch.tensor(index) if isinstance(index, list) else index
+
+
+def _inside(value: Any) -> Any:
+    return value.elem if isinstance(value, Away) else value
+
+
+def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """An operation, on the CPU, with its result where a real accelerator would have it."""
+    name = func.name()
+    given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    away = [tensor for tensor in given if isinstance(tensor, Away)]
+    here = [tensor for tensor in given if not isinstance(tensor, Away)]
+    if any(tensor.is_meta for tensor in here):
+        raise RuntimeError(f"{name}: a tensor was made on the accelerator behind its back")
+    if away and any(tensor.dim() for tensor in here) and name not in ANYWHERE:
+        raise RuntimeError(f"{name}: one tensor is on the accelerator and one on the CPU")
+    device = kwargs.get("device")
+    there = bool(away) if device is None else torch.device(device) == DEVICE
+    if device is not None:
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    result = func(*tree_map(_inside, args), **tree_map(_inside, kwargs))
+    known = {id(tensor.elem): tensor for tensor in away}
+
+    def placed(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not there:
+            return value
+        # What is written into stays the tensor that it is.
+        return known[id(value)] if id(value) in known else Away(value)
+
+    return tree_map(placed, result)
+
+
+class _Dispatched(TorchDispatchMode):
+    """What is made on the device, without a tensor of it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+class _Given(TorchFunctionMode):
+    """Tensors that are made of numbers, which torch puts on a device where no mode can see it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        device = kwargs.get("device")
+        if func in (torch.tensor, torch.as_tensor) and device is not None and torch.device(device) == DEVICE:
+            return Away(func(*args, **{**kwargs, "device": "cpu"}))
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def accelerator() -> Iterator[torch.device]:
+    """The device, as long as the context is open; a model moves there by ``model.to(device)``."""
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        with _Given(), _Dispatched():
+            yield DEVICE
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)

@@ -1,0 +1,134 @@
+"""Device handling, on an accelerator that is not there: everything works on it, and gives what it gives on the CPU."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from accelerator import Away, accelerator
+from conformance import architectures, place, test_attention, test_counts, test_entries, test_identity, test_leaks
+from conformance import test_rows as rows
+from conformance.subjects import Subject, ours_by_default
+from laws import Law, judged, words
+from mutants.plain import Plain, plain
+from regression.live import cases, read
+from torch import Tensor
+
+from pressgauge import KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress, generate, perplexity
+from pressgauge.perplexity import Method
+
+OURS = {subject.name: subject for subject in ours_by_default()}
+SOME = ("knorm-budget", "plain-KnormPress-step", "compress-function")
+"""One of each convention."""
+LAWS: list[Law] = [
+    test_counts.test_heads_and_layers_agree_on_the_shape,
+    test_entries.test_of_equal_entries_the_earlier_stay,
+    test_entries.test_extreme_keys_are_keys,
+    test_entries.test_dtype_and_device_are_kept,
+    test_attention.test_logits_are_those_of_attention_to_what_is_held,
+    test_attention.test_a_copy_goes_its_own_way,
+    test_identity.test_a_ratio_of_one_changes_nothing_in_any_dtype,
+    test_identity.test_generate_attends_to_what_is_held,
+    rows.test_padding_counts_for_nothing,
+    test_leaks.test_a_second_sequence_is_as_fresh_as_the_first,
+    test_leaks.test_the_model_is_left_as_it_was,
+    test_leaks.test_what_is_evicted_is_freed,
+]
+"""Laws that reach all that a device could be wrong in."""
+PRESSES: dict[str, Press | None] = {
+    "none": None,
+    "knorm": KnormPress(0.5, prune_after=4, recent=2),
+    "streaming-llm": StreamingLLMPress(0.3, prune_after=4, sinks=2, schedule="step"),
+    "random": RandomPress(0.5, prune_after=4, schedule="prefill"),
+    "keydiff": KeyDiffPress(0.5, prune_after=4),
+}
+
+
+@pytest.fixture
+def device() -> Iterator[torch.device]:
+    """The accelerator, and models under test on it."""
+    with accelerator() as device:
+        place.choose(device)
+        try:
+            yield device
+        finally:
+            place.choose(torch.device("cpu"))
+
+
+def test_it_is_as_strict_as_a_real_one(device: torch.device) -> None:
+    """Tensors of two devices do not meet, nothing becomes an array without being copied, and numbers are numbers."""
+    there = torch.arange(6, device=device).view(2, 3)
+    assert isinstance(there, Away)
+    assert there.device == device
+    assert there[:, [0, 2]].tolist() == [[0, 2], [3, 5]]
+    assert (there * 2 + torch.tensor(1)).cpu().tolist() == [[1, 3, 5], [7, 9, 11]]
+    assert int(there.sum()) == 15
+    assert there.cpu().numpy().sum() == 15
+    for careless in (lambda: there + torch.ones(2, 3), lambda: there.gather(1, torch.zeros(2, 1, dtype=torch.long))):
+        with pytest.raises(RuntimeError, match="one tensor is on the accelerator and one on the CPU"):
+            careless()
+    with pytest.raises(TypeError, match="copy it to the CPU first"):
+        there.numpy()
+
+
+@pytest.mark.parametrize("law", LAWS, ids=words)
+@pytest.mark.parametrize("name", SOME)
+def test_the_laws_hold_there(name: str, law: Law, device: torch.device) -> None:
+    """As on the CPU, by the same code."""
+    result, reason = judged(law, OURS[name])
+    assert result in ("held", "not applicable"), reason
+
+
+class OnTheCPU(Plain):
+    """Indices are made on the CPU, whatever the device of the keys."""
+
+    def choose(self, scores: Tensor, count: int) -> Tensor:
+        return super().choose(scores.cpu(), count)
+
+
+def test_who_forgets_the_device_is_found_out(device: torch.device) -> None:
+    """By what torch itself says; the same compressor is right on the CPU."""
+    law = test_counts.test_heads_and_layers_agree_on_the_shape
+    subject: Subject = plain(OnTheCPU)
+    assert judged(law, subject)[0] == "crashed"
+    place.choose(torch.device("cpu"))
+    assert judged(law, subject)[0] == "held"
+
+
+@pytest.mark.parametrize("method", ["onepass", "stepwise", "plain"])
+@pytest.mark.parametrize("name", PRESSES)
+def test_perplexity_is_what_it_is_on_the_cpu(name: str, method: Method, device: torch.device) -> None:
+    """With padded rows, to the last bit: it is the same arithmetic."""
+    ids, mask = architectures.padded([14, 9])
+    found: list[Any] = []
+    for there in (device, torch.device("cpu")):
+        model = architectures.cast("qwen2", torch.float64, there)
+        found.append(perplexity(model, ids.to(there), PRESSES[name], 6, method, attention_mask=mask.to(there)))
+    mine, own = found
+    assert not isinstance(mine.nll, Away)
+    assert mine.nll.nan_to_num(-1).equal(own.nll.nan_to_num(-1))
+    assert (mine.held, mine.evictions, mine.kv_bytes) == (own.held, own.evictions, own.kv_bytes)
+    assert all(one.equal(other) for one, other in zip(mine.evicted_at, own.evicted_at, strict=True))
+
+
+def test_tokens_are_what_they_are_on_the_cpu(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedily and by sampling; the clock waits for the device."""
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    ids = architectures.tokens(2, 9)
+    found = []
+    for there in (device, torch.device("cpu")):
+        model = architectures.cast("llama", torch.float64, there)
+        found.append(generate(model, ids.to(there), PRESSES["knorm"], 6).tokens.cpu())
+    assert found[0].equal(found[1])
+    assert len(waited) == 7
+    assert set(waited) == {device}
+
+
+def test_what_is_read_from_a_cache_is_what_it_is_on_the_cpu(device: torch.device) -> None:
+    """The rows of the baseline ``entries``."""
+    for name, press in list(cases(64))[::12]:
+        found = read(press, torch.float32)
+        place.choose(torch.device("cpu"))
+        assert found == read(press, torch.float32), name
+        place.choose(device)
