@@ -48,11 +48,11 @@ def record(golden: Golden, before: Baseline | None, again: Callable[[], Mapping[
     """Two measurements, together, if they agree; what agrees with what was recorded stays as it is."""
     first, second = again(), again()
     one, other = ({name: timed(pairs) for name, pairs in found.items()} for found in (first, second))
-    if unsteady := [change(name, one[name], other[name]) for name in one if not alike(one[name], other[name])]:
+    if unsteady := [change(name, one[name], other[name]) for name in one if not alike(name, one[name], other[name])]:
         pytest.fail(f"times do not repeat themselves, so that they are not recorded:\n{table(unsteady)}", pytrace=False)
     now = {name: timed([*first[name], *second[name]]) for name in first}
     was = {} if before is None else {name: Timed.of(row) for name, row in before.rows.items()}
-    moved = [name for name in now if name not in was or not alike(was[name], now[name])]
+    moved = [name for name in now if name not in was or not alike(name, was[name], now[name])]
     golden.note([change(name, was[name], now[name]) for name in moved if name in was])
     if moved or set(was) != set(now):
         rows = {name: now[name].row() if name in moved else was[name].row() for name in now}
@@ -61,7 +61,7 @@ def record(golden: Golden, before: Baseline | None, again: Callable[[], Mapping[
 
 def change(name: str, was: Timed, now: Timed) -> Change:
     """For the table."""
-    return Change(NAME, name, "median", round(was.median, 4), round(now.median, 4), tolerance(was, now))
+    return Change(NAME, name, "median", round(was.median, 4), round(now.median, 4), tolerance(name, was, now))
 
 
 @ALONE
