@@ -128,8 +128,8 @@ def test_the_best_entries_of_a_long_text_stay(subject: Subject) -> None:
     """Rule 4 where a text is longer than the blocks in which keys may be scored."""
     if subject.declares.score is None:
         not_applicable("the subject does not declare its score")
-    keys = normal_keys(700)
-    for lengths in ([*subject.once(690), *[1] * 10], [300, 300, 100]):
+    keys = normal_keys(300)
+    for lengths in ([*subject.once(296), *[1] * 4], [200, 100]):
         check_best(audited(run_scripted(subject, keys, lengths, keep_ratio=0.5, prune_after=4)))
 
 

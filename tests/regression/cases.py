@@ -1,6 +1,6 @@
 """The presses that baselines are recorded of: every press under every schedule, at several ratios."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
 
 from pressgauge import KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress
@@ -18,13 +18,15 @@ DEFAULT = 512
 """What ``prune_after`` is unless it is given."""
 
 
-def presses(tokens: int, prompt: int) -> Iterator[tuple[str, Press, int]]:
-    """Every press, schedule, ratio, and P of 64 and of the default, by name, each with the prompt's length.
+def presses(tokens: int, prompt: int, kinds: Container[str]) -> Iterator[tuple[str, Press, int]]:
+    """Every press of these kinds, schedule, ratio, and P of 64 and of the default, by name, each with its prompt's length.
 
     With ``prefill`` the prompt has ``prompt`` tokens, else one. Of cases in which always equally many entries are held
     only the first is there, and none in which nothing is evicted.
     """
     for name, kind in PRESSES.items():
+        if name not in kinds:
+            continue
         for schedule in SCHEDULES:
             length = prompt if schedule == "prefill" else 1
             known = [sizes(kind(keep_ratio=1), tokens, length)]

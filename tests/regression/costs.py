@@ -1,6 +1,6 @@
 """What a press costs, free of noise: floating-point operations, operators and bytes, above the uncompressed run."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -86,8 +86,9 @@ def _above(found: dict[str, int], base: dict[str, int], name: str) -> Iterator[t
         yield f"{name} {what}", value - base[what]
 
 
-def costs(model: PreTrainedModel, ids: Tensor) -> dict[str, Row]:
-    """A row for each press and schedule, as differences to the uncompressed run, and one for that run itself."""
+def costs(model: PreTrainedModel, ids: Tensor, wanted: Container[str] | None = None) -> dict[str, Row]:
+    """A row for each press and schedule, or for those that are wanted, as differences to the uncompressed run, and one
+    for that run itself."""
     ids = ids[:1, :TOKENS]
     decode, kv_bytes = steps(model, ids, None)
     onepass = cost(lambda: perplexity(model, ids))
@@ -101,6 +102,8 @@ def costs(model: PreTrainedModel, ids: Tensor) -> dict[str, Row]:
     }
     for name, kind in PRESSES.items():
         for schedule in SCHEDULES:
+            if wanted is not None and f"{name} {schedule}" not in wanted:
+                continue
             press = kind(keep_ratio=0.5, prune_after=PRUNE_AFTER, schedule=schedule)
             mine, mine_bytes = steps(model, ids, press)
             once = cost(partial(perplexity, model, ids, press, PROMPT))

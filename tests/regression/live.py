@@ -1,7 +1,7 @@
 """What a cache does while a model decodes with it: the NLL of a loop that anybody would write, and what is read from
 the cache, in the order in which it is read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import torch
 from conformance.scripted import scripted
@@ -42,9 +42,13 @@ def decode(model: PreTrainedModel, ids: Tensor, press: Press) -> Row:
     return found | {"evicted_at": digest(cache.evicted_at)} if model.dtype == torch.float64 else found
 
 
-def decoding(model: PreTrainedModel, ids: Tensor) -> dict[str, Row]:
-    """A row for each case, on the first ``2 * PROMPT`` tokens of a document."""
-    return {name: decode(model, ids[:1, : 2 * PROMPT], press) for name, press in cases(32)}
+def decoding(model: PreTrainedModel, ids: Tensor, wanted: Container[str] | None = None) -> dict[str, Row]:
+    """A row for each case, or for those that are wanted, on the first ``2 * PROMPT`` tokens of a document."""
+    return {
+        name: decode(model, ids[:1, : 2 * PROMPT], press)
+        for name, press in cases(32)
+        if wanted is None or name in wanted
+    }
 
 
 def runs(tokens: Sequence[int]) -> str:
@@ -84,6 +88,6 @@ def read(press: Press, dtype: torch.dtype) -> Row:
     }
 
 
-def entries(dtype: torch.dtype) -> dict[str, Row]:
-    """A row for each case."""
-    return {name: read(press, dtype) for name, press in cases(64)}
+def entries(dtype: torch.dtype, wanted: Container[str] | None = None) -> dict[str, Row]:
+    """A row for each case, or for those that are wanted."""
+    return {name: read(press, dtype) for name, press in cases(64) if wanted is None or name in wanted}

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from pressgauge import Perplexity, perplexity
 from pressgauge.history import count_evictions
 from regression.baseline import Row
-from regression.cases import presses
+from regression.cases import PRESSES, presses
 
 TOKENS = 1024
 PROMPT = 768
@@ -43,10 +43,12 @@ def row(result: Perplexity, exact: bool) -> Row:
     return found | {"evicted_at": digest(result.evicted_at)} if exact else found
 
 
-def perplexities(model: PreTrainedModel, ids: Tensor, wanted: Container[str] | None = None) -> dict[str, Row]:
-    """A row for each press, and one for none; or those that are wanted."""
+def perplexities(
+    model: PreTrainedModel, ids: Tensor, kinds: Container[str] = PRESSES, wanted: Container[str] | None = None
+) -> dict[str, Row]:
+    """A row for each press of these kinds, and one for none; or those of them that are wanted."""
     exact = model.dtype == torch.float64
-    cases = [("uncompressed r=1", None, 1), *presses(ids.shape[1], min(PROMPT, ids.shape[1] * 3 // 4))]
+    cases = [("uncompressed r=1", None, 1), *presses(ids.shape[1], min(PROMPT, ids.shape[1] * 3 // 4), kinds)]
     return {
         name: row(perplexity(model, ids, press, prompt), exact)
         for name, press, prompt in cases

@@ -27,8 +27,12 @@ SOME = {
     "knorm step r=0.9 P=64",
     "knorm prefill r=0.3 P=64",
     "streaming-llm budget r=0.3 P=64",
+    "knorm budget",
+    "knorm step",
+    "knorm step sinks=2 recent=3",
+    "streaming-llm budget",
 }
-"""Of the rows of perplexity, enough to tell what changed."""
+"""Of the rows of all files, enough to tell what changed."""
 
 
 @pytest.fixture
@@ -37,10 +41,10 @@ def measured(golden: Golden, reference: Callable[..., Any]) -> Callable[[str], t
     model, tokenizer = reference("reference", dtype="float64")
     ids = load_text("reference", tokenizer, samples=2, tokens=TOKENS)
     works: dict[str, Callable[[], Rows]] = {
-        "perplexity-reference": partial(perplexities, model, ids, SOME),
-        "decoding": partial(decoding, model, ids),
-        "entries": partial(entries, torch.float32),
-        f"cost-{series()}": partial(costs, model, ids),
+        "perplexity-reference": partial(perplexities, model, ids, wanted=SOME),
+        "decoding": partial(decoding, model, ids, wanted=SOME),
+        "entries": partial(entries, torch.float32, wanted=SOME),
+        f"cost-{series()}": partial(costs, model, ids, wanted=SOME),
     }
 
     def measure(file: str) -> tuple[Baseline, Rows]:
