@@ -19,7 +19,7 @@ DEFAULT = 512
 
 
 def presses(tokens: int, prompt: int, kinds: Container[str]) -> Iterator[tuple[str, Press, int]]:
-    """Every press of these kinds, schedule, ratio, and P of 64 and of the default, by name, each with its prompt's length.
+    """Every press of these kinds, schedule, ratio, and P of 64 and of the default, by name, with its prompt's length.
 
     With ``prefill`` the prompt has ``prompt`` tokens, else one. Of cases in which always equally many entries are held
     only the first is there, and none in which nothing is evicted.
