@@ -16,7 +16,7 @@ nothing is rounded."""
 
 
 @cache
-def _model(dtype: torch.dtype, tokens: int) -> Any:
+def _model(dtype: torch.dtype, tokens: int, device: torch.device) -> Any:
     config = LlamaConfig(
         vocab_size=tokens,
         hidden_size=HEADS * tokens,
@@ -44,7 +44,7 @@ def _model(dtype: torch.dtype, tokens: int) -> Any:
         # Keys are not rotated.
         model.model.rotary_emb.inv_freq.zero_()
         model.lm_head = nn.Linear(HEADS * tokens, 2, bias=False)
-    model.to(place.chosen(), dtype)
+    model.to(device, dtype)
     model.eval()
     return model
 
@@ -66,7 +66,7 @@ def scripted(keys: Tensor) -> tuple[Any, Tensor]:
     """
     rows, heads, tokens, _ = keys.shape
     known = next(known for known in TOKENS if rows * tokens <= known)
-    model = _model(keys.dtype, known)
+    model = _model(keys.dtype, known, place.chosen())
     ids = torch.arange(rows * tokens).view(rows, tokens)
     values = torch.zeros_like(keys)
     values[..., 0] = 1 + torch.arange(tokens, dtype=keys.dtype)
