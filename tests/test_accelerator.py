@@ -10,11 +10,13 @@ from conformance import architectures, place, test_attention, test_counts, test_
 from conformance import test_rows as rows
 from conformance.subjects import Subject, ours_by_default
 from laws import Law, judged, words
+from mutants.catalogue import cached, with_layers
 from mutants.plain import Plain, plain
 from regression.live import cases, read
 from torch import Tensor
 
 from pressgauge import KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress, generate, perplexity
+from pressgauge.cache import PressedLayer
 from pressgauge.perplexity import Method
 
 OURS = {subject.name: subject for subject in ours_by_default()}
@@ -92,6 +94,33 @@ def test_who_forgets_the_device_is_found_out(device: torch.device) -> None:
     law = test_counts.test_heads_and_layers_agree_on_the_shape
     subject: Subject = plain(OnTheCPU)
     assert judged(law, subject)[0] == "crashed"
+    place.choose(torch.device("cpu"))
+    assert judged(law, subject)[0] == "held"
+
+
+class LeftOnTheCPU(Plain):
+    """What stays comes back on the CPU."""
+
+    def take(self, tensor: Tensor, kept: Tensor) -> Tensor:
+        return super().take(tensor, kept).cpu()
+
+
+class MovedLayer(PressedLayer):
+    """What is read of a cache is on the CPU."""
+
+    def _ordered(self, buffer: Tensor | None) -> Tensor | None:
+        found = super()._ordered(buffer)
+        return None if found is None else found.cpu()
+
+
+@pytest.mark.parametrize("subject", [plain(LeftOnTheCPU), cached(with_layers(MovedLayer))], ids=["function", "cache"])
+def test_what_is_held_elsewhere_is_a_finding(subject: Subject, device: torch.device) -> None:
+    """Of the law about devices, which on the CPU has nothing to find."""
+    law = test_entries.test_dtype_and_device_are_kept
+    result, finding = judged(law, subject)
+    assert result == "broken"
+    assert "on meta" in finding
+    assert "on cpu" in finding
     place.choose(torch.device("cpu"))
     assert judged(law, subject)[0] == "held"
 

@@ -9,6 +9,7 @@ from regression import timings
 
 from pressgauge.models import load
 from pressgauge.text import load_text
+from pressgauge.timing import Ratio, ratio
 
 RATIO = "knorm budget TPOT"
 
@@ -21,8 +22,8 @@ def alarms() -> Iterator[str]:
     ids = load_text("reference", tokenizer, samples=1, tokens=timings.PROMPT)
     measure = partial(timings.measure, model, ids, [RATIO])
 
-    def baseline() -> timings.Timed:
-        return timings.timed([*measure()[RATIO], *measure()[RATIO]])
+    def baseline() -> Ratio:
+        return ratio([*measure()[RATIO], *measure()[RATIO]])
 
     for share, count, limit in ((0.0, 200, "at most 4"), (0.15, 100, "at least 95")):
         said, errors = 0, []
@@ -31,6 +32,6 @@ def alarms() -> Iterator[str]:
                 was = baseline()
             with patch.object(timings, "generate", timings.slower_generate(share)):
                 said += bool(timings.longer({RATIO: was}, lambda names: measure()))
-            errors.append(was.error)
+            errors.append(timings.error(was))
         spread = sorted(errors)[count // 2]
         yield f"slower by {share:.0%}: called slower in {said} of {count} ({limit}); standard error {spread:.1%}"

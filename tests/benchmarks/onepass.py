@@ -1,9 +1,9 @@
 """One-pass perplexity beside a plain forward pass with the same loss, and beside decoding token by token."""
 
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from regression.timings import seconds
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -15,14 +15,8 @@ from pressgauge.text import load_text
 from pressgauge.timing import Ratio, interleave, ratio
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
 def _compare(first: Callable[[], object], second: Callable[[], object], pairs: int) -> Ratio:
-    return ratio(interleave(lambda: _seconds(first), lambda: _seconds(second), pairs))
+    return ratio(interleave(lambda: seconds(first), lambda: seconds(second), pairs))
 
 
 def _presses(prune_after: int, *schedules: str) -> Iterator[tuple[str, Press]]:

@@ -71,8 +71,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """What a subject refuses, in a sentence of its own, is not applicable to it. Our presses refuse nothing here when
-    they are attached; as plain caches, batches, which may be padded. Laws that
-    draw their cases draw another one; what was refused there is noted, so that nobody takes it for held."""
+    they are attached; as plain caches, batches, which may be padded. Laws that draw their cases draw another one;
+    what was refused there is noted, so that nobody takes it for held."""
     REFUSALS.clear()
     try:
         return (yield)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich import box
@@ -73,15 +72,12 @@ def read(path: Path) -> Baseline:
 def write(baseline: Baseline, path: Path) -> None:
     """Write a baseline into a file, one row a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    parts: dict[str, Any] = {
-        "provenance": dict(baseline.provenance),
-        "tolerance": dict(baseline.tolerance),
-        "rows": {name: dict(row) for name, row in baseline.rows.items()},
-    }
-    text = [yaml.safe_dump({"provenance": parts["provenance"]}, sort_keys=False, width=math.inf)]
-    rest = {"tolerance": parts["tolerance"], "rows": parts["rows"]}
-    text.append(yaml.safe_dump(rest, sort_keys=False, default_flow_style=None, width=math.inf))
-    path.write_text("".join(text), encoding="utf-8")
+    head = {"provenance": dict(baseline.provenance)}
+    rows = {name: dict(row) for name, row in baseline.rows.items()}
+    rest = {"tolerance": dict(baseline.tolerance), "rows": rows}
+    text = yaml.safe_dump(head, sort_keys=False, width=math.inf)
+    text += yaml.safe_dump(rest, sort_keys=False, width=math.inf, default_flow_style=None)
+    path.write_text(text, encoding="utf-8")
 
 
 def _same(was: Value | None, now: Value | None, tolerance: float) -> bool:

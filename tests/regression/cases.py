@@ -2,17 +2,13 @@
 
 from collections.abc import Container, Iterator
 from dataclasses import replace
+from typing import get_args
 
-from pressgauge import KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress
+from pressgauge import Press
 from pressgauge.budget import Ledger, Schedule, pass_lengths
+from pressgauge.cli import PRESSES
 
-PRESSES: dict[str, type[Press]] = {
-    "knorm": KnormPress,
-    "streaming-llm": StreamingLLMPress,
-    "random": RandomPress,
-    "keydiff": KeyDiffPress,
-}
-SCHEDULES: tuple[Schedule, ...] = ("budget", "step", "prefill")
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 RATIOS = (0.9, 0.8, 0.7, 0.5, 0.3, 0.1)
 DEFAULT = 512
 """What ``prune_after`` is unless it is given."""

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from pressgauge import Press, perplexity
 from pressgauge.cache import storage_nbytes
+from pressgauge.cli import PRESSES
 from pressgauge.decoder import attached, new_cache
 from regression.baseline import Row
-from regression.cases import PRESSES, SCHEDULES
+from regression.cases import SCHEDULES
 
 TOKENS = 256
 PROMPT = 128

@@ -11,8 +11,9 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from pressgauge import Press
+from pressgauge.cli import PRESSES
 from regression.baseline import Row
-from regression.cases import PRESSES, SCHEDULES
+from regression.cases import SCHEDULES
 from regression.perplexities import digest
 
 PROMPT = 64

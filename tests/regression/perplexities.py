@@ -8,12 +8,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pressgauge import Perplexity, perplexity
+from pressgauge.cli import PRESSES
 from pressgauge.history import count_evictions
 from regression.baseline import Row
-from regression.cases import PRESSES, presses
+from regression.cases import presses
 
 TOKENS = 1024
-PROMPT = 768
 EXACT = 1e-9
 """Relative tolerance in float64: sums are taken in other orders elsewhere, and that is all."""
 
@@ -48,7 +48,7 @@ def perplexities(
 ) -> dict[str, Row]:
     """A row for each press of these kinds, and one for none; or those of them that are wanted."""
     exact = model.dtype == torch.float64
-    cases = [("uncompressed r=1", None, 1), *presses(ids.shape[1], min(PROMPT, ids.shape[1] * 3 // 4), kinds)]
+    cases = [("uncompressed r=1", None, 1), *presses(ids.shape[1], ids.shape[1] * 3 // 4, kinds)]
     return {
         name: row(perplexity(model, ids, press, prompt), exact)
         for name, press, prompt in cases

@@ -35,15 +35,19 @@ def machine(device: torch.device) -> dict[str, str | int]:
     return {"processor": processor(device), "cores": os.cpu_count() or 1, "threads": torch.get_num_threads()}
 
 
+def command(device: torch.device) -> str:
+    """What makes the baselines of a device."""
+    return "nox -s baselines" + ("" if device.type == "cpu" else f" -- --device {device.type}")
+
+
 def provenance(device: torch.device, dtype: str) -> dict[str, str | int]:
     """Versions, machine, dtype, date and command."""
-    command = "nox -s baselines" + ("" if device.type == "cpu" else f" -- --device {device.type}")
     return {
         **versions(),
         **machine(device),
         "dtype": dtype,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "command": command,
+        "command": command(device),
     }
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from pressgauge.cli import PRESSES
 from pressgauge.text import load_text
-from regression.cases import PRESSES
 from regression.live import decoding, entries
 from regression.perplexities import EXACT, TOKENS, perplexities
 from regression.plugin import Golden

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from pressgauge.text import load_text
+from pressgauge.timing import Ratio, ratio
 from regression import timings
-from regression.baseline import Baseline, Change, read, table, write
+from regression.baseline import Baseline, Change, table, write
 from regression.plugin import Golden
 from regression.provenance import machine, provenance
-from regression.timings import PROMPT, Pairs, Timed, alike, longer, measure, timed, tolerance
+from regression.timings import PROMPT, Pairs, alike, from_row, longer, measure, to_row, tolerance
 
 NAME = "time"
 ALONE = pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="times are taken by one process alone")
@@ -21,10 +22,7 @@ ALONE = pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="times ar
 @ALONE
 def test_time_is_no_longer_than_recorded(golden: Golden, reference: Callable[..., Any]) -> None:
     """Ratios of times, where the machine is the recorded one; what seems slower is measured once more."""
-    path = golden.path(NAME)
-    if not golden.recording and not path.is_file():
-        pytest.fail(golden.missing(NAME), pytrace=False)
-    before = read(path) if path.is_file() else None
+    before = golden.recorded(NAME)
     here = machine(golden.device)
     same = before is not None and all(before.provenance[key] == value for key, value in here.items())
     model, tokenizer = reference("reference", "float32", str(golden.device))
@@ -37,7 +35,7 @@ def test_time_is_no_longer_than_recorded(golden: Golden, reference: Callable[...
     if not same:
         there = ", ".join(f"{before.provenance[key]} {key}" for key in here)
         pytest.skip(f"not comparable: times are recorded for {there}, and this is {here}")
-    was = {name: Timed.of(row) for name, row in before.rows.items()}
+    was = {name: from_row(row) for name, row in before.rows.items()}
     slow = longer(was, again)
     found = [change(name, was[name], now) for name, now in slow.items()]
     golden.note(found)
@@ -47,19 +45,19 @@ def test_time_is_no_longer_than_recorded(golden: Golden, reference: Callable[...
 def record(golden: Golden, before: Baseline | None, again: Callable[[], Mapping[str, Pairs]]) -> None:
     """Two measurements, together, if they agree; what agrees with what was recorded stays as it is."""
     first, second = again(), again()
-    one, other = ({name: timed(pairs) for name, pairs in found.items()} for found in (first, second))
+    one, other = ({name: ratio(pairs) for name, pairs in found.items()} for found in (first, second))
     if unsteady := [change(name, one[name], other[name]) for name in one if not alike(name, one[name], other[name])]:
         pytest.fail(f"times do not repeat themselves, so that they are not recorded:\n{table(unsteady)}", pytrace=False)
-    now = {name: timed([*first[name], *second[name]]) for name in first}
-    was = {} if before is None else {name: Timed.of(row) for name, row in before.rows.items()}
+    now = {name: ratio([*first[name], *second[name]]) for name in first}
+    was = {} if before is None else {name: from_row(row) for name, row in before.rows.items()}
     moved = [name for name in now if name not in was or not alike(name, was[name], now[name])]
     golden.note([change(name, was[name], now[name]) for name in moved if name in was])
     if moved or set(was) != set(now):
-        rows = {name: now[name].row() if name in moved else was[name].row() for name in now}
+        rows = {name: to_row(now[name] if name in moved else was[name]) for name in now}
         write(Baseline(provenance(golden.device, "float32"), {}, rows), golden.path(NAME))
 
 
-def change(name: str, was: Timed, now: Timed) -> Change:
+def change(name: str, was: Ratio, now: Ratio) -> Change:
     """For the table."""
     return Change(NAME, name, "median", round(was.median, 4), round(now.median, 4), tolerance(name, was, now))
 
@@ -72,7 +70,7 @@ def test_decoding_that_is_slower_by_three_tenths_is_caught(
     model, tokenizer = reference("reference")
     ids = load_text("reference", tokenizer, samples=1, tokens=PROMPT)
     names = ["knorm budget TPOT"]
-    was = timings.timed(timings.measure(model, ids, names)[names[0]])
+    was = ratio(timings.measure(model, ids, names)[names[0]])
 
     monkeypatch.setattr(timings, "generate", timings.slower_generate(0.3))
     slower = timings.longer({names[0]: was}, partial(timings.measure, model, ids))

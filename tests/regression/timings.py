@@ -7,20 +7,17 @@ this is said where nothing is slower, and how often where something is, counts `
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from statistics import NormalDist
 from typing import Any
 
-import numpy as np
-from scipy.stats import bootstrap
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from pressgauge import Generation, KnormPress, Press, StreamingLLMPress, generate, perplexity
-from pressgauge.timing import interleave
+from pressgauge.timing import Ratio, interleave, ratio
 from regression.baseline import Row
 
 PAIRS = 16
@@ -41,49 +38,36 @@ PRESSES: dict[str, Press] = {
 }
 
 
-@dataclass(frozen=True)
-class Timed:
-    """A ratio of times: the median over pairs, and its 95 % interval by bootstrap."""
-
-    median: float
-    low: float
-    high: float
-
-    @property
-    def error(self) -> float:
-        """The standard error of the logarithm of the median."""
-        return math.log(self.high / self.low) / (2 * NormalDist().inv_cdf(0.975))
-
-    def row(self) -> Row:
-        """For a baseline."""
-        return {"median": round(self.median, 4), "low": round(self.low, 4), "high": round(self.high, 4)}
-
-    @classmethod
-    def of(cls, row: Row) -> "Timed":
-        """What a baseline says."""
-        return cls(float(row["median"]), float(row["low"]), float(row["high"]))
+def to_row(found: Ratio) -> Row:
+    """A ratio, for a baseline."""
+    low, high = found.interval
+    return {"median": round(found.median, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
-def timed(pairs: Sequence[tuple[float, float]]) -> Timed:
-    """Of pairs of times, the ratio of the first to the second."""
-    ratios = np.array([first / second for first, second in pairs])
-    interval = bootstrap((ratios,), np.median, method="percentile", rng=np.random.default_rng(0)).confidence_interval
-    return Timed(float(np.median(ratios)), float(interval.low), float(interval.high))
+def from_row(row: Row) -> Ratio:
+    """The ratio that a baseline has."""
+    return Ratio(float(row["median"]), (float(row["low"]), float(row["high"])))
 
 
-def tolerance(name: str, was: Timed, now: Timed) -> float:
+def error(found: Ratio) -> float:
+    """The standard error of the logarithm of the median."""
+    low, high = found.interval
+    return math.log(high / low) / (2 * NormalDist().inv_cdf(0.975))
+
+
+def tolerance(name: str, was: Ratio, now: Ratio) -> float:
     """How much longer ``now`` may take without being called slower, relative to ``was``; ``name`` is the ratio's."""
     between = next(between for what, between in BETWEEN.items() if name.endswith(what))
-    error = math.hypot(was.error, now.error, between, between)
-    return MARGIN * math.exp(NormalDist().inv_cdf(1 - ERROR_RATE) * error) - 1
+    chance = math.hypot(error(was), error(now), between, between)
+    return MARGIN * math.exp(NormalDist().inv_cdf(1 - ERROR_RATE) * chance) - 1
 
 
-def slower(name: str, was: Timed, now: Timed) -> bool:
+def slower(name: str, was: Ratio, now: Ratio) -> bool:
     """Whether ``now`` is above ``was`` by more than ``MARGIN`` and chance."""
     return now.median / was.median > 1 + tolerance(name, was, now)
 
 
-def alike(name: str, was: Timed, now: Timed) -> bool:
+def alike(name: str, was: Ratio, now: Ratio) -> bool:
     """Whether neither is slower than the other."""
     return not slower(name, was, now) and not slower(name, now, was)
 
@@ -103,12 +87,14 @@ def _decoding(model: PreTrainedModel, ids: Tensor, press: Press) -> dict[str, Pa
     }
 
 
-def _onepass(model: PreTrainedModel, ids: Tensor, press: Press) -> dict[str, Pairs]:
-    def seconds(work: Callable[[], object]) -> float:
-        started = time.perf_counter()
-        work()
-        return time.perf_counter() - started
+def seconds(work: Callable[[], object]) -> float:
+    """How long a call takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
+
+def _onepass(model: PreTrainedModel, ids: Tensor, press: Press) -> dict[str, Pairs]:
     ids = ids[:1, :SHORT]
     mine, plain = partial(perplexity, model, ids, press), partial(perplexity, model, ids, method="plain")
     return {"one-pass to plain": interleave(lambda: seconds(mine), lambda: seconds(plain), PAIRS)}
@@ -128,12 +114,12 @@ def measure(model: PreTrainedModel, ids: Tensor, wanted: Collection[str] = NAMES
     return found
 
 
-def _slow(was: Mapping[str, Timed], pairs: Mapping[str, Pairs]) -> dict[str, Timed]:
-    found = {name: timed(pairs[name]) for name in was}
+def _slow(was: Mapping[str, Ratio], pairs: Mapping[str, Pairs]) -> dict[str, Ratio]:
+    found = {name: ratio(pairs[name]) for name in was}
     return {name: now for name, now in found.items() if slower(name, was[name], now)}
 
 
-def longer(was: Mapping[str, Timed], again: Callable[[Collection[str]], Mapping[str, Pairs]]) -> dict[str, Timed]:
+def longer(was: Mapping[str, Ratio], again: Callable[[Collection[str]], Mapping[str, Pairs]]) -> dict[str, Ratio]:
     """The ratios that are slower than they were, by two measurements of which the second is of the slower ones only.
 
     Args:
