@@ -23,7 +23,6 @@ OURS = {subject.name: subject for subject in ours_by_default()}
 LAWS: list[Law] = [
     test_counts.test_heads_and_layers_agree_on_the_shape,
     test_entries.test_of_equal_entries_the_earlier_stay,
-    test_entries.test_extreme_keys_are_keys,
     test_entries.test_dtype_and_device_are_kept,
     test_attention.test_logits_are_those_of_attention_to_what_is_held,
     test_attention.test_a_copy_goes_its_own_way,
@@ -125,8 +124,10 @@ def test_what_is_held_elsewhere_is_a_finding(subject: Subject, device: torch.dev
     assert judged(law, subject)[0] == "held"
 
 
-@pytest.mark.parametrize("method", ["onepass", "stepwise", "plain"])
-@pytest.mark.parametrize("name", PRESSES)
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*((name, "onepass") for name in PRESSES), ("knorm", "stepwise"), ("keydiff", "stepwise"), ("none", "plain")],
+)
 def test_perplexity_is_what_it_is_on_the_cpu(name: str, method: Method, device: torch.device) -> None:
     """With padded rows, to the last bit: it is the same arithmetic."""
     ids, mask = architectures.padded([14, 9])
@@ -156,9 +157,8 @@ def test_tokens_are_what_they_are_on_the_cpu(device: torch.device, monkeypatch: 
 
 
 def test_what_is_read_from_a_cache_is_what_it_is_on_the_cpu(device: torch.device) -> None:
-    """The rows of the baseline ``entries``."""
-    for name, press in list(cases(64))[::12]:
-        found = read(press, torch.float32)
-        place.choose(torch.device("cpu"))
-        assert found == read(press, torch.float32), name
-        place.choose(device)
+    """A row of the baseline ``entries``."""
+    press = dict(cases(64))["knorm budget sinks=2 recent=3"]
+    found = read(press, torch.float32)
+    place.choose(torch.device("cpu"))
+    assert found == read(press, torch.float32)

@@ -162,7 +162,8 @@ def _replay_changing(
             continue
         columns = (positions + offset).clamp(min=0)
         held = keys.gather(2, columns[..., None].expand(-1, -1, -1, dimension))
-        held = held.masked_fill((positions < 0)[..., None], 0)
+        if any(padding):
+            held = held.masked_fill((positions < 0)[..., None], 0)
         ranks = rank(press.score(held, positions=positions, layer=layer), positions, press.sinks)
         own = ledger.columns - offset
         _, positions, gone = choose(protect(ranks, positions, own - press.recent), positions, ledger.held)

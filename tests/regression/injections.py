@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache as cache_results
 from typing import Any
 
 import pytest
@@ -46,11 +47,8 @@ def wrong_default(patch: pytest.MonkeyPatch) -> None:
 def boundary(patch: pytest.MonkeyPatch) -> None:
     """A layer that holds P entries is pruned."""
     target = budget.Budget.target
-
-    def careless(self: budget.Budget, seen: int, held: int) -> int:
-        return target(replace(self, prune_after=max(0, self.prune_after - 1)), seen, held)
-
-    patch.setattr(budget.Budget, "target", careless)
+    less = cache_results(lambda rules: replace(rules, prune_after=max(0, rules.prune_after - 1)))
+    patch.setattr(budget.Budget, "target", lambda self, seen, held: target(less(self), seen, held))
 
 
 def floor(patch: pytest.MonkeyPatch) -> None:
