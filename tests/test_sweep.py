@@ -284,7 +284,7 @@ def test_equal_things_have_equal_digests_in_any_order() -> None:
 
 def test_a_killed_sweep_that_is_resumed_writes_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
     """Killed without warning between two results, in a process of its own with as many threads as this one."""
-    options = "--press knorm,random,keydiff --keep-ratios 0.9,0.7,0.5 --tokens 300 --samples 2".split()
+    options = "--press knorm,random,keydiff --keep-ratios 0.9,0.7,0.5 --tokens 200 --samples 2".split()
     options += "--prune-after 16 --device cpu".split()
     whole, cut = tmp_path / "whole.json", tmp_path / "cut.json"
     assert CliRunner().invoke(app, ["measure", *options, "--json", str(whole)]).exit_code == 0

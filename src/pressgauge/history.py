@@ -153,20 +153,23 @@ def _replay_changing(
     rows, heads, _, dimension = keys.shape
     history = History(rows, heads, keys.device)
     offset = torch.tensor(padding, device=keys.device)[:, None, None]
-    positions = torch.empty((rows, heads, 0), dtype=torch.long, device=keys.device)
+    own = (torch.arange(keys.shape[2], device=keys.device) - offset).clamp(min=-1).expand(rows, heads, -1)
+    # Filler is zero, as it is in a cache.
+    keys = keys.masked_fill((own < 0)[..., None], 0)
+    held, positions, known = keys[:, :, :0], own[..., :0], 0
     for tokens in passes:
-        new = torch.arange(ledger.columns, ledger.columns + tokens, device=keys.device) - offset
-        positions = torch.cat([positions, new.clamp(min=-1).expand(rows, heads, tokens)], dim=-1)
         ledger.feed(tokens, [min(pad, ledger.columns + tokens) for pad in padding])
         if not ledger.cut:
             continue
-        columns = (positions + offset).clamp(min=0)
-        held = keys.gather(2, columns[..., None].expand(-1, -1, -1, dimension))
-        if any(padding):
-            held = held.masked_fill((positions < 0)[..., None], 0)
+        new = slice(known, ledger.columns)
+        held, positions = torch.cat([held, keys[:, :, new]], dim=2), torch.cat([positions, own[..., new]], dim=2)
+        known = ledger.columns
         ranks = rank(press.score(held, positions=positions, layer=layer), positions, press.sinks)
-        own = ledger.columns - offset
-        _, positions, gone = choose(protect(ranks, positions, own - press.recent), positions, ledger.held)
+        ranks = protect(ranks, positions, ledger.columns - offset - press.recent)
+        kept, positions, gone = choose(ranks, positions, ledger.held)
+        held = held.gather(2, kept[..., None].expand(-1, -1, -1, dimension))
+        if any(padding):
+            held.masked_fill_((positions < 0)[..., None], 0)
         history.record(gone, ledger.padding, ledger.columns)
     return history.evicted_at(ledger.columns, padding)
 

@@ -95,6 +95,9 @@ def _check_pair(
     stays, goes = [t for t in free if t in now], [t for t in free if t not in now]
     if not stays or not goes:
         return
+    # Most often all is well, and two numbers tell.
+    if max(scores[t] for t in goes) < min(scores[t] for t in stays) and sum(scores.values()) == sum(scores.values()):
+        return
     for worst in stays:
         for best in goes:
             low, high = scores[worst], scores[best]

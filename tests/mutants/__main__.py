@@ -25,16 +25,20 @@ Matrix = dict[str, dict[str, str]]
 """What came out, by mutant and law in words."""
 
 
+SUBJECTS = [*(mutant.subject for mutant in MUTANTS), *VARIANTS]
+
+
 def outcomes(number: int) -> dict[str, str]:
-    """One mutant against every law."""
-    return {law: result for law, (result, _) in judged_by_all(MUTANTS[number].subject).items()}
+    """One subject against every law."""
+    return {law: result for law, (result, _) in judged_by_all(SUBJECTS[number]).items()}
 
 
 def measure() -> Matrix:
-    """All mutants against all laws, in as many processes as there are cores."""
+    """All mutants, then all that is right, against all laws, in as many processes as there are cores."""
     with ProcessPoolExecutor() as pool:
-        found = list(track(pool.map(outcomes, range(len(MUTANTS))), "killing", total=len(MUTANTS)))
-    return {mutant.id: row for mutant, row in zip(MUTANTS, found, strict=True)}
+        found = list(track(pool.map(outcomes, range(len(SUBJECTS))), "killing", total=len(SUBJECTS)))
+    names = [*(mutant.id for mutant in MUTANTS), *map(repr, VARIANTS)]
+    return dict(zip(names, found, strict=True))
 
 
 def draw(matrix: Matrix, path: Path) -> None:
@@ -90,6 +94,9 @@ def survivors(matrix: Matrix) -> list[Mutant]:
 def main() -> None:
     """Measure, write, and say what survives."""
     matrix = measure()
+    right = {repr(variant): matrix.pop(repr(variant)) for variant in VARIANTS}
+    if wrongly := [(law, name) for name, row in right.items() for law in row if row[law] in ("broken", "crashed")]:
+        raise SystemExit(f"laws that break on what is right: {', '.join(map(' on '.join, wrongly))}")
     draw(matrix, DOCS / "kill-matrix.svg")
     lines = list(page(matrix))
     (DOCS / "kill-matrix.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

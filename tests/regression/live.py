@@ -16,7 +16,7 @@ from regression.baseline import Row
 from regression.cases import SCHEDULES
 from regression.perplexities import digest
 
-PROMPT = 64
+PROMPT = 48
 """Tokens of the prompt, as many as are then fed singly."""
 SHORT, LATER = 120, 40
 """The same of the texts whose entries are read: so many that an evicted entry's place is taken by another."""

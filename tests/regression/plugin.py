@@ -18,6 +18,12 @@ OBTAINED = BASELINES.parent / "obtained"
 PROPERTY = "baseline changes"
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that no worker is left alone with one in the end."""
+    items.sort(key=lambda item: item.path.parts[-2:] != ("regression", "test_perplexity.py"))
+
+
 @dataclass
 class Golden:
     """Compares what a test measures with the baseline of its device, or records it with ``--regen-all``."""

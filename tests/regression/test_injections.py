@@ -25,12 +25,9 @@ SOME = {
     "knorm budget r=0.7 P=64",
     "knorm step r=0.5 P=512",
     "knorm step r=0.9 P=64",
-    "knorm prefill r=0.3 P=64",
-    "streaming-llm budget r=0.3 P=64",
     "knorm budget",
     "knorm step",
     "knorm step sinks=2 recent=3",
-    "streaming-llm budget",
 }
 """Of the rows of all files, enough to tell what changed."""
 
