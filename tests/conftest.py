@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from conformance import guard
-from conformance.trained import trained_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# What is heavy to import is imported where tests are run, see ``conformance.plugin``.
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 pytest_plugins = ["conformance.plugin", "regression.plugin"]
 
@@ -20,15 +22,19 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture(scope="session")
-def device(pytestconfig: pytest.Config) -> torch.device:
+def device(pytestconfig: pytest.Config) -> "torch.device":
     """The device that was asked for."""
+    import torch
+
     return torch.device(pytestconfig.getoption("--device"))
 
 
 @pytest.fixture(scope="session")
-def reference() -> Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
+def reference() -> "Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]":
     """A reference model and its tokenizer: ``reference("reference", dtype="float64")``, on the CPU unless a device is
     given. Shared: not to be changed."""
+    from conformance.trained import trained_model
+
     return lambda name="reference", dtype="float32", device="cpu": trained_model(name, dtype, device)
 
 
@@ -41,13 +47,17 @@ def shared_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tinystories(shared_folder: Path) -> Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
+def tinystories(shared_folder: Path) -> "Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]":
     """The pretrained 260K-parameter Llama and its tokenizer. Shared: not to be changed."""
+    from conformance.trained import trained_model
+
     return lambda dtype="float32": trained_model(str(shared_folder / "models" / "tinystories-260k"), dtype)
 
 
 @pytest.fixture(autouse=True)
 def shared_models_are_left_alone() -> Iterator[None]:
     """Fail the test that changed a model that tests share."""
+    from conformance import guard
+
     yield
     assert not guard.changed(), "this test changed a model that all tests share"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import settings
-from regression.plugin import OBTAINED
+from regression.golden import OBTAINED
 from test_docs import DOCS, ROOT, sessions
 
 TEXT = re.search(r"<!-- workflow -->\n```yaml\n(.*?)^```$", (DOCS / "ci.md").read_text(encoding="utf-8"), re.M | re.S)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from pressgauge import KnormPress, Press, RandomPress, perplexity, sweep
 from pressgauge.cli import app
 from pressgauge.journal import Journal, digest
+from pressgauge.models import load
 from pressgauge.row import Row
 from pressgauge.sweep import Plan, fingerprint, prepare, run_sweep
 
@@ -171,6 +173,7 @@ def keys(wanted: Plan, path: Path) -> set[str]:
 
 def test_no_result_is_mistaken_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Change anything that a result depends on, and its key is another one."""
+    monkeypatch.setattr(sweep, "load", cache(load))
     path = tmp_path / "journal"
     one: dict[str, tuple[Press, ...]] = {"knorm": (KnormPress(1.0), KnormPress(0.5, prune_after=16))}
     base = keys(plan(presses=one), path)

@@ -3,17 +3,15 @@
 import os
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import transformers
 from hypothesis import HealthCheck, settings
 
-from . import place
-from .session import REFUSALS, Refused, not_applicable
-from .subjects import Subject, find
+# Whatever imports torch and transformers, which takes as long as many tests do, is imported where tests are run: with
+# pytest-xdist there is a process that only hands them out.
 
 # Everything is drawn anew with HYPOTHESIS_PROFILE=random or nightly, and reproducible otherwise.
 # One failure at a time: a law that a mutant breaks in two ways fails by an assertion, not by a group of them.
@@ -45,12 +43,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     load_profile()
-    if config.getoption("--device") != "mps":
-        # Laws are exact in float64, which Apple's devices have not.
-        place.choose(torch.device(config.getoption("--device")))
-    # Two workers on two cores: more threads only get in each other's way. One thread also repeats to the bit.
-    torch.set_num_threads(1)
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        import torch
+
+        from . import place
+
+        if config.getoption("--device") != "mps":
+            # Laws are exact in float64, which Apple's devices have not.
+            place.choose(torch.device(config.getoption("--device")))
+        # Two workers on two cores: more threads only get in each other's way. One thread also repeats to the bit.
+        torch.set_num_threads(1)
     if reference := config.getoption("--subject"):
+        from .subjects import find
+
         # A name that is not found is one sentence, before anything is collected.
         find(reference)
         if config.getoption("tbstyle") == "auto":
@@ -60,10 +65,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    lines = [
-        f"torch {torch.__version__}, transformers {transformers.__version__}, device {config.getoption('--device')}"
-    ]
+    lines = [f"torch {version('torch')}, transformers {version('transformers')}, device {config.getoption('--device')}"]
     if reference := config.getoption("--subject"):
+        from .subjects import find
+
         lines.append(f"subject: {find(reference)}")
     return lines
 
@@ -73,6 +78,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     """What a subject refuses, in a sentence of its own, is not applicable to it. Our presses refuse nothing here when
     they are attached; as plain caches, batches, which may be padded. Laws that draw their cases draw another one;
     what was refused there is noted, so that nobody takes it for held."""
+    from .session import REFUSALS, Refused, not_applicable
+    from .subjects import Subject
+
     REFUSALS.clear()
     try:
         return (yield)

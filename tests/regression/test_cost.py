@@ -8,7 +8,7 @@ import pytest
 
 from pressgauge.text import load_text
 from regression.costs import TOKENS, costs
-from regression.plugin import Golden
+from regression.golden import Golden
 from regression.provenance import folder, series
 
 

@@ -14,11 +14,11 @@ from pressgauge import history
 from pressgauge.text import load_text
 from regression.baseline import Baseline, Rows, changes, read, table
 from regression.costs import costs
+from regression.golden import Golden
 from regression.injections import INJECTIONS, Injection
 from regression.live import decoding, entries
 from regression.meaning import meanings
 from regression.perplexities import TOKENS, perplexities
-from regression.plugin import Golden
 from regression.provenance import series
 
 SOME = {

@@ -10,9 +10,9 @@ import torch
 
 from pressgauge.cli import PRESSES
 from pressgauge.text import load_text
+from regression.golden import Golden
 from regression.live import decoding, entries
 from regression.perplexities import EXACT, TOKENS, perplexities
-from regression.plugin import Golden
 from regression.rounding import tolerance
 
 FIXED = [name for name, kind in PRESSES.items() if kind.fixed_scores]

@@ -11,7 +11,7 @@ from pressgauge.text import load_text
 from pressgauge.timing import Ratio, ratio
 from regression import timings
 from regression.baseline import Baseline, Change, table, write
-from regression.plugin import Golden
+from regression.golden import Golden
 from regression.provenance import machine, provenance
 from regression.timings import PROMPT, Pairs, alike, from_row, longer, measure, to_row, tolerance
 

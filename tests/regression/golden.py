@@ -1,0 +1,88 @@
+"""Compares what a test measures with a baseline, or records it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytest_regressions.common import perform_regression_check
+
+from regression.baseline import Baseline, Change, Rows, changes, read, table, updated, write
+from regression.plugin import PROPERTY
+from regression.provenance import BASELINES, command, folder, provenance
+
+OBTAINED = BASELINES.parent / "obtained"
+"""Where files that differ are put, in the same folders."""
+
+
+@dataclass
+class Golden:
+    """Compares what a test measures with the baseline of its device, or records it with ``--regen-all``."""
+
+    request: pytest.FixtureRequest
+    device: torch.device
+
+    @property
+    def recording(self) -> bool:
+        """Whether baselines are to be written."""
+        return bool(self.request.config.getoption("regen_all"))
+
+    def path(self, name: str) -> Path:
+        """The file of a baseline."""
+        return folder(self.device) / f"{name}.yml"
+
+    def note(self, found: list[Change]) -> None:
+        """Have changes printed at the end of the run."""
+        self.request.node.user_properties.append((PROPERTY, [asdict(change) for change in found]))
+
+    def recorded(self, name: str) -> Baseline | None:
+        """The baseline of this name; none only where baselines are to be written, else its absence fails the test."""
+        path = self.path(name)
+        if path.is_file():
+            return read(path)
+        if not self.recording:
+            file = path.relative_to(BASELINES.parent)
+            pytest.fail(f"there is no baseline {file}: `{command(self.device)}` makes it", pytrace=False)
+        return None
+
+    def check(
+        self, name: str, measure: Callable[[], Rows], tolerance: Callable[[], Mapping[str, float]], dtype: str
+    ) -> None:
+        """Compare, or record what repeats itself within its own tolerance.
+
+        Args:
+            name: of the file, without its ending.
+            measure: finds the rows.
+            tolerance: by field, relative, to be recorded; in a comparison the recorded one counts.
+            dtype: of the model.
+        """
+        path = self.path(name)
+        before = self.recorded(name)
+        # What was obtained may be taken over, so that it keeps the tolerance.
+        allowed = before.tolerance if before is not None and not self.recording else tolerance()
+        now = Baseline(provenance(self.device, dtype), allowed, measure())
+        if self.recording and (unsteady := list(changes(name, now, measure()))):
+            self.note(unsteady)
+            pytest.fail(f"{name} does not repeat itself, so that it is not recorded:\n{table(unsteady)}", pytrace=False)
+        found = [] if before is None else list(changes(name, before, now.rows))
+        self.note(found)
+        obtained = OBTAINED / path.relative_to(BASELINES)
+
+        def dump(target: Path) -> None:
+            write(updated(before, now), target)
+
+        def compare(obtained: Path, expected: Path) -> None:
+            if found:
+                where = obtained.relative_to(BASELINES.parent)
+                raise AssertionError(f"{name} is not as recorded; what came out is in {where}:\n{table(found)}")
+            obtained.unlink()
+
+        if not self.recording:
+            obtained.parent.mkdir(parents=True, exist_ok=True)
+        # Its folders of data count for nothing where the files are named.
+        nowhere: Any = path.parent
+        perform_regression_check(
+            nowhere, nowhere, self.request, compare, dump, ".yml", fullpath=path, obtained_filename=obtained
+        )
