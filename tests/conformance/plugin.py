@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 # Whatever imports torch and transformers, which takes as long as many tests do, is imported where tests are run: with
 # pytest-xdist there is a process that only hands them out.
@@ -16,10 +17,12 @@ from hypothesis import HealthCheck, settings
 # Everything is drawn anew with HYPOTHESIS_PROFILE=random or nightly, and reproducible otherwise.
 # One failure at a time: a law that a mutant breaks in two ways fails by an assertion, not by a group of them.
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=32, report_multiple_bugs=False)
-settings.register_profile("random", deadline=None, max_examples=32, report_multiple_bugs=False, print_blob=True)
-settings.register_profile(
-    "nightly", deadline=None, max_examples=500, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+# On a machine that says it is a CI's, Hypothesis would repeat itself and keep nothing, so that both are said.
+ANEW = settings(
+    derandomize=False, database=DirectoryBasedExampleDatabase(".hypothesis/examples"), deadline=None, print_blob=True
 )
+settings.register_profile("random", ANEW, max_examples=32, report_multiple_bugs=False)
+settings.register_profile("nightly", ANEW, max_examples=500, suppress_health_check=[HealthCheck.too_slow])
 
 
 REFUSED = "refused"
