@@ -16,7 +16,7 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 
 # Everything is drawn anew with HYPOTHESIS_PROFILE=random or nightly, and reproducible otherwise.
 # One failure at a time: a law that a mutant breaks in two ways fails by an assertion, not by a group of them.
-settings.register_profile("ci", derandomize=True, deadline=None, max_examples=32, report_multiple_bugs=False)
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=24, report_multiple_bugs=False)
 # On a machine that says it is a CI's, Hypothesis would repeat itself and keep nothing, so that both are said.
 ANEW = settings(
     derandomize=False, database=DirectoryBasedExampleDatabase(".hypothesis/examples"), deadline=None, print_blob=True

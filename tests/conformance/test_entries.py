@@ -248,7 +248,7 @@ def test_scaling_a_head_by_a_power_of_two_changes_nothing(subject: Subject) -> N
 EXTREMES = ["zeros", "huge", "tiny", "alike", "NaN"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_extreme_keys_are_keys(subject: Subject, dtype: torch.dtype) -> None:
     """Zeros, 6e4 in float16, the smallest numbers, ties everywhere, NaN: counts, order and alignment are as ever, and
     the best stay (S12 of the bug catalogue)."""
