@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pressgauge.votes import LastQueries, Votes
 from torch import Tensor
 
 from pressgauge import Press
@@ -12,8 +13,13 @@ from pressgauge import Press
 class QueryPress(Press):
     """Scores an entry by its key's product with the newest query."""
 
+    fixed_scores: ClassVar[bool] = False
     needs_queries: ClassVar[bool] = True
 
-    def score(self, keys: Tensor, *, positions: Tensor, layer: int, queries: Tensor | None = None) -> Tensor:
-        assert queries is not None
-        return (keys * queries[:, : keys.shape[1], -1:]).sum(dim=-1)
+    def votes(self) -> Votes:
+        return LastQueries(1)
+
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
+        assert isinstance(votes, LastQueries)
+        assert votes.queries is not None
+        return (keys * votes.queries[:, : keys.shape[1]]).sum(dim=-1)

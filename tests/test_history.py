@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pressgauge.votes import Votes
 from query_press import QueryPress
 from torch import Tensor
 
@@ -26,7 +27,7 @@ class WeighedPress(Press):
 
     weight: float = 1.0
 
-    def score(self, keys: Tensor, *, positions: Tensor, layer: int, queries: Tensor | None = None) -> Tensor:
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         return self.weight * keys[..., 0] * (1 - 2 * (layer % 2)) + positions % 4
 
 
@@ -41,7 +42,7 @@ class ChangingWeighedPress(WeighedPress):
 class LookingPress(Press):
     """Looks at what it is shown, where the first number of every key is one more than its position."""
 
-    def score(self, keys: Tensor, *, positions: Tensor, layer: int, queries: Tensor | None = None) -> Tensor:
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         assert positions.min() >= -1
         assert torch.equal(keys[..., 0].masked_fill(positions < 0, 0), (positions + 1).to(keys.dtype))
         return -positions
@@ -53,7 +54,7 @@ class ChangingLookingPress(LookingPress):
 
     fixed_scores: ClassVar[bool] = False
 
-    def score(self, keys: Tensor, *, positions: Tensor, layer: int, queries: Tensor | None = None) -> Tensor:
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         assert (keys[positions < 0] == 0).all()
         return super().score(keys, positions=positions, layer=layer)
 
@@ -218,14 +219,13 @@ def test_a_row_may_be_all_padding_or_none(press: Press) -> None:
     assert int((table[1] == 8).sum()) == 4
 
 
-def test_replay_refuses_a_press_that_needs_queries() -> None:
-    """Rule 12: a sentence that names the press, the reason and the way out."""
-    sentence = (
-        "QueryPress needs queries, which replay does not take yet: decode with it, and read the cache's evicted_at, "
-        "or measure with method='stepwise'"
-    )
-    with pytest.raises(ValueError, match=exactly(sentence)):
+def test_replay_says_which_queries_a_press_needs() -> None:
+    """Rule 12: a sentence that names the press, or the shapes."""
+    with pytest.raises(ValueError, match=exactly("QueryPress needs queries: pass those of all 4 tokens")):
         replay(QueryPress(0.5), torch.zeros(1, 1, 4, 2), [4])
+    sentence = "queries must be [1, heads, 4, dimension] like keys, got [1, 2, 3, 2]"
+    with pytest.raises(ValueError, match=exactly(sentence)):
+        replay(QueryPress(0.5), torch.zeros(1, 1, 4, 2), [4], queries=torch.zeros(1, 2, 3, 2))
 
 
 def test_a_token_may_go_in_the_pass_that_brought_it() -> None:

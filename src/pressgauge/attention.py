@@ -92,7 +92,8 @@ class _Attachment:
                 least = torch.finfo(query.dtype).min
                 attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, least)
         output = own(module, query, key, value, attention_mask, **kwargs)
-        layer.settle(query)
+        layer.observe(query, scaling(key, kwargs))
+        layer.settle()
         return output
 
 
@@ -124,6 +125,12 @@ def _padding(mask: Tensor | Mapping[str, Tensor] | None, cache: PressedCache, ro
                 f"row {row} of attention_mask has {padding[row]} columns of padding, in earlier passes {known[row]}"
             )
     return padding
+
+
+def scaling(key: Tensor, kwargs: Mapping[str, Any]) -> float:
+    """What an attention call multiplies products of queries and keys by."""
+    scale = kwargs.get("scaling")
+    return float(key.shape[-1] ** -0.5 if scale is None else scale)
 
 
 def layer_indices(decoder: nn.Module) -> dict[int, int]:

@@ -31,6 +31,12 @@ def exact_ceil(ratio: float, count: int) -> int:
     return -(-fraction.numerator * count // fraction.denominator)
 
 
+def exact_floor(ratio: float, count: int) -> int:
+    """The floor of ``ratio * count``, taken of the decimal value that was written."""
+    fraction = _as_written(str(ratio))
+    return fraction.numerator * count // fraction.denominator
+
+
 def _count(name: str, value: object, least: int) -> int:
     """``value`` as a plain integer of at least ``least``, or an error that names the field."""
     try:
@@ -87,6 +93,10 @@ class Budget:
             raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}, got {self.schedule!r}")
         if self.schedule == "prefill" and self.interval != 1:
             raise ValueError(f"interval must be 1 with schedule 'prefill', which acts only once, got {self.interval}")
+
+    def newest(self, kept: int) -> int:
+        """How many of the newest tokens are never evicted by a pass that leaves ``kept`` entries."""
+        return self.recent
 
     def target(self, seen: int, held: int) -> int:
         """How many of ``held`` entries an acting pass leaves, after ``seen`` tokens: never more than ``held``."""
@@ -147,6 +157,11 @@ class Ledger:
                 held = row[0] + (columns - row[2]) - (self.columns - row[1])
                 arrived[row] = held, self.budget.target(columns - row[2], held) if acts else held
         return [arrived[row][0] for row in rows], [arrived[row][1] for row in rows]
+
+    @property
+    def finished(self) -> bool:
+        """Whether no later pass can evict anything."""
+        return self.budget.keep_ratio == 1 or (self.budget.schedule == "prefill" and self._later_passes > 0)
 
     def would_cut(self, tokens: int, padding: Sequence[int]) -> bool:
         """Whether a next pass of ``tokens`` columns would evict; ``padding`` is that of each row after the pass."""

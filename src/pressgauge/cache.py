@@ -14,7 +14,8 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from pressgauge.budget import Ledger
 from pressgauge.history import NEVER, History, count_evictions, writable
-from pressgauge.press import FILLER, Press, choose, protect, rank
+from pressgauge.press import FILLER, Press, choose, rank, spare
+from pressgauge.votes import Votes
 
 _SLACK = 50
 """Storage may exceed what is held by one part in this many."""
@@ -52,11 +53,13 @@ class PressedLayer(CacheLayerMixin):
         self._ranks: Tensor | None = None
         self._ranked = 0
         self._history: History | None = None
+        self._votes: Votes | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Start empty, in the shape, dtype and device of the first entries."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self._keys, self._values = key_states[:, :, :0], value_states[:, :, :0]
+        self._votes = self.press.votes() if self.press.needs_queries else None
         self.is_initialized = True
 
     @property
@@ -97,8 +100,8 @@ class PressedLayer(CacheLayerMixin):
             positions = (positions - self._offset()).clamp(min=-1)
         return positions.expand(rows, heads, tokens)
 
-    def _rank(self, keys: Tensor, positions: Tensor, queries: Tensor | None = None) -> Tensor:
-        scores = self.press.score(keys, positions=positions.long(), layer=self.index, queries=queries)
+    def _rank(self, keys: Tensor, positions: Tensor) -> Tensor:
+        scores = self.press.score(keys, positions=positions.long(), layer=self.index, votes=self._votes)
         return rank(scores, positions, self.press.sinks)
 
     def _rank_new(self) -> None:
@@ -130,21 +133,31 @@ class PressedLayer(CacheLayerMixin):
         for name, buffer in self._buffers().items():
             setattr(self, name, writable(buffer))
 
-    def settle(self, queries: Tensor | None = None) -> None:
-        """Evict what the last pass is to evict, once its attention has run.
+    def observe(self, queries: Tensor, scale: float) -> None:
+        """Let the queries ``[B, H, q, D]`` of the last pass vote, for presses that need them."""
+        if self._votes is None:
+            return
+        if self.ledger.finished:
+            self._votes = None
+            return
+        assert self._keys is not None
+        if self._positions is None:
+            positions = self._own_positions(0, self.used, *self._keys.shape[:2])
+        else:
+            positions = self._positions[:, :, : self.used]
+        self._votes.observe(queries, self._keys[:, :, : self.used], positions, scale)
 
-        Args:
-            queries: ``[B, H, q, D]``, those of the pass, for presses that need them.
-        """
+    def settle(self) -> None:
+        """Evict what the last pass is to evict, once its attention has run."""
         if not self.pending:
             return
         self.pending = False
         if self.ledger.cut:
-            self._evict(queries)
+            self._evict()
         elif self.compressed:
             self._trim()
 
-    def _evict(self, queries: Tensor | None) -> None:
+    def _evict(self) -> None:
         self._thaw()
         assert self._keys is not None
         rows, heads = self._keys.shape[:2]
@@ -160,9 +173,8 @@ class PressedLayer(CacheLayerMixin):
         if self._ranks is not None:
             ranks = self._ranks[:, :, : self.used]
         else:
-            ranks = self._rank(self._keys[:, :, : self.used], positions, queries)
-        if self.press.recent:
-            ranks = protect(ranks, positions, self.ledger.columns - self.press.recent - self._offset())
+            ranks = self._rank(self._keys[:, :, : self.used], positions)
+        ranks = spare(self.press, ranks, positions, self.ledger)
         keep = self.ledger.held
         count = self.used - keep[0]
         unpadded = not any(self.ledger.padding)
@@ -173,6 +185,8 @@ class PressedLayer(CacheLayerMixin):
             for name, buffer in self._buffers().items():
                 index = kept[..., None].expand(-1, -1, -1, buffer.shape[3]) if buffer.dim() == 4 else kept
                 setattr(self, name, buffer.gather(2, index))
+            if self._votes is not None:
+                self._votes.keep(kept)
             self._positions = stays
             self.used = stays.shape[2]
             if not unpadded:
@@ -277,9 +291,10 @@ class PressedLayer(CacheLayerMixin):
 
     @property
     def overhead_nbytes(self) -> int:
-        """Bytes of positions and scores."""
+        """Bytes of positions and scores, and of what is remembered of queries."""
         self.settle()
-        return sum(t.untyped_storage().nbytes() for t in (self._positions, self._ranks) if t is not None)
+        remembered = 0 if self._votes is None else self._votes.nbytes
+        return remembered + sum(t.untyped_storage().nbytes() for t in (self._positions, self._ranks) if t is not None)
 
     def get_seq_length(self) -> int:
         """Columns fed, whatever is held of them: the position of the next query."""
@@ -326,6 +341,8 @@ class PressedLayer(CacheLayerMixin):
             setattr(self, name, buffer.index_select(0, rows.to(buffer.device)))
         if self._history is not None:
             self._history.select(rows)
+        if self._votes is not None:
+            self._votes.select(rows)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Make row i what row ``beam_idx[i]`` was."""
@@ -583,7 +600,8 @@ class PressedCache(DynamicCache):
 
     @property
     def overhead_nbytes(self) -> int:
-        """Bytes of positions and scores of what is held; the record in ``evicted_at`` is not counted."""
+        """Bytes of positions and scores of what is held, and of what is remembered of queries; the record in
+        ``evicted_at`` is not counted."""
         return sum(layer.overhead_nbytes for layer in self._pressed)
 
     def _settle(self) -> None:
@@ -598,12 +616,18 @@ class PressedCache(DynamicCache):
         """Go back to ``length`` columns, or by ``-length`` if it is negative, as transformers' caches do.
 
         Raises:
-            ValueError: if an entry was evicted after that point, so that what it was cannot be had back.
+            ValueError: if an entry was evicted after that point, so that what it was cannot be had back, or the press
+                has counted the votes of what is to go.
         """
         before = self.ledger.columns
         columns = length if length > 0 else before + length
         if not 0 <= columns < before:
             return
+        if self.press.needs_queries:
+            raise ValueError(
+                f"cannot crop to {columns} tokens: {type(self.press).__name__} has counted the votes of the tokens "
+                "after them; start again with a new cache"
+            )
         self._settle()
         for index, table in enumerate(self.evicted_at):
             last = table.masked_fill(table == NEVER, 0).max()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pressgauge.budget import Budget, Ledger
-from pressgauge.press import Press, choose, protect, rank
+from pressgauge.press import Press, choose, rank, spare
 
 NEVER = torch.iinfo(torch.int32).max
 
@@ -147,7 +147,14 @@ def _replay_fixed(ranks: Tensor, slots: list[_Slots], padding: Sequence[int]) ->
 
 
 def _replay_changing(
-    press: Press, keys: Tensor, layer: int, passes: Sequence[int], ledger: Ledger, padding: Sequence[int]
+    press: Press,
+    keys: Tensor,
+    layer: int,
+    passes: Sequence[int],
+    ledger: Ledger,
+    padding: Sequence[int],
+    queries: Tensor | None,
+    scale: float,
 ) -> Tensor:
     """Evictions where scores change: from one eviction to the next, over what is held then, in order of position."""
     rows, heads, _, dimension = keys.shape
@@ -157,6 +164,7 @@ def _replay_changing(
     # Filler is zero, as it is in a cache.
     keys = keys.masked_fill((own < 0)[..., None], 0)
     held, positions, known = keys[:, :, :0], own[..., :0], 0
+    votes = press.votes() if press.needs_queries else None
     for tokens in passes:
         ledger.feed(tokens, [min(pad, ledger.columns + tokens) for pad in padding])
         if not ledger.cut:
@@ -164,9 +172,13 @@ def _replay_changing(
         new = slice(known, ledger.columns)
         held, positions = torch.cat([held, keys[:, :, new]], dim=2), torch.cat([positions, own[..., new]], dim=2)
         known = ledger.columns
-        ranks = rank(press.score(held, positions=positions, layer=layer), positions, press.sinks)
-        ranks = protect(ranks, positions, ledger.columns - offset - press.recent)
-        kept, positions, gone = choose(ranks, positions, ledger.held)
+        if votes is not None:
+            assert queries is not None
+            votes.observe(queries[:, :, new], held, positions, scale)
+        ranks = rank(press.score(held, positions=positions, layer=layer, votes=votes), positions, press.sinks)
+        kept, positions, gone = choose(spare(press, ranks, positions, ledger), positions, ledger.held)
+        if votes is not None:
+            votes.keep(kept)
         held = held.gather(2, kept[..., None].expand(-1, -1, -1, dimension))
         if any(padding):
             held.masked_fill_((positions < 0)[..., None], 0)
@@ -182,10 +194,13 @@ def replay(
     layer: int = 0,
     prompt_length: int | None = None,
     padding: Sequence[int] | None = None,
+    queries: Tensor | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """What a press evicts from a layer that is fed these keys, without decoding.
 
-    Given the keys that a cache was handed, it equals the cache's own record exactly, in every dtype.
+    Given the keys that a cache was handed, it equals the cache's own record exactly, in every dtype. Votes of queries
+    are summed in another order than they came in, so that with them it does in float64.
 
     Args:
         press: the press.
@@ -194,12 +209,15 @@ def replay(
         layer: index of the layer.
         prompt_length: tokens of the prompt; the first pass is the prompt if it is not given.
         padding: per row, how many of the first columns are padding.
+        queries: ``[B, H, T, D]``, for presses that need them.
+        scale: what attention multiplies products of queries and keys by; ``D ** -0.5`` unless given.
 
     Returns:
         ``evicted_at``: ``[B, K, T]`` int32.
 
     Raises:
-        ValueError: if the passes do not add up to T, the padding does not fit, or the press needs queries.
+        ValueError: if the passes do not add up to T, the padding does not fit, or the press needs queries and there
+            are none.
     """
     if keys.dim() != 4:
         raise ValueError(f"keys must be [batch, KV heads, tokens, dimension], got {list(keys.shape)}")
@@ -212,15 +230,15 @@ def replay(
     pads = [0] * rows if padding is None else list(padding)
     if len(pads) != rows or any(not 0 <= pad <= columns for pad in pads):
         raise ValueError(f"padding must give each of the {rows} rows a number from 0 to {columns}, got {pads}")
-    if press.needs_queries:
-        raise ValueError(
-            f"{type(press).__name__} needs queries, which replay does not take yet: decode with it, and read the "
-            "cache's evicted_at, or measure with method='stepwise'"
-        )
+    if press.needs_queries and queries is None:
+        raise ValueError(f"{type(press).__name__} needs queries: pass those of all {columns} tokens")
+    if queries is not None and (queries.shape[0], queries.shape[2]) != (rows, columns):
+        raise ValueError(f"queries must be [{rows}, heads, {columns}, dimension] like keys, got {list(queries.shape)}")
     if layer in press.skip_layers:
         return History(rows, heads, keys.device).evicted_at(columns, pads)
     if not press.fixed_scores:
-        return _replay_changing(press, keys, layer, passes, Ledger(press, prompt_length), pads)
+        scale = keys.shape[3] ** -0.5 if scale is None else scale
+        return _replay_changing(press, keys, layer, passes, Ledger(press, prompt_length), pads, queries, scale)
     positions = torch.arange(columns, device=keys.device) - torch.tensor(pads, device=keys.device)[:, None, None]
     positions = positions.clamp(min=-1).expand(rows, heads, columns)
     ranks = rank(press.score(keys, positions=positions, layer=layer), positions, press.sinks)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import PreTrainedModel
 
-from pressgauge.attention import implementation, layer_indices, refuse_arguments, registered
+from pressgauge.attention import implementation, layer_indices, refuse_arguments, registered, scaling
 from pressgauge.budget import pass_lengths
 from pressgauge.cache import bypassed
 from pressgauge.history import NEVER, replay
@@ -147,16 +147,17 @@ class OnePass:
                 raise bypassed(left_out[0])
         return logits
 
-    def _replay(self, key: Tensor, layer: int) -> Tensor:
+    def _replay(self, query: Tensor, key: Tensor, layer: int, scale: float) -> Tensor:
         rows, heads, tokens, _ = key.shape
         columns = tokens + self.padding
         if self.press is None or layer in self.press.skip_layers:
             table = torch.full((rows, heads, columns), NEVER, dtype=torch.int32)
             table[..., : self.padding] = 0
             return table
-        keys = pad(key, (0, 0, self.padding, 0)) if self.padding else key
-        passes = pass_lengths(columns, self.prompt)
-        return replay(self.press, keys, passes, layer=layer, padding=[self.padding] * rows).cpu()
+        if self.padding:
+            query, key = (pad(states, (0, 0, self.padding, 0)) for states in (query, key))
+        passes, padding = pass_lengths(columns, self.prompt), [self.padding] * rows
+        return replay(self.press, key, passes, layer=layer, padding=padding, queries=query, scale=scale).cpu()
 
     def _attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
@@ -167,13 +168,13 @@ class OnePass:
             return own(module, query, key, value, attention_mask, **kwargs)
         if self.press is not None and index not in self.press.skip_layers:
             refuse_arguments(kwargs, index)
-        table = self._replay(key, index)
+        scale = scaling(key, kwargs)
+        table = self._replay(query, key, index, scale)
         self.evicted_at[index] = table
         self.entry_nbytes[index] = (key.shape[-1] + value.shape[-1]) * key.element_size()
         self.advance()
         evicted_at = table[..., self.padding :] - self.padding
         if int(evicted_at.min()) >= key.shape[2]:
             return own(module, query, key, value, attention_mask, **kwargs)
-        scale = kwargs.get("scaling")
-        output = attend(query, key, value, evicted_at, key.shape[-1] ** -0.5 if scale is None else scale)
+        output = attend(query, key, value, evicted_at, scale)
         return output.transpose(1, 2).contiguous(), None

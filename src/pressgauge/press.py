@@ -7,13 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pressgauge.budget import Budget, Ledger
+from pressgauge.budget import Budget, Ledger, Schedule, exact_floor
+from pressgauge.votes import AttentionSums, LastQueries, Votes
 
 if TYPE_CHECKING:
     from pressgauge.cache import PressedCache
@@ -76,6 +78,16 @@ def protect(ranks: Tensor, positions: Tensor, first: Tensor | int) -> Tensor:
     return ranks.masked_fill((positions >= first) & (positions >= 0), torch.iinfo(torch.int64).max)
 
 
+def spare(budget: Budget, ranks: Tensor, positions: Tensor, ledger: Ledger) -> Tensor:
+    """``ranks`` with the newest tokens of each row, as many as the budget protects, put above all."""
+    first = [seen - budget.newest(held) for seen, held in zip(ledger.seen, ledger.held, strict=True)]
+    if first == ledger.seen:
+        return ranks
+    if len(set(first)) == 1:
+        return protect(ranks, positions, first[0])
+    return protect(ranks, positions, torch.tensor(first, device=ranks.device)[:, None, None])
+
+
 def choose(ranks: Tensor, positions: Tensor, keep: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Which entries stay.
 
@@ -113,17 +125,21 @@ class Press(Budget, ABC):
     fixed_scores: ClassVar[bool] = True
     """Whether an entry's score never changes once the entry is in. It lets caches and ``replay`` skip work."""
     needs_queries: ClassVar[bool] = False
-    """Whether ``score`` needs the queries of the pass, which only an attached press gets."""
+    """Whether ``score`` needs ``votes``. Only an attached press sees queries, and such scores are not fixed."""
+
+    def votes(self) -> Votes:
+        """What a layer is to remember of queries, empty; for presses that need them."""
+        raise NotImplementedError(f"{type(self).__name__} needs queries, so it has to say which: define votes()")
 
     @abstractmethod
-    def score(self, keys: Tensor, *, positions: Tensor, layer: int, queries: Tensor | None = None) -> Tensor:
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         """Score entries; those of highest score stay.
 
         Args:
             keys: ``[B, K, N, D]``, as rotated when they were new.
             positions: ``[B, K, N]``, counted in the row's own tokens; -1 where there is filler, whose score is ignored.
             layer: index of the layer.
-            queries: ``[B, H, q, D]``, those of the pass that acts, for presses that need them.
+            votes: what the layer remembers of queries, the last pass's included, for presses that need them.
 
         Returns:
             ``[B, K, N]``. Floating scores are ranked by their first 16 significant bits, integers exactly.
@@ -157,7 +173,7 @@ class Press(Budget, ABC):
         ledger.feed(tokens, [0] * rows)
         positions = torch.arange(tokens, device=keys.device).expand(rows, heads, tokens)
         ranks = rank(self.score(keys, positions=positions, layer=layer), positions, self.sinks)
-        kept, _, _ = choose(protect(ranks, positions, tokens - self.recent), positions, ledger.held)
+        kept, _, _ = choose(spare(self, ranks, positions, ledger), positions, ledger.held)
         return tuple(t.gather(2, kept[..., None].expand(-1, -1, -1, t.shape[-1])) for t in (keys, values))  # type: ignore[return-value]
 
     # The two ways in build on this module, so they are imported where they are used.
@@ -196,7 +212,7 @@ class Press(Budget, ABC):
 class KnormPress(Press):
     """Keeps the keys of lowest L2 norm: the score is ``-||key||`` (Devoto et al. 2024, arXiv 2406.11430)."""
 
-    def score(self, keys: Tensor, *, positions: Tensor, layer: int, queries: Tensor | None = None) -> Tensor:
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         """``[B, K, N]``: minus the norm, taken in float32 or wider."""
         norm: Tensor = torch.linalg.vector_norm(wide(keys), dim=-1)
         return -norm
@@ -212,7 +228,7 @@ class StreamingLLMPress(Press):
 
     sinks: int = 4
 
-    def score(self, keys: Tensor, *, positions: Tensor, layer: int, queries: Tensor | None = None) -> Tensor:
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         """``[B, K, N]``: the position, an integer."""
         return positions
 
@@ -227,7 +243,7 @@ class RandomPress(Press):
 
     seed: int = 0
 
-    def score(self, keys: Tensor, *, positions: Tensor, layer: int, queries: Tensor | None = None) -> Tensor:
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         """``[B, K, N]``: 26 bits of a 64-bit mixing of the four integers (MurmurHash3's finaliser)."""
         heads = torch.arange(keys.shape[1], device=keys.device)[:, None]
         mixed = positions.long() * _signed(0x9E3779B97F4A7C15) + heads * _signed(0xC2B2AE3D27D4EB4F)
@@ -244,8 +260,111 @@ class KeyDiffPress(Press):
 
     fixed_scores: ClassVar[bool] = False
 
-    def score(self, keys: Tensor, *, positions: Tensor, layer: int, queries: Tensor | None = None) -> Tensor:
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         """``[B, K, N]``: minus the cosine to the mean direction, in float32 or wider."""
         unit = torch.nn.functional.normalize(wide(keys), dim=-1)
         mean = unit.masked_fill((positions < 0)[..., None], 0).sum(dim=2, keepdim=True)
         return -(unit * torch.nn.functional.normalize(mean, dim=-1)).sum(dim=-1)
+
+
+@dataclass(frozen=True)
+class H2OPress(Press):
+    """Keeps the heavy hitters and the newest: the score is the attention that an entry has received, summed over all
+    queries since it came (Zhang et al. 2023, arXiv 2306.14048, section 4.2 and algorithm 1: ``F_score(T)`` is the sum
+    of the normalised attention that T is given, and the recent tokens take half of the budget).
+
+    The sum favours old entries, which more queries have seen; so does the paper's. There every head keeps its own
+    entries; with grouped queries the heads that read one KV head are averaged, which ranks as their sum does. The
+    authors' code takes two shares of the prompt's length, for heavy hitters and for recent tokens, equal in the paper.
+
+    Attributes:
+        recent_share: the share of what stays that is the newest tokens, rounded down; ``recent`` of them at least.
+    """
+
+    fixed_scores: ClassVar[bool] = False
+    needs_queries: ClassVar[bool] = True
+    recent_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.recent_share, bool) or not isinstance(self.recent_share, Real):
+            raise TypeError(f"recent_share must be a number in [0, 1], got {self.recent_share!r}")
+        if not 0 <= float(self.recent_share) <= 1:
+            raise ValueError(f"recent_share must be in [0, 1], got {self.recent_share}")
+
+    def newest(self, kept: int) -> int:
+        """A share of what stays, as far as the first tokens leave room for it."""
+        return max(self.recent, min(exact_floor(self.recent_share, kept), kept - self.sinks))
+
+    def votes(self) -> Votes:
+        """Sums of attention."""
+        return AttentionSums()
+
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
+        """``[B, K, N]``: the attention received so far, in float32 or wider."""
+        assert votes is not None
+        return votes.of(keys, positions)
+
+
+@dataclass(frozen=True)
+class SnapKVPress(Press):
+    """Keeps what the newest queries look at, and its neighbours (Li et al. 2024, arXiv 2404.14469, section 4.2 and
+    listing 1): the attention that an entry receives from the last ``recent`` tokens, the observation window, averaged
+    over ``kernel`` neighbouring entries. The window itself is never evicted.
+
+    Paper and authors' code agree on an average of 5 neighbours and differ in the window: 16 or 32 in the experiments,
+    64 in the code, as here. What lies beyond the ends of the text, or in the window, counts as nothing. With grouped
+    queries the heads that read one KV head are averaged. In the paper the prompt is compressed once, in one pass; here
+    the window is that of the last tokens, whichever passes fed them.
+
+    Attributes:
+        kernel: how many neighbouring entries are averaged, an odd number.
+    """
+
+    fixed_scores: ClassVar[bool] = False
+    needs_queries: ClassVar[bool] = True
+    recent: int = 64
+    schedule: Schedule = "prefill"
+    kernel: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.recent < 1:
+            raise ValueError(f"recent must be at least 1 for SnapKVPress, whose newest tokens vote, got {self.recent}")
+        if isinstance(self.kernel, bool) or not isinstance(self.kernel, int):
+            raise TypeError(f"kernel must be a whole number, got {self.kernel!r}")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise ValueError(f"kernel must be an odd number of neighbours, got {self.kernel}")
+
+    def votes(self) -> Votes:
+        """The queries of the window."""
+        return LastQueries(self.recent)
+
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
+        """``[B, K, N]``: the window's mean attention, averaged over neighbours, in float32 or wider."""
+        assert votes is not None
+        received = votes.of(keys, positions)
+        received[..., -self.recent :] = 0
+        return torch.nn.functional.avg_pool1d(received, self.kernel, stride=1, padding=self.kernel // 2)
+
+
+@dataclass(frozen=True)
+class TOVAPress(Press):
+    """Keeps what the last token looks at: the score is the attention of the last query of the pass, averaged over all
+    heads of the layer, which therefore all keep the same tokens (Oren et al. 2024, arXiv 2401.06104, section 4).
+
+    As in the paper the last token is a candidate like all others; kvpress never evicts it, as ``recent=1`` does here.
+    """
+
+    fixed_scores: ClassVar[bool] = False
+    needs_queries: ClassVar[bool] = True
+
+    def votes(self) -> Votes:
+        """The last query."""
+        return LastQueries(1)
+
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
+        """``[B, K, N]``: the last query's attention, the same for all KV heads, in float32 or wider."""
+        assert votes is not None
+        received = votes.of(keys, positions)
+        return received.mean(dim=1, keepdim=True).expand_as(received)

@@ -551,8 +551,8 @@ class BeforehandLayer(PressedLayer):
 class HoardingLayer(PressedLayer):
     """What is kept is a view into the whole buffer."""
 
-    def _evict(self, queries: Tensor | None) -> None:
-        super()._evict(queries)
+    def _evict(self) -> None:
+        super()._evict()
         for name in ("_keys", "_values"):
             kept = getattr(self, name)
             whole = kept.new_zeros((*kept.shape[:2], self.columns + kept.shape[2], kept.shape[3]))

@@ -22,6 +22,7 @@ from conformance.strategies import options
 from conformance.subjects import SUBJECTS, Subject
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from query_press import QueryPress
 from transformers import BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM, GptOssConfig, GptOssForCausalLM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -374,14 +375,10 @@ def test_a_press_with_a_list_can_be_replayed() -> None:
     assert perplexity(architectures.shared("llama"), architectures.tokens(1, 20), Listed(0.5, prune_after=4)).evictions
 
 
-def test_a_press_that_needs_queries_is_refused_in_one_pass() -> None:
-    """Until ``replay`` takes queries, such a press is measured by decoding."""
-
-    class QueryPress(KnormPress):
-        needs_queries = True
-        fixed_scores = False
-
+def test_a_press_that_needs_queries_gets_them_in_one_pass() -> None:
+    """Those of all tokens are at hand."""
     model, ids = architectures.shared("llama"), architectures.tokens(1, 20)
-    with pytest.raises(ValueError, match="QueryPress needs queries"):
-        perplexity(model, ids, QueryPress(0.5, prune_after=4))
-    assert perplexity(model, ids, QueryPress(0.5, prune_after=4), method="stepwise").evictions
+    press = QueryPress(0.5, prune_after=4)
+    one, other = (perplexity(model, ids, press, method=method) for method in ("onepass", "stepwise"))
+    assert one.evictions == other.evictions > 0
+    torch.testing.assert_close(one.nll, other.nll, rtol=0, atol=1e-9)

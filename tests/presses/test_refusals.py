@@ -8,6 +8,8 @@ import pytest
 import torch
 from conformance import architectures
 from conformance.subjects import Subject
+from pressgauge.votes import LastQueries, Votes
+from query_press import QueryPress
 from transformers import (
     DynamicCache,
     Gemma2Config,
@@ -334,9 +336,6 @@ def test_masks_that_contradict_each_other_are_refused() -> None:
 def test_a_press_that_needs_queries_works_attached_only() -> None:
     """A plain cache never sees queries; ``compress`` on keys alone cannot serve such a press either."""
 
-    class QueryPress(KnormPress):
-        needs_queries = True
-
     press = QueryPress(0.5)
     with pytest.raises(
         ValueError, match=r"QueryPress needs queries, which a cache never sees: use with press\(model\):"
@@ -347,25 +346,37 @@ def test_a_press_that_needs_queries_works_attached_only() -> None:
 
 
 @torch.no_grad()
-def test_queries_of_the_pass_are_at_hand_when_attached() -> None:
-    """The interface for presses that look at attention: ``score`` gets the queries of the pass that acts."""
-    shapes: list[tuple[int, ...]] = []
+def test_queries_are_at_hand_when_attached() -> None:
+    """The interface for presses that look at attention: what the last pass adds is there when it acts."""
+    seen: list[tuple[int, ...]] = []
 
-    class QueryPress(KnormPress):
-        fixed_scores = False
-        needs_queries = True
+    class Looking(LastQueries):
+        def observe(self, queries: torch.Tensor, *given: Any) -> None:
+            seen.append(tuple(queries.shape))
+            super().observe(queries, *given)
 
-        def score(self, keys: torch.Tensor, **given: Any) -> torch.Tensor:
-            shapes.append(tuple(given["queries"].shape))
-            return super().score(keys, **given)
+    class LookingPress(QueryPress):
+        def votes(self) -> Votes:
+            return Looking(1)
 
     model = architectures.shared("llama")
-    press = QueryPress(0.5, prune_after=4)
+    press = LookingPress(0.5, prune_after=4)
     with press(model):
         cache = model(architectures.tokens(1, 12)).past_key_values
         model(architectures.tokens(1, 1), past_key_values=cache)
-    assert shapes[0] == (1, 6, 12, 8)
+    layers = architectures.LAYERS
+    assert seen == [(1, 6, 12, 8)] * layers + [(1, 6, 1, 8)] * layers
     assert isinstance(cache, PressedCache)
+
+
+def test_a_press_that_needs_queries_says_which() -> None:
+    """Whoever forgets ``votes`` is told."""
+
+    class Forgetful(KnormPress):
+        needs_queries = True
+
+    with pytest.raises(NotImplementedError, match=r"Forgetful needs queries, so it has to say which: define votes\(\)"):
+        Forgetful(0.5).votes()
 
 
 @pytest.mark.parametrize(

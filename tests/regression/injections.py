@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pressgauge import KnormPress, budget, cache, history, press
+from pressgauge import KnormPress, budget, cache, press
 
 Breaks = Callable[[pytest.MonkeyPatch], None]
 
@@ -60,8 +60,7 @@ def floor(patch: pytest.MonkeyPatch) -> None:
 def recent(patch: pytest.MonkeyPatch) -> None:
     """One token fewer is protected."""
     protect = press.protect
-    for module in (press, cache, history):
-        patch.setattr(module, "protect", lambda ranks, positions, first: protect(ranks, positions, first + 1))
+    patch.setattr(press, "protect", lambda ranks, positions, first: protect(ranks, positions, first + 1))
 
 
 def position(patch: pytest.MonkeyPatch) -> None:
@@ -92,9 +91,9 @@ def sort(patch: pytest.MonkeyPatch) -> None:
     """The cache is sorted after every pass, for nothing."""
     settle = cache.PressedLayer.settle
 
-    def careless(self: cache.PressedLayer, queries: torch.Tensor | None = None) -> None:
+    def careless(self: cache.PressedLayer) -> None:
         pending = self.pending
-        settle(self, queries)
+        settle(self)
         if pending and self._keys is not None:
             self._keys.sort(dim=2)
 
