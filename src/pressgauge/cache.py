@@ -141,11 +141,13 @@ class PressedLayer(CacheLayerMixin):
             self._votes = None
             return
         assert self._keys is not None
-        if self._positions is None:
-            positions = self._own_positions(0, self.used, *self._keys.shape[:2])
-        else:
-            positions = self._positions[:, :, : self.used]
-        self._votes.observe(queries, self._keys[:, :, : self.used], positions, scale)
+        filler = None
+        if any(self.ledger.padding):
+            own = (
+                self._own_positions(0, self.used, *self._keys.shape[:2]) if self._positions is None else self._positions
+            )
+            filler = own[:, :, : self.used] < 0
+        self._votes.observe(queries, self._keys[:, :, : self.used], filler, scale)
 
     def settle(self) -> None:
         """Evict what the last pass is to evict, once its attention has run."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pressgauge.budget import Budget, Ledger
-from pressgauge.press import Press, choose, rank, spare
+from pressgauge.press import Press, choose, drop_one, rank, spare
 
 NEVER = torch.iinfo(torch.int32).max
 
@@ -62,6 +62,14 @@ class History:
     def select(self, rows: Tensor) -> None:
         """Make row i what row ``rows[i]`` was."""
         self._evicted_at = self._evicted_at.index_select(0, rows.to(self._evicted_at.device))
+
+
+def entries(states: Tensor, columns: Tensor) -> Tensor:
+    """``[B, K, n, D]``: the entries of ``[B, K, T, D]`` at ``columns`` ``[B, K, n]``."""
+    batch, heads, length, dimension = states.shape
+    starts = torch.arange(batch * heads, device=states.device).view(batch, heads, 1) * length
+    flat = states.reshape(-1, dimension).index_select(0, (columns + starts).flatten())
+    return flat.view(batch, heads, -1, dimension)
 
 
 def visible(evicted_at: Tensor, start: int, stop: int) -> Tensor:
@@ -157,31 +165,33 @@ def _replay_changing(
     scale: float,
 ) -> Tensor:
     """Evictions where scores change: from one eviction to the next, over what is held then, in order of position."""
-    rows, heads, _, dimension = keys.shape
+    rows, heads, tokens, _ = keys.shape
     history = History(rows, heads, keys.device)
     offset = torch.tensor(padding, device=keys.device)[:, None, None]
-    own = (torch.arange(keys.shape[2], device=keys.device) - offset).clamp(min=-1).expand(rows, heads, -1)
-    # Filler is zero, as it is in a cache.
-    keys = keys.masked_fill((own < 0)[..., None], 0)
-    held, positions, known = keys[:, :, :0], own[..., :0], 0
+    own = (torch.arange(tokens, device=keys.device) - offset).clamp(min=-1).expand(rows, heads, tokens)
+    positions, known = own[..., :0], 0
     votes = press.votes() if press.needs_queries else None
-    for tokens in passes:
-        ledger.feed(tokens, [min(pad, ledger.columns + tokens) for pad in padding])
+    for length in passes:
+        ledger.feed(length, [min(pad, ledger.columns + length) for pad in padding])
         if not ledger.cut:
             continue
         new = slice(known, ledger.columns)
-        held, positions = torch.cat([held, keys[:, :, new]], dim=2), torch.cat([positions, own[..., new]], dim=2)
-        known = ledger.columns
+        positions, known = torch.cat([positions, own[..., new]], dim=2), ledger.columns
+        held = entries(keys, (positions + offset).clamp(min=0))
+        filler = positions < 0 if any(padding) else None
+        if filler is not None:
+            held.masked_fill_(filler[..., None], 0)
         if votes is not None:
             assert queries is not None
-            votes.observe(queries[:, :, new], held, positions, scale)
+            votes.observe(queries[:, :, new], held, filler, scale)
         ranks = rank(press.score(held, positions=positions, layer=layer, votes=votes), positions, press.sinks)
-        kept, positions, gone = choose(spare(press, ranks, positions, ledger), positions, ledger.held)
+        ranks = spare(press, ranks, positions, ledger)
+        if filler is None and positions.shape[2] - ledger.held[0] == 1:
+            kept, positions, gone = drop_one(ranks, positions)
+        else:
+            kept, positions, gone = choose(ranks, positions, ledger.held)
         if votes is not None:
             votes.keep(kept)
-        held = held.gather(2, kept[..., None].expand(-1, -1, -1, dimension))
-        if any(padding):
-            held.masked_fill_((positions < 0)[..., None], 0)
         history.record(gone, ledger.padding, ledger.columns)
     return history.evicted_at(ledger.columns, padding)
 

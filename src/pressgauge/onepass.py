@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from pressgauge.attention import implementation, layer_indices, refuse_arguments, registered, scaling
 from pressgauge.budget import pass_lengths
 from pressgauge.cache import bypassed
-from pressgauge.history import NEVER, replay
+from pressgauge.history import NEVER, entries, replay
 from pressgauge.press import Press
 
 
@@ -39,14 +39,6 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tenso
         scores += bias
     total = scores.logsumexp(dim=-1)
     return (scores - total[..., None]).exp() @ value.to(wide), total
-
-
-def _rows(states: Tensor, columns: Tensor) -> Tensor:
-    """``[B, K, n, D]``: the entries of ``[B, K, T, D]`` at ``columns`` ``[B, K, n]``."""
-    batch, heads, length, dimension = states.shape
-    starts = torch.arange(batch * heads, device=states.device).view(batch, heads, 1) * length
-    flat = states.reshape(-1, dimension).index_select(0, (columns + starts).flatten())
-    return flat.view(batch, heads, -1, dimension)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, evicted_at: Tensor, scale: float, *, block: int = 256) -> Tensor:
@@ -97,10 +89,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, evicted_at: Tensor, scale:
         if query_heads > heads:
             bias = bias.repeat(1, 1, query_heads // heads, 1)
         columns = changing.to(key.device)
-        attended, total = _attend(rows, _rows(key, columns), _rows(value, columns), scale, bias)
+        attended, total = _attend(rows, entries(key, columns), entries(value, columns), scale, bias)
         if stay:
             columns = order[:, :, :stay].to(key.device)
-            held_on, held_total = _attend(rows, _rows(key, columns), _rows(value, columns), scale, None)
+            held_on, held_total = _attend(rows, entries(key, columns), entries(value, columns), scale, None)
             weight = (total - held_total).sigmoid()[..., None]
             attended = held_on.lerp(attended, weight.to(attended.dtype))
         output[:, :, start:stop] = attended.reshape(batch, query_heads, stop - start, -1)

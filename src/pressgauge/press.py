@@ -115,6 +115,14 @@ def choose(ranks: Tensor, positions: Tensor, keep: Sequence[int]) -> tuple[Tenso
     return order[..., :most].gather(2, by_position), stays, gone
 
 
+def drop_one(ranks: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``choose`` says where every head lets go of one entry, positions ascend, and there is no filler."""
+    slot = ranks.argmin(dim=-1, keepdim=True)
+    kept = torch.arange(ranks.shape[-1] - 1, device=ranks.device).expand(*ranks.shape[:2], -1)
+    kept = kept + (kept >= slot)
+    return kept, positions.gather(2, kept), positions.gather(2, slot)
+
+
 @dataclass(frozen=True)
 class Press(Budget, ABC):
     """A compression method: a budget, and a score that says which entries to spend it on.
@@ -303,7 +311,7 @@ class H2OPress(Press):
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         """``[B, K, N]``: the attention received so far, in float32 or wider."""
         assert votes is not None
-        return votes.of(keys, positions)
+        return votes.of(keys)
 
 
 @dataclass(frozen=True)
@@ -343,7 +351,7 @@ class SnapKVPress(Press):
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         """``[B, K, N]``: the window's mean attention, averaged over neighbours, in float32 or wider."""
         assert votes is not None
-        received = votes.of(keys, positions)
+        received = votes.of(keys)
         received[..., -self.recent :] = 0
         return torch.nn.functional.avg_pool1d(received, self.kernel, stride=1, padding=self.kernel // 2)
 
@@ -366,5 +374,5 @@ class TOVAPress(Press):
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         """``[B, K, N]``: the last query's attention, the same for all KV heads, in float32 or wider."""
         assert votes is not None
-        received = votes.of(keys, positions)
+        received = votes.of(keys)
         return received.mean(dim=1, keepdim=True).expand_as(received)

@@ -13,13 +13,13 @@ _MOST = 1 << 22
 """Attention weights that are made at a time."""
 
 
-def received(queries: Tensor, keys: Tensor, positions: Tensor, scale: float) -> Tensor:
+def received(queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> Tensor:
     """The attention that each entry receives: the sum over queries, and the mean over the query heads of its KV head.
 
     Args:
         queries: ``[B, H, q, D]``, those of the last q entries: each sees the entries up to its own.
         keys: ``[B, K, N, D]``, in order of position.
-        positions: ``[B, K, N]``, -1 at filler, which neither votes nor is voted for.
+        filler: ``[B, K, N]``, where there is filler, which neither votes nor is voted for; None for nowhere.
         scale: what products of queries and keys are multiplied by.
 
     Returns:
@@ -28,19 +28,23 @@ def received(queries: Tensor, keys: Tensor, positions: Tensor, scale: float) -> 
     rows, query_heads, count, dimension = queries.shape
     heads, entries = keys.shape[1:3]
     dtype = torch.promote_types(keys.dtype, torch.float32)
-    keys, filler = keys.to(dtype), positions < 0
+    keys, queries = keys.to(dtype), queries.to(dtype) * scale
     found = keys.new_zeros((rows, heads, entries))
     block = max(1, _MOST // (rows * query_heads * entries))
     for start in range(0, count, block):
-        own = torch.arange(entries - count + start, entries - count + min(start + block, count), device=keys.device)
-        seen = int(entries - count + min(start + block, count))
-        part = queries[:, :, start : start + block].to(dtype).reshape(rows, heads, -1, dimension)
-        logits = (part @ keys[:, :, :seen].mT * scale).view(rows, heads, -1, len(own), seen)
-        unseen = torch.arange(seen, device=keys.device) > own[:, None]
-        unseen = unseen | filler[:, :, None, :seen]
-        weights = logits.masked_fill_(unseen[:, :, None], -torch.inf).softmax(dim=-1)
-        # A query of padding sees nothing, and what nothing is divided by is no number.
-        weights = weights.masked_fill(filler[:, :, None, own, None], 0)
+        stop = min(start + block, count)
+        size, before, seen = stop - start, entries - count + start, entries - count + stop
+        part = queries[:, :, start:stop].reshape(rows, heads, -1, dimension)
+        logits = (part @ keys[:, :, :seen].mT).view(rows, heads, -1, size, seen)
+        if size > 1:
+            later = torch.ones((size, size), dtype=torch.bool, device=keys.device).triu(1)
+            logits[..., before:].masked_fill_(later, -torch.inf)
+        if filler is not None:
+            logits.masked_fill_(filler[:, :, None, None, :seen], -torch.inf)
+        weights = logits.softmax(dim=-1)
+        if filler is not None:
+            # A query of padding sees nothing, and what nothing is divided by is no number.
+            weights.masked_fill_(filler[:, :, None, before:seen, None], 0)
         found[..., :seen] += weights.sum(dim=(2, 3))
     return found * (heads / query_heads)
 
@@ -49,12 +53,12 @@ class Votes(ABC):
     """What one layer remembers of the queries that it has seen."""
 
     @abstractmethod
-    def observe(self, queries: Tensor, keys: Tensor, positions: Tensor, scale: float) -> None:
+    def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
         """Take in a pass. The arguments are those of ``received``, of all entries held before it and its own."""
 
     @abstractmethod
-    def of(self, keys: Tensor, positions: Tensor) -> Tensor:
-        """``[B, K, N]``: the votes for what is held."""
+    def of(self, keys: Tensor) -> Tensor:
+        """``[B, K, N]``: the votes for the entries of the last ``observe``, whose keys are given again."""
 
     @abstractmethod
     def keep(self, kept: Tensor) -> None:
@@ -80,22 +84,23 @@ class LastQueries(Votes):
     def __init__(self, most: int) -> None:
         self.most = most
         self.scale = 1.0
+        self.filler: Tensor | None = None
         self.queries: Tensor | None = None
 
-    def observe(self, queries: Tensor, keys: Tensor, positions: Tensor, scale: float) -> None:
-        self.scale = scale
+    def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
+        self.scale, self.filler = scale, filler
         last = queries[:, :, -self.most :]
         if self.queries is not None and last.shape[2] < self.most:
             last = torch.cat([self.queries, last], dim=2)[:, :, -self.most :]
         # A part of the pass's queries would keep all of them alive.
         self.queries = last.clone()
 
-    def of(self, keys: Tensor, positions: Tensor) -> Tensor:
+    def of(self, keys: Tensor) -> Tensor:
         assert self.queries is not None
-        return received(self.queries, keys, positions, self.scale) / self.queries.shape[2]
+        return received(self.queries, keys, self.filler, self.scale) / self.queries.shape[2]
 
     def keep(self, kept: Tensor) -> None:
-        pass
+        self.filler = None
 
     def select(self, rows: Tensor) -> None:
         if self.queries is not None:
@@ -112,13 +117,13 @@ class AttentionSums(Votes):
     def __init__(self) -> None:
         self.sums: Tensor | None = None
 
-    def observe(self, queries: Tensor, keys: Tensor, positions: Tensor, scale: float) -> None:
-        found = received(queries, keys, positions, scale)
+    def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
+        found = received(queries, keys, filler, scale)
         if self.sums is not None:
             found[..., : self.sums.shape[2]] += self.sums
         self.sums = found
 
-    def of(self, keys: Tensor, positions: Tensor) -> Tensor:
+    def of(self, keys: Tensor) -> Tensor:
         assert self.sums is not None
         return self.sums
 
