@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from pressgauge import KeyDiffPress, KnormPress, Press, PressedCache, RandomPress, StreamingLLMPress, generate
+from pressgauge import (
+    H2OPress,
+    KeyDiffPress,
+    KnormPress,
+    Press,
+    PressedCache,
+    RandomPress,
+    SnapKVPress,
+    StreamingLLMPress,
+    TOVAPress,
+    generate,
+)
 
 NAMES = sorted(architectures.ARCHITECTURES)
 NEW = 12
@@ -25,6 +36,9 @@ COMPRESSING: dict[str, Press] = {
     "keydiff": KeyDiffPress(0.5, prune_after=8, recent=1),
     "random": RandomPress(0.6, prune_after=8, seed=5),
     "streaming-llm": StreamingLLMPress(0.5, prune_after=10),
+    "h2o": H2OPress(0.5, prune_after=8),
+    "snapkv": SnapKVPress(0.5, prune_after=8, recent=3, schedule="budget"),
+    "tova": TOVAPress(0.5, prune_after=8, schedule="step"),
 }
 
 PRESSES_AND_MODELS = [*((press, "llama") for press in COMPRESSING.values()), (COMPRESSING["knorm"], "neox")]

@@ -1,0 +1,277 @@
+"""Presses whose scores come from attention, against a compressor of lists and plain numbers."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from conformance.oracle import NEVER
+from torch import Tensor
+
+from pressgauge import H2OPress, Press, SnapKVPress, TOVAPress, replay, votes
+from pressgauge.votes import received
+
+Vectors = list[list[float]]
+
+PRESSES: dict[str, Press] = {
+    "h2o": H2OPress(0.4, prune_after=5),
+    "h2o-hitters": H2OPress(0.4, prune_after=5, recent_share=0, sinks=1),
+    "h2o-step": H2OPress(0.7, prune_after=5, recent=3, schedule="step"),
+    "snapkv": SnapKVPress(0.4, prune_after=5, recent=3),
+    "snapkv-budget": SnapKVPress(0.5, prune_after=5, recent=6, kernel=3, sinks=1, schedule="budget"),
+    "tova": TOVAPress(0.4, prune_after=5),
+    "tova-step": TOVAPress(0.6, prune_after=7, recent=1, schedule="step"),
+}
+PASSES = {"whole": [24], "prompt": [17] + [1] * 7, "chunks": [9, 4, 1, 1, 6, 3], "singly": [1] * 24}
+
+
+def softmax(query: list[float], keys: Vectors, present: Sequence[int], scale: float) -> dict[int, float]:
+    """Attention of one query to the keys of these tokens."""
+    products = {j: scale * sum(a * b for a, b in zip(query, keys[j], strict=True)) for j in present}
+    most = max(products.values())
+    total = math.fsum(math.exp(product - most) for product in products.values())
+    return {j: math.exp(product - most) / total for j, product in products.items()}
+
+
+class ByHand:
+    """One layer of one row, in lists.
+
+    Args:
+        press: whose definition is followed.
+        keys: per KV head and token.
+        queries: per query head and token.
+        scale: of the products.
+    """
+
+    def __init__(self, press: Press, keys: list[Vectors], queries: list[Vectors], scale: float) -> None:
+        self.press, self.keys, self.queries, self.scale = press, keys, queries, scale
+        self.group = len(queries) // len(keys)
+        self.held: list[list[int]] = [[] for _ in keys]
+        self.sums: list[dict[int, float]] = [{} for _ in keys]
+        self.evicted_at = [[NEVER] * len(keys[0]) for _ in keys]
+        self.seen = 0
+
+    def attention(self, head: int, token: int) -> dict[int, float]:
+        """What the query heads of one KV head give to what is held and not later than the token, in the mean."""
+        present = [j for j in self.held[head] if j <= token]
+        found = dict.fromkeys(present, 0.0)
+        for query_head in range(head * self.group, (head + 1) * self.group):
+            for j, weight in softmax(self.queries[query_head][token], self.keys[head], present, self.scale).items():
+                found[j] += weight / self.group
+        return found
+
+    def scores(self, head: int) -> dict[int, float]:
+        """As each paper defines them."""
+        if isinstance(self.press, H2OPress):
+            return self.sums[head]
+        if isinstance(self.press, TOVAPress):
+            each = [self.attention(other, self.seen - 1) for other in range(len(self.keys))]
+            if any(one.keys() != each[0].keys() for one in each):
+                raise AssertionError("all heads hold the same")
+            return {j: sum(one[j] for one in each) for j in each[0]}
+        assert isinstance(self.press, SnapKVPress)
+        window = range(max(0, self.seen - self.press.recent), self.seen)
+        votes = [
+            0.0 if j in window else sum(self.attention(head, t).get(j, 0) for t in window) for j in self.held[head]
+        ]
+        half = self.press.kernel // 2
+        return {j: sum(votes[max(0, i - half) : i + half + 1]) for i, j in enumerate(self.held[head])}
+
+    def feed(self, tokens: int, first: bool) -> None:
+        """One pass."""
+        new = range(self.seen, self.seen + tokens)
+        self.seen += tokens
+        scores = []
+        for head in range(len(self.keys)):
+            self.held[head] += new
+            for token in new:
+                for j, weight in self.attention(head, token).items():
+                    self.sums[head][j] = self.sums[head].get(j, 0.0) + weight
+        for head in range(len(self.keys)):
+            scores.append(self.scores(head))
+        target = self.press.target(self.seen, len(self.held[0]))
+        if (self.press.schedule == "prefill" and not first) or target == len(self.held[0]):
+            return
+        newest = self.press.recent
+        if isinstance(self.press, H2OPress):
+            newest = max(newest, min(int(self.press.recent_share * target), target - self.press.sinks))
+        for head, score in enumerate(scores):
+            safe = {j for j in self.held[head] if j < self.press.sinks or j >= self.seen - newest}
+            ranked = [(j not in safe, -score[j], j) for j in self.held[head]]
+            order = [j for _, _, j in sorted(ranked)]
+            for j in order[target:]:
+                self.evicted_at[head][j] = self.seen
+                self.sums[head].pop(j)
+            self.held[head] = sorted(order[:target])
+
+
+def drawn(query_heads: int, heads: int, rows: int = 1) -> tuple[Tensor, Tensor]:
+    """Queries and keys of 24 tokens, no two alike."""
+    generator = torch.Generator().manual_seed(3)
+    make = [
+        torch.randn((rows, count, 24, 4), generator=generator, dtype=torch.float64) for count in (query_heads, heads)
+    ]
+    return make[0], make[1]
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (6, 2), (3, 1)], ids=str)
+@pytest.mark.parametrize("passes", PASSES.values(), ids=PASSES)
+@pytest.mark.parametrize("press", PRESSES.values(), ids=PRESSES)
+def test_what_stays_is_what_the_paper_says(press: Press, passes: list[int], heads: tuple[int, int]) -> None:
+    """Every eviction of every head, and when; with grouped queries, heads vote for the KV head that they read."""
+    found = follow(press, passes, heads)
+    if passes[0] > 5 or press.schedule != "prefill":
+        assert int((found < NEVER).sum())
+
+
+def follow(press: Press, passes: list[int], heads: tuple[int, int]) -> Tensor:
+    """What ``replay`` finds, which is what the compressor of lists finds."""
+    queries, keys = drawn(*heads)
+    found = replay(press, keys, passes, queries=queries, scale=0.7)
+    by_hand = ByHand(press, keys[0].tolist(), queries[0].tolist(), 0.7)
+    for number, tokens in enumerate(passes):
+        by_hand.feed(tokens, number == 0)
+    assert found[0].tolist() == by_hand.evicted_at
+    return found
+
+
+def without_causality(patch: pytest.MonkeyPatch) -> None:
+    """Every query of a pass votes for later entries too."""
+
+    def careless(queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> Tensor:
+        return sum(
+            (received(queries[:, :, [t]], keys, filler, scale) for t in range(queries.shape[2])), torch.zeros(())
+        )
+
+    patch.setattr(votes, "received", careless)
+
+
+def grouped_the_wrong_way_round(patch: pytest.MonkeyPatch) -> None:
+    """Query head h votes for KV head h modulo K."""
+
+    def careless(queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> Tensor:
+        groups = queries.shape[1] // keys.shape[1]
+        turned = queries.unflatten(1, (groups, keys.shape[1])).transpose(1, 2).flatten(1, 2)
+        return received(turned, keys, filler, scale)
+
+    patch.setattr(votes, "received", careless)
+
+
+def the_window_votes_for_itself(patch: pytest.MonkeyPatch) -> None:
+    """What is in the window raises its neighbours."""
+
+    def careless(self: SnapKVPress, keys: Tensor, *, votes: Any, **_: Any) -> Tensor:
+        received: Tensor = votes.of(keys)
+        pooled: Tensor = torch.nn.functional.avg_pool1d(received, self.kernel, 1, self.kernel // 2)
+        return pooled
+
+    patch.setattr(SnapKVPress, "score", careless)
+
+
+def an_average_over_age(patch: pytest.MonkeyPatch) -> None:
+    """What an entry received is divided by how many queries have seen it."""
+
+    def careless(self: H2OPress, keys: Tensor, *, positions: Tensor, votes: Any, **_: Any) -> Tensor:
+        averages: Tensor = votes.of(keys) / (positions.max() + 1 - positions)
+        return averages
+
+    patch.setattr(H2OPress, "score", careless)
+
+
+def the_first_query(patch: pytest.MonkeyPatch) -> None:
+    """The pass's first query votes, not its last."""
+    observe = votes.LastQueries.observe
+    patch.setattr(votes.LastQueries, "observe", lambda self, queries, *rest: observe(self, queries.flip(2), *rest))
+
+
+def votes_that_stay_behind(patch: pytest.MonkeyPatch) -> None:
+    """Sums do not go with the entries that stay."""
+
+    def careless(self: votes.AttentionSums, kept: Tensor) -> None:
+        assert self.sums is not None
+        self.sums = self.sums[..., : kept.shape[2]]
+
+    patch.setattr(votes.AttentionSums, "keep", careless)
+
+
+@pytest.mark.parametrize(
+    ("name", "breaks"),
+    [
+        ("h2o", without_causality),
+        ("snapkv-budget", without_causality),
+        ("h2o", grouped_the_wrong_way_round),
+        ("snapkv", grouped_the_wrong_way_round),
+        ("snapkv", the_window_votes_for_itself),
+        ("h2o", an_average_over_age),
+        ("tova", the_first_query),
+        ("h2o", votes_that_stay_behind),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_a_score_that_is_broken_is_found_out(
+    name: str, breaks: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the compressor of lists, which the unbroken one equals in the same run."""
+
+    def law() -> None:
+        for passes in PASSES.values():
+            follow(PRESSES[name], passes, (6, 2))
+
+    law()
+    breaks(monkeypatch)
+    with pytest.raises(AssertionError):
+        law()
+
+
+@pytest.mark.parametrize("press", PRESSES.values(), ids=PRESSES)
+def test_a_padded_row_is_as_it_is_alone(press: Press) -> None:
+    """Padding neither votes nor is voted for."""
+    queries, keys = drawn(6, 2, rows=3)
+    passes = [13] + [1] * 11
+    padding = [0, 9, 4]
+    together = replay(press, keys, passes, queries=queries, padding=padding)
+    for row, pad in enumerate(padding):
+        alone = replay(
+            press, keys[row : row + 1, :, pad:], [13 - pad] + [1] * 11, queries=queries[row : row + 1, :, pad:]
+        )
+        moved = torch.where(alone < NEVER, alone + pad, alone)
+        assert together[row, :, pad:].tolist() == moved[0].tolist()
+        assert not together[row, :, :pad].any()
+
+
+@torch.no_grad()
+def test_attention_is_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many weights at a time as are allowed, whatever the length; the sum is the same."""
+    queries, keys = drawn(6, 2, rows=2)
+    whole = received(queries, keys, None, 0.5)
+    for most in (1, 2 * 6 * 24 * 5):
+        monkeypatch.setattr("pressgauge.votes._MOST", most)
+        torch.testing.assert_close(received(queries, keys, None, 0.5), whole, rtol=1e-12, atol=0)
+    torch.testing.assert_close(whole.sum(dim=-1), torch.full((2, 2), 24.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "error", "sentence"),
+    [
+        (H2OPress, {"recent_share": 1.5}, ValueError, "recent_share must be in [0, 1], got 1.5"),
+        (H2OPress, {"recent_share": "half"}, TypeError, "recent_share must be a number in [0, 1], got 'half'"),
+        (SnapKVPress, {"recent": 0}, ValueError, "recent must be at least 1 for SnapKVPress, whose newest tokens vote"),
+        (SnapKVPress, {"kernel": 4}, ValueError, "kernel must be an odd number of neighbours, got 4"),
+        (SnapKVPress, {"kernel": 2.5}, TypeError, "kernel must be a whole number, got 2.5"),
+        (SnapKVPress, {"keep_ratio": 0}, ValueError, "keep_ratio must be in (0, 1], got 0"),
+    ],
+)
+def test_what_makes_no_sense_is_one_sentence(kind: Any, given: dict[str, Any], error: Any, sentence: str) -> None:
+    """It names the value and the rule."""
+    with pytest.raises(error, match=f"^{re.escape(sentence)}"):
+        kind(**{"keep_ratio": 0.5, **given})
+
+
+def test_half_of_what_stays_is_new_unless_another_share_is_given() -> None:
+    """Rounded down, of the decimal that was written; and the first tokens have their place."""
+    assert [H2OPress(0.5).newest(kept) for kept in (1, 2, 7, 100)] == [0, 1, 3, 50]
+    assert H2OPress(0.5, recent_share=0.29).newest(100) == 29 > int(0.29 * 100)
+    assert H2OPress(0.5, recent=10, recent_share=0).newest(100) == 10
+    assert H2OPress(0.5, sinks=4).newest(6) == 2
