@@ -52,7 +52,7 @@ def plain_mean(patch: pytest.MonkeyPatch) -> None:
 
 def first_layer(patch: pytest.MonkeyPatch) -> None:
     """What layer 0 would evict is replayed for every layer."""
-    patch.setattr(onepass, "replay", lambda *given, layer, padding: replay(*given, layer=0, padding=padding))
+    patch.setattr(onepass, "replay", lambda *given, layer, **more: replay(*given, layer=0, **more))
 
 
 def heads_the_wrong_way_round(patch: pytest.MonkeyPatch) -> None:
