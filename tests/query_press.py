@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pressgauge.votes import LastQueries, Votes
 from torch import Tensor
 
 from pressgauge import Press
+from pressgauge.votes import LastQueries, Votes
 
 
 @dataclass(frozen=True)

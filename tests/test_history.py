@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pressgauge.votes import Votes
 from query_press import QueryPress
 from torch import Tensor
 
 from pressgauge import KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress, replay
 from pressgauge.history import NEVER, History, count_evictions, visible, writable
+from pressgauge.votes import Votes
 
 CPU = torch.device("cpu")
 META = torch.device("meta")

@@ -8,7 +8,6 @@ import pytest
 import torch
 from conformance import architectures
 from conformance.subjects import Subject
-from pressgauge.votes import LastQueries, Votes
 from query_press import QueryPress
 from transformers import (
     DynamicCache,
@@ -25,6 +24,7 @@ from transformers import (
 from presses.drive import CONFIG, run
 from pressgauge import KnormPress, Press, PressedCache, StreamingLLMPress
 from pressgauge.attention import attach
+from pressgauge.votes import LastQueries, Votes
 
 MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"keep_ratio": 1.5}, ValueError, "keep_ratio must be in (0, 1], got 1.5"),
