@@ -275,3 +275,24 @@ def test_half_of_what_stays_is_new_unless_another_share_is_given() -> None:
     assert H2OPress(0.5, recent_share=0.29).newest(100) == 29 > int(0.29 * 100)
     assert H2OPress(0.5, recent=10, recent_share=0).newest(100) == 10
     assert H2OPress(0.5, sinks=4).newest(6) == 2
+    assert H2OPress(0.5, recent_share=1).newest(7) == 7
+
+
+def test_the_smallest_window_and_no_neighbours_are_allowed() -> None:
+    """One query votes, for each entry by itself: what `TOVAPress` does with a single KV head, its newest protected."""
+    queries, keys = drawn(3, 1)
+    alone, tova = SnapKVPress(0.4, 5, recent=1, kernel=1, schedule="budget"), TOVAPress(0.4, 5, recent=1)
+    one, other = (replay(press, keys, [1] * 24, queries=queries) for press in (alone, tova))
+    assert one.equal(other)
+    assert int((one < NEVER).sum())
+
+
+@pytest.mark.parametrize("press", [PRESSES["h2o"], PRESSES["tova"]], ids=["sums", "queries"])
+def test_products_are_divided_by_the_root_of_the_dimension(press: Press) -> None:
+    """Unless something else is said, as models do: here by 2, for 4 dimensions."""
+    queries, keys = drawn(6, 2)
+    usual, half, whole = (
+        replay(press, 3 * keys, [9] + [1] * 15, queries=queries, scale=scale) for scale in (None, 0.5, 2.0)
+    )
+    assert usual.equal(half)
+    assert not usual.equal(whole)
