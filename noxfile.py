@@ -131,6 +131,15 @@ def peers(session: nox.Session) -> None:
 
 
 @nox.session
+def comparison(session: nox.Session) -> None:
+    """Measure the presses side by side, as the reports claim to, and write ``docs/comparison.md``; ``-- --help`` lists
+    the options."""
+    install(session, "test")
+    session.chdir("tests")
+    session.run("python", "-m", "comparison", *session.posargs)
+
+
+@nox.session
 def benchmarks(session: nox.Session) -> None:
     """Print ratios of times and memory; ``-- --help`` lists the benchmarks."""
     install(session)

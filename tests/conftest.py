@@ -1,5 +1,6 @@
 """What all tests share: the device, trained models, and a guard over the models that tests share."""
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,11 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 def pytest_report_header() -> str:
     return f"shared folder {'found' if SHARED.is_dir() else 'not found, tests that name it are skipped'}"
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: to look through it for garbage again and again takes a tenth of a run."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +67,12 @@ def shared_models_are_left_alone() -> Iterator[None]:
 
     yield
     assert not guard.changed(), "this test changed a model that all tests share"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def models_of_other_tests_are_left_alone() -> Iterator[None]:
+    """Fail the last test of a file that changed a model without asking for it, as one that a fixture keeps."""
+    from conformance import guard
+
+    yield
+    assert not guard.changed(everywhere=True), "a test of this file changed a model that all tests share"

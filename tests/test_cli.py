@@ -112,22 +112,25 @@ def test_nothing_is_called_vacuous_if_tokens_were_affected() -> None:
 
 @pytest.mark.parametrize("press", PRESSES)
 def test_every_press_can_be_measured(press: str, tmp_path: Path) -> None:
-    """Under its own name, and it evicts."""
+    """Under its own name and schedule, and it evicts: half of 160 tokens, or of the 120 of a prompt."""
     path = tmp_path / "rows.json"
-    result = run(*SMALL, "--press", press, "--keep-ratios", "0.5", "--json", str(path))
+    result = run(*SMALL, "--tokens", "160", "--press", press, "--keep-ratios", "0.5", "--json", str(path))
     assert result.exit_code == 0, result.stderr
-    assert rows(path)[1]["press"] == press
-    assert rows(path)[1]["evictions"] == 2 * 2 * 20  # layers, KV heads, tokens
+    row = rows(path)[1]
+    assert row["press"] == press
+    assert row["schedule"] == ("prefill" if press == "snapkv" else "budget")
+    # What SnapKVPress protects is more than half of the prompt. Layers, KV heads, tokens.
+    assert row["evictions"] == 2 * 2 * (120 - 64 if press == "snapkv" else 80)
 
 
 def test_presses_are_what_their_names_say(tmp_path: Path) -> None:
-    """No name is a label on another press: all four change the perplexity, each differently."""
-    found = []
-    for press in PRESSES:
-        path = tmp_path / f"{press}.json"
-        run(*SMALL, "--press", press, "--keep-ratios", "0.5", "--json", str(path))
-        found.append(rows(path)[1]["ppl"])
-    assert len({*found, rows(path)[0]["ppl"]}) == len(PRESSES) + 1
+    """No name is a label on another press: all change the perplexity, each differently, in one sweep."""
+    path = tmp_path / "rows.json"
+    run(*SMALL, "--tokens", "160", "--press", ",".join(PRESSES), "--schedule", "budget", "--keep-ratios", "0.5",
+        "--json", str(path))  # fmt: skip
+    found = {row["press"]: row["ppl"] for row in rows(path) if row["keep_ratio"] == 0.5}
+    assert list(found) == list(PRESSES)
+    assert len({*found.values(), rows(path)[0]["ppl"]}) == len(PRESSES) + 1
 
 
 @pytest.mark.parametrize(("layers", "held"), [("none", [20, 20, 20]), ("1", [20, 40, 20]), ("2,0,2", [40, 20, 40])])
@@ -264,13 +267,19 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "ratio in words": (("--keep-ratios", "half"), "--keep-ratios must be numbers with commas between them, got 'half'"),
     "ratio left out": (("--keep-ratios", "0.5,"), "--keep-ratios must be numbers with commas between them"),
     "no ratio": (("--keep-ratios", "none"), "--keep-ratios must name at least one ratio"),
-    "press among others": (("--press", "knorm,snapkv"), "press must be one of knorm, streaming-llm, random, keydiff"),
+    "press among others": (
+        ("--press", "knorm,pyramid"),
+        "press must be one of knorm, streaming-llm, random, keydiff, h2o, snapkv, tova, got 'pyramid'",
+    ),
     "press left out": (("--press", "knorm,"), "--press must be names with commas between them, got 'knorm,'"),
     "second model": (("--model", "reference,/no/such/model"), "model '/no/such/model' could not be loaded"),
     "second text": (("--text", "reference,bible"), "text must be reference, wikitext-2, pg-19 or the path of a file"),
     "no folder for the report": (("--report", "/no/such/folder/report"), "--report must be in a folder that exists"),
     "a file for the report": (("--report", __file__), "--report must be a folder, got the file"),
-    "press": (("--press", "snapkv"), "press must be one of knorm, streaming-llm, random, keydiff, got 'snapkv'"),
+    "press": (
+        ("--press", "pyramid"),
+        "press must be one of knorm, streaming-llm, random, keydiff, h2o, snapkv, tova, got 'pyramid'",
+    ),
     "schedule": (("--schedule", "always"), "schedule must be one of budget, step, prefill, got 'always'"),
     "prune after": (("--prune-after", "-1"), "prune_after must be at least 0, got -1"),
     "negative layer": (("--skip-layers", "-1"), "a layer index in skip_layers must be at least 0, got -1"),

@@ -173,7 +173,7 @@ def test_the_counts_of_the_result_are_those_of_its_command() -> None:
     options = parsed(shlex.split(command)[2:])
     tokens, prune_after = options["tokens"], options["prune_after"]
     # What is written out below holds for single tokens, the default schedule and a first layer that is skipped.
-    assert (options["schedule"], options["skip_layers"], options["prompt"]) == ("budget", "0", None)
+    assert (options["schedule"], options["skip_layers"], options["prompt"]) == (None, "0", None)
     _, rows = result_rows()
     for row in rows:
         ratio = Fraction(row["keep ratio"])

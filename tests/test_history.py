@@ -166,6 +166,29 @@ def test_without_padding_every_column_is_a_token(press: Press) -> None:
     assert torch.equal(replay(random, keys, [6, 3, 3]), replay(random, keys, [6, 3, 3], layer=0))
 
 
+@dataclass(frozen=True)
+class CarefulPress(KeyDiffPress):
+    """Looks at what it is given."""
+
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
+        filler = positions < 0
+        assert not keys[filler].any()
+        assert int(positions.min()) >= -1
+        for row, own in zip(positions.flatten(0, 1), filler.flatten(0, 1), strict=True):
+            assert bool((row[~own].diff() > 0).all())
+        return super().score(keys, positions=positions, layer=layer, votes=votes)
+
+
+@pytest.mark.parametrize("padding", [None, [0, 23]])
+def test_what_is_scored_is_in_order_and_where_nothing_is_there_are_zeros(padding: list[int] | None) -> None:
+    """Whether entries go one by one, which leaves holes, or several at a time."""
+    keys = torch.randn((2, 2, 160, 4), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for passes in ([1] * 160, [40] + [1] * 60 + [9] * 4 + [1] * 24):
+        found = replay(CarefulPress(0.3, prune_after=20), keys, passes, padding=padding)
+        assert found.equal(replay(KeyDiffPress(0.3, prune_after=20), keys, passes, padding=padding))
+        assert count_evictions([found])
+
+
 def test_a_skipped_layer_evicts_nothing() -> None:
     """The glossary: layers in ``skip_layers`` are never pruned; padding is 0 in their history too."""
     press = KnormPress(0.1, 0, skip_layers=(0, 2))

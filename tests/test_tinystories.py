@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from comparison.effects import sampled
 from conformance.masked import masked_logits
 from presses.drive import run
 from torch import Tensor
 from transformers import DynamicCache
 
 import pressgauge.press
-from pressgauge import KnormPress, generate, perplexity, replay
+from pressgauge import KnormPress, perplexity, replay
 from pressgauge.text import load_text
 
 Load = Callable[..., tuple[Any, Any]]
@@ -22,9 +23,7 @@ Load = Callable[..., tuple[Any, Any]]
 def stories(tinystories: Load) -> Tensor:
     """Four texts of 400 tokens, sampled from the model, which is what it knows best."""
     model, tokenizer = tinystories("float64")
-    start = torch.full((4, 1), tokenizer.bos_token_id)
-    # No token ends a text: -1 is none.
-    return generate(model, start, None, 399, temperature=1.0, seed=0, eos_token_id=-1).tokens
+    return sampled(model, tokenizer, documents=4, tokens=400)
 
 
 def test_keeping_more_is_worse_under_step_and_better_under_budget(tinystories: Load, stories: Tensor) -> None:

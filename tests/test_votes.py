@@ -1,19 +1,19 @@
 """Presses whose scores come from attention, against a compressor of lists and plain numbers."""
 
-import math
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from conformance.oracle import NEVER
+from conformance.oracle import NEVER, Accumulated, Attention, Last, Voter, Window
 from torch import Tensor
 
 from pressgauge import H2OPress, Press, SnapKVPress, TOVAPress, replay, votes
-from pressgauge.votes import received
+from pressgauge.votes import LastQueries, received
 
-Vectors = list[list[float]]
+Vectors = list[list[list[float]]]
 
 PRESSES: dict[str, Press] = {
     "h2o": H2OPress(0.4, prune_after=5),
@@ -27,12 +27,16 @@ PRESSES: dict[str, Press] = {
 PASSES = {"whole": [24], "prompt": [17] + [1] * 7, "chunks": [9, 4, 1, 1, 6, 3], "singly": [1] * 24}
 
 
-def softmax(query: list[float], keys: Vectors, present: Sequence[int], scale: float) -> dict[int, float]:
-    """Attention of one query to the keys of these tokens."""
-    products = {j: scale * sum(a * b for a, b in zip(query, keys[j], strict=True)) for j in present}
-    most = max(products.values())
-    total = math.fsum(math.exp(product - most) for product in products.values())
-    return {j: math.exp(product - most) / total for j, product in products.items()}
+def voter(press: Press, attention: Attention) -> Voter:
+    """As each paper defines the scores."""
+    if isinstance(press, H2OPress):
+        return Accumulated(attention, press.recent)
+    if isinstance(press, TOVAPress):
+        return Last(attention, press.recent)
+    assert isinstance(press, SnapKVPress)
+    found = Window(attention, press.recent)
+    found.neighbours = press.kernel
+    return found
 
 
 class ByHand:
@@ -45,52 +49,18 @@ class ByHand:
         scale: of the products.
     """
 
-    def __init__(self, press: Press, keys: list[Vectors], queries: list[Vectors], scale: float) -> None:
-        self.press, self.keys, self.queries, self.scale = press, keys, queries, scale
-        self.group = len(queries) // len(keys)
+    def __init__(self, press: Press, keys: Vectors, queries: Vectors, scale: float) -> None:
+        self.press = press
+        self.voter = voter(press, Attention(keys, queries, scale))
         self.held: list[list[int]] = [[] for _ in keys]
-        self.sums: list[dict[int, float]] = [{} for _ in keys]
         self.evicted_at = [[NEVER] * len(keys[0]) for _ in keys]
         self.seen = 0
 
-    def attention(self, head: int, token: int) -> dict[int, float]:
-        """What the query heads of one KV head give to what is held and not later than the token, in the mean."""
-        present = [j for j in self.held[head] if j <= token]
-        found = dict.fromkeys(present, 0.0)
-        for query_head in range(head * self.group, (head + 1) * self.group):
-            for j, weight in softmax(self.queries[query_head][token], self.keys[head], present, self.scale).items():
-                found[j] += weight / self.group
-        return found
-
-    def scores(self, head: int) -> dict[int, float]:
-        """As each paper defines them."""
-        if isinstance(self.press, H2OPress):
-            return self.sums[head]
-        if isinstance(self.press, TOVAPress):
-            each = [self.attention(other, self.seen - 1) for other in range(len(self.keys))]
-            if any(one.keys() != each[0].keys() for one in each):
-                raise AssertionError("all heads hold the same")
-            return {j: sum(one[j] for one in each) for j in each[0]}
-        assert isinstance(self.press, SnapKVPress)
-        window = range(max(0, self.seen - self.press.recent), self.seen)
-        votes = [
-            0.0 if j in window else sum(self.attention(head, t).get(j, 0) for t in window) for j in self.held[head]
-        ]
-        half = self.press.kernel // 2
-        return {j: sum(votes[max(0, i - half) : i + half + 1]) for i, j in enumerate(self.held[head])}
-
     def feed(self, tokens: int, first: bool) -> None:
         """One pass."""
-        new = range(self.seen, self.seen + tokens)
-        self.seen += tokens
-        scores = []
-        for head in range(len(self.keys)):
-            self.held[head] += new
-            for token in new:
-                for j, weight in self.attention(head, token).items():
-                    self.sums[head][j] = self.sums[head].get(j, 0.0) + weight
-        for head in range(len(self.keys)):
-            scores.append(self.scores(head))
+        start, self.seen = self.seen, self.seen + tokens
+        self.held = [[*held, *range(start, self.seen)] for held in self.held]
+        scores = self.voter.feed(self.held, start, self.seen)
         target = self.press.target(self.seen, len(self.held[0]))
         if (self.press.schedule == "prefill" and not first) or target == len(self.held[0]):
             return
@@ -103,7 +73,6 @@ class ByHand:
             order = [j for _, _, j in sorted(ranked)]
             for j in order[target:]:
                 self.evicted_at[head][j] = self.seen
-                self.sums[head].pop(j)
             self.held[head] = sorted(order[:target])
 
 
@@ -241,6 +210,43 @@ def test_a_padded_row_is_as_it_is_alone(press: Press) -> None:
         assert not together[row, :, :pad].any()
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4])
+@pytest.mark.parametrize("prune_after", [0, 1, 2])
+@pytest.mark.parametrize("kind", [H2OPress, TOVAPress])
+def test_the_shortest_texts(kind: type[Press], prune_after: int, tokens: int) -> None:
+    """A token at a time, and one entry stays in any case."""
+    press = kind(0.3, prune_after=prune_after)
+    queries, keys = (states[:, :, :tokens] for states in drawn(6, 2))
+    found = replay(press, keys, [1] * tokens, queries=queries, scale=0.7)
+    by_hand = ByHand(press, keys[0].tolist(), queries[0].tolist(), 0.7)
+    for token in range(tokens):
+        by_hand.feed(1, token == 0)
+    assert found[0].tolist() == by_hand.evicted_at
+    assert int((found == NEVER).sum(dim=-1).min()) >= 1
+
+
+@pytest.mark.parametrize("kind", ["plain", "far apart", "NaN"])
+def test_attention_that_is_kept_is_what_would_be_taken_anew(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where next to nothing is left of it once what weighed most has gone, and once a key that is no number has:
+    there is room for two entries beside those that are protected, so that all that the window looked at goes."""
+    press = SnapKVPress(0.2, prune_after=26, recent=12, sinks=12, kernel=1, schedule="budget")
+    generator = torch.Generator().manual_seed(5)
+    queries, keys = (torch.randn((1, heads, 80, 4), generator=generator, dtype=torch.float64) for heads in (6, 2))
+    if kind == "far apart":
+        keys = keys * 3000
+    if kind == "NaN":
+        keys[:, :, 30, 0] = torch.nan
+    kept = replay(press, keys, [1] * 80, queries=queries)
+
+    def anew(self: LastQueries, keys: Tensor) -> Tensor:
+        assert self.queries is not None
+        return received(self.queries, keys, self.filler, self.scale)
+
+    monkeypatch.setattr(LastQueries, "of", anew)
+    assert kept.equal(replay(press, keys, [1] * 80, queries=queries))
+    assert int((kept < NEVER).sum())
+
+
 @torch.no_grad()
 def test_attention_is_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many weights at a time as are allowed, whatever the length; the sum is the same."""
@@ -267,6 +273,25 @@ def test_what_makes_no_sense_is_one_sentence(kind: Any, given: dict[str, Any], e
     """It names the value and the rule."""
     with pytest.raises(error, match=f"^{re.escape(sentence)}"):
         kind(**{"keep_ratio": 0.5, **given})
+
+
+@dataclass(frozen=True)
+class Undecided(Press):
+    """Needs queries, and does not say which."""
+
+    fixed_scores: ClassVar[bool] = False
+    needs_queries: ClassVar[bool] = True
+
+    def score(self, keys: Tensor, **given: Any) -> Tensor:
+        return keys[..., 0]
+
+
+def test_a_press_that_needs_queries_has_to_say_which() -> None:
+    """Whoever writes one is told the method that is missing."""
+    sentence = "Undecided needs queries, so it has to say which: define votes()"
+    queries, keys = drawn(2, 2)
+    with pytest.raises(NotImplementedError, match=f"^{re.escape(sentence)}$"):
+        replay(Undecided(0.5, prune_after=4), keys, [24], queries=queries)
 
 
 def test_half_of_what_stays_is_new_unless_another_share_is_given() -> None:

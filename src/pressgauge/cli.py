@@ -15,7 +15,16 @@ from transformers.utils.logging import disable_progress_bar
 
 from pressgauge.journal import Journal
 from pressgauge.models import DTYPES, pick_device
-from pressgauge.press import KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress
+from pressgauge.press import (
+    H2OPress,
+    KeyDiffPress,
+    KnormPress,
+    Press,
+    RandomPress,
+    SnapKVPress,
+    StreamingLLMPress,
+    TOVAPress,
+)
 from pressgauge.report import write_report
 from pressgauge.sweep import Plan, prepare, run_sweep
 from pressgauge.table import make_tables
@@ -25,6 +34,9 @@ PRESSES: dict[str, type[Press]] = {
     "streaming-llm": StreamingLLMPress,
     "random": RandomPress,
     "keydiff": KeyDiffPress,
+    "h2o": H2OPress,
+    "snapkv": SnapKVPress,
+    "tova": TOVAPress,
 }
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -111,9 +123,11 @@ def measure(
     keep_ratios: Annotated[str, typer.Option(help="shares of the tokens that are kept")] = "1.0,0.9,0.8,0.7",
     prune_after: Annotated[int, typer.Option(help="a layer with this many entries or fewer is never pruned")] = 512,
     skip_layers: Annotated[str, typer.Option(help="layers that are never pruned, or none")] = "0",
-    schedule: Annotated[str, typer.Option(help="budget, step or prefill")] = "budget",
+    schedule: Annotated[
+        str | None, typer.Option(help="budget, step or prefill (default: prefill for snapkv, else budget)")
+    ] = None,
     prompt: Annotated[
-        int | None, typer.Option(help="tokens fed in one pass (default: 1; prefill: 3/4 of them)")
+        int | None, typer.Option(help="tokens fed in one pass (default: 1; 3/4 of them with prefill)")
     ] = None,
     samples: Annotated[int, typer.Option(help="samples of the text")] = 3,
     tokens: Annotated[int, typer.Option(help="tokens per sample")] = 1024,
@@ -135,10 +149,13 @@ def measure(
         skipped = tuple(_numbers("--skip-layers", skip_layers, int))
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        given = {} if schedule is None else {"schedule": schedule}
+        presses = _presses(press, ratios, prune_after=prune_after, skip_layers=skipped, **given)
         if prompt is None:
-            prompt = tokens * 3 // 4 if schedule == "prefill" and tokens > 1 else 1
+            once = any(one.schedule == "prefill" for several in presses.values() for one in several)
+            prompt = tokens * 3 // 4 if once and tokens > 1 else 1
         plan = Plan(
-            presses=_presses(press, ratios, prune_after=prune_after, skip_layers=skipped, schedule=schedule),
+            presses=presses,
             models=_split("--model", model),
             texts=_split("--text", text),
             samples=samples,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pressgauge.budget import Budget, Ledger
-from pressgauge.press import Press, choose, drop_one, rank, spare
+from pressgauge.press import Press, choose, last_choice, rank, spare
 
 NEVER = torch.iinfo(torch.int32).max
 
@@ -154,6 +154,67 @@ def _replay_fixed(ranks: Tensor, slots: list[_Slots], padding: Sequence[int]) ->
     return table.to(ranks.device)
 
 
+class _Held:
+    """What one layer holds while its evictions are replayed: in order of position, with holes where one entry at a
+    time has gone, which are filler like padding. To close every hole at once would move all entries for each."""
+
+    def __init__(self, keys: Tensor, padding: Sequence[int]) -> None:
+        self.source = keys
+        rows, heads, tokens, _ = keys.shape
+        offset = torch.tensor(padding, device=keys.device)[:, None, None]
+        self._own = (torch.arange(tokens, device=keys.device) - offset).clamp(min=-1).expand(rows, heads, tokens)
+        self._keys, self._positions = keys[:, :, :0], self._own[..., :0]
+        self.padded = any(padding)
+        self.known = self.used = self.holes = 0
+
+    @property
+    def keys(self) -> Tensor:
+        """``[B, K, N, D]``, zeros at filler."""
+        return self._keys[:, :, : self.used]
+
+    @property
+    def positions(self) -> Tensor:
+        """``[B, K, N]``, -1 at filler."""
+        return self._positions[:, :, : self.used]
+
+    @property
+    def filler(self) -> Tensor | None:
+        """``[B, K, N]``, where there is filler; None for nowhere."""
+        return self.positions < 0 if self.padded or self.holes else None
+
+    def add(self, columns: int) -> None:
+        """Take in the columns up to this number."""
+        new, end = slice(self.known, columns), self.used + columns - self.known
+        if end > self._keys.shape[2]:
+            room = min(end + end // 2, self.source.shape[2])
+            rows, heads, _, dimension = self.source.shape
+            keys, positions = self._keys, self._positions
+            self._keys = self.source.new_zeros((rows, heads, room, dimension))
+            self._positions = self._own.new_full((rows, heads, room), -1)
+            self._keys[:, :, : self.used] = keys[:, :, : self.used]
+            self._positions[:, :, : self.used] = positions[:, :, : self.used]
+        self._keys[:, :, self.used : end] = self.source[:, :, new]
+        self._positions[:, :, self.used : end] = self._own[:, :, new]
+        if self.padded:
+            self._keys[:, :, self.used : end].masked_fill_((self._own[:, :, new] < 0)[..., None], 0)
+        self.known, self.used = columns, end
+
+    def drop(self, slots: Tensor) -> Tensor:
+        """Let go of one entry of each head, at ``[B, K, 1]``; their positions."""
+        gone = self._positions.gather(2, slots)
+        self._positions.scatter_(2, slots, -1)
+        self._keys.scatter_(2, slots[..., None].expand(-1, -1, -1, self._keys.shape[3]), 0)
+        self.holes += 1
+        return gone
+
+    def keep(self, kept: Tensor, positions: Tensor) -> None:
+        """Go on with the entries at the indices ``[B, K, n]``, at these positions."""
+        self._keys, self._positions = entries(self._keys, kept), positions
+        if self.padded:
+            self._keys.masked_fill_((positions < 0)[..., None], 0)
+        self.used, self.holes = kept.shape[2], 0
+
+
 def _replay_changing(
     press: Press,
     keys: Tensor,
@@ -165,33 +226,38 @@ def _replay_changing(
     scale: float,
 ) -> Tensor:
     """Evictions where scores change: from one eviction to the next, over what is held then, in order of position."""
-    rows, heads, tokens, _ = keys.shape
-    history = History(rows, heads, keys.device)
-    offset = torch.tensor(padding, device=keys.device)[:, None, None]
-    own = (torch.arange(tokens, device=keys.device) - offset).clamp(min=-1).expand(rows, heads, tokens)
-    positions, known = own[..., :0], 0
+    history = History(keys.shape[0], keys.shape[1], keys.device)
+    held = _Held(keys, padding)
     votes = press.votes() if press.needs_queries else None
     for length in passes:
         ledger.feed(length, [min(pad, ledger.columns + length) for pad in padding])
         if not ledger.cut:
             continue
-        new = slice(known, ledger.columns)
-        positions, known = torch.cat([positions, own[..., new]], dim=2), ledger.columns
-        held = entries(keys, (positions + offset).clamp(min=0))
-        filler = positions < 0 if any(padding) else None
-        if filler is not None:
-            held.masked_fill_(filler[..., None], 0)
+        known = held.known
+        held.add(ledger.columns)
+        filler, positions = held.filler, held.positions
         if votes is not None:
             assert queries is not None
-            votes.observe(queries[:, :, new], held, filler, scale)
-        ranks = rank(press.score(held, positions=positions, layer=layer, votes=votes), positions, press.sinks)
+            votes.observe(queries[:, :, known : held.known], held.keys, filler, scale)
+        ranks = rank(press.score(held.keys, positions=positions, layer=layer, votes=votes), positions, press.sinks)
         ranks = spare(press, ranks, positions, ledger)
-        if filler is None and positions.shape[2] - ledger.held[0] == 1:
-            kept, positions, gone = drop_one(ranks, positions)
+        if not held.padded and held.used - held.holes - ledger.held[0] == 1:
+            slots = last_choice(ranks, positions)
+            gone = held.drop(slots)
+            if votes is not None:
+                votes.drop(slots)
+            kept = None
+            if held.holes > ledger.held[0] // 4:
+                kept = (positions < 0).long().argsort(dim=-1, stable=True)[..., : ledger.held[0]]
+                stays = positions.gather(2, kept)
         else:
-            kept, positions, gone = choose(ranks, positions, ledger.held)
-        if votes is not None:
-            votes.keep(kept)
+            kept, stays, gone = choose(ranks, positions, ledger.held)
+            # Holes come last, and go nowhere.
+            gone = gone[..., : gone.shape[2] - held.holes]
+        if kept is not None:
+            held.keep(kept, stays)
+            if votes is not None:
+                votes.keep(kept)
         history.record(gone, ledger.padding, ledger.columns)
     return history.evicted_at(ledger.columns, padding)
 

@@ -115,12 +115,9 @@ def choose(ranks: Tensor, positions: Tensor, keep: Sequence[int]) -> tuple[Tenso
     return order[..., :most].gather(2, by_position), stays, gone
 
 
-def drop_one(ranks: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``choose`` says where every head lets go of one entry, positions ascend, and there is no filler."""
-    slot = ranks.argmin(dim=-1, keepdim=True)
-    kept = torch.arange(ranks.shape[-1] - 1, device=ranks.device).expand(*ranks.shape[:2], -1)
-    kept = kept + (kept >= slot)
-    return kept, positions.gather(2, kept), positions.gather(2, slot)
+def last_choice(ranks: Tensor, positions: Tensor) -> Tensor:
+    """The index ``[B, K, 1]`` of the entry of lowest rank in each head, never of filler."""
+    return ranks.masked_fill(positions < 0, torch.iinfo(torch.int64).max).argmin(dim=-1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -353,7 +350,12 @@ class SnapKVPress(Press):
         assert votes is not None
         received = votes.of(keys)
         received[..., -self.recent :] = 0
-        return torch.nn.functional.avg_pool1d(received, self.kernel, stride=1, padding=self.kernel // 2)
+        # Filler received nothing, and may stand between neighbours: it goes behind all entries, and back.
+        order = (positions < 0).long().argsort(dim=-1, stable=True)
+        pooled = torch.nn.functional.avg_pool1d(
+            received.gather(2, order), self.kernel, stride=1, padding=self.kernel // 2
+        )
+        return received.scatter(2, order, pooled)
 
 
 @dataclass(frozen=True)

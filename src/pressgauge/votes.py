@@ -11,6 +11,34 @@ from torch import Tensor
 
 _MOST = 1 << 22
 """Attention weights that are made at a time."""
+_LEAST = 1e-20
+"""Of a row's largest weight: below this float32 runs out of digits."""
+
+
+def _wide(queries: Tensor, keys: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Queries by KV head, ``[B, K, H / K, q, D]`` and scaled, and keys ``[B, K, N, D]``, in float32 or wider."""
+    dtype = torch.promote_types(keys.dtype, torch.float32)
+    rows, heads = keys.shape[:2]
+    return queries.to(dtype).mul(scale).view(rows, heads, -1, *queries.shape[2:]), keys.to(dtype)
+
+
+def _logits(queries: Tensor, keys: Tensor, filler: Tensor | None) -> Tensor:
+    """``[B, K, H / K, q, N]`` of queries ``[B, K, H / K, q, D]`` at the last q of ``[B, K, N, D]`` entries: minus
+    infinity for what is later or filler."""
+    size, seen = queries.shape[3], keys.shape[2]
+    logits: Tensor = (queries.flatten(2, 3) @ keys.mT).unflatten(2, queries.shape[2:4])
+    if size > 1:
+        later = torch.ones((size, size), dtype=torch.bool, device=keys.device).triu(1)
+        logits[..., seen - size :].masked_fill_(later, -torch.inf)
+    if filler is not None:
+        logits.masked_fill_(filler[:, :, None, None, :seen], -torch.inf)
+    return logits
+
+
+def _weights(queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> Tensor:
+    """``[B, K, H / K, q, N]``: attention of the last entries' queries ``[B, H, q, D]``, in parts of a row's largest."""
+    logits = _logits(*_wide(queries, keys, scale), filler)
+    return (logits - logits.amax(dim=-1, keepdim=True)).exp_()
 
 
 def received(queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> Tensor:
@@ -25,23 +53,15 @@ def received(queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float)
     Returns:
         ``[B, K, N]``, in float32 or wider.
     """
-    rows, query_heads, count, dimension = queries.shape
+    rows, query_heads, count, _ = queries.shape
     heads, entries = keys.shape[1:3]
-    dtype = torch.promote_types(keys.dtype, torch.float32)
-    keys, queries = keys.to(dtype), queries.to(dtype) * scale
+    queries, keys = _wide(queries, keys, scale)
     found = keys.new_zeros((rows, heads, entries))
     block = max(1, _MOST // (rows * query_heads * entries))
     for start in range(0, count, block):
         stop = min(start + block, count)
-        size, before, seen = stop - start, entries - count + start, entries - count + stop
-        part = queries[:, :, start:stop].reshape(rows, heads, -1, dimension)
-        logits = (part @ keys[:, :, :seen].mT).view(rows, heads, -1, size, seen)
-        if size > 1:
-            later = torch.ones((size, size), dtype=torch.bool, device=keys.device).triu(1)
-            logits[..., before:].masked_fill_(later, -torch.inf)
-        if filler is not None:
-            logits.masked_fill_(filler[:, :, None, None, :seen], -torch.inf)
-        weights = logits.softmax(dim=-1)
+        before, seen = entries - count + start, entries - count + stop
+        weights = _logits(queries[:, :, :, start:stop], keys[:, :, :seen], filler).softmax(dim=-1)
         if filler is not None:
             # A query of padding sees nothing, and what nothing is divided by is no number.
             weights.masked_fill_(filler[:, :, None, before:seen, None], 0)
@@ -65,6 +85,10 @@ class Votes(ABC):
         """Go on with the entries at the indices ``[B, K, n]``."""
 
     @abstractmethod
+    def drop(self, slots: Tensor) -> None:
+        """Go on without the entry of each head at the index ``[B, K, 1]``, which becomes filler where it stands."""
+
+    @abstractmethod
     def select(self, rows: Tensor) -> None:
         """Make row i what row ``rows[i]`` was."""
 
@@ -75,7 +99,10 @@ class Votes(ABC):
 
 
 class LastQueries(Votes):
-    """The last queries themselves; they vote anew whenever somebody asks.
+    """The last queries themselves, which vote anew whenever somebody asks.
+
+    Once single entries are dropped in place, as where a whole history is replayed, their attention is kept as well: a
+    query that is new adds a row, and an entry that goes empties a column.
 
     Args:
         most: how many. Their own entries have to be held still when they vote.
@@ -86,6 +113,11 @@ class LastQueries(Votes):
         self.scale = 1.0
         self.filler: Tensor | None = None
         self.queries: Tensor | None = None
+        self._dropping = False
+        self._weights: Tensor | None = None
+        """``[B, K, H / K, rows, room]``: each row times a number of its own; zeros beyond what is held."""
+        self._row = 0
+        """The row of the oldest query."""
 
     def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
         self.scale, self.filler = scale, filler
@@ -94,15 +126,48 @@ class LastQueries(Votes):
             last = torch.cat([self.queries, last], dim=2)[:, :, -self.most :]
         # A part of the pass's queries would keep all of them alive.
         self.queries = last.clone()
+        if self._weights is None:
+            return
+        new, held = queries.shape[2], keys.shape[2]
+        if new >= self.most or held > self._weights.shape[4] or self._weights.shape[3] < self.most:
+            self._weights = None
+            return
+        found = _weights(queries, keys, filler, scale)
+        for query in range(new):
+            self._weights[..., self._row, :held] = found[..., query, :]
+            self._row = (self._row + 1) % self.most
 
     def of(self, keys: Tensor) -> Tensor:
         assert self.queries is not None
-        return received(self.queries, keys, self.filler, self.scale) / self.queries.shape[2]
+        if not self._dropping:
+            return received(self.queries, keys, self.filler, self.scale) / self.queries.shape[2]
+        if self._weights is None:
+            self._weights = self._fresh(keys)
+        totals = self._weights.sum(dim=-1)
+        if not float(totals.min()) >= _LEAST:
+            # What weighed most has gone and what is left has lost its digits, or something is no number.
+            self._weights = self._fresh(keys)
+            totals = self._weights.sum(dim=-1)
+        found = totals.reciprocal()[..., None, :] @ self._weights
+        return found[..., 0, : keys.shape[2]].mean(dim=2) / self.queries.shape[2]
+
+    def _fresh(self, keys: Tensor) -> Tensor:
+        assert self.queries is not None
+        self._row = 0
+        found = _weights(self.queries, keys, self.filler, self.scale)
+        return torch.nn.functional.pad(found, (0, found.shape[4] // 4))
+
+    def drop(self, slots: Tensor) -> None:
+        self._dropping = True
+        if self._weights is not None:
+            index = slots[:, :, None, None].expand(*self._weights.shape[:4], 1)
+            self._weights.scatter_(4, index, 0)
 
     def keep(self, kept: Tensor) -> None:
-        self.filler = None
+        self.filler = self._weights = None
 
     def select(self, rows: Tensor) -> None:
+        self._weights = None
         if self.queries is not None:
             self.queries = self.queries.index_select(0, rows.to(self.queries.device))
 
@@ -126,6 +191,9 @@ class AttentionSums(Votes):
     def of(self, keys: Tensor) -> Tensor:
         assert self.sums is not None
         return self.sums
+
+    def drop(self, slots: Tensor) -> None:
+        """What filler has received is never asked for."""
 
     def keep(self, kept: Tensor) -> None:
         assert self.sums is not None

@@ -4,7 +4,7 @@ import argparse
 
 import torch
 
-from benchmarks import alarms, decoding, onepass
+from benchmarks import alarms, decoding, onepass, votes
 
 BENCHMARKS = {
     "short": onepass.short,
@@ -12,6 +12,7 @@ BENCHMARKS = {
     "long": onepass.long,
     "space": onepass.space,
     "decoding": decoding.decoding,
+    "votes": votes.votes,
     "alarms": alarms.alarms,
 }
 

@@ -1,17 +1,26 @@
-"""Peak memory of a perplexity, in a process of its own: ``python -m benchmarks.memory TOKENS [KEEP_RATIO]``."""
+"""Peak memory of a process of its own: ``python -m benchmarks.memory WHAT TOKENS [PRESS [KEEP_RATIO]]``."""
 
 import resource
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Literal
+
+import torch
 
 from benchmarks.shapes import llama, tokens
-from pressgauge import KnormPress, perplexity
+from pressgauge import perplexity
+from pressgauge.cli import PRESSES
+
+What = Literal["perplexity", "prompt"]
+"""A one-pass perplexity, or a prompt that goes into a cache."""
 
 
-def peak(count: int, keep_ratio: float | None) -> int:
-    """Bytes that a fresh process needs at most; ``keep_ratio`` None is the plain forward pass."""
-    arguments = [str(count)] + ([] if keep_ratio is None else [str(keep_ratio)])
+def peak(what: What, count: int, press: str | None = None, keep_ratio: float = 0.5) -> int:
+    """Bytes that a fresh process needs at most, for so many tokens; without a press, of a plain forward pass or an
+    uncompressed cache."""
+    arguments = [what, str(count), *([] if press is None else [press, str(keep_ratio)])]
     command = [sys.executable, "-m", "benchmarks.memory", *arguments]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True)
     return int(done.stdout.split()[-1])
@@ -19,12 +28,16 @@ def peak(count: int, keep_ratio: float | None) -> int:
 
 def main() -> None:
     """Measure in this process and print the bytes."""
-    model = llama()
-    ids = tokens(model, int(sys.argv[1]))
-    if len(sys.argv) > 2:
-        perplexity(model, ids, KnormPress(float(sys.argv[2])))
+    what, count, *pressed = sys.argv[1:]
+    press = PRESSES[pressed[0]](keep_ratio=float(pressed[1])) if pressed else None
+    if what == "perplexity":
+        model = llama()
+        perplexity(model, tokens(model, int(count)), press, method="onepass" if press else "plain")
     else:
-        perplexity(model, ids, method="plain")
+        # What scoring needs is needed by one layer after the other.
+        model = llama(layers=2)
+        with torch.no_grad(), press(model) if press else nullcontext():
+            model(tokens(model, int(count)), logits_to_keep=1, use_cache=True)
     # Linux counts in units of 1,024 bytes, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

@@ -15,7 +15,8 @@ from pressgauge.text import load_text
 from pressgauge.timing import Ratio, interleave, ratio
 
 
-def _compare(first: Callable[[], object], second: Callable[[], object], pairs: int) -> Ratio:
+def compare(first: Callable[[], object], second: Callable[[], object], pairs: int) -> Ratio:
+    """The time of the first as a ratio to that of the second."""
     return ratio(interleave(lambda: seconds(first), lambda: seconds(second), pairs))
 
 
@@ -28,7 +29,7 @@ def _presses(prune_after: int, *schedules: str) -> Iterator[tuple[str, Press]]:
 
 def _against_stepwise(name: str, model: PreTrainedModel, ids: Tensor, presses: dict[str, Press]) -> Iterator[str]:
     for what, press in presses.items():
-        found = _compare(
+        found = compare(
             partial(perplexity, model, ids, press, method="stepwise"),
             partial(perplexity, model, ids, press),
             pairs=3,
@@ -41,7 +42,7 @@ def short() -> Iterator[str]:
     model = pythia()
     ids = tokens(model, 1024)
     for what, press in _presses(256, "budget", "step"):
-        found = _compare(
+        found = compare(
             partial(perplexity, model, ids, press),
             partial(perplexity, model, ids, method="plain"),
             pairs=9,
@@ -62,7 +63,7 @@ def long() -> Iterator[str]:
     model = llama()
     ids = tokens(model, 8192)
     for what, press in _presses(512, "budget"):
-        found = _compare(
+        found = compare(
             partial(perplexity, model, ids, press),
             partial(perplexity, model, ids, method="plain"),
             pairs=5,
@@ -72,13 +73,13 @@ def long() -> Iterator[str]:
 
 def space() -> Iterator[str]:
     """The same Llama: peak memory of a process, with 8,192 tokens and with 32,768."""
-    plain = memory.peak(8192, None)
+    plain = memory.peak("perplexity", 8192)
     for keep_ratio in (0.5, 0.9):
-        mine = memory.peak(8192, keep_ratio)
+        mine = memory.peak("perplexity", 8192, "knorm", keep_ratio)
         yield (
             f"peak memory of a process, one-pass / plain, Llama, 8,192 tokens, r = {keep_ratio}: "
             f"{mine / plain:.3f}, {mine / 2**30:.2f} GiB (at most 1.5)"
         )
     for keep_ratio in (0.5, 0.9):
-        mine = memory.peak(32768, keep_ratio)
+        mine = memory.peak("perplexity", 32768, "knorm", keep_ratio)
         yield f"peak memory of a process, Llama, 32,768 tokens, r = {keep_ratio}: {mine / 2**30:.2f} GiB (under 12)"

@@ -19,13 +19,13 @@ def pythia() -> PreTrainedModel:
     return model
 
 
-def llama() -> PreTrainedModel:
-    """A Llama of the same depth and width with a small vocabulary and a long context, in float32."""
+def llama(layers: int = 6) -> PreTrainedModel:
+    """A Llama of the same width, with a small vocabulary and a long context, in float32."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=8192,
         hidden_size=512,
-        num_hidden_layers=6,
+        num_hidden_layers=layers,
         num_attention_heads=8,
         num_key_value_heads=8,
         intermediate_size=1408,

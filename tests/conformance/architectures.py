@@ -123,10 +123,12 @@ def hybrid() -> Model:
     return model
 
 
-@cache
+_built = cache(build)
+
+
 def shared(architecture: str) -> Model:
     """The one model of this architecture that all tests share and none may change."""
-    return guarded(build(architecture))
+    return guarded(_built(architecture))
 
 
 def tokens(rows: int, length: int, seed: int = 0, vocabulary: int = VOCABULARY) -> torch.Tensor:
@@ -142,11 +144,15 @@ def text(model: Model, rows: int, length: int, seed: int = 0) -> torch.Tensor:
 
 
 @cache
-def cast(architecture: str, dtype: torch.dtype, device: torch.device) -> Model:
-    """A copy of the shared model in another dtype or on another device; shared as well."""
+def _cast(architecture: str, dtype: torch.dtype, device: torch.device) -> Model:
     model = build(architecture)
     model.to(device=device, dtype=dtype)
-    return guarded(model)
+    return model
+
+
+def cast(architecture: str, dtype: torch.dtype, device: torch.device) -> Model:
+    """A copy of the shared model in another dtype or on another device; shared as well."""
+    return guarded(_cast(architecture, dtype, device))
 
 
 def under_test(architecture: str, dtype: torch.dtype = torch.float64) -> Model:

@@ -34,6 +34,14 @@ SCORES: dict[str, Callable[[list[list[float]]], oracle.Scores]] = {
 }
 
 
+VOTES: dict[str, type[oracle.Voter]] = {
+    "h2o": oracle.Accumulated,
+    "snapkv": oracle.Window,
+    "tova": oracle.Last,
+}
+"""Scores that come from attention."""
+
+
 @dataclass(frozen=True)
 class Declares:
     """What a subject says of itself.
@@ -47,6 +55,7 @@ class Declares:
         prune_after, skip_layers: False if the factory takes no such option (declared as None).
         takes: further options that the factory takes, of ``sinks``, ``recent`` and ``interval``.
         sinks, recent: the first and last tokens that it protects unless it is told otherwise.
+        recent_share: the share of what stays that is the newest tokens in any case, rounded down.
         boundary: ``>`` or ``>=``: whether a layer that holds exactly ``prune_after`` entries may be pruned.
         rounding: ``ceil``, ``floor``, ``float-ceil``, or a function of ratio and count.
         order: ``positions``, or ``any`` if entries may be stored in any order.
@@ -57,7 +66,9 @@ class Declares:
         positions: ``kept``; ``caller`` if whoever drives the model has to supply true positions; ``rerotated`` if keys
             get new positions as entries go.
         score: ``knorm``, ``position``, ``keydiff``, or a function ``(keys, layer, head)`` that gives a function from
-            the positions held to their scores; None if it is not said which entries stay.
+            the positions held to their scores; or ``h2o``, ``snapkv`` or ``tova``, scores that come from attention;
+            None if it is not said which entries stay.
+        votes: what a score that comes from attention is.
         exact: whether scores are integers.
         padding: False if padded rows are beyond it (declared as None).
         storage: ``held``, or ``any`` if what is evicted need not be freed at once.
@@ -73,6 +84,7 @@ class Declares:
     takes: tuple[str, ...] = ()
     sinks: int = 0
     recent: int = 0
+    recent_share: float = 0.0
     boundary: str = ">"
     rounding: oracle.Rounding = oracle.ceil_of
     order: str = "positions"
@@ -81,11 +93,17 @@ class Declares:
     entries: str = "kept"
     positions: str = "kept"
     score: Callable[[list[list[float]], int, int], oracle.Scores] | None = None
+    votes: type[oracle.Voter] | None = None
     exact: bool = False
     padding: bool = True
     storage: str = "held"
     nan: str = "worst"
     trends: bool = False
+
+    @property
+    def scored(self) -> bool:
+        """Whether it is said which entries stay."""
+        return self.score is not None or self.votes is not None
 
     @property
     def matchable(self) -> bool:
@@ -104,7 +122,7 @@ def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
         ValueError: for a name or a value that means nothing here.
     """
     values = dict(given)
-    known = [field.name for field in fields(Declares)]
+    known = [field.name for field in fields(Declares) if field.name != "votes"]
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"declares has no {name!r}: known are {', '.join(known)}")
@@ -122,12 +140,14 @@ def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
         raise ValueError(f"declares takes must name sinks, recent or interval, got {unknown.pop()!r}")
     values["rounding"] = _named("rounding", values.get("rounding", "ceil"), oracle.ROUNDINGS)
     score = values.get("score")
-    if score in SCORES:
+    if score in VOTES:
+        values["votes"] = VOTES[values.pop("score")]
+    elif score in SCORES:
         of_keys = SCORES[score]
         values["score"] = lambda keys, layer, head: of_keys(keys)
         values.setdefault("exact", score == "position")
     elif score is not None:
-        _check_score(_named("score", score, SCORES))
+        _check_score(_named("score", score, {**SCORES, **VOTES}))
     if (target := values.get("target")) is not None:
         _check_target(target)
     return Declares(**values)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from .audit import Audit
-from .scripted import scripted
+from .scripted import queries_of, scripted
 from .session import Refused, Trace, not_applicable, run
 from .strategies import key_tensors
 from .subjects import Subject
@@ -32,9 +32,13 @@ def drawn(
 
 
 def run_scripted(subject: Subject, keys: Tensor, lengths: list[int], compressor: Any = None, **options: Any) -> Trace:
-    """What the subject makes of given keys ``[B, HEADS, T, DIMENSION]``, which every layer is handed."""
-    model, ids = scripted(keys)
-    return run(subject, model, ids, lengths, compressor=compressor, **options)
+    """What the subject makes of given keys ``[B, HEADS, T, DIMENSION]``, which every layer is handed; with queries
+    that belong to them if attention is what it goes by."""
+    queries = queries_of(keys) if subject.declares.votes else None
+    model, ids = scripted(keys, queries)
+    trace = run(subject, model, ids, lengths, compressor=compressor, **options)
+    trace.queries = queries
+    return trace
 
 
 def audited(trace: Trace) -> Audit:

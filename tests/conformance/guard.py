@@ -12,12 +12,13 @@ HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks")]
 Fingerprint = dict[str, object]
 """What there is to know of each part of a model, by the part's name."""
 
-_GUARDED: list[tuple[PreTrainedModel, Fingerprint]] = []
+_GUARDED: dict[int, tuple[PreTrainedModel, Fingerprint]] = {}
+_USED: set[int] = set()
 
 
 def fingerprint(model: PreTrainedModel) -> Fingerprint:
     """Weights, buffers, hooks, attributes and attention implementation of a model and all its modules. It is taken of
-    every model that tests share after every test, so that one walk has to do and nothing is copied."""
+    the models that a test shares after every test, so that one walk has to do and nothing is copied."""
     parts: Fingerprint = {}
     configs = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -44,11 +45,17 @@ def difference(before: Fingerprint, after: Fingerprint) -> str:
 
 
 def guarded(model: PreTrainedModel) -> PreTrainedModel:
-    """Watch over this model from now on."""
-    _GUARDED.append((model, fingerprint(model)))
+    """Watch over this model from now on. To be called whenever a model that is kept is handed out."""
+    if id(model) not in _GUARDED:
+        _GUARDED[id(model)] = model, fingerprint(model)
+    _USED.add(id(model))
     return model
 
 
-def changed() -> list[str]:
-    """The kinds of guarded models that are not what they were."""
-    return [type(model).__name__ for model, before in _GUARDED if fingerprint(model) != before]
+def changed(*, everywhere: bool = False) -> list[str]:
+    """The kinds of guarded models that are not what they were: of those handed out since this was asked last, or of
+    all."""
+    asked = list(_GUARDED) if everywhere else list(_USED)
+    _USED.clear()
+    models = [_GUARDED[key] for key in asked]
+    return [type(model).__name__ for model, before in models if fingerprint(model) != before]

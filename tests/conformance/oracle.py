@@ -56,6 +56,100 @@ def keydiff_scores(keys: Sequence[Key]) -> Scores:
     return scores
 
 
+class Attention:
+    """What the queries of one row give to the keys that one layer holds.
+
+    Args:
+        keys: per KV head and token.
+        queries: per query head and token; with H of them and K of the others, heads ``k * H / K`` to
+            ``(k + 1) * H / K - 1`` read KV head k.
+        scale: what products are multiplied by.
+    """
+
+    def __init__(self, keys: Sequence[Sequence[Key]], queries: Sequence[Sequence[Key]], scale: float) -> None:
+        self.keys, self.queries, self.scale = keys, queries, scale
+        self.group = len(queries) // len(keys)
+
+    def _softmax(self, query: Key, head: int, present: Sequence[int]) -> list[float]:
+        keys = self.keys[head]
+        products = [self.scale * math.fsum(a * b for a, b in zip(query, keys[j], strict=True)) for j in present]
+        most = max(products)
+        weights = [math.exp(product - most) for product in products]
+        total = math.fsum(weights)
+        return [weight / total for weight in weights]
+
+    def given(self, head: int, token: int, held: Sequence[int]) -> dict[int, float]:
+        """By the query heads of one KV head at this token, in the mean, to what is held and not later: nothing where
+        nothing is."""
+        present = [j for j in held if j <= token]
+        if not present:
+            return {}
+        heads = range(head * self.group, (head + 1) * self.group)
+        each = [self._softmax(self.queries[one][token], head, present) for one in heads]
+        return {j: math.fsum(column) / self.group for j, column in zip(present, zip(*each, strict=True), strict=True)}
+
+
+Held = list[list[int]]
+"""Per KV head, the tokens that are there in a pass: those held before it, and its own."""
+Voted = list[dict[int, float]]
+"""Per KV head, the score of each of them."""
+
+
+class Voter:
+    """Scores that come from attention.
+
+    Args:
+        attention: of the row.
+        window: the newest tokens that are protected, which for some are those that vote.
+    """
+
+    def __init__(self, attention: Attention, window: int) -> None:
+        self.attention, self.window = attention, window
+
+    def feed(self, held: Held, start: int, end: int) -> Voted:
+        """The scores after a pass of the tokens ``start`` to ``end - 1``."""
+        raise NotImplementedError
+
+
+class Accumulated(Voter):
+    """H2OPress: what an entry has received from all queries since it came."""
+
+    def __init__(self, attention: Attention, window: int) -> None:
+        super().__init__(attention, window)
+        self.sums: Voted = [{} for _ in attention.keys]
+
+    def feed(self, held: Held, start: int, end: int) -> Voted:
+        for head, present in enumerate(held):
+            for token in range(start, end):
+                for j, weight in self.attention.given(head, token, present).items():
+                    self.sums[head][j] = self.sums[head].get(j, 0.0) + weight
+        return [{j: sums[j] for j in present} for sums, present in zip(self.sums, held, strict=True)]
+
+
+class Window(Voter):
+    """SnapKVPress: what an entry gets from the queries of the window, summed over its neighbours; the window's own
+    entries count as nothing."""
+
+    neighbours = 5
+
+    def feed(self, held: Held, start: int, end: int) -> Voted:
+        first, half, found = max(0, end - self.window), self.neighbours // 2, []
+        for head, present in enumerate(held):
+            each = [self.attention.given(head, token, present) for token in range(first, end)]
+            votes = [math.fsum(one.get(j, 0.0) for one in each) if j < first else 0.0 for j in present]
+            pooled = [math.fsum(votes[max(0, i - half) : i + half + 1]) for i in range(len(votes))]
+            found.append(dict(zip(present, pooled, strict=True)))
+        return found
+
+
+class Last(Voter):
+    """TOVAPress: what an entry gets from the last query, summed over all heads."""
+
+    def feed(self, held: Held, start: int, end: int) -> Voted:
+        each = [self.attention.given(head, end - 1, present) for head, present in enumerate(held)]
+        return [{j: math.fsum(one.get(j, 0.0) for one in each) for j in present} for present in held]
+
+
 def random_scores(seed: int, layer: int, head: int) -> Scores:
     """RandomPress: a hash of seed, layer, head and position, in unsigned 64-bit arithmetic."""
 
@@ -89,6 +183,8 @@ class Rules:
     schedule: str = "budget"
     sinks: int = 0
     recent: int = 0
+    recent_share: float = 0.0
+    """Of what is left, rounded down, as far as the sinks leave room: so many of the newest are never evicted."""
     interval: int = 1
     boundary: str = ">"
     rounding: Rounding = ceil_of
@@ -98,6 +194,10 @@ class Rules:
     def may_prune(self, held: int) -> bool:
         """Whether a layer that holds so many may be pruned."""
         return held > self.prune_after or (self.boundary == ">=" and held == self.prune_after)
+
+    def newest(self, kept: int) -> int:
+        """How many of the newest a pass that leaves so many does not evict."""
+        return max(self.recent, min(int(Decimal(str(self.recent_share)) * kept), kept - self.sinks))
 
     def target(self, seen: int, held: int) -> int:
         """How many entries an acting pass leaves of ``held``."""

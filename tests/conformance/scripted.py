@@ -24,12 +24,12 @@ class Nothing(nn.Module):
 
 
 @cache
-def _model(dtype: torch.dtype, tokens: int, device: torch.device) -> Any:
+def _model(dtype: torch.dtype, tokens: int, device: torch.device, group: int) -> Any:
     config = LlamaConfig(
         vocab_size=tokens,
         hidden_size=HEADS * tokens,
         num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
+        num_attention_heads=HEADS * group,
         num_key_value_heads=HEADS,
         head_dim=DIMENSION,
         intermediate_size=8,
@@ -65,17 +65,25 @@ def _with_missing(model: Any, module: nn.Module, given: tuple[Tensor], output: T
     return output.masked_fill(model.missing[given[0][..., : model.config.vocab_size].argmax(dim=-1)], torch.nan)
 
 
-def scripted(keys: Tensor) -> tuple[Any, Tensor]:
+def queries_of(keys: Tensor) -> Tensor:
+    """Queries ``[B, 2 * HEADS, T, DIMENSION]`` for keys ``[B, HEADS, T, DIMENSION]``: each is made of the key of the
+    same token and KV head, so that what is done to keys is done to queries. None is so large that products overflow."""
+    small = keys.nan_to_num().clamp(-8, 8)
+    return torch.stack([small.flip(-1), -small.roll(1, dims=-1)], dim=2).flatten(1, 2)
+
+
+def scripted(keys: Tensor, queries: Tensor | None = None) -> tuple[Any, Tensor]:
     """A model and the tokens ``[B, T]`` that make every layer hand its cache these keys.
 
     Values tell which key they belong to: each names its row, head and position.
 
     Args:
         keys: ``[B, HEADS, T, DIMENSION]``, finite or NaN, with B times T at most the last of TOKENS.
+        queries: ``[B, H, T, DIMENSION]``, finite; zeros, one for each KV head, unless given.
     """
     rows, heads, tokens, _ = keys.shape
     known = next(known for known in TOKENS if rows * tokens <= known)
-    model = _model(keys.dtype, known, place.chosen())
+    model = _model(keys.dtype, known, place.chosen(), 1 if queries is None else queries.shape[1] // heads)
     ids = torch.arange(rows * tokens).view(rows, tokens)
     values = torch.zeros_like(keys)
     values[..., 0] = 1 + torch.arange(tokens, dtype=keys.dtype)
@@ -87,9 +95,12 @@ def scripted(keys: Tensor) -> tuple[Any, Tensor]:
     finite = keys.nan_to_num()
     with torch.no_grad():
         for layer in model.model.layers:
-            for projection, wanted in ((layer.self_attn.k_proj, finite), (layer.self_attn.v_proj, values)):
+            of_layer = [(layer.self_attn.k_proj, finite), (layer.self_attn.v_proj, values)]
+            if queries is not None:
+                of_layer.append((layer.self_attn.q_proj, queries))
+            for projection, wanted in of_layer:
                 # [B, K, T, D] to [K * D, B * T]; the ones of a token's vector become known ** .5 by its norm.
-                columns = wanted.permute(1, 3, 0, 2).reshape(heads * DIMENSION, rows * tokens)
+                columns = wanted.permute(1, 3, 0, 2).reshape(-1, rows * tokens)
                 projection.weight.zero_()
                 projection.weight[:, : rows * tokens] = columns / known**0.5
     return model, ids

@@ -364,6 +364,8 @@ class Trace:
     passes: list[Pass] = field(default_factory=list)
     storage: list[int] = field(default_factory=list)
     """Bytes that each layer keeps alive at the end."""
+    queries: Tensor | None = None
+    """``[B, H, T, D]``, where they are known."""
 
     @property
     def lengths(self) -> list[int]:

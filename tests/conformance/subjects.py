@@ -9,9 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from torch import Tensor
 
-from pressgauge import KeyDiffPress, KnormPress, RandomPress, StreamingLLMPress
+from pressgauge import (
+    H2OPress,
+    KeyDiffPress,
+    KnormPress,
+    RandomPress,
+    SnapKVPress,
+    StreamingLLMPress,
+    TOVAPress,
+)
 
 from . import oracle
 from .declares import Declares, read_declares
@@ -57,6 +66,7 @@ class Subject:
             schedule=declares.schedule,
             boundary=declares.boundary,
             rounding=declares.rounding,
+            recent_share=declares.recent_share,
             size=declares.target,
             **given,
         )
@@ -183,11 +193,16 @@ NAMES: dict[Any, str] = {
     StreamingLLMPress: "streaming-llm",
     RandomPress: "random",
     KeyDiffPress: "keydiff",
+    H2OPress: "h2o",
+    SnapKVPress: "snapkv",
+    TOVAPress: "tova",
 }
 
 
-def ours(kind: Callable[..., Any], schedule: str, score: Any, exact: bool = False, sinks: int = 0) -> Subject:
-    """A press of the package under a schedule."""
+def ours(
+    kind: Callable[..., Any], schedule: str, score: Any, exact: bool = False, sinks: int = 0, **options: Any
+) -> Subject:
+    """A press of the package under a schedule, with these options unless others are given."""
     declares = {
         "kind": "context",
         "schedule": schedule,
@@ -195,9 +210,11 @@ def ours(kind: Callable[..., Any], schedule: str, score: Any, exact: bool = Fals
         "score": score,
         "exact": exact,
         "sinks": sinks,
+        "recent": options.get("recent", 0),
+        "recent_share": getattr(kind, "recent_share", 0.0),
         "trends": score in ("knorm", "position") and schedule != "step",
     }
-    return subject_of(f"{NAMES.get(kind, kind.__name__)}-{schedule}", kind, declares, schedule=schedule)
+    return subject_of(f"{NAMES.get(kind, kind.__name__)}-{schedule}", kind, declares, schedule=schedule, **options)
 
 
 SUBJECTS = [
@@ -210,6 +227,21 @@ SUBJECTS = [
         ours(KeyDiffPress, schedule, "keydiff"),
     )
 ]
+"""Those whose scores are of keys and positions alone."""
+
+_ALL = not settings().derandomize
+"""Whether examples are drawn at random, as in nightly runs, which take their time."""
+
+VOTING = [
+    subject
+    for schedule in ("budget", "prefill", "step")
+    for subject in (
+        ours(H2OPress, schedule, "h2o"),
+        ours(SnapKVPress, schedule, "snapkv", recent=2),
+        ours(TOVAPress, schedule, "tova"),
+    )
+]
+"""Those whose scores come from attention."""
 
 
 def _plain(kind: Callable[..., Any], schedule: str, score: Any, sinks: int = 0) -> Subject:
@@ -233,6 +265,8 @@ def ours_by_default() -> list[Subject]:
     """All presses under all schedules, attached; and one or two in each of the other conventions."""
     return [
         *SUBJECTS,
+        # What a schedule does with scores is the same for all.
+        *(subject for subject in VOTING if _ALL or subject.name in ("h2o-budget", "snapkv-prefill", "tova-budget")),
         _plain(KnormPress, "budget", "knorm"),
         _plain(KnormPress, "step", "knorm"),
         _plain(StreamingLLMPress, "prefill", "position", sinks=4),

@@ -1,5 +1,6 @@
 """Which entries stay, and that they are the ones that came in, in the order in which they came."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from .audit import GONE, Audit
 from .evidence import audited, drawn, kept, run_scripted
-from .oracle import NEVER
+from .oracle import NEVER, Attention
 from .session import Departure, Trace, not_applicable
 from .strategies import DIMENSION, FEW, HEADS, key_tensors, options_of, pruning, ratios
 from .subjects import Subject
@@ -70,23 +71,39 @@ def test_an_evicted_entry_never_comes_back(subject: Subject, data: st.DataObject
 def check_best(audit: Audit) -> None:
     """In every pass the entries of highest score stayed, as far as scores can be told apart."""
     trace, subject = audit.trace, audit.trace.subject
-    score = subject.declares.score
-    assert score is not None
     for layer in range(trace.layers):
         rules = subject.rules(trace.options, layer)
-        keys = trace.arrived(layer)[0].double()
-        for row in range(keys.shape[0]):
-            for head in range(keys.shape[1]):
-                scores_of = score(keys[row, head].tolist(), layer, head)
-                before: set[int] = set()
-                for number, one in enumerate(trace.passes):
-                    present = sorted(before | set(range(one.start, one.end)))
-                    now = set(torch.nonzero(audit.alive[layer][number][row, head])[:, 0].tolist())
-                    if now != set(present):
-                        scores = dict(zip(present, scores_of(present), strict=True))
-                        free = [t for t in present if t >= rules.sinks and t < one.end - rules.recent]
-                        _check_pair(subject, scores, now, free, f"layer {layer}, row {row}, KV head {head}", number)
-                    before = now
+        for row in range(trace.ids.shape[0]):
+            scores = _scores(trace, layer, row)
+            before: list[set[int]] = [set() for _ in range(audit.alive[layer][0].shape[1])]
+            for number, one in enumerate(trace.passes):
+                present = [sorted(held | set(range(one.start, one.end))) for held in before]
+                before = [set(torch.nonzero(head)[:, 0].tolist()) for head in audit.alive[layer][number][row]]
+                scores_of = scores(present, one.start, one.end)
+                for head, (were, now) in enumerate(zip(present, before, strict=True)):
+                    if now != set(were):
+                        newest = one.end - rules.newest(len(now))
+                        free = [t for t in were if rules.sinks <= t < newest]
+                        where = f"layer {layer}, row {row}, KV head {head}"
+                        _check_pair(subject, scores_of(head), now, free, where, number)
+
+
+def _scores(
+    trace: Trace, layer: int, row: int
+) -> Callable[[list[list[int]], int, int], Callable[[int], dict[int, float]]]:
+    """For one pass after the other: from what is there in each KV head, and the pass's first token and end, to the
+    scores of a head's."""
+    declares = trace.subject.declares
+    keys = trace.arrived(layer)[0][row].double().tolist()
+    if declares.votes:
+        assert trace.queries is not None
+        queries = trace.queries[row].double().tolist()
+        attention = Attention(keys, queries, trace.queries.shape[3] ** -0.5)
+        voter = declares.votes(attention, trace.subject.rules(trace.options, layer).recent)
+        return lambda present, start, end: voter.feed(present, start, end).__getitem__
+    assert declares.score is not None
+    of_head = [declares.score(vectors, layer, head) for head, vectors in enumerate(keys)]
+    return lambda present, start, end: lambda head: dict(zip(present[head], of_head[head](present[head]), strict=True))
 
 
 def _check_pair(
@@ -122,17 +139,19 @@ def _check_pair(
 @given(data=st.data())
 def test_the_best_entries_stay(subject: Subject, data: st.DataObject) -> None:
     """Rule 4: the entries of highest score stay; of equal ones the earlier (S3, S8 of the bug catalogue)."""
-    if subject.declares.score is None:
+    if not subject.declares.scored:
         not_applicable("the subject does not declare its score")
     check_best(audited(drawn(subject, data, options_of(subject), pruning())))
 
 
 def test_the_best_entries_of_a_long_text_stay(subject: Subject) -> None:
     """Rule 4 where a text is longer than the blocks in which keys may be scored."""
-    if subject.declares.score is None:
+    if not subject.declares.scored:
         not_applicable("the subject does not declare its score")
-    keys = normal_keys(300)
-    for lengths in ([*subject.once(296), *[1] * 4], [200, 100]):
+    # Attention is dear in lists.
+    length = 120 if subject.declares.votes else 300
+    keys = normal_keys(length)
+    for lengths in ([*subject.once(length - 4), *[1] * 4], [200 * length // 300, 100 * length // 300]):
         check_best(audited(run_scripted(subject, keys, lengths, keep_ratio=0.5, prune_after=4)))
 
 
@@ -169,7 +188,9 @@ def test_sinks_and_recent_tokens_are_never_evicted(subject: Subject) -> None:
     declares = subject.declares
     windows = [(declares.sinks, declares.recent)]
     if "sinks" in declares.takes:
-        windows += [(3, 0), (2, 4), (0, 0)]
+        windows += [(3, declares.recent)]
+    if {"sinks", "recent"} <= set(declares.takes):
+        windows += [(2, 4), (0, declares.recent)]
     if "recent" in declares.takes:
         windows += [(declares.sinks, 5)]
     if not any(map(sum, windows)):
@@ -288,7 +309,7 @@ def _check_extreme(trace: Trace) -> None:
     audit = audited(trace)
     assert audit.evicted_at
     check_protected(trace, declares.sinks, declares.recent)
-    if declares.score is not None:
+    if declares.scored:
         check_best(audit)
 
 

@@ -14,7 +14,8 @@ plugin.load_profile()
 
 from laws import LAWS, judged_by_all, words  # noqa: E402
 
-from mutants.catalogue import MUTANTS, Mutant  # noqa: E402
+from mutants.catalogue import MUTANTS  # noqa: E402
+from mutants.mutant import Mutant  # noqa: E402
 from mutants.variants import VARIANTS  # noqa: E402
 
 WORDS = [words(law) for law in LAWS.values()]

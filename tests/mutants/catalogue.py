@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from conformance import test_attention, test_counts, test_entries, test_identity, test_leaks, test_rows, test_trends
 from conformance.subjects import SUBJECTS, Subject, ours, subject_of
-from laws import Law
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mutants.plain import HOOKED, SOUND, Hooked, Plain, hooked, plain
+from mutants.mutant import Mutant
+from mutants.plain import HOOKED, Hooked, Plain, hooked, plain
+from mutants.votes import VOTES
 from pressgauge import KnormPress, Press, PressedCache, attention
 from pressgauge.cache import PressedLayer
 
@@ -32,20 +33,6 @@ def cached(kind: Callable[..., Any]) -> Subject:
 
 CACHE = cached(KnormPress)
 """KnormPress as a plain cache."""
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A broken compressor."""
-
-    id: str
-    what: str
-    seen_in: str
-    subject: Subject
-    law: Law
-    """The law that must kill it."""
-    twin: Subject = SOUND
-    """The same without what is broken."""
 
 
 # Deciding and selecting
@@ -812,4 +799,5 @@ MUTANTS = [
            plain(WideAttention), test_attention.test_passes_do_not_matter_while_nothing_is_evicted),
     Mutant("own-float32", "everything goes through float32", "plausible",
            plain(Requantised), test_identity.test_a_short_sequence_changes_nothing),
+    *VOTES,
 ]  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conformance.subjects import SUBJECTS, Subject
+from conformance.subjects import SUBJECTS, VOTING, Subject
 from presses import test_onepass
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from pressgauge.history import NEVER
 
 KNORM = next(subject for subject in SUBJECTS if subject.name == "knorm-budget")
 RANDOM = next(subject for subject in SUBJECTS if subject.name == "random-budget")
+TOVA = next(subject for subject in VOTING if subject.name == "tova-budget")
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,15 @@ def columns_of_the_batch(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(onepass.OnePass, "_attend", unsubtracted)
 
 
+def queries_of_the_future(patch: pytest.MonkeyPatch) -> None:
+    """The next token's query votes, which a whole text has at hand and decoding has not."""
+
+    def careless(*given: Any, queries: Tensor, **more: Any) -> Tensor:
+        return replay(*given, queries=queries.roll(-1, dims=2), **more)
+
+    patch.setattr(onepass, "replay", careless)
+
+
 LAW = test_onepass.test_every_press_in_one_pass_is_what_decoding_gives
 
 ONEPASS = [
@@ -94,4 +104,5 @@ ONEPASS = [
     ),
     OnePassMutant("onepass-prompt", "the prompt is fed singly", "plausible", prompt_fed_singly),
     OnePassMutant("onepass-padding", "padding is counted as time", "KIVI issue 18", columns_of_the_batch),
+    OnePassMutant("onepass-future", "queries of the future vote", "plausible", queries_of_the_future, TOVA),
 ]

@@ -9,7 +9,8 @@ import pytest
 from conformance.subjects import Subject
 from laws import LAWS, Law, outcome, words
 
-from mutants.catalogue import MUTANTS, Mutant
+from mutants.catalogue import MUTANTS
+from mutants.mutant import Mutant
 from mutants.onepass import LAW, ONEPASS, OnePassMutant
 from mutants.variants import VARIANTS
 
@@ -43,10 +44,10 @@ CASES = [
     pytest.param(variant, law, id=f"{variant}-{words(law)}")
     for row, variant in enumerate(VARIANTS)
     for column, law in enumerate(law for law in LAWS.values() if law is not TREND)
-    if (row + column) % 2 or os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+    if (row + column) % 3 == 0 or os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 ]
-"""As on the black squares of a chessboard: each law meets half of the variants, and each variant half of the laws.
-``nox -s kills`` and the nightly run hold all to all."""
+"""On every third diagonal: each law meets a third of the variants, and each variant a third of the laws. All meet all
+by ``nox -s kills`` and in the nightly run."""
 
 
 @pytest.mark.parametrize(("variant", "law"), CASES)

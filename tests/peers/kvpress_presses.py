@@ -72,8 +72,10 @@ SUBJECTS = {
     "kvpress-streaming-llm": press("StreamingLLMPress", StreamingLLMPress, {"score": "position", "sinks": 4}),
     "kvpress-random": press("RandomPress(seed=0)", RandomPress, {}, seed=0),
     "kvpress-keydiff": press("KeyDiffPress", KeyDiffPress, {"score": "keydiff"}),
-    "kvpress-snapkv": press(f"SnapKVPress(window_size={WINDOW})", SnapKVPress, {"recent": WINDOW}, window_size=WINDOW),
-    "kvpress-tova": press("TOVAPress", OneTokenRefused, {"recent": 1}),
+    "kvpress-snapkv": press(
+        f"SnapKVPress(window_size={WINDOW})", SnapKVPress, {"score": "snapkv", "recent": WINDOW}, window_size=WINDOW
+    ),
+    "kvpress-tova": press("TOVAPress", OneTokenRefused, {"score": "tova", "recent": 1}),
     "kvpress-decoding": subject_of(
         f"DecodingPress(KnormPress(), target_size={TARGET_SIZE})",
         decoding,

@@ -2,28 +2,50 @@
 once, to a number that exact numbers and kvpress's floats give alike. A repeated word gives scores that are equal but
 for noise, of which we keep the earlier and kvpress whichever topk puts first: these may differ, and nothing else."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from conformance.evidence import kept, run_scripted
 from conformance.session import Trace, run
-from conformance.subjects import SUBJECTS
+from conformance.strategies import HEADS
+from conformance.subjects import SUBJECTS, VOTING
 from conformance.test_entries import TELLING_APART, normal_keys
 from kvpress import TOVAPress
 from torch import Tensor
 
+import pressgauge
 from peers.catalogue import PEERS
-from peers.kvpress_presses import press
+from peers.kvpress_presses import WINDOW, press
 from pressgauge.models import load
 from pressgauge.text import load_text
 
-OURS = {subject.name: subject for subject in SUBJECTS}
+OURS = {subject.name: subject for subject in [*SUBJECTS, *VOTING]}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A press of ours and one of theirs, and what has to be said for both to mean the same."""
+
+    ours: str
+    theirs: str
+    options: dict[str, Any]
+
+    def __str__(self) -> str:
+        return self.theirs
+
+
 PAIRS = [
-    ("knorm-prefill", "kvpress-knorm"),
-    ("streaming-llm-prefill", "kvpress-streaming-llm"),
-    ("keydiff-prefill", "kvpress-keydiff"),
+    Pair("knorm-prefill", "kvpress-knorm", {}),
+    Pair("streaming-llm-prefill", "kvpress-streaming-llm", {}),
+    Pair("keydiff-prefill", "kvpress-keydiff", {}),
+    Pair("snapkv-prefill", "kvpress-snapkv", {"recent": WINDOW}),
+    # kvpress's never lets go of the last token.
+    Pair("tova-prefill", "kvpress-tova", {"recent": 1}),
 ]
 RATIOS = (0.125, 0.25, 0.5, 0.75)
 """Exact in binary, so that kvpress's floats are exact too."""
@@ -38,11 +60,24 @@ def loaded(name: str) -> tuple[Any, Any]:
     return load(name, dtype="float64")
 
 
-def check_same(mine: Trace, own: Trace) -> None:
+def noted(pair: Pair, model: Any, ids: Tensor, keep_ratio: float) -> tuple[Trace, dict[int, Tensor]]:
+    """What our press does with a prompt, and its scores of the whole prompt, ``[B, K, T]`` per layer."""
+    subject, scores = OURS[pair.ours], {}
+    kind: Any = subject.factory
+    score: Callable[..., Tensor] = kind.score
+
+    def noting(self: pressgauge.Press, keys: Tensor, *, layer: int, **given: Any) -> Tensor:
+        scores[layer] = score(self, keys, layer=layer, **given)
+        return scores[layer]
+
+    with patch.object(kind, "score", noting):
+        return run(subject, model, ids, [ids.shape[1]], keep_ratio=keep_ratio, prune_after=0, **pair.options), scores
+
+
+def check_same(mine: Trace, own: Trace, scores_of: dict[int, Tensor]) -> None:
     """Both hold the same entries in every layer, row and KV head, but for a few that score like the last that stays."""
     held = differing = 0
     for layer in range(mine.layers):
-        keys = mine.arrived(layer)[0]
         for row, heads in enumerate(zip(kept(mine, layer), kept(own, layer), strict=True)):
             for head, (one, other) in enumerate(zip(*heads, strict=True)):
                 assert len(one) == len(other)
@@ -50,38 +85,34 @@ def check_same(mine: Trace, own: Trace) -> None:
                 if one == other:
                     continue
                 differing += len(one - other)
-                score = mine.subject.declares.score
-                assert score is not None
-                scores = score(keys[row, head].tolist(), layer, head)(list(range(TOKENS)))
-                last = min(scores[token] for token in one)
+                scores = scores_of[layer][row, head].tolist()
+                last = max(scores[token] for token in other - one)
                 for token in one ^ other:
                     assert abs(scores[token] - last) <= TELLING_APART * abs(last), f"layer {layer}, token {token}"
     assert differing <= MOST_TIES * held
 
 
-def compare(ours: str, theirs: str, model: Any, ids: Tensor, keep_ratio: float) -> None:
+def compare(pair: Pair, model: Any, ids: Tensor, keep_ratio: float) -> None:
     """A prompt through both, and what they hold."""
-    mine = run(OURS[ours], model, ids, [TOKENS], keep_ratio=keep_ratio, prune_after=0)
-    check_same(mine, run(PEERS[theirs], model, ids, [TOKENS], keep_ratio=keep_ratio))
+    mine, scores = noted(pair, model, ids, keep_ratio)
+    check_same(mine, run(PEERS[pair.theirs], model, ids, [TOKENS], keep_ratio=keep_ratio), scores)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), PAIRS)
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
 @pytest.mark.parametrize("keep_ratio", RATIOS)
-def test_kept_sets_are_equal_on_the_reference_model(ours: str, theirs: str, keep_ratio: float) -> None:
+def test_kept_sets_are_equal_on_the_reference_model(pair: Pair, keep_ratio: float) -> None:
     """Three documents of the reference language."""
     model, tokenizer = loaded("reference")
-    compare(ours, theirs, model, load_text("reference", tokenizer, samples=3, tokens=TOKENS), keep_ratio)
+    compare(pair, model, load_text("reference", tokenizer, samples=3, tokens=TOKENS), keep_ratio)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), PAIRS)
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
 @pytest.mark.parametrize("keep_ratio", RATIOS)
-def test_kept_sets_are_equal_on_real_weights_and_text(
-    shared_folder: Path, ours: str, theirs: str, keep_ratio: float
-) -> None:
+def test_kept_sets_are_equal_on_real_weights_and_text(shared_folder: Path, pair: Pair, keep_ratio: float) -> None:
     """Three windows of WikiText."""
     model, tokenizer = loaded(str(shared_folder / "models" / "tinystories-260k"))
     text = shared_folder / "data" / "wikitext-2" / "test.txt"
-    compare(ours, theirs, model, load_text(str(text), tokenizer, samples=3, tokens=TOKENS), keep_ratio)
+    compare(pair, model, load_text(str(text), tokenizer, samples=3, tokens=TOKENS), keep_ratio)
 
 
 def test_tova_still_raises_on_a_prompt_of_one_token() -> None:
@@ -92,10 +123,10 @@ def test_tova_still_raises_on_a_prompt_of_one_token() -> None:
 
 def test_without_ties_the_sets_are_equal() -> None:
     """To the last entry, on keys no two of which are alike."""
-    for ours, theirs in PAIRS:
+    for pair in PAIRS:
         for keep_ratio in RATIOS:
             keys = normal_keys(64)
-            mine = run_scripted(OURS[ours], keys, [64], keep_ratio=keep_ratio, prune_after=0)
-            own = run_scripted(PEERS[theirs], keys, [64], keep_ratio=keep_ratio)
+            mine = run_scripted(OURS[pair.ours], keys, [64], keep_ratio=keep_ratio, prune_after=0, **pair.options)
+            own = run_scripted(PEERS[pair.theirs], keys, [64], keep_ratio=keep_ratio)
             assert kept(mine) == kept(own)
-            assert sum(len(head) for row in kept(own) for head in row) == 2 * 64 * keep_ratio
+            assert sum(len(head) for row in kept(own) for head in row) == HEADS * 64 * keep_ratio

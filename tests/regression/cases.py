@@ -10,12 +10,15 @@ from pressgauge.cli import PRESSES
 
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 RATIOS = (0.9, 0.8, 0.7, 0.5, 0.3, 0.1)
+FEW_RATIOS = (0.9, 0.5, 0.1)
 DEFAULT = 512
 """What ``prune_after`` is unless it is given."""
 
 
 def presses(tokens: int, prompt: int, kinds: Container[str]) -> Iterator[tuple[str, Press, int]]:
     """Every press of these kinds, schedule, ratio, and P of 64 and of the default, by name, with its prompt's length.
+    Scores that change are taken anew at every eviction, and under ``budget`` nearly every token brings one: P is 64 for
+    these, with half of the ratios there.
 
     With ``prefill`` the prompt has ``prompt`` tokens, else one. Of cases in which always equally many entries are held
     only the first is there, and none in which nothing is evicted.
@@ -26,8 +29,8 @@ def presses(tokens: int, prompt: int, kinds: Container[str]) -> Iterator[tuple[s
         for schedule in SCHEDULES:
             length = prompt if schedule == "prefill" else 1
             known = [sizes(kind(keep_ratio=1), tokens, length)]
-            for prune_after in (64, DEFAULT):
-                for ratio in RATIOS:
+            for prune_after in (64, DEFAULT) if kind.fixed_scores else (64,):
+                for ratio in RATIOS if kind.fixed_scores or schedule != "budget" else FEW_RATIOS:
                     press = kind(keep_ratio=ratio, schedule=schedule)
                     # The default is not given, so that another one is found out.
                     press = press if prune_after == DEFAULT else replace(press, prune_after=prune_after)

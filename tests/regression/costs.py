@@ -18,8 +18,8 @@ from pressgauge.decoder import attached, new_cache
 from regression.baseline import Row
 from regression.cases import SCHEDULES
 
-TOKENS = 160
-PROMPT = 96
+TOKENS = 128
+PROMPT = 80
 STEPS = 8
 PRUNE_AFTER = 64
 

@@ -2,15 +2,17 @@
 the cache, in the order in which it is read."""
 
 from collections.abc import Container, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
-from conformance.scripted import scripted
+from conformance.scripted import queries_of, scripted
 from conformance.strategies import DIMENSION, HEADS
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from pressgauge import Press
+from pressgauge import Press, PressedCache
 from pressgauge.cli import PRESSES
 from regression.baseline import Row
 from regression.cases import SCHEDULES
@@ -31,13 +33,21 @@ def cases(prune_after: int) -> Iterator[tuple[str, Press]]:
             yield f"{name} {schedule} sinks=2 recent=3", protected
 
 
+def begun(press: Press, model: PreTrainedModel) -> tuple[Any, AbstractContextManager[None]]:
+    """A cache that is all that a loop needs; of a press that goes by queries, with the press attached."""
+    if press.needs_queries:
+        return PressedCache(press, model.config), press(model)
+    return press.cache(model.config), nullcontext()
+
+
 @torch.no_grad()
 def decode(model: PreTrainedModel, ids: Tensor, press: Press) -> Row:
     """A prompt, then token by token, with nothing passed but the tokens and the cache: positions are the cache's."""
-    cache = press.cache(model.config)
-    logits = [model(ids[:, :PROMPT], past_key_values=cache).logits[:, -1]]
-    for token in range(PROMPT, ids.shape[1] - 1):
-        logits.append(model(ids[:, token : token + 1], past_key_values=cache).logits[:, -1])
+    cache, attachment = begun(press, model)
+    with attachment:
+        logits = [model(ids[:, :PROMPT], past_key_values=cache).logits[:, -1]]
+        for token in range(PROMPT, ids.shape[1] - 1):
+            logits.append(model(ids[:, token : token + 1], past_key_values=cache).logits[:, -1])
     nll = cross_entropy(torch.cat(logits).double(), ids[0, PROMPT:])
     found: dict[str, float | int | str] = {"nll": float(nll), "held": " ".join(map(str, cache.held))}
     return found | {"evicted_at": digest(cache.evicted_at)} if model.dtype == torch.float64 else found
@@ -74,14 +84,15 @@ def read(press: Press, dtype: torch.dtype) -> Row:
     # Whole numbers, so that a norm is the same everywhere.
     generator = torch.Generator().manual_seed(5)
     keys = torch.randint(-4, 5, (1, HEADS, SHORT + LATER, DIMENSION), generator=generator).to(dtype)
-    model, ids = scripted(keys)
-    cache = press.cache(model.config)
+    model, ids = scripted(keys, queries_of(keys) if press.needs_queries else None)
+    cache, attachment = begun(press, model)
     held, positions = [], []
-    for start, stop in [(0, SHORT), *((token, token + 1) for token in range(SHORT, SHORT + LATER))]:
-        model(ids[:, start:stop].to(model.device), past_key_values=cache)
-        # The first number of a value is 1 and the token that it belongs to.
-        held += [layer.values[..., 0].long() - 1 for layer in cache.layers]
-        positions += [layer.positions for layer in cache.layers]
+    with attachment:
+        for start, stop in [(0, SHORT), *((token, token + 1) for token in range(SHORT, SHORT + LATER))]:
+            model(ids[:, start:stop].to(model.device), past_key_values=cache)
+            # The first number of a value is 1 and the token that it belongs to.
+            held += [layer.values[..., 0].long() - 1 for layer in cache.layers]
+            positions += [layer.positions for layer in cache.layers]
     return {
         "tokens": runs(held[-len(cache.layers)][0, 0].tolist()),
         "order": digest(held),

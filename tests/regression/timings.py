@@ -1,78 +1,131 @@
 """How long things take beside the same without a press, and whether that is longer than it was.
 
-A ratio is compared with the recorded one by a test: slower is said where the ratio of the two, by the lower bound of an
-interval that holds but for one time in 200, is above ``MARGIN``, and where a second measurement says so too. How often
-this is said where nothing is slower, and how often where something is, counts ``python -m benchmarks alarms``.
+Processes differ: what has which place in memory, and what else the machine does meanwhile, is the same for all runs of
+a process. So a ratio is recorded as its mean over several processes, and is called slower if the mean over several
+others is, by a test whose error rate is one in 200. No other one is asked about what the process at hand does not find
+slower. How often something is called slower where nothing is, and where something is, ``python -m benchmarks alarms``
+counts.
 """
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
-from statistics import NormalDist
+from multiprocessing import get_context
+from statistics import fmean, median, stdev
 from typing import Any
 
+import torch
+from scipy.stats import t, ttest_ind_from_stats
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from pressgauge import Generation, KnormPress, Press, StreamingLLMPress, generate, perplexity
-from pressgauge.timing import Ratio, interleave, ratio
+from pressgauge.models import load
+from pressgauge.text import load_text
+from pressgauge.timing import interleave
 from regression.baseline import Row
 
 PAIRS = 16
+"""Of each process."""
+PROCESSES = 5
+"""Of each side of a comparison. A baseline has two sides' worth, which have to agree."""
 PROMPT = 512
 SHORT = 192
 """Tokens of the text that the one pass is timed on."""
 NEW_TOKENS = 17
-MARGIN = 1.05
-"""What is slower by less than this is not called slower."""
-BETWEEN = {"TTFT": 0.04, "TPOT": 0.01, "one-pass to plain": 0.06}
-"""By how much a process differs from the next: the standard deviation of the logarithms of their medians, as seen in
-five processes on two cores. What is in the same place of memory in all runs of a process is not in another."""
+SUSPECT = 1.04
+"""What is slower by less than this in the process at hand, or in the mean of those asked so far, is not slower."""
 ERROR_RATE = 0.005
-"""Of one measurement."""
 PRESSES: dict[str, Press] = {
     "knorm budget": KnormPress(0.5, prune_after=64),
     "streaming-llm step": StreamingLLMPress(0.5, prune_after=64, schedule="step"),
 }
+WHATS = ("TTFT", "TPOT", "one-pass to plain")
+NAMES = tuple(f"{name} {what}" for name in PRESSES for what in WHATS)
+"""All ratios that are recorded."""
 
 
-def to_row(found: Ratio) -> Row:
-    """A ratio, for a baseline."""
-    low, high = found.interval
-    return {"median": round(found.median, 4), "low": round(low, 4), "high": round(high, 4)}
+@dataclass(frozen=True)
+class Level:
+    """A ratio over several processes: the geometric mean of their medians.
+
+    Attributes:
+        mean: of the logarithms.
+        deviation: the standard deviation of one process's logarithm.
+        processes: how many there were.
+    """
+
+    mean: float
+    deviation: float
+    processes: int
+
+    @property
+    def ratio(self) -> float:
+        """The ratio itself."""
+        return math.exp(self.mean)
 
 
-def from_row(row: Row) -> Ratio:
+def level(ratios: Sequence[float]) -> Level:
+    """Of the medians of at least two processes."""
+    logarithms = [math.log(ratio) for ratio in ratios]
+    return Level(fmean(logarithms), stdev(logarithms), len(logarithms))
+
+
+def _margin(processes: int) -> float:
+    """By how many standard deviations of a process the 95 % interval of a mean goes up and down."""
+    return float(t.ppf(0.975, processes - 1)) / math.sqrt(processes)
+
+
+def to_row(found: Level) -> Row:
+    """A ratio with its 95 % interval, for a baseline."""
+    width = _margin(found.processes) * found.deviation
+    low, high = (math.exp(found.mean + sign * width) for sign in (-1, 1))
+    return {"ratio": round(found.ratio, 4), "low": round(low, 4), "high": round(high, 4), "processes": found.processes}
+
+
+def from_row(row: Row) -> Level:
     """The ratio that a baseline has."""
-    return Ratio(float(row["median"]), (float(row["low"]), float(row["high"])))
+    processes = int(row["processes"])
+    width = math.log(float(row["high"]) / float(row["low"])) / 2
+    return Level(math.log(float(row["ratio"])), width / _margin(processes), processes)
 
 
-def error(found: Ratio) -> float:
-    """The standard error of the logarithm of the median."""
-    low, high = found.interval
-    return math.log(high / low) / (2 * NormalDist().inv_cdf(0.975))
+def slower(was: Level, now: Level) -> bool:
+    """Whether ``now`` is more than ``was`` by Welch's one-sided test, in which each side has a spread of its own."""
+    found = ttest_ind_from_stats(
+        now.mean, now.deviation, now.processes, was.mean, was.deviation, was.processes,
+        equal_var=False, alternative="greater",
+    )  # fmt: skip
+    return float(found.pvalue) < ERROR_RATE
 
 
-def tolerance(name: str, was: Ratio, now: Ratio) -> float:
-    """How much longer ``now`` may take without being called slower, relative to ``was``; ``name`` is the ratio's."""
-    between = next(between for what, between in BETWEEN.items() if name.endswith(what))
-    chance = math.hypot(error(was), error(now), between, between)
-    return MARGIN * math.exp(NormalDist().inv_cdf(1 - ERROR_RATE) * chance) - 1
-
-
-def slower(name: str, was: Ratio, now: Ratio) -> bool:
-    """Whether ``now`` is above ``was`` by more than ``MARGIN`` and chance."""
-    return now.median / was.median > 1 + tolerance(name, was, now)
-
-
-def alike(name: str, was: Ratio, now: Ratio) -> bool:
+def alike(was: Level, now: Level) -> bool:
     """Whether neither is slower than the other."""
-    return not slower(name, was, now) and not slower(name, now, was)
+    return not slower(was, now) and not slower(now, was)
 
 
 Pairs = list[tuple[float, float]]
+Measure = Callable[[Collection[str]], Mapping[str, float]]
+"""Measures at least the ratios of these names, in one process: the medians."""
+
+
+def longer(was: Mapping[str, Level], measures: Iterable[Measure]) -> dict[str, Level]:
+    """The ratios that are slower than they were. Each of ``measures`` is asked as long as some seem so, about those."""
+    found: dict[str, list[float]] = {name: [] for name in was}
+    suspects = list(was)
+    for measure in measures:
+        if not suspects:
+            break
+        medians = measure(suspects)
+        for name in suspects:
+            found[name].append(medians[name])
+        suspects = [name for name in suspects if fmean(map(math.log, found[name])) > was[name].mean + math.log(SUSPECT)]
+    now = {name: level(found[name]) for name in suspects}
+    return {name: one for name, one in now.items() if slower(was[name], one)}
 
 
 def _decoding(model: PreTrainedModel, ids: Tensor, press: Press) -> dict[str, Pairs]:
@@ -100,34 +153,28 @@ def _onepass(model: PreTrainedModel, ids: Tensor, press: Press) -> dict[str, Pai
     return {"one-pass to plain": interleave(lambda: seconds(mine), lambda: seconds(plain), PAIRS)}
 
 
-NAMES = tuple(f"{name} {what}" for name in PRESSES for what in ("TTFT", "TPOT", "one-pass to plain"))
-"""All ratios that are recorded."""
-
-
-def measure(model: PreTrainedModel, ids: Tensor, wanted: Collection[str] = NAMES) -> dict[str, Pairs]:
-    """Pairs of times for these ratios, and for what is measured with them."""
-    found: dict[str, Pairs] = {}
+def measure(model: PreTrainedModel, ids: Tensor, wanted: Collection[str] = NAMES) -> dict[str, float]:
+    """Medians of the ratios of pairs, for these ratios and for what is measured with them, in this process."""
+    found: dict[str, float] = {}
     for name, press in PRESSES.items():
         for work, whats in ((_decoding, ("TTFT", "TPOT")), (_onepass, ("one-pass to plain",))):
             if any(f"{name} {what}" in wanted for what in whats):
-                found |= {f"{name} {what}": pairs for what, pairs in work(model, ids, press).items()}
+                for what, pairs in work(model, ids, press).items():
+                    found[f"{name} {what}"] = median(first / second for first, second in pairs)
     return found
 
 
-def _slow(was: Mapping[str, Ratio], pairs: Mapping[str, Pairs]) -> dict[str, Ratio]:
-    found = {name: ratio(pairs[name]) for name in was}
-    return {name: now for name, now in found.items() if slower(name, was[name], now)}
+def measure_alone(device: str, threads: int, wanted: Collection[str]) -> dict[str, float]:
+    """What a new process does: it loads the model and measures."""
+    torch.set_num_threads(threads)
+    model, tokenizer = load("reference", device=device)
+    return measure(model, load_text("reference", tokenizer, samples=1, tokens=PROMPT).to(device), wanted)
 
 
-def longer(was: Mapping[str, Ratio], again: Callable[[Collection[str]], Mapping[str, Pairs]]) -> dict[str, Ratio]:
-    """The ratios that are slower than they were, by two measurements of which the second is of the slower ones only.
-
-    Args:
-        was: what was recorded.
-        again: measures at least the ratios of these names.
-    """
-    slow = _slow(was, again(was))
-    return _slow({name: was[name] for name in slow}, again(slow)) if slow else {}
+def measure_elsewhere(device: torch.device, wanted: Collection[str] = NAMES) -> dict[str, float]:
+    """The same in a new process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure_alone, str(device), torch.get_num_threads(), wanted).result()
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""The published comparison of presses, measured: ``python -m comparison`` writes ``docs/comparison.md``."""

@@ -1,0 +1,50 @@
+"""What the reports claim that compression does to perplexity, and whether a measurement agrees."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["holds", "cannot be decided", "fails: more", "fails: less"]
+"""Of a claim that fails: whether perplexity rises by more or by less than is claimed."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A press that drops this share is to raise perplexity by so much.
+
+    Attributes:
+        press: by its name on the command line.
+        keep_ratio: of which the reports give the complement, "20 % compression".
+        low, high: the change of perplexity, relative; equal if the claim is one number, which is then the most.
+    """
+
+    press: str
+    keep_ratio: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        change = f"+{self.high:.1%}" if self.low == self.high else f"+{self.low:.0%} to +{self.high:.0%}"
+        return f"{self.press} without {1 - self.keep_ratio:.0%} of the entries: {change}"
+
+
+CLAIMS = (
+    Claim("h2o", 0.8, 0.02, 0.03),
+    Claim("streaming-llm", 0.8, 0.01, 0.05),
+    Claim("knorm", 0.8, 0.005, 0.005),
+    Claim("snapkv", 0.7, 0.03, 0.04),
+    Claim("streaming-llm", 0.5, 0.02, 0.05),
+    Claim("streaming-llm", 0.3, 0.04, 0.17),
+    Claim("streaming-llm", 0.2, 0.10, 0.25),
+)
+
+
+def verdict(claim: Claim, interval: tuple[float, float]) -> Verdict:
+    """Of a claim, given the 95 % interval of the measured change: it holds if the whole interval lies in what is
+    claimed, fails if none of it does, and cannot be decided otherwise. A single number is an upper bound."""
+    low, high = interval
+    least = float("-inf") if claim.low == claim.high else claim.low
+    if low > claim.high:
+        return "fails: more"
+    if high < least:
+        return "fails: less"
+    return "holds" if least <= low and high <= claim.high else "cannot be decided"

@@ -1,0 +1,142 @@
+"""What a press does to the perplexity of documents, beside the same documents uncompressed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, get_args
+
+import torch
+from scipy.stats import t
+from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
+
+from pressgauge import Perplexity, Press, generate, perplexity
+from pressgauge.budget import Schedule
+from pressgauge.cli import PRESSES
+from pressgauge.models import load
+from pressgauge.reference.language import document
+from pressgauge.text import load_text
+
+RATIOS = (0.8, 0.7, 0.5, 0.3, 0.2)
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+PRUNE_AFTER = 64
+SAMPLED = "sampled"
+"""The text that is sampled from the model itself."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and a text.
+
+    Attributes:
+        name: of the case, for people.
+        model: a model that ``pressgauge.models.load`` knows.
+        text: a text that ``pressgauge.text.load_text`` knows, or ``sampled``.
+        documents, tokens: how many documents of how many tokens.
+        remark: what a reader has to know to judge what comes out; ends with a full stop.
+    """
+
+    name: str
+    model: str
+    text: str
+    documents: int
+    tokens: int
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A mean over documents with its 95 % interval, by Student's t."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a press does.
+
+    Attributes:
+        ppl: change of perplexity, relative.
+        recalled: change of the NLL of facts that are recalled, in nats; None where the text has none.
+        held: entries that a layer holds at the end, in the mean.
+        vacuous: nothing that was scored met an eviction.
+    """
+
+    ppl: Change
+    recalled: Change | None
+    held: float
+    vacuous: bool
+
+
+def prepare() -> None:
+    """Of every process that measures: its own core, and no progress bars of transformers."""
+    torch.set_num_threads(1)
+    disable_progress_bar()
+
+
+def change(differences: Sequence[float]) -> Change:
+    """Of documents that were measured twice."""
+    count = len(differences)
+    mean = math.fsum(differences) / count
+    spread = math.sqrt(math.fsum((one - mean) ** 2 for one in differences) / (count - 1) / count)
+    margin = float(t.ppf(0.975, count - 1)) * spread
+    return Change(mean, mean - margin, mean + margin)
+
+
+def sampled(model: Any, tokenizer: Any, documents: int, tokens: int) -> Tensor:
+    """Texts ``[documents, tokens]`` sampled from a model, which is what it knows best."""
+    start = torch.full((documents, 1), tokenizer.bos_token_id)
+    # No token ends a text: -1 is none.
+    return generate(model, start, None, tokens - 1, temperature=1.0, seed=0, eos_token_id=-1).tokens
+
+
+@cache
+def texts(case: Case) -> tuple[Any, Tensor]:
+    """The model, in float64, and its documents ``[documents, tokens]``."""
+    model, tokenizer = load(case.model, dtype="float64")
+    if case.text != SAMPLED:
+        return model, load_text(case.text, tokenizer, samples=case.documents, tokens=case.tokens)
+    return model, sampled(model, tokenizer, case.documents, case.tokens)
+
+
+def prompt_of(case: Case, schedule: str) -> int:
+    """Three quarters where a press acts on the prompt only, else one token."""
+    return case.tokens * 3 // 4 if schedule == "prefill" else 1
+
+
+@cache
+def uncompressed(case: Case, prompt: int) -> Perplexity:
+    """The other arm, which scores the same tokens."""
+    model, ids = texts(case)
+    return perplexity(model, ids, None, prompt)
+
+
+def recalled(case: Case, prompt: int) -> Tensor | None:
+    """``[documents, scored]``: which tokens are facts that are recalled; None where nobody knows."""
+    if case.text != "reference":
+        return None
+    return torch.tensor([document(seed, case.tokens).recalled for seed in range(case.documents)])[:, prompt:]
+
+
+def press_of(name: str, schedule: Schedule, keep_ratio: float) -> Press:
+    """A press as it is compared: with its own defaults, but for the length below which nothing is pruned."""
+    return PRESSES[name](keep_ratio=keep_ratio, prune_after=PRUNE_AFTER, schedule=schedule)
+
+
+def effect(case: Case, name: str, schedule: Schedule, keep_ratio: float) -> Effect:
+    """Of one press on the documents of a case."""
+    model, ids = texts(case)
+    prompt = prompt_of(case, schedule)
+    plain = uncompressed(case, prompt)
+    pressed = perplexity(model, ids, press_of(name, schedule, keep_ratio), prompt)
+    difference = pressed.nll - plain.nll
+    nats = change(difference.mean(dim=1).tolist())
+    ppl = Change(*(math.expm1(value) for value in (nats.mean, nats.low, nats.high)))
+    facts = recalled(case, prompt)
+    of_facts = None
+    if facts is not None:
+        of_facts = change([float(row[mask].mean()) for row, mask in zip(difference, facts, strict=True)])
+    return Effect(ppl, of_facts, sum(pressed.held) / len(pressed.held), pressed.vacuous)

@@ -1,0 +1,185 @@
+"""Mutants of scores that come from attention, each a press in which the votes are cast or counted wrongly."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from conformance import test_counts, test_entries
+from conformance.subjects import VOTING, Subject, ours, subject_of
+from torch import Tensor
+
+from mutants.mutant import Mutant
+from pressgauge import H2OPress, Press, SnapKVPress, TOVAPress
+from pressgauge.votes import AttentionSums, LastQueries, Votes, received
+
+BY_NAME = {subject.name: subject for subject in VOTING}
+BEST = test_entries.test_the_best_entries_of_a_long_text_stay
+
+
+class BlindToOrder(AttentionSums):
+    """No causal mask: a query of a pass votes for what comes after it, too."""
+
+    def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
+        for token in range(queries.shape[2]):
+            found = received(queries[:, :, token : token + 1], keys, filler, scale)
+            if self.sums is not None:
+                found[..., : self.sums.shape[2]] += self.sums
+            self.sums = found
+
+
+class WrongGroups(AttentionSums):
+    """Query head h votes for KV head h modulo K."""
+
+    def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
+        heads = keys.shape[1]
+        turned = queries.unflatten(1, (-1, heads)).transpose(1, 2).flatten(1, 2)
+        super().observe(turned, keys, filler, scale)
+
+
+class FirstOfGroup(AttentionSums):
+    """Of the query heads that read a KV head only the first votes."""
+
+    def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
+        super().observe(queries[:, :: queries.shape[1] // keys.shape[1]], keys, filler, scale)
+
+
+class StayBehind(AttentionSums):
+    """Sums do not go with the entries that stay."""
+
+    def keep(self, kept: Tensor) -> None:
+        assert self.sums is not None
+        self.sums = self.sums[..., : kept.shape[2]]
+
+
+class FromNowOn(AttentionSums):
+    """What earlier passes gave is forgotten."""
+
+    def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
+        self.sums = received(queries, keys, filler, scale)
+
+
+class Unscaled(LastQueries):
+    """Products are not divided by the root of the dimension: attention is sharper than the model's."""
+
+    def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
+        super().observe(queries, keys, filler, 1.0)
+
+
+class FirstQueries(LastQueries):
+    """The first queries of a pass vote instead of its last."""
+
+    def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
+        super().observe(queries.flip(2), keys, filler, scale)
+
+
+class OnlyThisPass(LastQueries):
+    """The window is that of the last pass, however short: queries of earlier ones are not kept."""
+
+    def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
+        self.queries = None
+        super().observe(queries, keys, filler, scale)
+
+
+def counting(press: type[Press], schedule: str, votes: Callable[[Any], Votes], **options: Any) -> Subject:
+    """A press whose layers remember something else of queries."""
+
+    @dataclass(frozen=True)
+    class Counting(press):  # type: ignore[misc, valid-type]
+        def votes(self) -> Votes:
+            return votes(self)
+
+    score = {H2OPress: "h2o", SnapKVPress: "snapkv", TOVAPress: "tova"}[press]
+    return ours(Counting, schedule, score, **options)
+
+
+@dataclass(frozen=True)
+class AverageOverAge(H2OPress):
+    """What an entry received is divided by how many queries have seen it, which takes the favour of age away."""
+
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
+        total = super().score(keys, positions=positions, layer=layer, votes=votes)
+        return total / (positions.max() + 1 - positions)
+
+
+@dataclass(frozen=True)
+class SumsInTheWindow(SnapKVPress):
+    """All queries so far vote, not those of the window: the older an entry, the more votes it has."""
+
+    def votes(self) -> Votes:
+        return AttentionSums()
+
+
+@dataclass(frozen=True)
+class WindowVotesForItself(SnapKVPress):
+    """What the window's queries give to the window raises its neighbours."""
+
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
+        assert votes is not None
+        pooled: Tensor = torch.nn.functional.avg_pool1d(votes.of(keys), self.kernel, 1, self.kernel // 2)
+        return pooled
+
+
+@dataclass(frozen=True)
+class HeadsAlone(TOVAPress):
+    """Each KV head goes by its own attention, although the heads of a layer are to agree."""
+
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
+        assert votes is not None
+        return votes.of(keys)
+
+
+@dataclass(frozen=True)
+class QuestionInTheWindow(SnapKVPress):
+    """The prompt is compressed after the next pass, so that the question behind it has voted."""
+
+    def target(self, seen: int, held: int) -> int:
+        # Once cut, less is held than seen; and what is seen first is the prompt.
+        first = vars(self).setdefault("first", seen)
+        if held < seen or seen <= first:
+            vars(self)["first"] = min(first, seen)
+            return held
+        return super().target(seen, held)
+
+
+def questioned(keep_ratio: float, **options: Any) -> Press:
+    """Looks after every pass, to act after the second."""
+    return QuestionInTheWindow(keep_ratio, **{**options, "schedule": "step"})
+
+
+QUESTIONED = subject_of(
+    "question-in-window",
+    questioned,
+    {"kind": "context", "schedule": "prefill", "score": "snapkv", "recent": 2, "takes": ("sinks",)},
+    recent=2,
+)
+
+VOTES = [
+    Mutant("own-votes-causal", "the score has no causal mask: later entries of a pass get votes of earlier queries",
+           "plausible", counting(H2OPress, "budget", lambda press: BlindToOrder()), BEST, BY_NAME["h2o-budget"]),
+    Mutant("own-votes-groups", "query heads vote for KV heads grouped the wrong way round", "kvpress b1d2865",
+           counting(H2OPress, "budget", lambda press: WrongGroups()), BEST, BY_NAME["h2o-budget"]),
+    Mutant("own-votes-first", "of the query heads of a KV head only the first votes", "plausible",
+           counting(H2OPress, "prefill", lambda press: FirstOfGroup()), BEST, BY_NAME["h2o-prefill"]),
+    Mutant("own-votes-behind", "sums of attention stay behind when entries move", "plausible",
+           counting(H2OPress, "budget", lambda press: StayBehind()), BEST, BY_NAME["h2o-budget"]),
+    Mutant("own-votes-forgotten", "only the last pass's votes count", "plausible",
+           counting(H2OPress, "budget", lambda press: FromNowOn()), BEST, BY_NAME["h2o-budget"]),
+    Mutant("own-votes-average", "votes are averaged over age where they are to be summed", "plausible",
+           ours(AverageOverAge, "prefill", "h2o"), BEST, BY_NAME["h2o-prefill"]),
+    Mutant("own-votes-age", "all queries vote, so that the older an entry the more votes it has", "plausible",
+           ours(SumsInTheWindow, "prefill", "snapkv", recent=2), BEST, BY_NAME["snapkv-prefill"]),
+    Mutant("own-votes-window", "the observation window votes for itself", "plausible",
+           ours(WindowVotesForItself, "prefill", "snapkv", recent=2), BEST, BY_NAME["snapkv-prefill"]),
+    Mutant("own-votes-pass", "the window ends where the pass began", "plausible",
+           counting(SnapKVPress, "budget", lambda press: OnlyThisPass(press.recent), recent=2), BEST,
+           BY_NAME["snapkv-budget"]),
+    Mutant("own-votes-question", "the question behind the prompt is in the observation window", "plausible",
+           QUESTIONED, test_counts.test_every_layer_holds_what_the_schedule_says, BY_NAME["snapkv-prefill"]),
+    Mutant("own-votes-scale", "products are not divided by the root of the dimension", "plausible",
+           counting(TOVAPress, "budget", lambda press: Unscaled(1)), BEST, BY_NAME["tova-budget"]),
+    Mutant("own-votes-query", "the first query of a pass votes instead of the last", "plausible",
+           counting(TOVAPress, "prefill", lambda press: FirstQueries(1)), BEST, BY_NAME["tova-prefill"]),
+    Mutant("own-votes-heads", "heads that are to agree decide for themselves", "plausible",
+           ours(HeadsAlone, "budget", "tova"), BEST, BY_NAME["tova-budget"]),
+]  # fmt: skip
