@@ -24,7 +24,9 @@ def install(session: nox.Session, *groups: str, extra: tuple[str, ...] = ()) -> 
         session.env["PYTHONPATH"] = str(Path("src").resolve())
         return
     requirements = nox.project.dependency_groups(PROJECT, *groups)
-    # To compile all modules of torch and transformers takes longer than the rest together; few are ever imported.
+    # To compile all modules of torch and transformers takes longer than the rest together; few are ever imported. These
+    # are compiled once, then, and not by each process, even where the environment says that nothing is to be written.
+    session.env["PYTHONDONTWRITEBYTECODE"] = ""
     session.install("--no-compile", "--constraint", "constraints.txt", "--editable", ".", *requirements, *extra)
 
 

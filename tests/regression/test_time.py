@@ -27,6 +27,8 @@ from regression.timings import (
 )
 
 NAME = "time"
+RUNNER = "CI"
+"""What services of continuous integration set."""
 ALONE = pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="times are taken by one process alone")
 
 
@@ -41,6 +43,8 @@ def test_time_is_no_longer_than_recorded(golden: Golden, reference: Callable[...
         record(golden, before if same else None, [[elsewhere() for _ in range(PROCESSES)] for _ in range(2)])
         return
     assert before is not None
+    if RUNNER in os.environ:
+        pytest.skip(f"not comparable: {RUNNER} is set, and its runners are other machines each time, of whatever name")
     if not same:
         there = ", ".join(f"{before.provenance[key]} {key}" for key in here)
         pytest.skip(f"not comparable: times are recorded for {there}, and this is {here}")
@@ -79,9 +83,9 @@ def test_decoding_that_is_slower_by_three_tenths_is_caught(
     """By time alone, in the ratio of the time per token."""
     model, tokenizer = reference("reference")
     ids = load_text("reference", tokenizer, samples=1, tokens=PROMPT)
-    monkeypatch.setattr(timings, "PAIRS", 3)
+    monkeypatch.setattr(timings, "PAIRS", 4)
     name = "knorm budget TPOT"
-    was = {name: level([measure(model, ids, [name])[name] for _ in range(3)])}
+    was = {name: level([measure(model, ids, [name])[name] for _ in range(2 * PROCESSES)])}
 
     monkeypatch.setattr(timings, "generate", timings.slower_generate(0.3))
     assert list(longer(was, [partial(measure, model, ids)] * PROCESSES)) == [name]
