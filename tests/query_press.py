@@ -21,5 +21,4 @@ class QueryPress(Press):
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         assert isinstance(votes, LastQueries)
-        assert votes.queries is not None
         return (keys * votes.queries[:, : keys.shape[1]]).sum(dim=-1)

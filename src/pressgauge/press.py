@@ -75,7 +75,8 @@ def rank(scores: Tensor, positions: Tensor, sinks: int = 0) -> Tensor:
 def protect(ranks: Tensor, positions: Tensor, first: Tensor | int) -> Tensor:
     """``ranks`` with the entries at positions from ``first`` (an integer, or ``[B, 1, 1]``) on put above all; never
     filler, whose position -1 may lie beyond ``first`` in a row with fewer tokens than are protected."""
-    return ranks.masked_fill((positions >= first) & (positions >= 0), torch.iinfo(torch.int64).max)
+    first = max(first, 0) if isinstance(first, int) else first.clamp(min=0)
+    return ranks.masked_fill(positions >= first, torch.iinfo(torch.int64).max)
 
 
 def spare(budget: Budget, ranks: Tensor, positions: Tensor, ledger: Ledger) -> Tensor:
@@ -350,12 +351,11 @@ class SnapKVPress(Press):
         assert votes is not None
         received = votes.of(keys)
         received[..., -self.recent :] = 0
-        # Filler received nothing, and may stand between neighbours: it goes behind all entries, and back.
-        order = (positions < 0).long().argsort(dim=-1, stable=True)
-        pooled = torch.nn.functional.avg_pool1d(
-            received.gather(2, order), self.kernel, stride=1, padding=self.kernel // 2
-        )
-        return received.scatter(2, order, pooled)
+        # Filler received nothing, and may stand between neighbours, who move together.
+        place = (positions >= 0).cumsum(dim=-1).sub_(1).clamp_(min=0)
+        together = received.new_zeros((*received.shape[:2], received.shape[2] + self.kernel - 1))
+        together[..., self.kernel // 2 :].scatter_add_(2, place, received)
+        return together.unfold(2, self.kernel, 1).mean(dim=-1).gather(2, place)
 
 
 @dataclass(frozen=True)

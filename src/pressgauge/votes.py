@@ -112,7 +112,8 @@ class LastQueries(Votes):
         self.most = most
         self.scale = 1.0
         self.filler: Tensor | None = None
-        self.queries: Tensor | None = None
+        self._parts: list[Tensor] = []
+        """Queries ``[B, H, q, D]``, oldest first."""
         self._dropping = False
         self._weights: Tensor | None = None
         """``[B, K, H / K, rows, room]``: each row times a number of its own; zeros beyond what is held."""
@@ -121,11 +122,10 @@ class LastQueries(Votes):
 
     def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
         self.scale, self.filler = scale, filler
-        last = queries[:, :, -self.most :]
-        if self.queries is not None and last.shape[2] < self.most:
-            last = torch.cat([self.queries, last], dim=2)[:, :, -self.most :]
         # A part of the pass's queries would keep all of them alive.
-        self.queries = last.clone()
+        self._parts.append(queries[:, :, -self.most :].clone())
+        while sum(part.shape[2] for part in self._parts[1:]) >= self.most:
+            del self._parts[0]
         if self._weights is None:
             return
         new, held = queries.shape[2], keys.shape[2]
@@ -137,8 +137,14 @@ class LastQueries(Votes):
             self._weights[..., self._row, :held] = found[..., query, :]
             self._row = (self._row + 1) % self.most
 
+    @property
+    def queries(self) -> Tensor:
+        """``[B, H, q, D]``: the last ones."""
+        if len(self._parts) > 1:
+            self._parts = [torch.cat(self._parts, dim=2)[:, :, -self.most :].clone()]
+        return self._parts[0]
+
     def of(self, keys: Tensor) -> Tensor:
-        assert self.queries is not None
         if not self._dropping:
             return received(self.queries, keys, self.filler, self.scale) / self.queries.shape[2]
         if self._weights is None:
@@ -148,11 +154,11 @@ class LastQueries(Votes):
             # What weighed most has gone and what is left has lost its digits, or something is no number.
             self._weights = self._fresh(keys)
             totals = self._weights.sum(dim=-1)
-        found = totals.reciprocal()[..., None, :] @ self._weights
-        return found[..., 0, : keys.shape[2]].mean(dim=2) / self.queries.shape[2]
+        # The heads that read a KV head vote together.
+        found = totals.reciprocal().flatten(2)[:, :, None] @ self._weights.flatten(2, 3)
+        return found[:, :, 0, : keys.shape[2]] / totals[0, 0].numel()
 
     def _fresh(self, keys: Tensor) -> Tensor:
-        assert self.queries is not None
         self._row = 0
         found = _weights(self.queries, keys, self.filler, self.scale)
         return torch.nn.functional.pad(found, (0, found.shape[4] // 4))
@@ -168,12 +174,11 @@ class LastQueries(Votes):
 
     def select(self, rows: Tensor) -> None:
         self._weights = None
-        if self.queries is not None:
-            self.queries = self.queries.index_select(0, rows.to(self.queries.device))
+        self._parts = [part.index_select(0, rows.to(part.device)) for part in self._parts]
 
     @property
     def nbytes(self) -> int:
-        return 0 if self.queries is None else self.queries.untyped_storage().nbytes()
+        return sum(part.untyped_storage().nbytes() for part in self._parts)
 
 
 class AttentionSums(Votes):
