@@ -74,7 +74,9 @@ def mps(session: nox.Session) -> None:
 def baselines(session: nox.Session) -> None:
     """Record the golden baselines of a device, ``-- --device cuda`` for a GPU, once conformance is green."""
     install(session, "test")
-    session.run("python", "-m", "pytest", "tests/conformance", "--quiet", *session.posargs)
+    workers = () if session.posargs else ("--numprocesses", "2")
+    session.run("python", "-m", "pytest", "tests/conformance", "--quiet", *workers, *session.posargs)
+    # By one process, since some of it is times.
     session.run("python", "-m", "pytest", "tests/regression", "--regen-all", *session.posargs)
 
 

@@ -1,16 +1,26 @@
 """Presses whose scores come from attention, against a compressor of lists and plain numbers."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from conformance.oracle import NEVER, Accumulated, Attention, Last, Voter, Window
+from mutants.votes import (
+    AverageOverAge,
+    BlindToOrder,
+    FirstQueries,
+    HeadsAlone,
+    OnlyThisPass,
+    StayBehind,
+    WindowVotesForItself,
+    WrongGroups,
+    counting,
+)
 from torch import Tensor
 
-from pressgauge import H2OPress, Press, SnapKVPress, TOVAPress, replay, votes
+from pressgauge import H2OPress, Press, SnapKVPress, TOVAPress, replay
 from pressgauge.votes import LastQueries, received
 
 Vectors = list[list[list[float]]]
@@ -106,92 +116,31 @@ def follow(press: Press, passes: list[int], heads: tuple[int, int]) -> Tensor:
     return found
 
 
-def without_causality(patch: pytest.MonkeyPatch) -> None:
-    """Every query of a pass votes for later entries too."""
-
-    def careless(queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> Tensor:
-        return sum(
-            (received(queries[:, :, [t]], keys, filler, scale) for t in range(queries.shape[2])), torch.zeros(())
-        )
-
-    patch.setattr(votes, "received", careless)
-
-
-def grouped_the_wrong_way_round(patch: pytest.MonkeyPatch) -> None:
-    """Query head h votes for KV head h modulo K."""
-
-    def careless(queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> Tensor:
-        groups = queries.shape[1] // keys.shape[1]
-        turned = queries.unflatten(1, (groups, keys.shape[1])).transpose(1, 2).flatten(1, 2)
-        return received(turned, keys, filler, scale)
-
-    patch.setattr(votes, "received", careless)
-
-
-def the_window_votes_for_itself(patch: pytest.MonkeyPatch) -> None:
-    """What is in the window raises its neighbours."""
-
-    def careless(self: SnapKVPress, keys: Tensor, *, votes: Any, **_: Any) -> Tensor:
-        received: Tensor = votes.of(keys)
-        pooled: Tensor = torch.nn.functional.avg_pool1d(received, self.kernel, 1, self.kernel // 2)
-        return pooled
-
-    patch.setattr(SnapKVPress, "score", careless)
-
-
-def an_average_over_age(patch: pytest.MonkeyPatch) -> None:
-    """What an entry received is divided by how many queries have seen it."""
-
-    def careless(self: H2OPress, keys: Tensor, *, positions: Tensor, votes: Any, **_: Any) -> Tensor:
-        averages: Tensor = votes.of(keys) / (positions.max() + 1 - positions)
-        return averages
-
-    patch.setattr(H2OPress, "score", careless)
-
-
-def the_first_query(patch: pytest.MonkeyPatch) -> None:
-    """The pass's first query votes, not its last."""
-    observe = votes.LastQueries.observe
-    patch.setattr(votes.LastQueries, "observe", lambda self, queries, *rest: observe(self, queries.flip(2), *rest))
-
-
-def votes_that_stay_behind(patch: pytest.MonkeyPatch) -> None:
-    """Sums do not go with the entries that stay."""
-
-    def careless(self: votes.AttentionSums, kept: Tensor) -> None:
-        assert self.sums is not None
-        self.sums = self.sums[..., : kept.shape[2]]
-
-    patch.setattr(votes.AttentionSums, "keep", careless)
-
-
 @pytest.mark.parametrize(
-    ("name", "breaks"),
+    ("name", "broken"),
     [
-        ("h2o", without_causality),
-        ("snapkv-budget", without_causality),
-        ("h2o", grouped_the_wrong_way_round),
-        ("snapkv", grouped_the_wrong_way_round),
-        ("snapkv", the_window_votes_for_itself),
-        ("h2o", an_average_over_age),
-        ("tova", the_first_query),
-        ("h2o", votes_that_stay_behind),
+        ("h2o", counting(H2OPress, lambda press: BlindToOrder())),
+        ("h2o", counting(H2OPress, lambda press: WrongGroups())),
+        ("h2o", counting(H2OPress, lambda press: StayBehind())),
+        ("h2o", AverageOverAge),
+        ("snapkv", WindowVotesForItself),
+        ("snapkv-budget", counting(SnapKVPress, lambda press: OnlyThisPass(press.recent))),
+        ("tova", counting(TOVAPress, lambda press: FirstQueries(1))),
+        ("tova", HeadsAlone),
     ],
-    ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
-def test_a_score_that_is_broken_is_found_out(
-    name: str, breaks: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_score_that_is_broken_is_found_out(name: str, broken: type[Press]) -> None:
     """By the compressor of lists, which the unbroken one equals in the same run."""
+    press = PRESSES[name]
+    wrong = broken(**{field.name: getattr(press, field.name) for field in fields(press)})
 
-    def law() -> None:
+    def law(press: Press) -> None:
         for passes in PASSES.values():
-            follow(PRESSES[name], passes, (6, 2))
+            follow(press, passes, (6, 2))
 
-    law()
-    breaks(monkeypatch)
+    law(press)
     with pytest.raises(AssertionError):
-        law()
+        law(wrong)
 
 
 @pytest.mark.parametrize("press", PRESSES.values(), ids=PRESSES)
@@ -239,7 +188,6 @@ def test_attention_that_is_kept_is_what_would_be_taken_anew(kind: str, monkeypat
     kept = replay(press, keys, [1] * 80, queries=queries)
 
     def anew(self: LastQueries, keys: Tensor) -> Tensor:
-        assert self.queries is not None
         return received(self.queries, keys, self.filler, self.scale)
 
     monkeypatch.setattr(LastQueries, "of", anew)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from conformance import test_counts, test_entries
-from conformance.subjects import VOTING, Subject, ours, subject_of
+from conformance.subjects import VOTING, ours, subject_of
 from torch import Tensor
 
 from mutants.mutant import Mutant
@@ -81,7 +81,7 @@ class OnlyThisPass(LastQueries):
         super().observe(queries, keys, filler, scale)
 
 
-def counting(press: type[Press], schedule: str, votes: Callable[[Any], Votes], **options: Any) -> Subject:
+def counting(press: type[Press], votes: Callable[[Any], Votes]) -> type[Press]:
     """A press whose layers remember something else of queries."""
 
     @dataclass(frozen=True)
@@ -89,8 +89,7 @@ def counting(press: type[Press], schedule: str, votes: Callable[[Any], Votes], *
         def votes(self) -> Votes:
             return votes(self)
 
-    score = {H2OPress: "h2o", SnapKVPress: "snapkv", TOVAPress: "tova"}[press]
-    return ours(Counting, schedule, score, **options)
+    return Counting
 
 
 @dataclass(frozen=True)
@@ -156,15 +155,16 @@ QUESTIONED = subject_of(
 
 VOTES = [
     Mutant("own-votes-causal", "the score has no causal mask: later entries of a pass get votes of earlier queries",
-           "plausible", counting(H2OPress, "budget", lambda press: BlindToOrder()), BEST, BY_NAME["h2o-budget"]),
+           "plausible", ours(counting(H2OPress, lambda press: BlindToOrder()), "budget", "h2o"), BEST,
+           BY_NAME["h2o-budget"]),
     Mutant("own-votes-groups", "query heads vote for KV heads grouped the wrong way round", "kvpress b1d2865",
-           counting(H2OPress, "budget", lambda press: WrongGroups()), BEST, BY_NAME["h2o-budget"]),
+           ours(counting(H2OPress, lambda press: WrongGroups()), "budget", "h2o"), BEST, BY_NAME["h2o-budget"]),
     Mutant("own-votes-first", "of the query heads of a KV head only the first votes", "plausible",
-           counting(H2OPress, "prefill", lambda press: FirstOfGroup()), BEST, BY_NAME["h2o-prefill"]),
+           ours(counting(H2OPress, lambda press: FirstOfGroup()), "prefill", "h2o"), BEST, BY_NAME["h2o-prefill"]),
     Mutant("own-votes-behind", "sums of attention stay behind when entries move", "plausible",
-           counting(H2OPress, "budget", lambda press: StayBehind()), BEST, BY_NAME["h2o-budget"]),
+           ours(counting(H2OPress, lambda press: StayBehind()), "budget", "h2o"), BEST, BY_NAME["h2o-budget"]),
     Mutant("own-votes-forgotten", "only the last pass's votes count", "plausible",
-           counting(H2OPress, "budget", lambda press: FromNowOn()), BEST, BY_NAME["h2o-budget"]),
+           ours(counting(H2OPress, lambda press: FromNowOn()), "budget", "h2o"), BEST, BY_NAME["h2o-budget"]),
     Mutant("own-votes-average", "votes are averaged over age where they are to be summed", "plausible",
            ours(AverageOverAge, "prefill", "h2o"), BEST, BY_NAME["h2o-prefill"]),
     Mutant("own-votes-age", "all queries vote, so that the older an entry the more votes it has", "plausible",
@@ -172,14 +172,14 @@ VOTES = [
     Mutant("own-votes-window", "the observation window votes for itself", "plausible",
            ours(WindowVotesForItself, "prefill", "snapkv", recent=2), BEST, BY_NAME["snapkv-prefill"]),
     Mutant("own-votes-pass", "the window ends where the pass began", "plausible",
-           counting(SnapKVPress, "budget", lambda press: OnlyThisPass(press.recent), recent=2), BEST,
-           BY_NAME["snapkv-budget"]),
+           ours(counting(SnapKVPress, lambda press: OnlyThisPass(press.recent)), "budget", "snapkv", recent=2),
+           BEST, BY_NAME["snapkv-budget"]),
     Mutant("own-votes-question", "the question behind the prompt is in the observation window", "plausible",
            QUESTIONED, test_counts.test_every_layer_holds_what_the_schedule_says, BY_NAME["snapkv-prefill"]),
     Mutant("own-votes-scale", "products are not divided by the root of the dimension", "plausible",
-           counting(TOVAPress, "budget", lambda press: Unscaled(1)), BEST, BY_NAME["tova-budget"]),
+           ours(counting(TOVAPress, lambda press: Unscaled(1)), "budget", "tova"), BEST, BY_NAME["tova-budget"]),
     Mutant("own-votes-query", "the first query of a pass votes instead of the last", "plausible",
-           counting(TOVAPress, "prefill", lambda press: FirstQueries(1)), BEST, BY_NAME["tova-prefill"]),
+           ours(counting(TOVAPress, lambda press: FirstQueries(1)), "prefill", "tova"), BEST, BY_NAME["tova-prefill"]),
     Mutant("own-votes-heads", "heads that are to agree decide for themselves", "plausible",
            ours(HeadsAlone, "budget", "tova"), BEST, BY_NAME["tova-budget"]),
 ]  # fmt: skip
