@@ -351,9 +351,9 @@ class SnapKVPress(Press):
         assert votes is not None
         received = votes.of(keys)
         received[..., -self.recent :] = 0
-        # Filler received nothing, and may stand between neighbours, who move together.
-        place = (positions >= 0).cumsum(dim=-1).sub_(1).clamp_(min=0)
-        together = received.new_zeros((*received.shape[:2], received.shape[2] + self.kernel - 1))
+        # Filler received nothing, and may stand between neighbours, who move together, with nothing before and behind.
+        place = (positions >= 0).cumsum(dim=-1)
+        together = received.new_zeros((*received.shape[:2], received.shape[2] + self.kernel))
         together[..., self.kernel // 2 :].scatter_add_(2, place, received)
         return together.unfold(2, self.kernel, 1).mean(dim=-1).gather(2, place)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 _MOST = 1 << 22
 """Attention weights that are made at a time."""
 _LEAST = 1e-20
-"""Of a row's largest weight: below this float32 runs out of digits."""
+"""Of what a query gave: below this float32 runs out of digits."""
 
 
 def _wide(queries: Tensor, keys: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -36,9 +36,8 @@ def _logits(queries: Tensor, keys: Tensor, filler: Tensor | None) -> Tensor:
 
 
 def _weights(queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> Tensor:
-    """``[B, K, H / K, q, N]``: attention of the last entries' queries ``[B, H, q, D]``, in parts of a row's largest."""
-    logits = _logits(*_wide(queries, keys, scale), filler)
-    return (logits - logits.amax(dim=-1, keepdim=True)).exp_()
+    """``[B, K, H / K, q, N]``: attention of the last entries' queries ``[B, H, q, D]``."""
+    return _logits(*_wide(queries, keys, scale), filler).softmax(dim=-1)
 
 
 def received(queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> Tensor:
@@ -114,9 +113,11 @@ class LastQueries(Votes):
         self.filler: Tensor | None = None
         self._parts: list[Tensor] = []
         """Queries ``[B, H, q, D]``, oldest first."""
+        self._count = 0
+        """How many these are."""
         self._dropping = False
         self._weights: Tensor | None = None
-        """``[B, K, H / K, rows, room]``: each row times a number of its own; zeros beyond what is held."""
+        """``[B, K, H / K, rows, room]``: what is left of what each row gave; zeros beyond what is held."""
         self._row = 0
         """The row of the oldest query."""
 
@@ -124,8 +125,9 @@ class LastQueries(Votes):
         self.scale, self.filler = scale, filler
         # A part of the pass's queries would keep all of them alive.
         self._parts.append(queries[:, :, -self.most :].clone())
-        while sum(part.shape[2] for part in self._parts[1:]) >= self.most:
-            del self._parts[0]
+        self._count += self._parts[-1].shape[2]
+        while self._count - self._parts[0].shape[2] >= self.most:
+            self._count -= self._parts.pop(0).shape[2]
         if self._weights is None:
             return
         new, held = queries.shape[2], keys.shape[2]
@@ -142,6 +144,7 @@ class LastQueries(Votes):
         """``[B, H, q, D]``: the last ones."""
         if len(self._parts) > 1:
             self._parts = [torch.cat(self._parts, dim=2)[:, :, -self.most :].clone()]
+            self._count = self._parts[0].shape[2]
         return self._parts[0]
 
     def of(self, keys: Tensor) -> Tensor:

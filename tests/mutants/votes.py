@@ -77,7 +77,7 @@ class OnlyThisPass(LastQueries):
     """The window is that of the last pass, however short: queries of earlier ones are not kept."""
 
     def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
-        self._parts = []
+        self._parts, self._count = [], 0
         super().observe(queries, keys, filler, scale)
 
 
