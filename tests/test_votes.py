@@ -107,7 +107,7 @@ def test_what_stays_is_what_the_paper_says(press: Press, passes: list[int], head
 
 def follow(press: Press, passes: list[int], heads: tuple[int, int]) -> Tensor:
     """What ``replay`` finds, which is what the compressor of lists finds."""
-    queries, keys = drawn(*heads)
+    queries, keys = (states[:, :, : sum(passes)] for states in drawn(*heads))
     found = replay(press, keys, passes, queries=queries, scale=0.7)
     by_hand = ByHand(press, keys[0].tolist(), queries[0].tolist(), 0.7)
     for number, tokens in enumerate(passes):
@@ -164,13 +164,7 @@ def test_a_padded_row_is_as_it_is_alone(press: Press) -> None:
 @pytest.mark.parametrize("kind", [H2OPress, TOVAPress])
 def test_the_shortest_texts(kind: type[Press], prune_after: int, tokens: int) -> None:
     """A token at a time, and one entry stays in any case."""
-    press = kind(0.3, prune_after=prune_after)
-    queries, keys = (states[:, :, :tokens] for states in drawn(6, 2))
-    found = replay(press, keys, [1] * tokens, queries=queries, scale=0.7)
-    by_hand = ByHand(press, keys[0].tolist(), queries[0].tolist(), 0.7)
-    for token in range(tokens):
-        by_hand.feed(1, token == 0)
-    assert found[0].tolist() == by_hand.evicted_at
+    found = follow(kind(0.3, prune_after=prune_after), [1] * tokens, (6, 2))
     assert int((found == NEVER).sum(dim=-1).min()) >= 1
 
 

@@ -127,7 +127,8 @@ def measure(
         str | None, typer.Option(help="budget, step or prefill (default: prefill for snapkv, else budget)")
     ] = None,
     prompt: Annotated[
-        int | None, typer.Option(help="tokens fed in one pass (default: 1; 3/4 of them with prefill)")
+        int | None,
+        typer.Option(help="tokens fed in one pass (default: 1; 3/4 of them if a press acts under prefill)"),
     ] = None,
     samples: Annotated[int, typer.Option(help="samples of the text")] = 3,
     tokens: Annotated[int, typer.Option(help="tokens per sample")] = 1024,

@@ -156,7 +156,7 @@ def _replay_fixed(ranks: Tensor, slots: list[_Slots], padding: Sequence[int]) ->
 
 class _Held:
     """What one layer holds while its evictions are replayed: in order of position, with holes where one entry at a
-    time has gone, which are filler like padding. To close every hole at once would move all entries for each."""
+    time has gone, which are filler like padding."""
 
     def __init__(self, keys: Tensor, padding: Sequence[int]) -> None:
         self.source = keys
@@ -241,15 +241,15 @@ def _replay_changing(
             votes.observe(queries[:, :, known : held.known], held.keys, filler, scale)
         ranks = rank(press.score(held.keys, positions=positions, layer=layer, votes=votes), positions, press.sinks)
         ranks = spare(press, ranks, positions, ledger)
-        if not held.padded and held.used - held.holes - ledger.held[0] == 1:
+        # Votes are many numbers for each entry, and to move them all for one that goes is dear.
+        if votes is not None and not held.padded and held.used - held.holes - ledger.held[0] == 1:
             slots = last_choice(ranks, positions)
             gone = held.drop(slots)
-            if votes is not None:
-                votes.drop(slots)
+            votes.drop(slots)
             kept = None
             if held.holes > ledger.held[0] // 4:
-                kept = (positions < 0).long().argsort(dim=-1, stable=True)[..., : ledger.held[0]]
-                stays = positions.gather(2, kept)
+                kept = (held.positions < 0).long().argsort(dim=-1, stable=True)[..., : ledger.held[0]]
+                stays = held.positions.gather(2, kept)
         else:
             kept, stays, gone = choose(ranks, positions, ledger.held)
             # Holes come last, and go nowhere.

@@ -1,7 +1,7 @@
 """A whole text in one forward pass, with every query seeing what a compressed cache would still hold.
 
-Under teacher forcing, what a layer evicts depends on the keys of that layer alone, and an ordinary forward pass has the
-keys of all tokens at once: so each layer replays its evictions, masks by them, and attends.
+Under teacher forcing, what a layer evicts depends on the keys and queries of that layer alone, and an ordinary forward
+pass has those of all tokens at once: so each layer replays its evictions, masks by them, and attends.
 """
 
 from collections.abc import Callable

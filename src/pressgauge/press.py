@@ -143,7 +143,8 @@ class Press(Budget, ABC):
 
         Args:
             keys: ``[B, K, N, D]``, as rotated when they were new.
-            positions: ``[B, K, N]``, counted in the row's own tokens; -1 where there is filler, whose score is ignored.
+            positions: ``[B, K, N]``, ascending, counted in the row's own tokens; -1 where there is filler, whose score
+                is ignored: keys of zeros in front of padded rows and, for presses that need votes, anywhere.
             layer: index of the layer.
             votes: what the layer remembers of queries, the last pass's included, for presses that need them.
 

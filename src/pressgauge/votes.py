@@ -94,14 +94,14 @@ class Votes(ABC):
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes that are remembered."""
+        """Bytes that are remembered while a text is decoded."""
 
 
 class LastQueries(Votes):
     """The last queries themselves, which vote anew whenever somebody asks.
 
-    Once single entries are dropped in place, as where a whole history is replayed, their attention is kept as well: a
-    query that is new adds a row, and an entry that goes empties a column.
+    Once single entries are dropped in place, as where a whole history is replayed, the attention of several queries is
+    kept as well, unless it is too large: a query that is new adds a row, and an entry that goes empties a column.
 
     Args:
         most: how many. Their own entries have to be held still when they vote.
@@ -148,7 +148,7 @@ class LastQueries(Votes):
         return self._parts[0]
 
     def of(self, keys: Tensor) -> Tensor:
-        if not self._dropping:
+        if not self._dropping or self.most * self._parts[0][:, :, 0, 0].numel() * keys.shape[2] > _MOST:
             return received(self.queries, keys, self.filler, self.scale) / self.queries.shape[2]
         if self._weights is None:
             self._weights = self._fresh(keys)
@@ -167,7 +167,7 @@ class LastQueries(Votes):
         return torch.nn.functional.pad(found, (0, found.shape[4] // 4))
 
     def drop(self, slots: Tensor) -> None:
-        self._dropping = True
+        self._dropping = self.most > 1
         if self._weights is not None:
             index = slots[:, :, None, None].expand(*self._weights.shape[:4], 1)
             self._weights.scatter_(4, index, 0)
@@ -176,7 +176,6 @@ class LastQueries(Votes):
         self.filler = self._weights = None
 
     def select(self, rows: Tensor) -> None:
-        self._weights = None
         self._parts = [part.index_select(0, rows.to(part.device)) for part in self._parts]
 
     @property
@@ -194,6 +193,8 @@ class AttentionSums(Votes):
         found = received(queries, keys, filler, scale)
         if self.sums is not None:
             found[..., : self.sums.shape[2]] += self.sums
+            if filler is not None:
+                found.masked_fill_(filler, 0)
         self.sums = found
 
     def of(self, keys: Tensor) -> Tensor:
@@ -201,7 +202,7 @@ class AttentionSums(Votes):
         return self.sums
 
     def drop(self, slots: Tensor) -> None:
-        """What filler has received is never asked for."""
+        """The next pass finds filler there, and takes away what it received."""
 
     def keep(self, kept: Tensor) -> None:
         assert self.sums is not None

@@ -1,11 +1,11 @@
-"""Peak memory of a process of its own: ``python -m benchmarks.memory WHAT TOKENS [PRESS [KEEP_RATIO]]``."""
+"""Peak memory of a process of its own: ``python -m benchmarks.memory WHAT TOKENS [PRESS KEEP_RATIO]``."""
 
 import resource
 import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -29,6 +29,7 @@ def peak(what: What, count: int, press: str | None = None, keep_ratio: float = 0
 def main() -> None:
     """Measure in this process and print the bytes."""
     what, count, *pressed = sys.argv[1:]
+    assert what in get_args(What), what
     press = PRESSES[pressed[0]](keep_ratio=float(pressed[1])) if pressed else None
     if what == "perplexity":
         model = llama()

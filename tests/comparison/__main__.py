@@ -13,13 +13,23 @@ import typer
 from regression.provenance import processor
 from rich.progress import track
 
-from comparison.effects import PRUNE_AFTER, RATIOS, SAMPLED, SCHEDULES, Case, Effect, effect, prepare, press_of
-from comparison.page import Comparison, page, picture
+from comparison.effects import (
+    PRUNE_AFTER,
+    RATIOS,
+    SAMPLED,
+    SCHEDULES,
+    Case,
+    Effect,
+    effect,
+    prepare,
+    press_of,
+    texts,
+)
+from comparison.page import Comparison, Key, page, picture
 from pressgauge.budget import Schedule
 from pressgauge.cli import PRESSES
 from pressgauge.figures import to_svg
 from pressgauge.models import load
-from pressgauge.text import load_text
 from pressgauge.timing import Ratio, measure_timing
 
 PROJECT = Path(__file__).parents[2]
@@ -51,10 +61,11 @@ def usual() -> list[Case]:
     ]
 
 
-def timings(model_name: str, text: str, tokens: int) -> Iterator[tuple[tuple[str, str], Ratio]]:
-    """Time per token under each press and schedule, at half of the entries, in float32."""
-    model, tokenizer = load(model_name)
-    ids = load_text(text, tokenizer, samples=1, tokens=tokens)
+def timings(case: Case) -> Iterator[tuple[tuple[str, str], Ratio]]:
+    """Time per token under each press and schedule, with ``keep_ratio`` .5, in float32."""
+    _, ids = texts(case)
+    model, _ = load(case.model)
+    ids = ids[:1, :PROMPT]
     runs = list(product(PRESSES, SCHEDULES))
     for name, schedule in track(runs, "timing"):
         press = press_of(name, schedule, 0.5)
@@ -66,7 +77,9 @@ def main(
     text: Annotated[str, typer.Option(help="with --model: its text")] = "wikitext-2",
     documents: Annotated[int, typer.Option(help="documents of each text, at least 2")] = DOCUMENTS,
     tokens: Annotated[int, typer.Option(help="with --model: tokens per document, at least 128")] = 1024,
-    folder: Annotated[Path, typer.Option(help="where the page and its pictures are written")] = PROJECT / "docs",
+    folder: Annotated[
+        Path | None, typer.Option(help="where the page and its pictures are written (default: docs, without --model)")
+    ] = None,
     timing: Annotated[bool, typer.Option(help="also take times")] = True,
 ) -> None:
     """Measure what the reports claim, and write the page."""
@@ -74,23 +87,37 @@ def main(
         raise typer.BadParameter(f"--documents must be at least 2, of which an interval can be taken, got {documents}")
     if tokens < 2 * PRUNE_AFTER:
         raise typer.BadParameter(f"--tokens must be at least {2 * PRUNE_AFTER}, got {tokens}")
+    if folder is None:
+        if model is not None:
+            raise typer.BadParameter("--model needs --folder, so that the page of the usual models stays")
+        folder = PROJECT / "docs"
     if not folder.is_dir():
         raise typer.BadParameter(f"--folder must be a folder that exists, got {str(folder)!r}")
     cases = usual() if model is None else [Case(f"{model} on {text}", model, text, documents, tokens)]
     cases = [replace(case, documents=documents) for case in cases]
     prepare()
+    for case in cases:
+        try:
+            texts(case)
+        except (OSError, ValueError) as error:
+            raise typer.BadParameter(f"{case.name}: {error}") from error
     keys: list[tuple[Case, str, Schedule, float]] = list(product(cases, PRESSES, SCHEDULES, RATIOS))
     with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=prepare) as pool:
         found: list[Effect] = list(track(pool.map(effect, *zip(*keys, strict=True)), "measuring", total=len(keys)))
-    effects = {(case.name, *rest): one for (case, *rest), one in zip(keys, found, strict=True)}
-    first = cases[0]
-    tpot = dict(timings(first.model, first.text, min(PROMPT, first.tokens))) if timing else {}
+    effects: dict[Key, Effect] = {
+        (case.name, press, schedule, ratio): one
+        for (case, press, schedule, ratio), one in zip(keys, found, strict=True)
+    }
+    tpot = dict(timings(cases[0])) if timing else {}
     machine = f"{processor(torch.device('cpu'))}, one thread"
-    comparison = Comparison(cases, effects, tpot, machine)  # type: ignore[arg-type]
+    comparison = Comparison(cases, effects, tpot, machine)
     names = {case.name: f"comparison-{number}.svg" for number, case in enumerate(cases)}
     for case in cases:
         (folder / names[case.name]).write_text(to_svg(picture(comparison, case), "comparison"), encoding="utf-8")
-    command = "nox -s comparison" + ("" if model is None else f" -- --model {model} --text {text}")
+    options = {} if model is None else {"model": model, "text": text, "tokens": tokens}
+    options |= {} if documents == DOCUMENTS else {"documents": documents}
+    command = " ".join(["nox -s comparison", *(["--"] if options else [])])
+    command = " ".join([command, *(f"--{name} {value}" for name, value in options.items())])
     path = folder / "comparison.md"
     path.write_text("\n".join(page(comparison, command, names)) + "\n", encoding="utf-8")
     print(path)

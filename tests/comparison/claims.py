@@ -23,7 +23,7 @@ class Claim:
     high: float
 
     def __str__(self) -> str:
-        change = f"+{self.high:.1%}" if self.low == self.high else f"+{self.low:.0%} to +{self.high:.0%}"
+        change = f"at most +{self.high:.1%}" if self.low == self.high else f"+{self.low:.0%} to +{self.high:.0%}"
         return f"{self.press} without {1 - self.keep_ratio:.0%} of the entries: {change}"
 
 

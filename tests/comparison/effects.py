@@ -60,7 +60,8 @@ class Effect:
 
     Attributes:
         ppl: change of perplexity, relative.
-        recalled: change of the NLL of facts that are recalled, in nats; None where the text has none.
+        recalled: change of the NLL of facts that are recalled, in nats, over the documents that have some; None where
+            fewer than two have.
         held: entries that a layer holds at the end, in the mean.
         vacuous: nothing that was scored met an eviction.
     """
@@ -138,5 +139,6 @@ def effect(case: Case, name: str, schedule: Schedule, keep_ratio: float) -> Effe
     facts = recalled(case, prompt)
     of_facts = None
     if facts is not None:
-        of_facts = change([float(row[mask].mean()) for row, mask in zip(difference, facts, strict=True)])
+        known = [float(row[mask].mean()) for row, mask in zip(difference, facts, strict=True) if mask.any()]
+        of_facts = change(known) if len(known) > 1 else None
     return Effect(ppl, of_facts, sum(pressed.held) / len(pressed.held), pressed.vacuous)

@@ -9,13 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from comparison.claims import CLAIMS, Claim, Verdict, verdict
-from comparison.effects import PRUNE_AFTER, RATIOS, SCHEDULES, Case, Change, Effect, prompt_of
+from comparison.effects import PRUNE_AFTER, RATIOS, SAMPLED, SCHEDULES, Case, Change, Effect, prompt_of
 from pressgauge.cli import PRESSES
 from pressgauge.timing import Ratio
 
 Key = tuple[str, str, str, float]
 """The case's name, the press, the schedule and the ratio."""
 
+UNSIZED = "step"
+"""The schedule under which the ratio does not say how much is held, so that it says nothing of a claim."""
 COLOURS = dict(zip(PRESSES, ("#0072B2", "#D55E00", "#767676", "#CC79A7", "#009E73", "#E69F00", "#56B4E9"), strict=True))
 
 
@@ -26,7 +28,7 @@ class Comparison:
     cases: Sequence[Case]
     effects: Mapping[Key, Effect]
     tpot: Mapping[tuple[str, str], Ratio]
-    """By press and schedule, at half of the entries."""
+    """By press and schedule, with ``keep_ratio`` .5."""
     machine: str
 
 
@@ -40,9 +42,11 @@ def nats(found: Change | None) -> str:
     return "" if found is None else f"{found.mean:+.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
-def _judged(claim: Claim, found: Effect) -> str:
+def _judged(claim: Claim, schedule: str, found: Effect) -> str:
     if found.vacuous:
         return "nothing was evicted"
+    if schedule == UNSIZED:
+        return f"{percent(found.ppl)}: {found.held:.0f} held"
     return f"{percent(found.ppl)}: {verdict(claim, (found.ppl.low, found.ppl.high))}"
 
 
@@ -53,7 +57,7 @@ def claims(comparison: Comparison) -> Iterator[str]:
     for claim in CLAIMS:
         for number, case in enumerate(comparison.cases):
             cells = [
-                _judged(claim, comparison.effects[case.name, claim.press, schedule, claim.keep_ratio])
+                _judged(claim, schedule, comparison.effects[case.name, claim.press, schedule, claim.keep_ratio])
                 for schedule in SCHEDULES
             ]
             yield f"| {'' if number else claim} | {case.name} | {' | '.join(cells)} |"
@@ -67,8 +71,8 @@ def tally(comparison: Comparison) -> Iterator[str]:
     for claim in CLAIMS:
         found = [
             verdict(claim, (effect.ppl.low, effect.ppl.high))
-            for (_, press, _, ratio), effect in comparison.effects.items()
-            if (press, ratio) == (claim.press, claim.keep_ratio) and not effect.vacuous
+            for (_, press, schedule, ratio), effect in comparison.effects.items()
+            if (press, ratio) == (claim.press, claim.keep_ratio) and schedule != UNSIZED and not effect.vacuous
         ]
         yield f"| {claim} | {' | '.join(str(found.count(one)) for one in kinds)} |"
 
@@ -125,7 +129,7 @@ def picture(comparison: Comparison, case: Case) -> Figure:
 
 def words(case: Case) -> str:
     """A case in a sentence."""
-    text = {"sampled": "sampled from the model itself", "reference": "of the reference language"}.get(case.text, "")
+    text = {SAMPLED: "sampled from the model itself", "reference": "of the reference language"}.get(case.text, "")
     what = f"**{case.name}**: {case.documents} documents of {case.tokens} tokens{f' {text}' if text else ''}."
     return f"{what} {case.remark}".strip()
 
@@ -133,22 +137,24 @@ def words(case: Case) -> str:
 INTRODUCTION = """
 Written by `{command}`. Reports compare KnormPress with H2O, StreamingLLM and SnapKV in a table of changes of perplexity
 that nobody measured side by side. Here all presses see the same documents under the same model, each with the defaults
-of its paper, by the one pass in float64; both arms score the same tokens. A change is the exponential of the mean
-difference of NLL over documents, with its 95 % interval (Student's t, over documents). Nothing is pruned up to {least}
-entries; no layer is skipped. Under `budget` and `step` every token is fed singly; under `prefill` the first three
-quarters, {prompt} of {all} tokens, are one pass, after which the press acts once, and the last quarter is scored.
-`random` is what any press has to beat.
+of this package, whose [API](api.md) says where papers have others, by the one pass in float64; both arms score the same
+tokens. A change is the exponential of the mean difference of NLL over documents, with its 95 % interval (Student's t,
+over documents). Nothing is pruned up to {least} entries; no layer is skipped. Under `budget` and `step` every token is
+fed singly; under `prefill` the first three quarters, {prompt} of {all} tokens, are one pass, after which the press acts
+once, and the last quarter is scored. `random` is what any press has to beat.
 """
 VERDICTS = """
 A claim *holds* if the whole interval lies in what is claimed, *fails* if none of it does, since perplexity rises by
-more or by less, and *cannot be decided* otherwise. The reports give neither a schedule nor a text, so that each claim
-meets all of them. These models are small: what holds or fails here was measured here, and says nothing certain of
-models a thousand times as large.
+more or by less, and *cannot be decided* otherwise; one of at most so much holds for any fall. The reports, which are
+not published, give neither a schedule nor a text, so that each claim meets all texts, and the two schedules under which
+the ratio says how much is held. Under `step` it does not: few more than {least} entries are held whatever it is, so
+that what is measured stands beside how many are held, and is not counted. Under `prefill` the ratio is that of the
+prompt. What holds or fails here was measured on these models, and says nothing certain of much larger ones.
 """
 TIMES = """
-The time per later token as a ratio to the same model uncompressed, with half of the entries kept: the median of pairs
-with its 95 % interval, on {machine}. This is a property of the machine, and of a model so small that nothing but Python
-is timed: unlike all above, it comes out otherwise every time.
+The time per later token as a ratio to the same model uncompressed, with a `keep_ratio` of .5: the median of pairs with
+its 95 % interval, on {machine}. This is a property of the machine and of the model, and the time of a small one is
+Python's: unlike all above, it comes out otherwise every time.
 """
 
 
@@ -161,7 +167,7 @@ def paragraph(text: str, **values: object) -> str:
 def page(comparison: Comparison, command: str, names: Mapping[str, str]) -> Iterator[str]:
     """The page; ``names`` are the files of the pictures, by case."""
     longest = max(comparison.cases, key=lambda case: case.tokens)
-    yield "# The published comparison, measured"
+    yield "# The claims of reports, measured"
     yield ""
     yield paragraph(
         INTRODUCTION, command=command, least=PRUNE_AFTER, prompt=prompt_of(longest, "prefill"), all=longest.tokens
@@ -172,7 +178,7 @@ def page(comparison: Comparison, command: str, names: Mapping[str, str]) -> Iter
     yield ""
     yield "## The claims"
     yield ""
-    yield paragraph(VERDICTS)
+    yield paragraph(VERDICTS, least=PRUNE_AFTER)
     yield ""
     yield from tally(comparison)
     yield ""

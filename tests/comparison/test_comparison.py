@@ -97,12 +97,14 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
 def test_the_command_writes_a_page_for_any_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With what was asked for, and a picture."""
     options = ("--model", "some/model", "--text", "pg-19", "--documents", "3", "--tokens", "256", "--no-timing")
+    monkeypatch.setattr(command, "texts", lambda case: None)
     result, asked = run(monkeypatch, *options, "--folder", str(tmp_path))
     assert result.exit_code == 0, result.output
     assert {case for case, *_ in asked} == {Case("some/model on pg-19", "some/model", "pg-19", 3, 256)}
     page = (tmp_path / "comparison.md").read_text(encoding="utf-8")
-    assert "`nox -s comparison -- --model some/model --text pg-19`" in page
-    assert "| knorm without 20% of the entries: +0.5% | 0 | 0 | 3 | 0 |" in page
+    assert "`nox -s comparison -- --model some/model --text pg-19 --tokens 256 --documents 3`" in page
+    assert "| knorm without 20% of the entries: at most +0.5% | 0 | 0 | 2 | 0 |" in page
+    assert "| +2.0 % [1.9, 2.1]: fails: more | +2.0 % [1.9, 2.1]: 80 held | +2.0 % [1.9, 2.1]: fails: more |" in page
     assert "| knorm | step | 0.7 | +3.0 % [2.9, 3.1] | 70 |" in page
     assert "Time per token" not in page
     assert "recalled" not in page
@@ -117,6 +119,12 @@ def test_the_command_writes_a_page_for_any_model(monkeypatch: pytest.MonkeyPatch
         (("--documents", "1"), "--documents must be at least 2, of which an interval can be taken, got 1"),
         (("--tokens", "64", "--model", "reference"), "--tokens must be at least 128, got 64"),
         ((), "was not found: give --model and --text"),
+        (("--model", "reference"), "--model needs --folder, so that the page of the usual models stays"),
+        (
+            ("--model", "reference", "--text", "nothing", "--folder", "."),
+            "reference on nothing: text must be reference, ",
+        ),
+        (("--model", "nowhere", "--folder", "."), "nowhere on wikitext-2: model 'nowhere' "),
     ],
 )
 def test_a_mistake_gets_one_sentence(

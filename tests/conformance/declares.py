@@ -140,6 +140,10 @@ def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
         raise ValueError(f"declares takes must name sinks, recent or interval, got {unknown.pop()!r}")
     values["rounding"] = _named("rounding", values.get("rounding", "ceil"), oracle.ROUNDINGS)
     score = values.get("score")
+    if score == "snapkv" and not values.get("recent"):
+        raise ValueError(
+            "declares score 'snapkv' needs the window that votes, at least one token: declare it as recent"
+        )
     if score in VOTES:
         values["votes"] = VOTES[values.pop("score")]
     elif score in SCORES:

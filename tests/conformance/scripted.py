@@ -96,6 +96,7 @@ def scripted(keys: Tensor, queries: Tensor | None = None) -> tuple[Any, Tensor]:
     with torch.no_grad():
         for layer in model.model.layers:
             of_layer = [(layer.self_attn.k_proj, finite), (layer.self_attn.v_proj, values)]
+            layer.self_attn.q_proj.weight.zero_()
             if queries is not None:
                 of_layer.append((layer.self_attn.q_proj, queries))
             for projection, wanted in of_layer:

@@ -262,7 +262,8 @@ def compress_each(keep_ratio: float, **options: Any) -> Callable[..., Any]:
 
 @functools.cache
 def ours_by_default() -> list[Subject]:
-    """All presses under all schedules, attached; and one or two in each of the other conventions."""
+    """All presses, attached, under all schedules (those that go by attention under their own, unless examples are drawn
+    at random); and one or two in each of the other conventions."""
     return [
         *SUBJECTS,
         # What a schedule does with scores is the same for all.

@@ -62,6 +62,7 @@ def test_what_follows_no_convention_is_refused() -> None:
         ({"prune_after": 512}, "declares prune_after must be one of None, got 512"),
         ({"boundary": "<"}, "declares boundary must be one of '>', '>=', got '<'"),
         ({"rounding": "up"}, "declares rounding must be one of ceil, floor, float-ceil or a function, got 'up'"),
+        ({"score": "snapkv"}, "declares score 'snapkv' needs the window that votes, at least one token: declare it as"),
         (
             {"score": "snap"},
             "declares score must be one of knorm, position, keydiff, h2o, snapkv, tova or a function, got 'snap'",
@@ -153,12 +154,13 @@ def test_a_subject_that_cannot_be_had_is_one_sentence(reference: str, sentence: 
 
 
 def test_all_of_ours_are_there() -> None:
-    """All presses under all schedules, and each convention."""
+    """All presses and schedules, and each convention."""
     subjects = ours_by_default()
     names = {subject.name for subject in subjects}
     assert {
         f"{p}-{s}" for p in ("knorm", "streaming-llm", "random", "keydiff") for s in ("budget", "step", "prefill")
     } <= names
+    assert {"h2o-budget", "snapkv-prefill", "tova-budget"} <= names
     assert {subject.declares.kind for subject in subjects} == {"cache", "context", "function"}
     assert len(names) == len(subjects)
 

@@ -3,15 +3,8 @@
 What fails is not shrunk to a simple example, and the tests of single files come before those of whole caches.
 """
 
-import gc
-
 import pytest
 from hypothesis import Phase, settings
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    # A run is a fork of a process that has imported everything: what is there need not be looked at again.
-    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,6 +17,7 @@ from regression.timings import (
     NAMES,
     PROCESSES,
     PROMPT,
+    SUSPECT,
     Level,
     alike,
     from_row,
@@ -75,7 +76,7 @@ def record(golden: Golden, before: Baseline | None, sides: list[list[dict[str, f
 
 def change(name: str, was: Level, now: Level) -> Change:
     """For the table, with what would not have been called a change."""
-    tolerance = math.expm1(margin(was, now))
+    tolerance = max(math.expm1(margin(was, now)), SUSPECT - 1)
     return Change(NAME, name, "ratio", round(was.ratio, 4), round(now.ratio, 4), tolerance)
 
 

@@ -28,7 +28,7 @@ def test_what_is_slower_is_said_by_welchs_test(factor: float) -> None:
     found = ttest_ind(_logs(now), _logs(WAS), equal_var=False, alternative="greater")
     assert slower(level(WAS), level(now)) == (found.pvalue < 0.005)
     assert not slower(level(now), level(WAS))
-    assert alike(level(WAS), level(now)) == (factor < 1.03)
+    assert alike(level(WAS), level(now)) == (factor < SUSPECT)
 
 
 def _logs(ratios: list[float]) -> list[float]:

@@ -110,8 +110,8 @@ def slower(was: Level, now: Level) -> bool:
 
 
 def alike(was: Level, now: Level) -> bool:
-    """Whether neither is slower than the other."""
-    return not slower(was, now) and not slower(now, was)
+    """Whether neither would be called slower than the other."""
+    return abs(now.mean - was.mean) <= max(margin(was, now), math.log(SUSPECT))
 
 
 Pairs = list[tuple[float, float]]
