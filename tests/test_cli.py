@@ -123,6 +123,14 @@ def test_every_press_can_be_measured(press: str, tmp_path: Path) -> None:
     assert row["evictions"] == 2 * 2 * (120 - 64 if press == "snapkv" else 80)
 
 
+def test_a_press_of_the_prompt_gives_all_the_same_prompt(tmp_path: Path) -> None:
+    """Three quarters of 160 tokens, so that one press can be compared with another."""
+    path = tmp_path / "rows.json"
+    run(*SMALL, "--tokens", "160", "--press", "knorm,snapkv", "--keep-ratios", "0.5", "--json", str(path))
+    assert {row["scored_tokens"] for row in rows(path)} == {40}
+    assert {row["schedule"] for row in rows(path)} == {"budget", "prefill"}
+
+
 def test_presses_are_what_their_names_say(tmp_path: Path) -> None:
     """No name is a label on another press: all change the perplexity, each differently, in one sweep."""
     path = tmp_path / "rows.json"
