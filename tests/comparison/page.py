@@ -147,7 +147,7 @@ VERDICTS = """
 A claim *holds* if the whole interval lies in what is claimed, *fails* if none of it does, since perplexity rises by
 more or by less, and *cannot be decided* otherwise; one of at most so much holds for any fall. The reports, which are
 not published, give neither a schedule nor a text, so that each claim meets all texts, and the two schedules under which
-the ratio says how much is held. Under `step` it does not: few more than {least} entries are held whatever it is, so
+the ratio says how much is held. Under `step` it does not: never more than {least} entries are left whatever it is, so
 that what is measured stands beside how many are held, and is not counted. Under `prefill` the ratio is that of the
 prompt. What holds or fails here was measured on these models, and says nothing certain of much larger ones.
 """
