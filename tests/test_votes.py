@@ -1,6 +1,7 @@
 """Presses whose scores come from attention, against a compressor of lists and plain numbers."""
 
 import re
+from collections import Counter
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -20,8 +21,8 @@ from mutants.votes import (
 )
 from torch import Tensor
 
-from pressgauge import H2OPress, Press, SnapKVPress, TOVAPress, replay
-from pressgauge.votes import LastQueries, received
+from pressgauge import H2OPress, Press, SnapKVPress, TOVAPress, replay, votes
+from pressgauge.history import _Stretch
 
 Vectors = list[list[list[float]]]
 
@@ -169,34 +170,52 @@ def test_the_shortest_texts(kind: type[Press], prune_after: int, tokens: int) ->
 
 
 @pytest.mark.parametrize("kind", ["plain", "far apart", "NaN"])
-def test_attention_that_is_kept_is_what_would_be_taken_anew(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["h2o", "snapkv", "tova"])
+def test_attention_known_beforehand_is_what_each_pass_finds(
+    name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where next to nothing is left of it once what weighed most has gone, and once a key that is no number has:
-    there is room for two entries beside those that are protected, so that all that the window looked at goes."""
-    press = SnapKVPress(0.2, prune_after=26, recent=12, sinks=12, kernel=1, schedule="budget")
+    with room for two entries beside those that are protected, all that a window looked at goes."""
+    press = {
+        "h2o": H2OPress(0.4, prune_after=26, recent_share=0, sinks=2),
+        "snapkv": SnapKVPress(0.2, prune_after=26, recent=12, sinks=12, kernel=1, schedule="budget"),
+        "tova": TOVAPress(0.3, prune_after=26),
+    }[name]
     generator = torch.Generator().manual_seed(5)
-    queries, keys = (torch.randn((1, heads, 80, 4), generator=generator, dtype=torch.float64) for heads in (6, 2))
+    queries, keys = (torch.randn((2, heads, 160, 4), generator=generator, dtype=torch.float64) for heads in (6, 2))
     if kind == "far apart":
         keys = keys * 3000
     if kind == "NaN":
-        keys[:, :, 30, 0] = torch.nan
-    kept = replay(press, keys, [1] * 80, queries=queries)
+        keys[0, :, 30, 0] = torch.nan
+    passes = [1] * 90 + [5] * 2 + [1] * 60
+    looks = Counter[bool]()
+    ahead = _Stretch._look
 
-    def anew(self: LastQueries, keys: Tensor) -> Tensor:
-        return received(self.queries, keys, self.filler, self.scale)
+    def look(self: _Stretch, since: int) -> None:
+        ahead(self, since)
+        looks[self._weights is not None] += 1
 
-    monkeypatch.setattr(LastQueries, "of", anew)
-    assert kept.equal(replay(press, keys, [1] * 80, queries=queries))
-    assert int((kept < NEVER).sum())
+    monkeypatch.setattr(_Stretch, "_look", look)
+    known = replay(press, keys, passes, queries=queries)
+    assert looks[True]
+    assert not looks[False]
+    monkeypatch.setattr("pressgauge.history.MOST", 0)
+    looks.clear()
+    assert known.equal(replay(press, keys, passes, queries=queries))
+    assert looks[False]
+    assert not looks[True]
+    assert int((known < NEVER).sum())
 
 
 @torch.no_grad()
 def test_attention_is_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many weights at a time as are allowed, whatever the length; the sum is the same."""
     queries, keys = drawn(6, 2, rows=2)
-    whole = received(queries, keys, None, 0.5)
+    attention = votes.Attention(queries, keys, None, 0.5)
+    whole = attention.received()
     for most in (1, 2 * 6 * 24 * 5):
-        monkeypatch.setattr("pressgauge.votes._MOST", most)
-        torch.testing.assert_close(received(queries, keys, None, 0.5), whole, rtol=1e-12, atol=0)
+        monkeypatch.setattr("pressgauge.votes.MOST", most)
+        torch.testing.assert_close(attention.received(), whole, rtol=1e-12, atol=0)
     torch.testing.assert_close(whole.sum(dim=-1), torch.full((2, 2), 24.0, dtype=torch.float64))
 
 

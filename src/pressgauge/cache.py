@@ -15,7 +15,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 from pressgauge.budget import Ledger
 from pressgauge.history import NEVER, History, count_evictions, writable
 from pressgauge.press import FILLER, Press, choose, rank, spare
-from pressgauge.votes import Votes
+from pressgauge.votes import Attention, Votes
 
 _SLACK = 50
 """Storage may exceed what is held by one part in this many."""
@@ -147,7 +147,7 @@ class PressedLayer(CacheLayerMixin):
                 self._own_positions(0, self.used, *self._keys.shape[:2]) if self._positions is None else self._positions
             )
             filler = own[:, :, : self.used] < 0
-        self._votes.observe(queries, self._keys[:, :, : self.used], filler, scale)
+        self._votes.observe(Attention(queries, self._keys[:, :, : self.used], filler, scale))
 
     def settle(self) -> None:
         """Evict what the last pass is to evict, once its attention has run."""

@@ -73,9 +73,10 @@ def rank(scores: Tensor, positions: Tensor, sinks: int = 0) -> Tensor:
 
 
 def protect(ranks: Tensor, positions: Tensor, first: Tensor | int) -> Tensor:
-    """``ranks`` with the entries at positions from ``first`` (an integer, or ``[B, 1, 1]``) on put above all; never
-    filler, whose position -1 may lie beyond ``first`` in a row with fewer tokens than are protected."""
-    first = max(first, 0) if isinstance(first, int) else first.clamp(min=0)
+    """``ranks`` with the entries at positions from ``first`` (of all rows, or ``[B, 1, 1]``) on put above all; never
+    filler, whose position -1 may lie beyond the ``first`` of a row with fewer tokens than are protected."""
+    if isinstance(first, Tensor):
+        first = first.clamp(min=0)
     return ranks.masked_fill(positions >= first, torch.iinfo(torch.int64).max)
 
 

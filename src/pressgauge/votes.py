@@ -9,71 +9,79 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-_MOST = 1 << 22
+MOST = 1 << 22
 """Attention weights that are made at a time."""
-_LEAST = 1e-20
-"""Of what a query gave: below this float32 runs out of digits."""
 
 
-def _wide(queries: Tensor, keys: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Queries by KV head, ``[B, K, H / K, q, D]`` and scaled, and keys ``[B, K, N, D]``, in float32 or wider."""
+def weights(queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> Tensor:
+    """Attention of the last q entries' queries, each to the entries up to its own, in float32 or wider.
+
+    Args:
+        queries: ``[B, H, q, D]``.
+        keys: ``[B, K, N, D]``, in order of position.
+        filler: ``[B, K, N]``, where there is filler, which is given nothing; None for nowhere.
+        scale: what products of queries and keys are multiplied by.
+
+    Returns:
+        ``[B, K, H / K, q, N]``; not a number for a query that sees nothing but filler.
+    """
+    rows, heads, seen, _ = keys.shape
+    size = queries.shape[2]
     dtype = torch.promote_types(keys.dtype, torch.float32)
-    rows, heads = keys.shape[:2]
-    return queries.to(dtype).mul(scale).view(rows, heads, -1, *queries.shape[2:]), keys.to(dtype)
-
-
-def _logits(queries: Tensor, keys: Tensor, filler: Tensor | None) -> Tensor:
-    """``[B, K, H / K, q, N]`` of queries ``[B, K, H / K, q, D]`` at the last q of ``[B, K, N, D]`` entries: minus
-    infinity for what is later or filler."""
-    size, seen = queries.shape[3], keys.shape[2]
-    logits: Tensor = (queries.flatten(2, 3) @ keys.mT).unflatten(2, queries.shape[2:4])
+    queries = queries.to(dtype).mul(scale).view(rows, heads, -1, *queries.shape[2:])
+    logits: Tensor = (queries.flatten(2, 3) @ keys.to(dtype).mT).unflatten(2, queries.shape[2:4])
     if size > 1:
         later = torch.ones((size, size), dtype=torch.bool, device=keys.device).triu(1)
         logits[..., seen - size :].masked_fill_(later, -torch.inf)
     if filler is not None:
-        logits.masked_fill_(filler[:, :, None, None, :seen], -torch.inf)
-    return logits
+        logits.masked_fill_(filler[:, :, None, None], -torch.inf)
+    return logits.softmax(dim=-1)
 
 
-def _weights(queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> Tensor:
-    """``[B, K, H / K, q, N]``: attention of the last entries' queries ``[B, H, q, D]``."""
-    return _logits(*_wide(queries, keys, scale), filler).softmax(dim=-1)
-
-
-def received(queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> Tensor:
-    """The attention that each entry receives: the sum over queries, and the mean over the query heads of its KV head.
+class Attention:
+    """What the queries of a pass see.
 
     Args:
         queries: ``[B, H, q, D]``, those of the last q entries: each sees the entries up to its own.
         keys: ``[B, K, N, D]``, in order of position.
         filler: ``[B, K, N]``, where there is filler, which neither votes nor is voted for; None for nowhere.
         scale: what products of queries and keys are multiplied by.
-
-    Returns:
-        ``[B, K, N]``, in float32 or wider.
     """
-    rows, query_heads, count, _ = queries.shape
-    heads, entries = keys.shape[1:3]
-    queries, keys = _wide(queries, keys, scale)
-    found = keys.new_zeros((rows, heads, entries))
-    block = max(1, _MOST // (rows * query_heads * entries))
-    for start in range(0, count, block):
-        stop = min(start + block, count)
-        before, seen = entries - count + start, entries - count + stop
-        weights = _logits(queries[:, :, :, start:stop], keys[:, :, :seen], filler).softmax(dim=-1)
-        if filler is not None:
-            # A query of padding sees nothing, and what nothing is divided by is no number.
-            weights.masked_fill_(filler[:, :, None, before:seen, None], 0)
-        found[..., :seen] += weights.sum(dim=(2, 3))
-    return found * (heads / query_heads)
+
+    def __init__(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
+        self.queries, self.keys, self.filler, self.scale = queries, keys, filler, scale
+
+    def received(self) -> Tensor:
+        """``[B, K, N]``, in float32 or wider: the attention that each entry receives, the sum over the queries and the
+        mean over the query heads of its KV head."""
+        rows, query_heads, count, _ = self.queries.shape
+        heads, entries = self.keys.shape[1:3]
+        keys = self.keys.to(torch.promote_types(self.keys.dtype, torch.float32))
+        found = keys.new_zeros((rows, heads, entries))
+        block = max(1, MOST // (rows * query_heads * entries))
+        for start in range(0, count, block):
+            stop = min(start + block, count)
+            before, seen = entries - count + start, entries - count + stop
+            filler = None if self.filler is None else self.filler[:, :, :seen]
+            given = weights(self.queries[:, :, start:stop], keys[:, :, :seen], filler, self.scale)
+            if filler is not None:
+                # A query of padding sees nothing, and what nothing is divided by is no number.
+                given.masked_fill_(filler[:, :, None, before:, None], 0)
+            found[..., :seen] += given.sum(dim=(2, 3))
+        return found * (heads / query_heads)
+
+    def received_from(self, last: int) -> Tensor | None:
+        """``[B, K, N]``: the same for the last queries, those of earlier passes included, for whoever knows it."""
+        return None
 
 
 class Votes(ABC):
     """What one layer remembers of the queries that it has seen."""
 
     @abstractmethod
-    def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
-        """Take in a pass. The arguments are those of ``received``, of all entries held before it and its own."""
+    def observe(self, attention: Attention) -> None:
+        """Take in a pass: its queries, and all entries that were held before it and its own; filler may stand where an
+        entry was."""
 
     @abstractmethod
     def of(self, keys: Tensor) -> Tensor:
@@ -82,10 +90,6 @@ class Votes(ABC):
     @abstractmethod
     def keep(self, kept: Tensor) -> None:
         """Go on with the entries at the indices ``[B, K, n]``."""
-
-    @abstractmethod
-    def drop(self, slots: Tensor) -> None:
-        """Go on without the entry of each head at the index ``[B, K, 1]``, which becomes filler where it stands."""
 
     @abstractmethod
     def select(self, rows: Tensor) -> None:
@@ -100,9 +104,6 @@ class Votes(ABC):
 class LastQueries(Votes):
     """The last queries themselves, which vote anew whenever somebody asks.
 
-    Once single entries are dropped in place, as where a whole history is replayed, the attention of several queries is
-    kept as well, unless it is too large: a query that is new adds a row, and an entry that goes empties a column.
-
     Args:
         most: how many. Their own entries have to be held still when they vote.
     """
@@ -115,29 +116,17 @@ class LastQueries(Votes):
         """Queries ``[B, H, q, D]``, oldest first."""
         self._count = 0
         """How many these are."""
-        self._dropping = False
-        self._weights: Tensor | None = None
-        """``[B, K, H / K, rows, room]``: what is left of what each row gave; zeros beyond what is held."""
-        self._row = 0
-        """The row of the oldest query."""
+        self._received: Tensor | None = None
+        """What they give, where that is known already."""
 
-    def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
-        self.scale, self.filler = scale, filler
+    def observe(self, attention: Attention) -> None:
+        self.scale, self.filler = attention.scale, attention.filler
         # A part of the pass's queries would keep all of them alive.
-        self._parts.append(queries[:, :, -self.most :].clone())
+        self._parts.append(attention.queries[:, :, -self.most :].clone())
         self._count += self._parts[-1].shape[2]
         while self._count - self._parts[0].shape[2] >= self.most:
             self._count -= self._parts.pop(0).shape[2]
-        if self._weights is None:
-            return
-        new, held = queries.shape[2], keys.shape[2]
-        if new >= self.most or held > self._weights.shape[4] or self._weights.shape[3] < self.most:
-            self._weights = None
-            return
-        found = _weights(queries, keys, filler, scale)
-        for query in range(new):
-            self._weights[..., self._row, :held] = found[..., query, :]
-            self._row = (self._row + 1) % self.most
+        self._received = attention.received_from(self.most)
 
     @property
     def queries(self) -> Tensor:
@@ -148,32 +137,13 @@ class LastQueries(Votes):
         return self._parts[0]
 
     def of(self, keys: Tensor) -> Tensor:
-        if not self._dropping or self.most * self._parts[0][:, :, 0, 0].numel() * keys.shape[2] > _MOST:
-            return received(self.queries, keys, self.filler, self.scale) / self.queries.shape[2]
-        if self._weights is None:
-            self._weights = self._fresh(keys)
-        totals = self._weights.sum(dim=-1)
-        if not float(totals.min()) >= _LEAST:
-            # What weighed most has gone and what is left has lost its digits, or something is no number.
-            self._weights = self._fresh(keys)
-            totals = self._weights.sum(dim=-1)
-        # The heads that read a KV head vote together.
-        found = totals.reciprocal().flatten(2)[:, :, None] @ self._weights.flatten(2, 3)
-        return found[:, :, 0, : keys.shape[2]] / totals[0, 0].numel()
-
-    def _fresh(self, keys: Tensor) -> Tensor:
-        self._row = 0
-        found = _weights(self.queries, keys, self.filler, self.scale)
-        return torch.nn.functional.pad(found, (0, found.shape[4] // 4))
-
-    def drop(self, slots: Tensor) -> None:
-        self._dropping = self.most > 1
-        if self._weights is not None:
-            index = slots[:, :, None, None].expand(*self._weights.shape[:4], 1)
-            self._weights.scatter_(4, index, 0)
+        found = self._received
+        if found is None:
+            found = Attention(self.queries, keys, self.filler, self.scale).received()
+        return found / min(self.most, self._count)
 
     def keep(self, kept: Tensor) -> None:
-        self.filler = self._weights = None
+        self.filler = self._received = None
 
     def select(self, rows: Tensor) -> None:
         self._parts = [part.index_select(0, rows.to(part.device)) for part in self._parts]
@@ -189,20 +159,17 @@ class AttentionSums(Votes):
     def __init__(self) -> None:
         self.sums: Tensor | None = None
 
-    def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
-        found = received(queries, keys, filler, scale)
+    def observe(self, attention: Attention) -> None:
+        found = attention.received()
         if self.sums is not None:
             found[..., : self.sums.shape[2]] += self.sums
-            if filler is not None:
-                found.masked_fill_(filler, 0)
+            if attention.filler is not None:
+                found.masked_fill_(attention.filler, 0)
         self.sums = found
 
     def of(self, keys: Tensor) -> Tensor:
         assert self.sums is not None
         return self.sums
-
-    def drop(self, slots: Tensor) -> None:
-        """The next pass finds filler there, and takes away what it received."""
 
     def keep(self, kept: Tensor) -> None:
         assert self.sums is not None

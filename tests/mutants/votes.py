@@ -11,37 +11,41 @@ from torch import Tensor
 
 from mutants.mutant import Mutant
 from pressgauge import H2OPress, Press, SnapKVPress, TOVAPress
-from pressgauge.votes import AttentionSums, LastQueries, Votes, received
+from pressgauge.votes import Attention, AttentionSums, LastQueries, Votes
 
 BY_NAME = {subject.name: subject for subject in VOTING}
 BEST = test_entries.test_the_best_entries_of_a_long_text_stay
 
 
+def differing(attention: Attention, *, queries: Tensor | None = None, scale: float | None = None) -> Attention:
+    """The attention of other queries or another scale; nothing is known of it beforehand."""
+    given = attention.queries if queries is None else queries
+    return Attention(given, attention.keys, attention.filler, attention.scale if scale is None else scale)
+
+
 class BlindToOrder(AttentionSums):
     """No causal mask: a query of a pass votes for what comes after it, too."""
 
-    def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
-        for token in range(queries.shape[2]):
-            found = received(queries[:, :, token : token + 1], keys, filler, scale)
-            if self.sums is not None:
-                found[..., : self.sums.shape[2]] += self.sums
-            self.sums = found
+    def observe(self, attention: Attention) -> None:
+        for token in range(attention.queries.shape[2]):
+            super().observe(differing(attention, queries=attention.queries[:, :, token : token + 1]))
 
 
 class WrongGroups(AttentionSums):
     """Query head h votes for KV head h modulo K."""
 
-    def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
-        heads = keys.shape[1]
-        turned = queries.unflatten(1, (-1, heads)).transpose(1, 2).flatten(1, 2)
-        super().observe(turned, keys, filler, scale)
+    def observe(self, attention: Attention) -> None:
+        heads = attention.keys.shape[1]
+        turned = attention.queries.unflatten(1, (-1, heads)).transpose(1, 2).flatten(1, 2)
+        super().observe(differing(attention, queries=turned))
 
 
 class FirstOfGroup(AttentionSums):
     """Of the query heads that read a KV head only the first votes."""
 
-    def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
-        super().observe(queries[:, :: queries.shape[1] // keys.shape[1]], keys, filler, scale)
+    def observe(self, attention: Attention) -> None:
+        every = attention.queries.shape[1] // attention.keys.shape[1]
+        super().observe(differing(attention, queries=attention.queries[:, ::every]))
 
 
 class StayBehind(AttentionSums):
@@ -55,30 +59,31 @@ class StayBehind(AttentionSums):
 class FromNowOn(AttentionSums):
     """What earlier passes gave is forgotten."""
 
-    def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
-        self.sums = received(queries, keys, filler, scale)
+    def observe(self, attention: Attention) -> None:
+        self.sums = None
+        super().observe(attention)
 
 
 class Unscaled(LastQueries):
     """Products are not divided by the root of the dimension: attention is sharper than the model's."""
 
-    def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
-        super().observe(queries, keys, filler, 1.0)
+    def observe(self, attention: Attention) -> None:
+        super().observe(differing(attention, scale=1.0))
 
 
 class FirstQueries(LastQueries):
     """The first queries of a pass vote instead of its last."""
 
-    def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
-        super().observe(queries.flip(2), keys, filler, scale)
+    def observe(self, attention: Attention) -> None:
+        super().observe(differing(attention, queries=attention.queries.flip(2)))
 
 
 class OnlyThisPass(LastQueries):
     """The window is that of the last pass, however short: queries of earlier ones are not kept."""
 
-    def observe(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
+    def observe(self, attention: Attention) -> None:
         self._parts, self._count = [], 0
-        super().observe(queries, keys, filler, scale)
+        super().observe(differing(attention))
 
 
 def counting(press: type[Press], votes: Callable[[Any], Votes]) -> type[Press]:

@@ -24,7 +24,7 @@ from transformers import (
 from presses.drive import CONFIG, run
 from pressgauge import KnormPress, Press, PressedCache, StreamingLLMPress
 from pressgauge.attention import attach
-from pressgauge.votes import LastQueries, Votes
+from pressgauge.votes import Attention, LastQueries, Votes
 
 MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"keep_ratio": 1.5}, ValueError, "keep_ratio must be in (0, 1], got 1.5"),
@@ -351,9 +351,9 @@ def test_queries_are_at_hand_when_attached() -> None:
     seen: list[tuple[int, ...]] = []
 
     class Looking(LastQueries):
-        def observe(self, queries: torch.Tensor, *given: Any) -> None:
-            seen.append(tuple(queries.shape))
-            super().observe(queries, *given)
+        def observe(self, attention: Attention) -> None:
+            seen.append(tuple(attention.queries.shape))
+            super().observe(attention)
 
     class LookingPress(QueryPress):
         def votes(self) -> Votes:
