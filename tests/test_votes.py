@@ -22,7 +22,7 @@ from mutants.votes import (
 from torch import Tensor
 
 from pressgauge import H2OPress, Press, SnapKVPress, TOVAPress, replay, votes
-from pressgauge.history import _Stretch
+from pressgauge.history import _Held, _Voting
 
 Vectors = list[list[list[float]]]
 
@@ -189,13 +189,13 @@ def test_attention_known_beforehand_is_what_each_pass_finds(
         keys[0, :, 30, 0] = torch.nan
     passes = [1] * 90 + [5] * 2 + [1] * 60
     looks = Counter[bool]()
-    ahead = _Stretch._look
+    ahead = _Voting._look
 
-    def look(self: _Stretch, since: int) -> None:
+    def look(self: _Voting, since: int) -> None:
         ahead(self, since)
         looks[self._weights is not None] += 1
 
-    monkeypatch.setattr(_Stretch, "_look", look)
+    monkeypatch.setattr(_Voting, "_look", look)
     known = replay(press, keys, passes, queries=queries)
     assert looks[True]
     assert not looks[False]
@@ -205,6 +205,33 @@ def test_attention_known_beforehand_is_what_each_pass_finds(
     assert looks[False]
     assert not looks[True]
     assert int((known < NEVER).sum())
+
+
+def test_a_stretch_serves_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attention of the queries asked for, looked up anew only for queries before or behind the stretch; and of no
+    more weights than are allowed."""
+    generator = torch.Generator().manual_seed(7)
+    queries, keys = (torch.randn((2, heads, 160, 4), generator=generator, dtype=torch.float64) for heads in (6, 2))
+    held = _Held(keys, [0, 0])
+    voting = _Voting(votes.LastQueries(8), queries, held, 0.5)
+    starts: list[int] = []
+    ahead = voting._look
+
+    def look(since: int) -> None:
+        starts.append(since)
+        ahead(since)
+
+    monkeypatch.setattr(voting, "_look", look)
+    for known, since in [(10, 2), (10, 2), (11, 3), (74, 66), (75, 67), (75, 66), (75, 70), (140, 100)]:
+        held.add(known)
+        found = voting.received(since)
+        assert found is not None
+        alone = votes.Attention(queries[:, :, since:known], held.keys, None, 0.5)
+        torch.testing.assert_close(found, alone.received(), rtol=1e-12, atol=0)
+    assert starts == [2, 67, 66, 100]
+    for since, fewer in [(99, 0), (98, 1)]:
+        monkeypatch.setattr("pressgauge.history.MOST", 2 * 6 * (160 - since) * 160 - fewer)
+        assert (voting.received(since) is None) == bool(fewer)
 
 
 @torch.no_grad()

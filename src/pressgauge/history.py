@@ -4,6 +4,7 @@ It is the number of columns fed right after the pass that evicted the token, ``N
 and 0 for padding. So query t sees key j if and only if ``j <= t < evicted_at[b, k, j]``.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from pressgauge.budget import Budget, Ledger
 from pressgauge.press import Press, choose, last_choice, rank, spare
-from pressgauge.votes import MOST, Attention, weights
+from pressgauge.votes import MOST, Attention, Votes, weights
 
 NEVER = torch.iinfo(torch.int32).max
 _AHEAD = 64
@@ -220,30 +221,40 @@ class _Held:
         self.used, self.holes = kept.shape[2], 0
 
 
-class _Stretch:
-    """What the queries of a stretch of tokens give to what is held and to each other, worked out at once for passes of
+class _Voting:
+    """How queries vote while evictions are replayed.
+
+    What the queries of a stretch of tokens give to what is held and to each other is worked out at once for passes of
     which each lets one entry go: to do it pass by pass is dear. What goes leaves its share to the others.
 
     Args:
+        votes: what is remembered of queries.
         queries: ``[B, H, T, D]``, of the whole text.
-        held: what is held, without padding.
+        held: what is held.
         scale: what products of queries and keys are multiplied by.
     """
 
-    def __init__(self, queries: Tensor, held: _Held, scale: float) -> None:
-        self.queries, self.held, self.scale = queries, held, scale
+    def __init__(self, votes: Votes, queries: Tensor, held: _Held, scale: float) -> None:
+        self.votes, self.queries, self.held, self.scale = votes, queries, held, scale
         self.group = queries.shape[1] // held.source.shape[1]
         self._weights: Tensor | None = None
-        """``[B, K, q * H / K, N]``: what each query gave to what is still held."""
-        self._left = queries[:, :0, 0, :0]
+        """``[B, K, q * H / K, N]``: what each query of the stretch gave to what is still held."""
+        self._left: Tensor
         """``[B, K, q * H / K]``: how much that is, of 1."""
-        self._first = self._stop = 0
-        """The tokens whose queries these are."""
+        self._first: int
+        self._stop: int
+        """The tokens of the stretch."""
+
+    def observe(self, known: int, stretch: bool) -> None:
+        """Show the votes the pass that begins with this token, as one of a stretch or by itself."""
+        held = self.held
+        attention = Attention(self.queries[:, :, known : held.known], held.keys, held.filler, self.scale)
+        self.votes.observe(_Foreseen(attention, self) if stretch else attention)
 
     def received(self, since: int) -> Tensor | None:
         """``[B, K, N]``: as ``Attention.received``, of the queries from this token to the last that is held; None if
         that is too much to keep."""
-        if not self._first <= since <= self.held.known <= self._stop or not self._lasts(since):
+        if self._weights is None or not self._lasts(since):
             self._look(since)
         if self._weights is None:
             return None
@@ -256,48 +267,51 @@ class _Stretch:
         return slice((since - self._first) * self.group, (self.held.known - self._first) * self.group)
 
     def _lasts(self, since: int) -> bool:
+        if since < self._first or self.held.known > self._stop:
+            return False
         # False as well if something is no number.
-        return self._weights is not None and float(self._left[:, :, self._rows(since)].min()) >= _LEAST
+        return float(self._left[:, :, self._rows(since)].min()) >= _LEAST
 
     def _look(self, since: int) -> None:
         held = self.held
         self._first, self._stop = since, min(held.known + _AHEAD, self.queries.shape[2])
         queries, coming = self.queries[:, :, since : self._stop], held.source[:, :, held.known : self._stop]
         self._weights = None
-        if queries[..., 0].numel() * (held.used + coming.shape[2]) > MOST:
+        if math.prod(queries.shape[:3]) * (held.used + coming.shape[2]) > MOST:
             return
         filler = held.filler
         if filler is not None:
             filler = torch.nn.functional.pad(filler, (0, coming.shape[2]))
         given = weights(queries, torch.cat([held.keys, coming], dim=2), filler, self.scale)
         self._weights = given.transpose(2, 3).flatten(2, 3)
-        self._left = torch.ones_like(self._weights[..., 0])
+        self._left = given.new_ones(self._weights.shape[:3])
 
     def drop(self, slots: Tensor) -> None:
-        """Let go of one entry of each head, at ``[B, K, 1]``."""
+        """Go on without the entry of each head at ``[B, K, 1]``."""
         if self._weights is not None:
             index = slots[:, :, None].expand(*self._weights.shape[:3], 1)
             self._left -= self._weights.gather(3, index)[..., 0]
             self._weights.scatter_(3, index, 0)
 
-    def keep(self) -> None:
-        """Other entries are held, or in other places."""
+    def keep(self, kept: Tensor) -> None:
+        """Go on with the entries at the indices ``[B, K, n]``."""
+        self.votes.keep(kept)
         self._weights = None
 
 
 class _Foreseen(Attention):
     """The attention of a pass, taken out of that of a stretch."""
 
-    def __init__(self, attention: Attention, stretch: _Stretch) -> None:
+    def __init__(self, attention: Attention, voting: _Voting) -> None:
         super().__init__(attention.queries, attention.keys, attention.filler, attention.scale)
-        self.stretch = stretch
+        self.voting = voting
 
     def received(self) -> Tensor:
         found = self.received_from(self.queries.shape[2])
         return super().received() if found is None else found
 
     def received_from(self, last: int) -> Tensor | None:
-        return self.stretch.received(max(0, self.stretch.held.known - last))
+        return self.voting.received(max(0, self.voting.held.known - last))
 
 
 def _replay_changing(
@@ -313,10 +327,10 @@ def _replay_changing(
     """Evictions where scores change: from one eviction to the next, over what is held then, in order of position."""
     history = History(keys.shape[0], keys.shape[1], keys.device)
     held = _Held(keys, padding)
-    votes, stretch = None, None
+    voting = None
     if press.needs_queries:
         assert queries is not None
-        votes, stretch = press.votes(), _Stretch(queries, held, scale)
+        voting = _Voting(press.votes(), queries, held, scale)
     for length in passes:
         ledger.feed(length, [min(pad, ledger.columns + length) for pad in padding])
         if not ledger.cut:
@@ -325,18 +339,16 @@ def _replay_changing(
         held.add(ledger.columns)
         # Votes are many numbers for each entry, and to move them all for one that goes is dear.
         single = not held.padded and held.used - held.holes - ledger.held[0] == 1
-        if votes is not None:
-            assert queries is not None and stretch is not None
-            attention = Attention(queries[:, :, known : held.known], held.keys, held.filler, scale)
-            votes.observe(_Foreseen(attention, stretch) if single else attention)
-        positions = held.positions
+        if voting is not None:
+            voting.observe(known, single)
+        votes, positions = None if voting is None else voting.votes, held.positions
         ranks = rank(press.score(held.keys, positions=positions, layer=layer, votes=votes), positions, press.sinks)
         ranks = spare(press, ranks, positions, ledger)
         kept = None
-        if stretch is not None and single:
+        if voting is not None and single:
             slots = last_choice(ranks, positions)
             gone = held.drop(slots)
-            stretch.drop(slots)
+            voting.drop(slots)
             if held.holes > ledger.held[0] // 4:
                 kept = (held.positions < 0).long().argsort(dim=-1, stable=True)[..., : ledger.held[0]]
                 stays = held.positions.gather(2, kept)
@@ -346,9 +358,8 @@ def _replay_changing(
             gone = gone[..., : gone.shape[2] - held.holes]
         if kept is not None:
             held.keep(kept, stays)
-            if votes is not None and stretch is not None:
-                votes.keep(kept)
-                stretch.keep()
+            if voting is not None:
+                voting.keep(kept)
         history.record(gone, ledger.padding, ledger.columns)
     return history.evicted_at(ledger.columns, padding)
 
