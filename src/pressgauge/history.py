@@ -4,7 +4,6 @@ It is the number of columns fed right after the pass that evicted the token, ``N
 and 0 for padding. So query t sees key j if and only if ``j <= t < evicted_at[b, k, j]``.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -274,21 +273,25 @@ class _Voting:
 
     def _look(self, since: int) -> None:
         held = self.held
-        self._first, self._stop = since, min(held.known + _AHEAD, self.queries.shape[2])
-        queries, coming = self.queries[:, :, since : self._stop], held.source[:, :, held.known : self._stop]
+        lines, past = self.queries.shape[0] * self.queries.shape[1], held.known - since
+        ahead = min(_AHEAD, self.queries.shape[2] - held.known)
+        while ahead and lines * (past + ahead) * (held.used + ahead) > MOST:
+            ahead //= 2
         self._weights = None
-        if math.prod(queries.shape[:3]) * (held.used + coming.shape[2]) > MOST:
+        if lines * (past + ahead) * (held.used + ahead) > MOST:
             return
+        self._first, self._stop = since, held.known + ahead
+        queries, coming = self.queries[:, :, since : self._stop], held.source[:, :, held.known : self._stop]
         filler = held.filler
         if filler is not None:
-            filler = torch.nn.functional.pad(filler, (0, coming.shape[2]))
+            filler = torch.nn.functional.pad(filler, (0, ahead))
         given = weights(queries, torch.cat([held.keys, coming], dim=2), filler, self.scale)
         self._weights = given.transpose(2, 3).flatten(2, 3)
         self._left = given.new_ones(self._weights.shape[:3])
 
     def drop(self, slots: Tensor) -> None:
         """Go on without the entry of each head at ``[B, K, 1]``."""
-        if self._weights is not None:
+        if self._weights is not None and self.held.known <= self._stop:
             index = slots[:, :, None].expand(*self._weights.shape[:3], 1)
             self._left -= self._weights.gather(3, index)[..., 0]
             self._weights.scatter_(3, index, 0)

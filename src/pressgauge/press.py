@@ -73,8 +73,8 @@ def rank(scores: Tensor, positions: Tensor, sinks: int = 0) -> Tensor:
 
 
 def protect(ranks: Tensor, positions: Tensor, first: Tensor | int) -> Tensor:
-    """``ranks`` with the entries at positions from ``first`` (of all rows, or ``[B, 1, 1]``) on put above all; never
-    filler, whose position -1 may lie beyond the ``first`` of a row with fewer tokens than are protected."""
+    """``ranks`` with the entries at positions from ``first`` (of all rows, 0 or more, or ``[B, 1, 1]``) on put above
+    all; never filler, whose position -1 may lie beyond the ``first`` of a row with fewer tokens than are protected."""
     if isinstance(first, Tensor):
         first = first.clamp(min=0)
     return ranks.masked_fill(positions >= first, torch.iinfo(torch.int64).max)
