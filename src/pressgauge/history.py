@@ -275,11 +275,11 @@ class _Voting:
         held = self.held
         lines, past = self.queries.shape[0] * self.queries.shape[1], held.known - since
         ahead = min(_AHEAD, self.queries.shape[2] - held.known)
-        while ahead and lines * (past + ahead) * (held.used + ahead) > MOST:
-            ahead //= 2
         self._weights = None
-        if lines * (past + ahead) * (held.used + ahead) > MOST:
+        if lines * past * held.used > MOST:
             return
+        while lines * (past + ahead) * (held.used + ahead) > MOST:
+            ahead //= 2
         self._first, self._stop = since, held.known + ahead
         queries, coming = self.queries[:, :, since : self._stop], held.source[:, :, held.known : self._stop]
         filler = held.filler
