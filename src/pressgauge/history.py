@@ -237,9 +237,9 @@ class _Voting:
         self.votes, self.queries, self.held, self.scale = votes, queries, held, scale
         self.group = queries.shape[1] // held.source.shape[1]
         self._weights: Tensor | None = None
-        """``[B, K, q * H / K, N]``: what each query of the stretch gave to what is still held."""
+        """``[B * K, q * H / K, N]``: what each query of the stretch gave to what is still held."""
         self._left: Tensor
-        """``[B, K, q * H / K]``: how much that is, of 1."""
+        """``[B * K, q * H / K]``: how much that is, of 1."""
         self._first: int
         self._stop: int
         """The tokens of the stretch."""
@@ -258,9 +258,9 @@ class _Voting:
         if self._weights is None:
             return None
         rows = self._rows(since)
-        shares = self._left[:, :, rows].reciprocal()
         # The heads that read a KV head vote together.
-        return (shares[:, :, None] @ self._weights[:, :, rows, : self.held.used])[:, :, 0] / self.group
+        shares = self._left[:, None, rows].mul(self.group).reciprocal_()
+        return shares.bmm(self._weights[:, rows, : self.held.used]).view_as(self.held.positions)
 
     def _rows(self, since: int) -> slice:
         return slice((since - self._first) * self.group, (self.held.known - self._first) * self.group)
@@ -269,7 +269,7 @@ class _Voting:
         if since < self._first or self.held.known > self._stop:
             return False
         # False as well if something is no number.
-        return float(self._left[:, :, self._rows(since)].min()) >= _LEAST
+        return float(self._left[:, self._rows(since)].amin()) >= _LEAST
 
     def _look(self, since: int) -> None:
         held = self.held
@@ -286,15 +286,15 @@ class _Voting:
         if filler is not None:
             filler = torch.nn.functional.pad(filler, (0, ahead))
         given = weights(queries, torch.cat([held.keys, coming], dim=2), filler, self.scale)
-        self._weights = given.transpose(2, 3).flatten(2, 3)
-        self._left = given.new_ones(self._weights.shape[:3])
+        self._weights = given.transpose(2, 3).flatten(2, 3).flatten(0, 1)
+        self._left = given.new_ones(self._weights.shape[:2])
 
     def drop(self, slots: Tensor) -> None:
         """Go on without the entry of each head at ``[B, K, 1]``."""
         if self._weights is not None and self.held.known <= self._stop:
-            index = slots[:, :, None].expand(*self._weights.shape[:3], 1)
-            self._left -= self._weights.gather(3, index)[..., 0]
-            self._weights.scatter_(3, index, 0)
+            index = slots.view(-1, 1, 1).expand(*self._weights.shape[:2], 1)
+            self._left -= self._weights.gather(2, index)[..., 0]
+            self._weights.scatter_(2, index, 0)
 
     def keep(self, kept: Tensor) -> None:
         """Go on with the entries at the indices ``[B, K, n]``."""
@@ -349,7 +349,7 @@ def _replay_changing(
         ranks = spare(press, ranks, positions, ledger)
         kept = None
         if voting is not None and single:
-            slots = last_choice(ranks, positions)
+            slots = last_choice(ranks)
             gone = held.drop(slots)
             voting.drop(slots)
             if held.holes > ledger.held[0] // 4:

@@ -41,14 +41,16 @@ def _places(scores: Tensor) -> Tensor:
     if not scores.is_floating_point():
         return scores.long().clamp(1 - _PROTECTED, _PROTECTED - 1)
     scores = wide(scores)
-    bits = scores.view(torch.int64 if scores.dtype == torch.float64 else torch.int32).long()
+    bits = scores.view(torch.int64 if scores.dtype == torch.float64 else torch.int32)
     mantissa = 52 if scores.dtype == torch.float64 else 23
-    sign = 1 << (63 if mantissa == 52 else 31)
     dropped = mantissa - (_SIGNIFICANT_BITS - 1)
-    size = bits & (sign - 1)
+    size = bits & torch.iinfo(bits.dtype).max
     # Half to even, as IEEE rounds; a carry runs on into the exponent, as it should.
-    size = (size + (1 << (dropped - 1)) - 1 + ((size >> dropped) & 1)) >> dropped
-    return torch.where(bits < 0, -size, size).masked_fill(scores.isnan(), -_PROTECTED)
+    odd = (size >> dropped).bitwise_and_(1)
+    size.add_(odd).add_((1 << (dropped - 1)) - 1).bitwise_right_shift_(dropped)
+    # In two's complement, what is less than 0 is its size with all bits turned, and 1.
+    minus = bits >> (8 * bits.element_size() - 1)
+    return size.bitwise_xor_(minus).sub_(minus).masked_fill_(scores.isnan(), -_PROTECTED)
 
 
 def rank(scores: Tensor, positions: Tensor, sinks: int = 0) -> Tensor:
@@ -66,10 +68,10 @@ def rank(scores: Tensor, positions: Tensor, sinks: int = 0) -> Tensor:
         ``[B, K, N]`` int64; ``FILLER`` at filler.
     """
     positions = positions.long()
-    places = _places(scores)
+    places = _places(scores).long()
     if sinks:
         places = places.masked_fill(positions < sinks, _PROTECTED)
-    return ((places << 32) + (_POSITIONS - positions)).masked_fill(positions < 0, FILLER)
+    return (places << 32).add_(_POSITIONS).sub_(positions).masked_fill_(positions < 0, FILLER)
 
 
 def protect(ranks: Tensor, positions: Tensor, first: Tensor | int) -> Tensor:
@@ -117,9 +119,10 @@ def choose(ranks: Tensor, positions: Tensor, keep: Sequence[int]) -> tuple[Tenso
     return order[..., :most].gather(2, by_position), stays, gone
 
 
-def last_choice(ranks: Tensor, positions: Tensor) -> Tensor:
+def last_choice(ranks: Tensor) -> Tensor:
     """The index ``[B, K, 1]`` of the entry of lowest rank in each head, never of filler."""
-    return ranks.masked_fill(positions < 0, torch.iinfo(torch.int64).max).argmin(dim=-1, keepdim=True)
+    # One less than FILLER, the lowest of integers, is the highest of them.
+    return (ranks - 1).argmin(dim=-1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -357,7 +360,7 @@ class SnapKVPress(Press):
         place = (positions >= 0).cumsum(dim=-1)
         together = received.new_zeros((*received.shape[:2], received.shape[2] + self.kernel))
         together[..., self.kernel // 2 :].scatter_add_(2, place, received)
-        return together.unfold(2, self.kernel, 1).mean(dim=-1).gather(2, place)
+        return together.unfold(2, self.kernel, 1).sum(dim=-1).div_(self.kernel).gather(2, place)
 
 
 @dataclass(frozen=True)
