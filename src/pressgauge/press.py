@@ -44,12 +44,13 @@ def _places(scores: Tensor) -> Tensor:
     bits = scores.view(torch.int64 if scores.dtype == torch.float64 else torch.int32)
     mantissa = 52 if scores.dtype == torch.float64 else 23
     dropped = mantissa - (_SIGNIFICANT_BITS - 1)
-    size = bits & torch.iinfo(bits.dtype).max
+    whole = torch.iinfo(bits.dtype)
+    size = bits & whole.max
     # Half to even, as IEEE rounds; a carry runs on into the exponent, as it should.
     odd = (size >> dropped).bitwise_and_(1)
     size.add_(odd).add_((1 << (dropped - 1)) - 1).bitwise_right_shift_(dropped)
     # In two's complement, what is less than 0 is its size with all bits turned, and 1.
-    minus = bits >> (8 * bits.element_size() - 1)
+    minus = bits >> (whole.bits - 1)
     return size.bitwise_xor_(minus).sub_(minus).masked_fill_(scores.isnan(), -_PROTECTED)
 
 
