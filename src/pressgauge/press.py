@@ -51,7 +51,7 @@ def _places(scores: Tensor) -> Tensor:
     size.add_(odd).add_((1 << (dropped - 1)) - 1).bitwise_right_shift_(dropped)
     # In two's complement, what is less than 0 is its size with all bits turned, and 1.
     minus = bits >> (whole.bits - 1)
-    return size.bitwise_xor_(minus).sub_(minus).masked_fill_(scores.isnan(), -_PROTECTED)
+    return size.bitwise_xor_(minus).sub_(minus).masked_fill_(scores.isnan(), -_PROTECTED).long()
 
 
 def rank(scores: Tensor, positions: Tensor, sinks: int = 0) -> Tensor:
@@ -69,7 +69,7 @@ def rank(scores: Tensor, positions: Tensor, sinks: int = 0) -> Tensor:
         ``[B, K, N]`` int64; ``FILLER`` at filler.
     """
     positions = positions.long()
-    places = _places(scores).long()
+    places = _places(scores)
     if sinks:
         places = places.masked_fill(positions < sinks, _PROTECTED)
     return (places << 32).add_(_POSITIONS).sub_(positions).masked_fill_(positions < 0, FILLER)
