@@ -556,7 +556,7 @@ def with_layers(kind: type[PressedLayer]) -> type[Press]:
 
         def cache(self, config: Any, **given: Any) -> PressedCache:
             cache = super().cache(config, **given)
-            for layer in cache._pressed:
+            for layer in cache.pressed:
                 layer.__class__ = kind
             return cache
 
