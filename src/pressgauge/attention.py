@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from pressgauge import interface, support
-from pressgauge.cache import Handed, PressedCache, PressedLayer
+from pressgauge.cache import ASSISTED, Handed, PressedCache, PressedLayer
 from pressgauge.press import Press
 from pressgauge.support import Support
 
@@ -28,8 +28,9 @@ _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 """Arguments of ``generate`` under which several candidate tokens are fed at once and some are taken back."""
 _IMPLEMENTATIONS = ("sdpa", "eager")
+UNFED = "tokens of the pass that never reached the cache that it was given"
 OUTSIDE = "attention that does not go through transformers' interface"
-"""The reason of a layer whose attention a press never came to see."""
+"""Reasons of a layer whose cache was handed nothing, and of one whose attention a press never came to see."""
 
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ class Problems:
         if interface.checkpoints_gradients(self.decoder):
             return ValueError(
                 "gradient checkpointing takes the cache from the layers in training, so that nothing would be "
-                "compressed: call model.gradient_checkpointing_disable(), or model.eval()"
+                "compressed: turn it off, or call model.eval()"
             )
         return self.support.refusal(self.reasons, self.skipped)
 
@@ -72,7 +73,7 @@ def misread(handed: Handed | None, tokens: int, query: Tensor, key: Tensor, valu
     Tensors are compared by their storage and shape, which costs no synchronisation.
     """
     if handed is None:
-        return "two attention calls in a pass, or one of tokens that were not handed to the cache"
+        return UNFED
     if handed.tokens != tokens or query.shape[2] != tokens:
         return f"{handed.tokens} of {tokens} tokens handed to the cache, attention from {query.shape[2]}"
     for name, stored, read in (("keys", handed.keys, key), ("values", handed.values, value)):
@@ -86,9 +87,18 @@ def misread(handed: Handed | None, tokens: int, query: Tensor, key: Tensor, valu
 
 
 def misfit(
-    kwargs: Mapping[str, Any], handed: Handed | None, tokens: int, query: Tensor, key: Tensor, value: Tensor
+    kwargs: Mapping[str, Any],
+    again: bool,
+    handed: Handed | None,
+    tokens: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
 ) -> str | None:
-    """Why a press cannot take over an attention call of a pass of ``tokens``, or None if it can."""
+    """Why a press cannot take over an attention call of a pass of ``tokens``, or None if it can; ``again`` if the layer
+    has attended in this pass."""
+    if again:
+        return "a second attention call in a pass"
     name = next((name for name in _UNSUPPORTED if kwargs.get(name) is not None), None)
     if name is not None:
         return f"attention with {name}"
@@ -217,8 +227,7 @@ class _Attachment:
             return
         for layer in pressed:
             if layer.index not in self.running.attended:
-                unfed = "tokens of the pass that never reached the cache that it was given"
-                problems.reasons.setdefault(layer.index, unfed if layer.handed is None else OUTSIDE)
+                problems.reasons.setdefault(layer.index, UNFED if layer.handed is None else OUTSIDE)
             layer.handed = None
         # After a failed pass there is no output, and its own error is the one to show.
         if output is not None:
@@ -241,7 +250,7 @@ class _Attachment:
         if not isinstance(layer, PressedLayer):
             return own(module, query, key, value, attention_mask, **kwargs)
         assert cache is not None
-        reason = misfit(kwargs, layer.handed, running.tokens, query, key, value)
+        reason = misfit(kwargs, index in running.attended, layer.handed, running.tokens, query, key, value)
         if reason is None and attention_mask is not running.checked:
             reason = self._strange(module, attention_mask, query.shape[2], cache)
             running.checked = attention_mask
@@ -273,10 +282,7 @@ class _Attachment:
         settings = kwargs.get("generation_config")
         for name in _ASSISTED:
             if kwargs.get(name) is not None or getattr(settings, name, None) is not None:
-                raise ValueError(
-                    f"assisted decoding ({name}) feeds candidates and takes some of them back, and what they evicted "
-                    f"cannot be had back: leave {name} out"
-                )
+                raise ValueError(f"{ASSISTED}: leave {name} out")
         inputs = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids", kwargs.get("inputs_embeds")))
         self.running.prompt_length = inputs.shape[1] if isinstance(inputs, Tensor) and inputs.dim() > 1 else None
         try:

@@ -22,6 +22,7 @@ from pressgauge.votes import Attention, Votes
 _SLACK = 50
 """Storage may exceed what is held by one part in this many."""
 
+ASSISTED = "assisted decoding feeds candidate tokens and takes some back, and what they evicted is lost"
 _ATTACHED = "use with press(model):"
 
 
@@ -602,9 +603,11 @@ class PressedCache(DynamicCache):
         """Go back to ``length`` columns, or by ``-length`` if it is negative, as transformers' caches do.
 
         Raises:
-            ValueError: if an entry was evicted after that point, so that what it was cannot be had back, or the press
-                has counted the votes of what is to go.
+            ValueError: if an entry was evicted after that point, so that what it was cannot be had back, the press
+                has counted the votes of what is to go, or this is assisted decoding.
         """
+        if self.press.keep_ratio < 1 and interface.in_assisted_decoding():
+            raise ValueError(f"{ASSISTED}: generate without assistant_model and prompt_lookup_num_tokens")
         before = self.ledger.columns
         columns = length if length > 0 else before + length
         if not 0 <= columns < before:

@@ -4,6 +4,7 @@ Versions are told apart by looking at signatures, never by their numbers.
 """
 
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -126,7 +127,17 @@ def goes_through_interface(kind: Any) -> bool:
 
 def checkpoints_gradients(decoder: Any) -> bool:
     """Whether a model trains with gradient checkpointing, for which transformers takes the cache from its layers."""
-    return bool(decoder.training and getattr(decoder, "is_gradient_checkpointing", False))
+    return any(module.training and getattr(module, "gradient_checkpointing", False) for module in decoder.modules())
+
+
+def in_assisted_decoding() -> bool:
+    """Whether ``generate`` feeds candidate tokens. A cache is told by no argument, only by who calls it."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "_assisted_decoding":
+            return True
+    return False
 
 
 def takes_positions(decoder: nn.Module) -> bool:

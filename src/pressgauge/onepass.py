@@ -213,8 +213,8 @@ class OnePass:
         if self.press is None or index in self.skipped:
             return own(module, query, key, value, attention_mask, **kwargs)
         cached, tokens = self._cache.layers[index], query.shape[2]
-        handed = cached.handed if isinstance(cached, _Noting) and index not in self.evicted_at else None
-        reason = misfit(kwargs, handed, self._tokens, query, key, value)
+        handed = cached.handed if isinstance(cached, _Noting) else None
+        reason = misfit(kwargs, index in self.evicted_at, handed, self._tokens, query, key, value)
         reason = reason or strange_mask(module, attention_mask, tokens, tokens, [])
         if reason is not None:
             plainly = partial(own, module, query, key, value, attention_mask, **kwargs)
