@@ -10,13 +10,14 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import DynamicCache, PreTrainedModel
 
 from .masked import attend, attention
 from .subjects import Subject
-from .versions import using
+from .versions import CACHE, using
 
 Entries = tuple[Tensor, Tensor]
 """Keys ``[B, K, N, D]`` and values ``[B, K, N, D']`` of one layer."""
@@ -225,6 +226,11 @@ class Session:
         self._positions = None
         with torch.no_grad(), _refusals(*DECLINES):
             logits: Tensor = self.model(ids, **using(self.cache), use_cache=True, **given).logits.cpu()
+        if not self._arrived:
+            raise Departure(
+                "cache", f"the model was fed {end} tokens and never called update on the cache that it was given as "
+                f"{CACHE!r} (transformers {transformers.__version__})",
+            )  # fmt: skip
         self._finish(logits, ids.shape[1])
         return logits
 

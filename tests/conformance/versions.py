@@ -6,7 +6,8 @@ from typing import Any
 from transformers import LlamaForCausalLM
 
 _TAKEN = inspect.signature(LlamaForCausalLM.forward).parameters
-CACHE = next(name for name in ("cache", "past_key_values") if name in _TAKEN)
+CACHE_NAMES = ("cache", "past_key_values")
+CACHE = next(name for name in CACHE_NAMES if name in _TAKEN)
 """The name of the argument, and of the field of outputs."""
 
 
