@@ -17,6 +17,7 @@ from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+PLAIN = "measure it without a press and without a cache (press=None, method='plain')"
 VERSION = f"transformers {transformers.__version__}"
 
 CACHE_NAMES = ("cache", "past_key_values")
@@ -59,8 +60,10 @@ def cache_argument(model: PreTrainedModel) -> str:
     if name is None:
         raise ValueError(
             f"{type(model).__name__} takes no key-value cache under a name that pressgauge knows "
-            f"({' or '.join(CACHE_NAMES)}; {VERSION}): measure it without a press, by method='plain'"
+            f"({' or '.join(CACHE_NAMES)}; {VERSION}): {PLAIN}"
         )
+    if not takes_dynamic_cache(type(model)):
+        raise ValueError(f"{type(model).__name__} ({VERSION}) decodes with a cache of its own: {PLAIN}")
     return name
 
 
@@ -96,6 +99,28 @@ def pop_caches(kwargs: MutableMapping[str, Any]) -> list[Any]:
 def query_length(query: int | Tensor) -> int:
     """The tokens of a pass, as ``get_mask_sizes`` is told: by their number, in transformers 5.2 by their positions."""
     return query if isinstance(query, int) else query.shape[0]
+
+
+_KEEPS_KEYS_AND_STATES = (
+    "DynamicLayer",
+    "DynamicSlidingWindowLayer",
+    "LinearAttentionLayer",
+    "LinearAttentionAndFullAttentionLayer",
+    "LinearAttentionAndSlidingWindowAttentionLayer",
+    "DummyLayer",
+)
+
+
+def selects_keys(layer: Any) -> bool:
+    """Whether a layer of a cache is of a kind that indexes, compresses or selects keys, of which attention to a whole
+    text in one pass is not what decoding computes."""
+    return type(layer).__name__ not in _KEEPS_KEYS_AND_STATES
+
+
+def takes_dynamic_cache(kind: Any) -> bool:
+    """Whether a model class decodes with a ``DynamicCache``, not with a cache of its own or none at all."""
+    supported = getattr(kind, "_supports_default_dynamic_cache", None)
+    return supported is None or bool(supported()) or "lfm2" in kind.__name__.lower()
 
 
 def layer_classes(config: PretrainedConfig) -> list[Any]:

@@ -103,6 +103,22 @@ def attend(query: Tensor, key: Tensor, value: Tensor, evicted_at: Tensor, scale:
     return output
 
 
+NOT_DECODING = "so that one pass over a text is not what decoding computes: use method='stepwise'"
+
+
+def beyond(mask: Tensor | None, window: int) -> bool:
+    """Whether some query sees a key that a window of so many tokens has left behind, in one pass over a text.
+
+    Args:
+        mask: ``[B or 1, 1, T, T]``, bool or 0 and a large negative number; None for no mask.
+        window: tokens that a query sees, its own included.
+    """
+    if mask is None:
+        return True
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    return bool(seen.tril(-window).any())
+
+
 class _Noting(DynamicLayer):
     """A cache layer that stores nothing, and notes what it is handed in the only pass that there is."""
 
@@ -148,6 +164,8 @@ class OnePass:
         self._layers: dict[int, int] = {}
         self._cache: DynamicCache
         self._tokens = 0
+        self._checked: object = self
+        """The mask of skipped layers that was looked at last: they share a few."""
         self._problems: Problems
 
     def logits(self, model: PreTrainedModel, input_ids: Tensor) -> Tensor:
@@ -210,9 +228,16 @@ class OnePass:
         if index is None:
             return own(module, query, key, value, attention_mask, **kwargs)
         self.advance()
-        if self.press is None or index in self.skipped:
-            return own(module, query, key, value, attention_mask, **kwargs)
         cached, tokens = self._cache.layers[index], query.shape[2]
+        if self.press is None or index in self.skipped:
+            window = getattr(cached, "sliding_window", tokens)
+            if window < tokens and attention_mask is not self._checked and beyond(attention_mask, window):
+                raise ValueError(
+                    f"{self.support.name} ({interface.VERSION}): layer {index} attends beyond the window of {window} "
+                    f"tokens that its cache keeps, {NOT_DECODING}"
+                )
+            self._checked = attention_mask
+            return own(module, query, key, value, attention_mask, **kwargs)
         handed = cached.handed if isinstance(cached, _Noting) else None
         reason = misfit(kwargs, index in self.evicted_at, handed, self._tokens, query, key, value)
         reason = reason or strange_mask(module, attention_mask, tokens, tokens, [])

@@ -14,8 +14,9 @@ from pressgauge.budget import pass_lengths
 from pressgauge.cache import PressedCache, held_tokens, storage_nbytes
 from pressgauge.decoder import attached, checked_mask, new_cache, own_positions, prove, refuse_padding
 from pressgauge.history import NEVER, History, count_evictions
-from pressgauge.onepass import OnePass
+from pressgauge.onepass import NOT_DECODING, OnePass
 from pressgauge.press import Press
+from pressgauge.support import refuse_outside
 
 Method = Literal["onepass", "stepwise", "plain"]
 
@@ -149,8 +150,13 @@ def _onepass(
 ) -> _Scores:
     if press is None:
         supported = support.of_config(model.config)
+        refuse_outside(model)
     else:
         press, supported = meet(press, model)
+    if supported.selecting:
+        raise ValueError(
+            f"{supported.name} ({interface.VERSION}) has layers that index, compress or select keys, {NOT_DECODING}"
+        )
     rows, columns = input_ids.shape
     paddings = (mask == 0).sum(dim=1).tolist()
     nll = torch.full((rows, columns - prompt), float("nan"), dtype=torch.float64)

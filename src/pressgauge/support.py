@@ -12,8 +12,9 @@ from pressgauge.budget import UNPRUNABLE, Budget
 
 P = TypeVar("P", bound=Budget)
 
-_ALONE = "no press supports this model; measure it without one (press=None)"
-_STEPWISE = "with press=None and method='stepwise' or 'plain' it can be measured without a press"
+_OUTSIDE = "does not go through transformers' attention interface"
+_STEPWISE = "measure it without a press (press=None, method='stepwise' or 'plain')"
+_ALONE = f"no press supports this model: {_STEPWISE}"
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class Support:
         layers: how many layers it has.
         whole: why none of its layers can be pruned, however many are skipped; None if some may.
         reasons: why a layer cannot be pruned, by index.
+        selecting: whether some layers index, compress or select keys.
     """
 
     name: str
     layers: int
     whole: str | None
     reasons: Mapping[int, str]
+    selecting: bool = False
 
     def resolve(self, press: P) -> P:
         """The press with ``skip_layers`` as indices, all of which the model has.
@@ -85,10 +88,29 @@ def _layers(layers: Iterable[int]) -> str:
     return f"layer {spans}" if spans.isdigit() else f"layers {spans}"
 
 
-def _slots(config: Any) -> str | None:
-    """Why a stock attention would take the slot of an entry for its position; None if it does not."""
+_ORDER_FREE = (
+    "big_bird",
+    "codegen",
+    "falcon",
+    "gpt_neo",
+    "gpt_neox_japanese",
+    "gptj",
+    "megatron-bert",
+    "mvp",
+    "rembert",
+    "roformer",
+    "trocr",
+    "xglm",
+)
+"""Architectures with attention code of their own, which gives the same in whatever order entries lie (`nox -s zoo`)."""
+
+
+def _slots(config: Any, kind: Any) -> str | None:
+    """Why stock attention would take the slot of an entry for its position; None if it does not."""
     if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
         return "adds ALiBi biases by the slot of an entry, not its position"
+    if kind is not None and not interface.goes_through_interface(kind) and config.model_type not in _ORDER_FREE:
+        return f"{_OUTSIDE} and may take the slot of an entry for its position"
     return None
 
 
@@ -103,23 +125,35 @@ def of_config(config: PretrainedConfig) -> Support:
     if config.is_encoder_decoder:
         whole = f"is an encoder-decoder, whose cache a press cannot serve: {_ALONE}"
     elif kind is not None and interface.cache_name(kind) is None:
-        whole = f"keeps no key-value cache, so there is nothing to compress: {_STEPWISE}"
-    elif slots := _slots(text):
+        whole = f"keeps no key-value cache, so there is nothing to compress: {interface.PLAIN}"
+    elif kind is not None and not interface.takes_dynamic_cache(kind):
+        whole = f"decodes with a cache of its own: {interface.PLAIN}"
+    elif slots := _slots(text, kind):
         whole = f"{slots}: {_STEPWISE}"
     reasons = {}
     types = getattr(text, "layer_types", None) or [None] * count
     sharing = getattr(text, "kv_sharing_modes", None) or [None] * count
+    # GPT-Neo's windows are of slots.
+    local = getattr(text, "attention_layers", None) or [None] * count
     borrowers = int(getattr(text, "num_kv_shared_layers", 0) or 0)
     for index in range(count):
         if borrowers or any(sharing):
             reasons[index] = "keys and values shared between layers"
         elif index >= len(classes) or not interface.caches_keys(classes[index]):
             reasons[index] = f"{types[index] or 'no attention'}, which caches no keys".replace("_", " ")
+        elif local[index] == "local":
+            reasons[index] = f"local attention of {text.window_size} slots, whatever their positions"
         elif type(classes[index]) is not DynamicLayer:
             window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
             layer_type = (types[index] or "sliding_attention").replace("_", " ")
             reasons[index] = layer_type + (f" of {window}" if window else "")
-    return Support(name, count, whole, reasons)
+    return Support(name, count, whole, reasons, any(map(interface.selects_keys, classes)))
+
+
+def refuse_outside(model: PreTrainedModel) -> None:
+    """Raise a ``ValueError`` if the layers of a model attend in a way of their own, which no pass can look at."""
+    if not interface.goes_through_interface(type(interface.decoder_of(model))):
+        raise ValueError(f"{type(model).__name__} ({interface.VERSION}) {_OUTSIDE}: {_STEPWISE}")
 
 
 def of_model(model: PreTrainedModel) -> Support:
@@ -128,7 +162,7 @@ def of_model(model: PreTrainedModel) -> Support:
     name, decoder = type(model).__name__, interface.decoder_of(model)
     whole, reasons = support.whole, dict(support.reasons)
     if whole is None and not interface.goes_through_interface(type(decoder)):
-        whole = f"does not go through transformers' attention interface: {_STEPWISE}"
+        whole = f"{_OUTSIDE}: {_STEPWISE}"
     strange = sorted({index for index in interface.layer_indices(decoder).values() if not 0 <= index < support.layers})
     if whole is None and strange:
         whole = (
@@ -145,4 +179,4 @@ def of_model(model: PreTrainedModel) -> Support:
             reasons[index] = f"attention with softcap {softcap}"
         elif hasattr(module, "sinks"):
             reasons[index] = "attention with sinks"
-    return Support(name, support.layers, whole, reasons)
+    return replace(support, name=name, whole=whole, reasons=reasons)
