@@ -1,6 +1,7 @@
 """What all tests share: the device, trained models, and a guard over the models that tests share."""
 
 import gc
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,52 @@ pytest_plugins = ["conformance.plugin", "regression.plugin"]
 
 SHARED = Path(__file__).parents[2] / "shared"
 """A folder beside the project, with a real model and real texts; it is not part of the project."""
+
+
+HELPLESS: tuple[str, ...] = ()
+"""Parts of deprecations of torch and transformers that cannot be helped here."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--deprecations", action="store_true", help="fail a test that uses what torch or transformers is to remove"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--deprecations"):
+        for category in ("FutureWarning", "DeprecationWarning", "PendingDeprecationWarning"):
+            config.addinivalue_line("filterwarnings", f"error::{category}")
+
+
+class Deprecations(logging.Handler):
+    """Collects what transformers' logger says of what is to be removed, each of which it says once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "deprecat" in message.lower() and not any(part in message for part in HELPLESS):
+            self.messages.append(message)
+
+
+@pytest.fixture(scope="session")
+def deprecations() -> Iterator[Deprecations]:
+    """What transformers' logger has said so far."""
+    handler, logger = Deprecations(), logging.getLogger("transformers")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+@pytest.fixture(autouse=True)
+def nothing_deprecated_is_used(pytestconfig: pytest.Config, deprecations: Deprecations) -> Iterator[None]:
+    """Fail the test at which transformers' logger speaks of a deprecation, if that is asked for."""
+    deprecations.messages.clear()
+    yield
+    assert not (pytestconfig.getoption("--deprecations") and deprecations.messages), deprecations.messages
 
 
 def pytest_report_header() -> str:

@@ -115,7 +115,9 @@ def test_any_kind_of_number_is_a_ratio(ratio: Any) -> None:
 @pytest.mark.parametrize("layers", ["01", 1, None])
 def test_skip_layers_must_be_a_sequence(layers: Any) -> None:
     """One bare index, or a text, is no list of layers."""
-    with pytest.raises(TypeError, match=exactly(f"skip_layers must be a sequence of layer indices, got {layers!r}")):
+    with pytest.raises(
+        TypeError, match=exactly(f"skip_layers must be a sequence of layer indices or 'unprunable', got {layers!r}")
+    ):
         Budget(0.5, skip_layers=layers)
 
 

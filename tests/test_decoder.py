@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conformance import architectures
+from conformance.versions import using
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -259,7 +260,7 @@ def by_hand(model: PreTrainedModel, press: Press, turns: list[Tensor], mask: Ten
                 more = sequence.shape[1] - mask.shape[1]
                 mask = torch.cat([mask, mask.new_ones(len(mask), more)], dim=1)
                 positions = (mask.cumsum(1) - 1).clamp(min=0)[:, fed:]
-                output = model(sequence[:, fed:], attention_mask=mask, position_ids=positions, past_key_values=cache)
+                output = model(sequence[:, fed:], attention_mask=mask, position_ids=positions, **using(cache))
                 fed = sequence.shape[1]
                 sequence = torch.cat([sequence, output.logits[:, -1:].argmax(-1)], dim=1)
     return sequence

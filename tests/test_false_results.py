@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from conformance.versions import using
 from false_results import PAGE, Output, mended, run, same
 
 from pressgauge import KnormPress, perplexity
@@ -155,7 +156,7 @@ def test_a_plain_loop_over_a_pressed_cache_is_right(names: dict[str, Any]) -> No
     model, ids, true = names["model"], names["ids"][:, :320], names["after_prompt"]
     cache = names["prompt_press"].cache(model.config, unpadded=True)
     with torch.no_grad():
-        logits = [model(part, past_key_values=cache).logits[:, -1:] for part in ids.split([256] + [1] * 64, dim=1)]
+        logits = [model(part, **using(cache)).logits[:, -1:] for part in ids.split([256] + [1] * 64, dim=1)]
     assert cache.get_seq_length() == 320
     assert max(cache.held) == 128 + 64
     nll = names["nll_of"](torch.cat(logits[:-1], dim=1), ids[:, 256:])

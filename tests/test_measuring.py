@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from conformance import architectures
+from conformance.versions import CACHE
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -452,7 +453,7 @@ class Accelerator:
         tokens = args[0].shape[1]
         self.runs += tokens > 1
         self.idle_at = max(self.now, self.idle_at) + tokens * self.cost(self.runs)
-        layers = kwargs["past_key_values"].layers
+        layers = kwargs[CACHE].layers
         self.peak = max(self.peak, sum(layer.keys.nbytes + layer.values.nbytes for layer in layers))
 
     def wait(self, device: object = None) -> None:

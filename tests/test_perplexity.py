@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conformance import architectures, oracle
+from conformance.versions import using
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -169,7 +170,7 @@ def compressed_by_hand(
     with torch.no_grad():
         for length in [prompt] + [1] * (len(row) - prompt):
             ids, places = torch.tensor([row[seen : seen + length]]), torch.arange(seen, seen + length)[None]
-            logits = model(ids, position_ids=places, past_key_values=cache).logits[0, -1].tolist()
+            logits = model(ids, position_ids=places, **using(cache)).logits[0, -1].tolist()
             is_prompt = seen < prompt
             seen += length
             if seen < len(row):

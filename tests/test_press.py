@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conformance.versions import cache_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from query_press import QueryPress
@@ -373,7 +374,7 @@ def test_a_press_is_attached_by_calling_it_with_a_model() -> None:
         with press(model):
             with pytest.raises(ValueError, match="press"):
                 press(model).__enter__()
-            held = [layer.keys.shape[2] for layer in model(tokens, use_cache=True).past_key_values.layers]
-        after = [layer.keys.shape[2] for layer in model(tokens, use_cache=True).past_key_values.layers]
+            held = [layer.keys.shape[2] for layer in cache_of(model(tokens, use_cache=True)).layers]
+        after = [layer.keys.shape[2] for layer in cache_of(model(tokens, use_cache=True)).layers]
     assert held == [4, 4]
     assert after == [8, 8]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conformance import architectures
+from conformance.versions import cache_of, using
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -36,10 +37,10 @@ def rounded(number: float) -> float:
 def from_probabilities(model: architectures.Model, ids: Tensor, later: int) -> list[list[float]]:
     """Per layer and KV head, from the attention probabilities and keys that an eager model hands out."""
     with torch.no_grad():
-        output = model(ids, past_key_values=DynamicCache(), output_attentions=True)
+        output = model(ids, **using(DynamicCache()), output_attentions=True)
     tokens = ids.shape[1]
     result = []
-    for layer, probabilities in zip(output.past_key_values.layers, output.attentions, strict=True):
+    for layer, probabilities in zip(cache_of(output).layers, output.attentions, strict=True):
         keys = layer.keys[0].tolist()
         group = probabilities.shape[1] // len(keys)
         table = []

@@ -8,6 +8,7 @@ import pytest
 import torch
 from comparison.effects import sampled
 from conformance.masked import masked_logits
+from conformance.versions import using
 from presses.drive import run
 from torch import Tensor
 from transformers import DynamicCache
@@ -47,7 +48,7 @@ def test_positions_from_held_explode(tinystories: Load, stories: Tensor) -> None
     with torch.no_grad(), press(model):
         for step in range(stories.shape[1] - 1):
             held = torch.full((len(stories), 1), max(cache.held))
-            logits = model(stories[:, step : step + 1], past_key_values=cache, position_ids=held).logits[:, -1]
+            logits = model(stories[:, step : step + 1], **using(cache), position_ids=held).logits[:, -1]
             nll.append(torch.nn.functional.cross_entropy(logits, stories[:, step + 1]))
     assert torch.stack(nll).mean().exp() > 2 * true.exp()
 
@@ -67,7 +68,7 @@ def _first_layer(model: Any, ids: Tensor, lengths: list[int]) -> Tensor:
     cache: Any = DynamicCache(config=model.config)
     with torch.no_grad():
         for part in ids.split(lengths, dim=1):
-            model(part, past_key_values=cache)
+            model(part, **using(cache))
     keys: Tensor = cache.layers[0].keys
     return keys
 

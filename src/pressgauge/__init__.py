@@ -3,6 +3,7 @@
 from pressgauge.cache import PressedCache
 from pressgauge.decoder import Generation, generate
 from pressgauge.history import replay
+from pressgauge.interface import cache_argument
 from pressgauge.perplexity import Perplexity, perplexity
 from pressgauge.press import (
     H2OPress,
@@ -27,6 +28,7 @@ __all__ = [
     "SnapKVPress",
     "StreamingLLMPress",
     "TOVAPress",
+    "cache_argument",
     "generate",
     "perplexity",
     "replay",

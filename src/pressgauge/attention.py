@@ -1,100 +1,311 @@
 """What is at work while a press is attached to a model: ``with press(model):``.
 
-A hook on the decoder prepares the cache of each pass, and an attention function, registered with transformers for as
-long as the press is attached, gives every layer its own mask and lets it evict once its attention has run.
+A hook on the decoder prepares the cache of each pass, and while the press is attached the attention of every layer goes
+through ``_Attachment.attend``, which gives the layer its own mask and lets it evict once its attention has run. Every
+pass ends with proof that it did: each layer that may be pruned was handed the tokens of the pass, once, and attended to
+what it holds.
 """
 
+import copy
 import functools
-import inspect
-import itertools
-import sys
+import threading
+import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from pressgauge.cache import PressedCache, PressedLayer, bypassed, check
+from pressgauge import interface, support
+from pressgauge.cache import ASSISTED, Handed, PressedCache, PressedLayer
 from pressgauge.press import Press
+from pressgauge.support import Support
 
-_PREFIX = "pressgauge-"
-_SERIAL = itertools.count()
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 """Arguments of an attention call that change scores in ways that depend on which keys are there."""
+_ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+"""Arguments of ``generate`` under which several candidate tokens are fed at once and some are taken back."""
+_IMPLEMENTATIONS = ("sdpa", "eager")
+UNFED = "tokens of the pass that never reached the cache that it was given"
+OUTSIDE = "attention that does not go through transformers' interface"
+"""Reasons of a layer whose cache was handed nothing, and of one whose attention a press never came to see."""
+
+
+T = TypeVar("T")
+
+
+class Problems:
+    """What a pass did that a press cannot do right by, by layer: collected, so that one error names all of it.
+
+    Args:
+        supported: what is known of the model.
+        decoder: its decoder.
+        skipped: the layers that are skipped already.
+    """
+
+    def __init__(self, supported: Support, decoder: nn.Module, skipped: tuple[int, ...]) -> None:
+        self.support, self.decoder, self.skipped = supported, decoder, skipped
+        self.reasons: dict[int, str] = {}
+
+    def go_on(self, layer: int, reason: str, attend: Callable[[], T]) -> T:
+        """Note what is wrong with a layer, and attend as the model would alone, to find what is wrong with others."""
+        self.reasons.setdefault(layer, reason)
+        try:
+            return attend()
+        except Exception as error:
+            raise self.error() from error
+
+    def error(self) -> ValueError:
+        """The error that says all."""
+        if interface.checkpoints_gradients(self.decoder):
+            return ValueError(
+                "gradient checkpointing takes the cache from the layers in training, so that nothing would be "
+                "compressed: turn it off, or call model.eval()"
+            )
+        return self.support.refusal(self.reasons, self.skipped)
+
+
+def misread(handed: Handed | None, tokens: int, query: Tensor, key: Tensor, value: Tensor) -> str | None:
+    """Why a layer's attention did not read what its cache returned for a pass of ``tokens``, or None if it did.
+
+    Tensors are compared by their storage and shape, which costs no synchronisation.
+    """
+    if handed is None:
+        return UNFED
+    if handed.tokens != tokens or query.shape[2] != tokens:
+        return f"{handed.tokens} of {tokens} tokens handed to the cache, attention from {query.shape[2]}"
+    for name, stored, read in (("keys", handed.keys, key), ("values", handed.values, value)):
+        if read is stored:
+            continue
+        if read.shape != stored.shape:
+            return f"{name} cached as {list(stored.shape[1:])} and attended to as {list(read.shape[1:])}"
+        if read.data_ptr() != stored.data_ptr():
+            return f"attention to {name} that its cache did not return"
+    return None
+
+
+def misfit(
+    kwargs: Mapping[str, Any],
+    again: bool,
+    handed: Handed | None,
+    tokens: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+) -> str | None:
+    """Why a press cannot take over an attention call of a pass of ``tokens``, or None if it can; ``again`` if the layer
+    has attended in this pass."""
+    if again:
+        return "a second attention call in a pass"
+    name = next((name for name in _UNSUPPORTED if kwargs.get(name) is not None), None)
+    if name is not None:
+        return f"attention with {name}"
+    return misread(handed, tokens, query, key, value)
+
+
+def strange_mask(module: nn.Module, mask: Tensor | None, tokens: int, columns: int, padding: list[int]) -> str | None:
+    """Why the mask that a model made is not the causal one of its tokens, or None if it is.
+
+    Args:
+        module: the attention module.
+        mask: ``[B or 1, 1, tokens, columns]``, bool or 0 and a large negative number; None for no mask.
+        tokens: queries, the last of the columns.
+        columns: tokens seen, with those of the pass.
+        padding: per row, how many of the first columns are padding.
+    """
+    if mask is None:
+        causal = getattr(module, "is_causal", True) or tokens == 1
+        return None if causal else "attention to later tokens"
+    if mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[2:] != (tokens, columns):
+        return f"a mask of its own, {list(mask.shape)} where [rows, 1, {tokens}, {columns}] is causal"
+    if mask.dtype == torch.bool:
+        sees = mask
+    else:
+        sees = mask == 0
+        # Half of the least number, since some models add masks up.
+        if not bool((sees | (mask <= torch.finfo(mask.dtype).min / 2)).all()):
+            return "a mask with values other than seen and unseen"
+    place = torch.arange(columns, device=mask.device)
+    expected = (place <= place[columns - tokens :, None])[None, None]
+    if any(padding):
+        first = torch.tensor(padding, device=mask.device)[:, None, None, None]
+        expected = expected & (place >= first)
+        # What a query of padding sees does not matter.
+        sees = torch.where(place[columns - tokens :, None] < first, expected, sees)
+    return None if bool((sees == expected).all()) else "a mask that is not causal"
+
+
+class _Pass(threading.local):
+    """What a thread's running pass is about. Threads may share one attached model."""
+
+    prompt_length: int | None = None
+    mask: Tensor | None = None
+    """The 2-D attention mask that the whole model was given; a wrapper hands its decoder something else."""
+    cache: PressedCache | None = None
+    tokens: int
+    problems: Problems
+    attended: set[int]
+    """The layers whose attention has run."""
+    checked: object
+    """The mask that was looked at last: layers share one."""
 
 
 class _Attachment:
-    """A press at work on a model. Holds the cache of the pass that is running."""
+    """A press at work on a model."""
 
-    def __init__(self, press: Press, model: PreTrainedModel) -> None:
+    def __init__(self, press: Press, model: PreTrainedModel, supported: Support) -> None:
         self.press = press
         self.config = model.config
-        self.decoder: Any = model.get_decoder()
+        self.support = supported
+        self.decoder: Any = interface.decoder_of(model)
         self.implementation: str = self.decoder.config._attn_implementation
-        self.signature = inspect.signature(self.decoder.forward)
-        self.prompt_length: int | None = None
-        self.cache: PressedCache | None = None
-        self.layers = layer_indices(self.decoder)
+        self.parameters = interface.parameters(self.decoder)
+        self.cache_name = interface.cache_argument(model)
+        self.layers = interface.layer_indices(self.decoder)
+        self.running = _Pass()
+        self.attached = True
 
-    def before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Attachment":
+        """A copy of an attached model carries no press: its hooks do nothing."""
+        copied = copy.copy(self)
+        copied.attached = False
+        return copied
+
+    def note_mask(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Learn the 2-D mask that the whole model was given."""
+        mask = {**dict(zip(interface.parameters(module), args, strict=False)), **kwargs}.get("attention_mask")
+        self.running.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+    def before(
+        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[()], dict[str, Any]] | None:
         """Find or make the pass's cache, and learn from the mask which columns are padding."""
-        kwargs = {**dict(zip(self.signature.parameters, args, strict=False)), **kwargs}
+        if not self.attached:
+            return None
+        kwargs = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
         use_cache = kwargs.get("use_cache")
-        if not (module.config.use_cache if use_cache is None else use_cache):
+        if not (getattr(module.config, "use_cache", True) if use_cache is None else use_cache):
             raise ValueError(
                 "use_cache=False leaves a press nothing to compress, so the result would be the uncompressed one: "
                 "leave it out, or leave the press"
             )
-        cache = kwargs.get("past_key_values")
+        given = interface.pop_caches(kwargs)
+        if len(given) > 1:
+            raise ValueError(f"a pass was given {len(given)} caches: pass one")
+        cache = given[0] if given else None
         if cache is None:
-            cache = PressedCache(self.press, self.config, prompt_length=self.prompt_length)
-            kwargs["past_key_values"] = cache
+            cache = PressedCache(self.press, self.config, prompt_length=self.running.prompt_length)
         elif isinstance(cache, PressedCache):
             if cache.press != self.press:
                 raise ValueError(f"the cache belongs to {cache.press}, but the model carries {self.press}")
         elif isinstance(cache, DynamicCache):
-            cache = PressedCache.adopt(cache, self.press, self.config, prompt_length=self.prompt_length)
+            cache = PressedCache.adopt(cache, self.press, self.config, prompt_length=self.running.prompt_length)
         else:
             raise ValueError(f"a press cannot compress a {type(cache).__name__}: pass a DynamicCache, or none at all")
+        kwargs[self.cache_name] = cache
         inputs = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
-        cache.attached = _padding(kwargs.get("attention_mask"), cache, inputs.shape[0], inputs.shape[1])
-        self.cache = cache
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Mapping):
+            # A wrapper made the masks of the kinds of layers, of the mask that it was given itself.
+            mask = self.running.mask
+        cache.attached = _padding(mask, cache, inputs.shape[0], inputs.shape[1])
+        running = self.running
+        running.cache, running.tokens, running.attended, running.checked = cache, inputs.shape[1], set(), running
+        running.problems = Problems(self.support, self.decoder, self.press.skipped)
         return (), kwargs
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Let go of the pass's cache, also when the pass failed."""
-        cache, self.cache = self.cache, None
+        """Let go of the pass's cache, also when the pass failed; prove that every layer did its part."""
+        cache, self.running.cache = self.running.cache, None
         if cache is None:
             return
         cache.attached = None
-        left_out = [layer.index for layer in cache._pressed if layer.pending]
+        pressed, problems = cache.pressed, self.running.problems
+        if len(self.running.attended) == len(pressed) and not problems.reasons:
+            return
+        for layer in pressed:
+            if layer.index not in self.running.attended:
+                problems.reasons.setdefault(layer.index, UNFED if layer.handed is None else OUTSIDE)
+            layer.handed = None
         # After a failed pass there is no output, and its own error is the one to show.
-        if left_out and output is not None:
-            raise bypassed(left_out[0])
+        if output is not None:
+            raise problems.error()
 
     def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+        self,
+        own: interface.Attention,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Attention over what the layer holds, by the model's own implementation; then the layer evicts."""
-        own = implementation(self.implementation, module)
-        index = self.layers.get(id(module))
-        layer = self.cache.layers[index] if self.cache is not None and index is not None else None
+        running = self.running
+        cache, index = running.cache, self.layers.get(id(module))
+        layer = cache.layers[index] if cache is not None and index is not None else None
         if not isinstance(layer, PressedLayer):
             return own(module, query, key, value, attention_mask, **kwargs)
-        refuse_arguments(kwargs, layer.index)
+        assert cache is not None
+        reason = misfit(kwargs, index in running.attended, layer.handed, running.tokens, query, key, value)
+        if reason is None and attention_mask is not running.checked:
+            reason = self._strange(module, attention_mask, query.shape[2], cache)
+            running.checked = attention_mask
+        if reason is not None:
+            plainly = functools.partial(own, module, query, key, value, attention_mask, **kwargs)
+            return running.problems.go_on(layer.index, reason, plainly)
         if layer.compressed:
             attention_mask = layer.mask(query.shape[2])
             if attention_mask is not None and self.implementation == "eager":
                 least = torch.finfo(query.dtype).min
                 attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, least)
         output = own(module, query, key, value, attention_mask, **kwargs)
-        layer.observe(query, scaling(key, kwargs))
+        layer.observe(query, interface.scaling(key, kwargs))
         layer.settle()
+        layer.handed = None
+        running.attended.add(layer.index)
         return output
+
+    def _strange(self, module: nn.Module, mask: Tensor | None, tokens: int, cache: PressedCache) -> str | None:
+        """Look at the mask of a pass. To look at its numbers synchronises an accelerator: there, that of the first pass
+        only."""
+        first = cache.ledger.columns == tokens
+        if mask is not None and mask.device.type != "cpu" and not first:
+            return None
+        return strange_mask(module, mask, tokens, cache.ledger.columns, cache.ledger.padding)
+
+    def generate(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """``model.generate``, whose input is the prompt."""
+        settings = kwargs.get("generation_config")
+        for name in _ASSISTED:
+            if kwargs.get(name) is not None or getattr(settings, name, None) is not None:
+                raise ValueError(f"{ASSISTED}: leave {name} out")
+        inputs = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids", kwargs.get("inputs_embeds")))
+        self.running.prompt_length = inputs.shape[1] if isinstance(inputs, Tensor) and inputs.dim() > 1 else None
+        try:
+            return own(*args, **kwargs)
+        finally:
+            self.running.prompt_length = None
+
+
+class _Generate:
+    """``model.generate`` while a press is attached."""
+
+    def __init__(self, attachment: _Attachment, model: PreTrainedModel) -> None:
+        self.attachment, self.model = attachment, model
+        self.own: Any = cast(Any, model).generate
+        functools.update_wrapper(self, self.own)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.attachment.generate(self.own, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Of a copy of the model, its own."""
+        kind: Any = type(self.model)
+        return types.MethodType(kind.generate, copy.deepcopy(self.model, memo))
 
 
 def _padding(mask: Tensor | Mapping[str, Tensor] | None, cache: PressedCache, rows: int, tokens: int) -> list[int]:
@@ -127,121 +338,52 @@ def _padding(mask: Tensor | Mapping[str, Tensor] | None, cache: PressedCache, ro
     return padding
 
 
-def scaling(key: Tensor, kwargs: Mapping[str, Any]) -> float:
-    """What an attention call multiplies products of queries and keys by."""
-    scale = kwargs.get("scaling")
-    return float(key.shape[-1] ** -0.5 if scale is None else scale)
-
-
-def layer_indices(decoder: nn.Module) -> dict[int, int]:
-    """The index of each layer, by the ``id`` of its modules that know it."""
-    indices = {id(module): getattr(module, "layer_idx", None) for module in decoder.modules()}
-    return {module: index for module, index in indices.items() if isinstance(index, int)}
-
-
-def refuse_arguments(kwargs: Mapping[str, Any], index: int) -> None:
-    """Raise a ``ValueError`` if attention is called with something that depends on which keys are there."""
-    for name in _UNSUPPORTED:
-        if kwargs.get(name) is not None:
-            raise ValueError(
-                f"layer {index} calls attention with {name}, which a press cannot pass on: add it to skip_layers"
-            )
-
-
-def implementation(name: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The attention function that ``module`` uses when the model's implementation has this name."""
-    if name == "eager":
-        return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
-    return ALL_ATTENTION_FUNCTIONS[name]  # type: ignore[no-any-return]
-
-
-def refuse_architecture(decoder: Any) -> None:
-    """Raise a ``ValueError`` if the layers of a model attend in a way of their own."""
-    if not type(decoder)._can_set_attn_implementation():
-        raise ValueError(
-            f"{type(decoder).__name__} does not go through transformers' attention interface, so no press can work "
-            "with it: without one, it can be measured with method='stepwise' or 'plain'"
-        )
-
-
-def refuse(press: Press, model: PreTrainedModel) -> None:
-    """Raise a ``ValueError`` for what the press cannot do right by this model."""
-    check(press, model.config)
-    decoder = model.get_decoder()
-    implementation = decoder.config._attn_implementation
-    if str(implementation).startswith(_PREFIX):
+def refuse_implementation(decoder: Any) -> None:
+    """Raise a ``ValueError`` if a decoder's attention cannot be routed through a press."""
+    if interface.carries_a_press(decoder):
         raise ValueError("the model already carries a press: leave that one first")
-    if implementation not in ("sdpa", "eager"):
+    implementation = decoder.config._attn_implementation
+    if implementation not in _IMPLEMENTATIONS:
         raise ValueError(
             f"a press works with the attention implementations 'sdpa' and 'eager', got {implementation!r}: "
             "load the model with attn_implementation='sdpa'"
         )
-    refuse_architecture(decoder)
-    text = model.config.get_text_config(decoder=True)
-    softcap = getattr(text, "attn_logit_softcapping", None)
-    for module in decoder.modules():
-        index = getattr(module, "layer_idx", None)
-        if not isinstance(index, int) or index in press.skip_layers:
-            continue
-        reason = f"softcap {softcap}" if softcap else "attention sinks" if hasattr(module, "sinks") else None
-        if reason:
-            raise ValueError(
-                f"layer {index} calls attention with {reason}, which a press cannot pass on: add {index} to skip_layers"
-            )
 
 
-@contextmanager
-def registered(decoder: Any, attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Iterator[None]:
-    """Let all layers of a decoder call ``attend`` for their attention while the context is open."""
-    name = f"{_PREFIX}{next(_SERIAL)}"
-    configs: dict[int, Any] = {id(part.config): part.config for part in decoder.modules() if hasattr(part, "config")}
-    before = {key: config._attn_implementation for key, config in configs.items()}
-    masks = ALL_MASK_ATTENTION_FUNCTIONS[decoder.config._attn_implementation]
-    try:
-        ALL_ATTENTION_FUNCTIONS.register(name, attend)
-        ALL_MASK_ATTENTION_FUNCTIONS.register(name, masks)
-        for config in configs.values():
-            config._attn_implementation = name
-        yield
-    finally:
-        for key, config in configs.items():
-            config._attn_implementation = before[key]
-        # There is no public way to unregister.
-        ALL_ATTENTION_FUNCTIONS._global_mapping.pop(name, None)
-        ALL_MASK_ATTENTION_FUNCTIONS._global_mapping.pop(name, None)
+def meet(press: Press, model: PreTrainedModel) -> tuple[Press, Support]:
+    """The press with its ``skip_layers`` resolved, and what it can do with the model, attached.
+
+    Raises:
+        ValueError: for what the press cannot do with this model, with all reasons.
+    """
+    supported = support.of_model(model)
+    press = supported.resolve(press)
+    refuse_implementation(interface.decoder_of(model))
+    return press, supported
 
 
 @contextmanager
 def attach(press: Press, model: PreTrainedModel) -> Iterator[None]:
     """Compress every cache of ``model`` while the context is open. See ``Press.__call__``."""
-    refuse(press, model)
-    attachment = _Attachment(press, model)
+    press, supported = meet(press, model)
+    attachment = _Attachment(press, model, supported)
     decoder = attachment.decoder
     owner: Any = model  # mypy takes every attribute of a module for a tensor or a module
     handles: list[Any] = []
     own_generate = model.__dict__.get("generate")
-    generate: Callable[..., Any] | None = getattr(model, "generate", None)
-
-    def declared(*args: Any, **kwargs: Any) -> Any:
-        inputs = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids", kwargs.get("inputs_embeds")))
-        attachment.prompt_length = inputs.shape[1] if isinstance(inputs, Tensor) and inputs.dim() > 1 else None
+    with interface.routed(decoder, attachment.attend):
         try:
-            return generate(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            attachment.prompt_length = None
-
-    with registered(decoder, attachment.attend):
-        try:
+            if decoder is not model:
+                handles.append(owner.register_forward_pre_hook(attachment.note_mask, with_kwargs=True))
             handles.append(decoder.register_forward_pre_hook(attachment.before, with_kwargs=True))
             handles.append(decoder.register_forward_hook(attachment.after, always_call=True))
-            if generate is not None:
-                owner.generate = functools.wraps(generate)(declared)
+            if hasattr(model, "generate"):
+                owner.generate = _Generate(attachment, model)
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            if generate is not None:
-                if own_generate is None:
-                    owner.__dict__.pop("generate", None)
-                else:
-                    owner.generate = own_generate
+            if own_generate is None:
+                owner.__dict__.pop("generate", None)
+            else:
+                owner.generate = own_generate

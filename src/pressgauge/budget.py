@@ -13,6 +13,8 @@ from numbers import Real
 from typing import Literal, get_args
 
 Schedule = Literal["budget", "step", "prefill"]
+UNPRUNABLE: Literal["unprunable"] = "unprunable"
+"""As ``skip_layers``: the layers of the model at hand that no press can prune."""
 
 
 @lru_cache(maxsize=256)
@@ -57,7 +59,8 @@ class Budget:
     Attributes:
         keep_ratio: fraction of tokens kept, in (0, 1]; the decimal value as written counts.
         prune_after: a layer that holds this many entries or fewer is never pruned.
-        skip_layers: indices of layers that are never pruned.
+        skip_layers: indices of layers that are never pruned, or ``"unprunable"`` for those of the model at hand that
+            cannot be.
         sinks: how many of the first tokens by position are never evicted.
         recent: how many of the last tokens by position are never evicted.
         schedule: ``budget`` acts after every pass and keeps a share of the tokens seen; ``step`` acts after every
@@ -71,7 +74,7 @@ class Budget:
 
     keep_ratio: float
     prune_after: int = 512
-    skip_layers: tuple[int, ...] = ()
+    skip_layers: tuple[int, ...] | Literal["unprunable"] = ()
     sinks: int = 0
     recent: int = 0
     schedule: Schedule = "budget"
@@ -83,16 +86,33 @@ class Budget:
             raise TypeError(f"keep_ratio must be a number in (0, 1], got {ratio!r}")
         if not 0 < float(ratio) <= 1:
             raise ValueError(f"keep_ratio must be in (0, 1], got {ratio}")
-        if isinstance(self.skip_layers, str) or not isinstance(self.skip_layers, Iterable):
-            raise TypeError(f"skip_layers must be a sequence of layer indices, got {self.skip_layers!r}")
-        skipped = sorted({_count("a layer index in skip_layers", layer, 0) for layer in self.skip_layers})
-        object.__setattr__(self, "skip_layers", tuple(skipped))
+        if self.skip_layers != UNPRUNABLE:
+            if isinstance(self.skip_layers, str) or not isinstance(self.skip_layers, Iterable):
+                raise TypeError(
+                    f"skip_layers must be a sequence of layer indices or {UNPRUNABLE!r}, got {self.skip_layers!r}"
+                )
+            skipped = sorted({_count("a layer index in skip_layers", layer, 0) for layer in self.skip_layers})
+            object.__setattr__(self, "skip_layers", tuple(skipped))
         for name, least in (("prune_after", 0), ("sinks", 0), ("recent", 0), ("interval", 1)):
             object.__setattr__(self, name, _count(name, getattr(self, name), least))
         if self.schedule not in get_args(Schedule):
             raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}, got {self.schedule!r}")
         if self.schedule == "prefill" and self.interval != 1:
             raise ValueError(f"interval must be 1 with schedule 'prefill', which acts only once, got {self.interval}")
+
+    @property
+    def skipped(self) -> tuple[int, ...]:
+        """``skip_layers`` as indices.
+
+        Raises:
+            ValueError: if they were not resolved against a model.
+        """
+        if isinstance(self.skip_layers, str):
+            raise ValueError(
+                f"skip_layers={self.skip_layers!r} means layers of a model, and there is none here: "
+                "give their indices, or press.resolved(model)"
+            )
+        return self.skip_layers
 
     def newest(self, kept: int) -> int:
         """How many of the newest tokens are never evicted by a pass that leaves ``kept`` entries."""

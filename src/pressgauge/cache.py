@@ -5,6 +5,7 @@ learn when attention has run, so a layer settles its eviction when the next laye
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from pressgauge import interface, support
 from pressgauge.budget import Ledger
 from pressgauge.history import NEVER, History, count_evictions, writable
 from pressgauge.press import FILLER, Press, choose, rank, spare
@@ -20,7 +22,17 @@ from pressgauge.votes import Attention, Votes
 _SLACK = 50
 """Storage may exceed what is held by one part in this many."""
 
+ASSISTED = "assisted decoding feeds candidate tokens and takes some back, and what they evicted is lost"
 _ATTACHED = "use with press(model):"
+
+
+@dataclass(frozen=True)
+class Handed:
+    """What a layer's cache was handed in a pass, in tokens, and what it returned for attention to read."""
+
+    tokens: int
+    keys: Tensor
+    values: Tensor
 
 
 class PressedLayer(CacheLayerMixin):
@@ -47,6 +59,8 @@ class PressedLayer(CacheLayerMixin):
         self.columns = 0
         self.used = 0
         self.pending = False
+        self.handed: Handed | None = None
+        """While an attached pass runs, what attention has yet to read."""
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
         self._positions: Tensor | None = None
@@ -79,20 +93,26 @@ class PressedLayer(CacheLayerMixin):
         assert self._keys is not None and self._values is not None
         rows, heads, tokens, _ = key_states.shape
         start, end = self.used, self.used + tokens
-        if not self.compressed:
-            self._keys = torch.cat([self._keys, key_states], dim=2)
-            self._values = torch.cat([self._values, value_states], dim=2)
-        else:
+        moves = not self.compressed or self._differentiated(key_states)
+        if moves:
+            self._keys = torch.cat([self._keys[:, :, :start], key_states], dim=2)
+            self._values = torch.cat([self._values[:, :, :start], value_states], dim=2)
+        if self.compressed:
             self._reserve(end)
-            new = self._own_positions(self.columns, tokens, rows, heads)
+            assert self._positions is not None
+            self._positions[:, :, start:end] = self._own_positions(self.columns, tokens, rows, heads)
+        if not moves:
             self._keys[:, :, start:end] = key_states
             self._values[:, :, start:end] = value_states
-            assert self._positions is not None
-            self._positions[:, :, start:end] = new
         self.columns += tokens
         self.used = end
         self.pending = True
         return self._keys[:, :, :end], self._values[:, :, :end]
+
+    def _differentiated(self, keys: Tensor) -> bool:
+        """Whether a backward pass may need what is stored, so that nothing may be written over."""
+        assert self._keys is not None
+        return torch.is_grad_enabled() and (keys.requires_grad or self._keys.requires_grad)
 
     def _own_positions(self, start: int, tokens: int, rows: int, heads: int) -> Tensor:
         positions = torch.arange(start, start + tokens, device=self.device)
@@ -180,7 +200,8 @@ class PressedLayer(CacheLayerMixin):
         keep = self.ledger.held
         count = self.used - keep[0]
         unpadded = not any(self.ledger.padding)
-        if unpadded and self._ranks is not None and self._keys.shape[2] <= keep[0] + keep[0] // _SLACK:
+        in_place = unpadded and self._ranks is not None and not self._differentiated(self._keys)
+        if in_place and self._keys.shape[2] <= keep[0] + keep[0] // _SLACK:
             gone = self._refill(ranks, positions, count)
         else:
             kept, stays, gone = choose(ranks, positions, keep)
@@ -305,7 +326,7 @@ class PressedLayer(CacheLayerMixin):
     def get_mask_sizes(self, query: int | Tensor) -> tuple[int, int]:
         """Length and offset of what the next pass hands to attention, as if the last columns were what is held."""
         self.settle()
-        tokens = query if isinstance(query, int) else query.shape[0]
+        tokens = interface.query_length(query)
         return self.used + tokens, self.columns - self.used
 
     def get_max_length(self) -> int:
@@ -375,47 +396,6 @@ def held_tokens(layer: Any, seen: int) -> int:
     return 0 if keys is None else min(seen, keys.shape[2])
 
 
-def bypassed(layer: int) -> ValueError:
-    """The error for a layer that a press was to prune, but whose attention it never came to see."""
-    return ValueError(
-        f"layer {layer} did not go through transformers' attention interface, so the press could not mask it rightly: "
-        "add it to skip_layers"
-    )
-
-
-def check(press: Press, config: PretrainedConfig) -> list[Any]:
-    """The layers of a cache for this model, those that the press may prune still missing their entries.
-
-    Returns:
-        The model's own cache layers, one per layer; those that may be pruned are plain ``DynamicLayer`` objects.
-
-    Raises:
-        ValueError: for a layer that the press cannot do right by, or a layer index that the model does not have.
-    """
-    text = config.get_text_config(decoder=True)
-    count = text.num_hidden_layers
-    if missing := [layer for layer in press.skip_layers if layer >= count]:
-        raise ValueError(f"skip_layers names layer {missing[0]}, but the model has {count} layers, 0 to {count - 1}")
-    layers: list[Any] = list(DynamicCache(config=config).layers)
-    types = getattr(text, "layer_types", None) or [None] * count
-    sharing = bool(getattr(text, "num_kv_shared_layers", 0) or getattr(text, "kv_sharing_modes", None))
-    for index in range(count):
-        if index in press.skip_layers:
-            continue
-        if sharing:
-            kind = "keys and values shared between layers"
-        elif type(layers[index]) is not DynamicLayer:
-            window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
-            kind = (types[index] or "sliding_attention").replace("_", " ") + (f" of {window}" if window else "")
-        else:
-            continue
-        raise ValueError(
-            f"layer {index} has {kind}, whose entries a press cannot choose: add {index} to skip_layers, "
-            "and it keeps its own cache"
-        )
-    return layers
-
-
 class PressedCache(DynamicCache):
     """A cache for one batch of sequences, compressed by a press. Usually made by ``press.cache(config)``.
 
@@ -453,14 +433,15 @@ class PressedCache(DynamicCache):
             raise ValueError(
                 f"the cache holds {cache.get_seq_length()} tokens that no press has seen: start from an empty one"
             )
-        check(press, config)
+        support.of_config(config).resolve(press)
         cache.__class__ = cls
         assert isinstance(cache, PressedCache)
         cache._begin(press, config, prompt_length=prompt_length, unpadded=False)
         return cache
 
     def _begin(self, press: Press, config: PretrainedConfig, *, prompt_length: int | None, unpadded: bool) -> None:
-        self.layers: list[Any] = check(press, config)
+        press = support.of_config(config).resolve(press)
+        self.layers: list[Any] = interface.layer_classes(config)
         self.layer_class_to_replicate = None
         self.press = press
         self.config = config
@@ -472,11 +453,12 @@ class PressedCache(DynamicCache):
         self._open: PressedLayer | None = None
         self._first = next((i for i, layer in enumerate(self.layers) if isinstance(layer, DynamicLayer)), 0)
         for index in range(len(self.layers)):
-            if index not in press.skip_layers:
+            if index not in press.skipped:
                 self.layers[index] = PressedLayer(press, index, self.ledger)
 
     @property
-    def _pressed(self) -> list[PressedLayer]:
+    def pressed(self) -> list[PressedLayer]:
+        """The layers that may be pruned."""
         return [layer for layer in self.layers if isinstance(layer, PressedLayer)]
 
     def update(
@@ -485,13 +467,12 @@ class PressedCache(DynamicCache):
         """Add a pass's entries to a layer and return all that it holds.
 
         Raises:
-            ValueError: before anything is stored, if a plain cache cannot go on rightly, or an attached press has not
-                seen the attention of the layer before.
+            ValueError: before anything is stored, if a plain cache cannot go on rightly.
         """
         if self._open is not None:
-            if self.attached is not None and self._open.pending:
-                raise bypassed(self._open.index)
-            self._open.settle()
+            # Attached, what has not attended yet never will, and the end of the pass tells.
+            if self.attached is None:
+                self._open.settle()
             self._open = None
         if layer_idx == self._first:
             rows, _, tokens, _ = key_states.shape
@@ -499,10 +480,14 @@ class PressedCache(DynamicCache):
         layer = self.layers[layer_idx]
         if isinstance(layer, PressedLayer):
             self._open = layer
-        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if self.attached is not None and isinstance(layer, PressedLayer):
+            before = 0 if layer.handed is None else layer.handed.tokens
+            layer.handed = Handed(before + key_states.shape[2], keys, values)
+        return keys, values
 
     def _start_pass(self, rows: int, tokens: int) -> None:
-        if any(layer.columns != self.ledger.columns for layer in self._pressed):
+        if any(layer.columns != self.ledger.columns for layer in self.pressed):
             raise RuntimeError("an earlier pass through this cache was interrupted: start again with a new cache")
         if self.ledger.padding and len(self.ledger.padding) != rows:
             raise ValueError(f"this cache serves {len(self.ledger.padding)} rows, got a pass of {rows}")
@@ -514,7 +499,7 @@ class PressedCache(DynamicCache):
                 raise ValueError(
                     f"this cache holds padded rows, which only an attached press knows how to mask: {_ATTACHED}"
                 )
-            if rows > 1 and not self.unpadded and self._pressed and self.ledger.would_cut(tokens, padding):
+            if rows > 1 and not self.unpadded and self.pressed and self.ledger.would_cut(tokens, padding):
                 raise ValueError(
                     f"a plain cache never sees the attention mask, so it cannot evict from a batch of {rows} rows that "
                     f"may be padded: {_ATTACHED} or, if no row is padded, press.cache(config, unpadded=True)"
@@ -527,13 +512,13 @@ class PressedCache(DynamicCache):
         Raises:
             ValueError: if one mask cannot serve all layers of a plain cache.
         """
-        tokens = query if isinstance(query, int) else query.shape[0]
+        tokens = interface.query_length(query)
         if self.attached is not None:
             # The mask of an uncompressed cache: right for layers that have evicted nothing; the others make their own.
             if isinstance(self.layers[layer_idx], PressedLayer):
                 return self.ledger.columns + tokens, 0
             return super().get_mask_sizes(query, layer_idx)  # type: ignore[arg-type]  # transformers 5.2 passes positions
-        held = {layer.get_mask_sizes(0)[0] for layer in self._pressed}
+        held = {layer.get_mask_sizes(0)[0] for layer in self.pressed}
         if any(type(layer) is DynamicLayer for layer in self.layers):
             held.add(self.ledger.columns)
         if len(held) > 1:
@@ -604,10 +589,10 @@ class PressedCache(DynamicCache):
     def overhead_nbytes(self) -> int:
         """Bytes of positions and scores of what is held, and of what is remembered of queries; the record in
         ``evicted_at`` is not counted."""
-        return sum(layer.overhead_nbytes for layer in self._pressed)
+        return sum(layer.overhead_nbytes for layer in self.pressed)
 
     def _settle(self) -> None:
-        for layer in self._pressed:
+        for layer in self.pressed:
             layer.settle()
 
     def reset(self) -> None:
@@ -618,9 +603,11 @@ class PressedCache(DynamicCache):
         """Go back to ``length`` columns, or by ``-length`` if it is negative, as transformers' caches do.
 
         Raises:
-            ValueError: if an entry was evicted after that point, so that what it was cannot be had back, or the press
-                has counted the votes of what is to go.
+            ValueError: if an entry was evicted after that point, so that what it was cannot be had back, the press
+                has counted the votes of what is to go, or this is assisted decoding.
         """
+        if self.press.keep_ratio < 1 and interface.in_assisted_decoding():
+            raise ValueError(f"{ASSISTED}: generate without assistant_model and prompt_lookup_num_tokens")
         before = self.ledger.columns
         columns = length if length > 0 else before + length
         if not 0 <= columns < before:
@@ -645,7 +632,7 @@ class PressedCache(DynamicCache):
                 if getattr(layer, "keys", None) is not None:
                     # transformers keeps a view, and with it the whole storage.
                     layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
-        for layer in self._pressed:
+        for layer in self.pressed:
             layer.crop_to(columns)
         self.ledger.crop(columns)
 

@@ -18,6 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from pressgauge import interface
 from pressgauge.cache import PressedCache
 from pressgauge.press import Press
 
@@ -78,6 +79,36 @@ def checked_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     if any(wrong):
         raise ValueError(f"row {wrong.index(True)} has padding between or after its tokens: pad on the left")
     return mask
+
+
+def refuse_padding(model: PreTrainedModel, mask: Tensor, prompt: int) -> None:
+    """Raise a ``ValueError`` if a model cannot decode rows with this padding, ``[B, T]``, of which the first ``prompt``
+    columns are one pass, as it would decode each row alone."""
+    padding = int((mask == 0).sum(dim=1).max())
+    if not padding:
+        return
+    name = type(model).__name__
+    if not interface.takes_positions(interface.decoder_of(model)):
+        raise ValueError(
+            f"{name} numbers positions itself and counts padding, so padded rows cannot be decoded as they are alone: "
+            "feed rows of equal length, or one at a time"
+        )
+    linear = any(not interface.caches_keys(layer) for layer in interface.layer_classes(model.config))
+    if linear and (prompt == 1 or padding > prompt):
+        raise ValueError(
+            f"{name} has layers without keys, which take padding that is fed singly for text; a row has {padding} "
+            f"columns of padding and the prompt {prompt}: use a longer prompt, or feed rows of equal length"
+        )
+
+
+def prove(model: PreTrainedModel, cache: DynamicCache, seen: int) -> None:
+    """Raise a ``ValueError`` unless a model has fed ``seen`` tokens to the cache that it was given."""
+    found = interface.tokens_seen(cache)
+    if found not in (None, seen):
+        raise ValueError(
+            f"{type(model).__name__} ({interface.VERSION}) was fed {seen} tokens, and the cache that it was given has "
+            f"seen {found}: it keeps no such cache, so measure it by method='plain'"
+        )
 
 
 def own_positions(attention_mask: Tensor) -> Tensor:
@@ -164,6 +195,8 @@ def generate(
             f"the cache has seen {seen} tokens and input_ids has {length}: pass the whole sequence so far and more"
         )
     mask = checked_mask(input_ids, attention_mask)
+    padded = not bool(mask.all())
+    refuse_padding(model, mask, length)
     stop = torch.tensor(ends, device=device, dtype=input_ids.dtype)
     padding_id = model.generation_config.pad_token_id if model.generation_config is not None else None
     fill = padding_id if padding_id is not None else ends[0] if ends else 0
@@ -176,8 +209,9 @@ def generate(
     started = first = last = time.perf_counter()
     with attached(press, model):
         for step in track(range(max_new_tokens), description="generating", disable=not progress, transient=True):
-            positions = own_positions(mask)[:, -feed.shape[1] :]
-            logits = model(feed, attention_mask=mask, position_ids=positions, past_key_values=cache).logits[:, -1]
+            given = (mask, own_positions(mask)[:, -feed.shape[1] :]) if padded else ()
+            logits = interface.feed(model, feed, cache, *given)[:, -1]
+            prove(model, cache, tokens.shape[1])
             # As transformers does: sampling and its processors work on float32.
             logits = logits.to(torch.float32, copy=True)
             if processors is None:

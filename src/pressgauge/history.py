@@ -415,7 +415,7 @@ def replay(
         raise ValueError(f"{type(press).__name__} needs queries: pass those of all {columns} tokens")
     if queries is not None and (queries.shape[0], queries.shape[2]) != (rows, columns):
         raise ValueError(f"queries must be [{rows}, heads, {columns}, dimension] like keys, got {list(queries.shape)}")
-    if layer in press.skip_layers:
+    if layer in press.skipped:
         return History(rows, heads, keys.device).evicted_at(columns, pads)
     if not press.fixed_scores:
         scale = keys.shape[3] ** -0.5 if scale is None else scale

@@ -5,18 +5,22 @@ pass has those of all tokens at once: so each layer replays its evictions, masks
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
-from pressgauge.attention import implementation, layer_indices, refuse_arguments, registered, scaling
+from pressgauge import interface
+from pressgauge.attention import OUTSIDE, Problems, misfit, strange_mask
 from pressgauge.budget import pass_lengths
-from pressgauge.cache import bypassed
+from pressgauge.cache import Handed
 from pressgauge.history import NEVER, entries, replay
 from pressgauge.press import Press
+from pressgauge.support import Support
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -99,11 +103,23 @@ def attend(query: Tensor, key: Tensor, value: Tensor, evicted_at: Tensor, scale:
     return output
 
 
+class _Noting(DynamicLayer):
+    """A cache layer that stores nothing, and notes what it is handed in the only pass that there is."""
+
+    handed: Handed | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        before = 0 if self.handed is None else self.handed.tokens
+        self.handed = Handed(before + key_states.shape[2], key_states, value_states)
+        return key_states, value_states
+
+
 class OnePass:
     """One forward pass over rows of equal length, with a press at work in every layer that it may prune.
 
     Args:
         press: the press; None evicts nothing.
+        supported: what is known of the model.
         prompt: columns of the prompt, of the batch that the rows come from.
         padding: columns in front of the rows in that batch.
         advance: called after each layer.
@@ -114,57 +130,98 @@ class OnePass:
     """
 
     def __init__(
-        self, press: Press | None, prompt: int, padding: int = 0, advance: Callable[[], None] = lambda: None
+        self,
+        press: Press | None,
+        supported: Support,
+        prompt: int,
+        padding: int = 0,
+        advance: Callable[[], None] = lambda: None,
     ) -> None:
         self.press = press
+        self.skipped = range(supported.layers) if press is None else press.skipped
+        self.support = supported
         self.prompt = prompt
         self.padding = padding
         self.advance = advance
         self.evicted_at: dict[int, Tensor] = {}
         self.entry_nbytes: dict[int, int] = {}
         self._layers: dict[int, int] = {}
-        self._implementation = ""
+        self._cache: DynamicCache
+        self._tokens = 0
+        self._problems: Problems
 
     def logits(self, model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-        """``[B, T, V]`` of rows ``[B, T]`` without padding."""
-        decoder: Any = model.get_decoder()
-        self._layers = layer_indices(decoder)
-        self._implementation = decoder.config._attn_implementation
-        with registered(decoder, self._attend):
-            logits: Tensor = model(input_ids, use_cache=False).logits
-        if self.press is not None:
-            met = {*self.evicted_at, *self.press.skip_layers}
-            layers = decoder.config.get_text_config(decoder=True).num_hidden_layers
-            if left_out := [layer for layer in range(layers) if layer not in met]:
-                raise bypassed(left_out[0])
+        """``[B, T, V]`` of rows ``[B, T]`` without padding.
+
+        Raises:
+            ValueError: if a layer that the press may prune did not attend to what its cache was handed.
+        """
+        decoder = interface.decoder_of(model)
+        self._layers = interface.layer_indices(decoder)
+        self._problems = Problems(self.support, decoder, tuple(self.skipped))
+        self._cache = DynamicCache(config=model.config)
+        self._cache.layers = [_Noting() if type(layer) is DynamicLayer else layer for layer in self._cache.layers]
+        self._tokens = input_ids.shape[1]
+        with interface.routed(decoder, self._attend):
+            logits = interface.feed(model, input_ids, self._cache)
+        for layer in range(self.support.layers):
+            if layer in self.skipped:
+                self._note_skipped(layer, input_ids.shape)
+            elif layer not in self.evicted_at:
+                self._problems.reasons.setdefault(layer, OUTSIDE)
+        if self._problems.reasons:
+            raise self._problems.error()
         return logits
 
-    def _replay(self, query: Tensor, key: Tensor, layer: int, scale: float) -> Tensor:
-        rows, heads, tokens, _ = key.shape
+    def _note_skipped(self, layer: int, shape: torch.Size) -> None:
+        """What a layer caches from which nothing is evicted, if it caches keys."""
+        cached = self._cache.layers[layer] if layer < len(self._cache.layers) else None
+        noted = cached.handed if isinstance(cached, _Noting) else cached
+        keys, values = (getattr(noted, name, None) for name in ("keys", "values"))
+        if keys is None or values is None:
+            return
+        table = torch.full((shape[0], keys.shape[1], shape[1] + self.padding), NEVER, dtype=torch.int32)
+        table[..., : self.padding] = 0
+        self._note(layer, table, keys, values)
+
+    def _note(self, layer: int, table: Tensor, keys: Tensor, values: Tensor) -> None:
+        self.evicted_at[layer] = table
+        self.entry_nbytes[layer] = (keys.shape[-1] + values.shape[-1]) * keys.element_size()
+
+    def _replay(self, press: Press, query: Tensor, key: Tensor, layer: int, scale: float) -> Tensor:
+        rows, _, tokens, _ = key.shape
         columns = tokens + self.padding
-        if self.press is None or layer in self.press.skip_layers:
-            table = torch.full((rows, heads, columns), NEVER, dtype=torch.int32)
-            table[..., : self.padding] = 0
-            return table
         if self.padding:
             query, key = (pad(states, (0, 0, self.padding, 0)) for states in (query, key))
         passes, padding = pass_lengths(columns, self.prompt), [self.padding] * rows
-        return replay(self.press, key, passes, layer=layer, padding=padding, queries=query, scale=scale).cpu()
+        return replay(press, key, passes, layer=layer, padding=padding, queries=query, scale=scale).cpu()
 
     def _attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+        self,
+        own: interface.Attention,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        own = implementation(self._implementation, module)
         index = self._layers.get(id(module))
         if index is None:
             return own(module, query, key, value, attention_mask, **kwargs)
-        if self.press is not None and index not in self.press.skip_layers:
-            refuse_arguments(kwargs, index)
-        scale = scaling(key, kwargs)
-        table = self._replay(query, key, index, scale)
-        self.evicted_at[index] = table
-        self.entry_nbytes[index] = (key.shape[-1] + value.shape[-1]) * key.element_size()
         self.advance()
+        if self.press is None or index in self.skipped:
+            return own(module, query, key, value, attention_mask, **kwargs)
+        cached, tokens = self._cache.layers[index], query.shape[2]
+        handed = cached.handed if isinstance(cached, _Noting) else None
+        reason = misfit(kwargs, index in self.evicted_at, handed, self._tokens, query, key, value)
+        reason = reason or strange_mask(module, attention_mask, tokens, tokens, [])
+        if reason is not None:
+            plainly = partial(own, module, query, key, value, attention_mask, **kwargs)
+            return self._problems.go_on(index, reason, plainly)
+        scale = interface.scaling(key, kwargs)
+        table = self._replay(self.press, query, key, index, scale)
+        self._note(index, table, key, value)
         evicted_at = table[..., self.padding :] - self.padding
         if int(evicted_at.min()) >= key.shape[2]:
             return own(module, query, key, value, attention_mask, **kwargs)

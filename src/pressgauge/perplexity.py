@@ -6,13 +6,13 @@ from typing import Literal, get_args
 import torch
 from rich.progress import Progress, track
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
+from transformers import PreTrainedModel
 
-from pressgauge.attention import refuse, refuse_architecture
+from pressgauge import interface, support
+from pressgauge.attention import meet
 from pressgauge.budget import pass_lengths
 from pressgauge.cache import PressedCache, held_tokens, storage_nbytes
-from pressgauge.decoder import attached, checked_mask, new_cache, own_positions
+from pressgauge.decoder import attached, checked_mask, new_cache, own_positions, prove, refuse_padding
 from pressgauge.history import NEVER, History, count_evictions
 from pressgauge.onepass import OnePass
 from pressgauge.press import Press
@@ -112,27 +112,27 @@ class _Scores:
 
 
 def _plain(model: PreTrainedModel, input_ids: Tensor, mask: Tensor, prompt: int) -> _Scores:
-    logits = model(input_ids, attention_mask=mask, position_ids=own_positions(mask), use_cache=False).logits
+    given = () if bool(mask.all()) else (mask, own_positions(mask))
+    logits = interface.feed(model, input_ids, None, *given)
     return _Scores(*_score(logits[:, prompt - 1 : -1], input_ids[:, prompt:]))
 
 
 def _stepwise(
     model: PreTrainedModel, input_ids: Tensor, mask: Tensor, press: Press | None, prompt: int, progress: bool
 ) -> _Scores:
+    refuse_padding(model, mask, prompt)
     cache = new_cache(press, model, prompt)
     positions = own_positions(mask)
+    padded = not bool(mask.all())
     columns = input_ids.shape[1]
     scores = []
     seen = 0
     with attached(press, model):
         for tokens in track(pass_lengths(columns, prompt), "scoring", disable=not progress, transient=True):
             end = seen + tokens
-            logits = model(
-                input_ids[:, seen:end],
-                attention_mask=mask[:, :end],
-                position_ids=positions[:, seen:end],
-                past_key_values=cache,
-            ).logits
+            given = (mask[:, :end], positions[:, seen:end]) if padded else ()
+            logits = interface.feed(model, input_ids[:, seen:end], cache, *given)
+            prove(model, cache, end)
             if end < columns:
                 scores.append(_score(logits[:, -1:], input_ids[:, end : end + 1]))
             seen = end
@@ -148,9 +148,9 @@ def _onepass(
     model: PreTrainedModel, input_ids: Tensor, mask: Tensor, press: Press | None, prompt: int, progress: bool
 ) -> _Scores:
     if press is None:
-        refuse_architecture(model.get_decoder())
+        supported = support.of_config(model.config)
     else:
-        refuse(press, model)
+        press, supported = meet(press, model)
     rows, columns = input_ids.shape
     paddings = (mask == 0).sum(dim=1).tolist()
     nll = torch.full((rows, columns - prompt), float("nan"), dtype=torch.float64)
@@ -168,7 +168,7 @@ def _onepass(
     with Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("scoring", total=len(groups) * layers)
         for padding, group in groups:
-            onepass = OnePass(press, prompt, padding, lambda: bar.advance(task))
+            onepass = OnePass(press, supported, prompt, padding, lambda: bar.advance(task))
             ids = input_ids[group, padding:]
             logits = onepass.logits(model, ids)
             first = max(prompt - padding, 1)
@@ -181,10 +181,10 @@ def _onepass(
                 whole[group] = table
     held = []
     kv_bytes = 0
-    own_layers = DynamicCache(config=model.config).layers
+    own_layers = interface.layer_classes(model.config)
     for layer in range(layers):
         own = own_layers[layer] if layer < len(own_layers) else None
-        if layer not in tables or not isinstance(own, CacheLayerMixin):
+        if layer not in tables or not interface.caches_keys(own):
             # It has no keys, or reads another layer's.
             held.append(0)
             continue

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -179,7 +179,7 @@ class Press(Budget, ABC):
         if self.needs_queries:
             raise ValueError(f"{type(self).__name__} needs queries, so it works attached only: with press(model):")
         rows, heads, tokens, _ = keys.shape
-        if layer in self.skip_layers or not tokens or not rows or self.target(tokens, tokens) == tokens:
+        if layer in self.skipped or not tokens or not rows or self.target(tokens, tokens) == tokens:
             return keys, values
         ledger = Ledger(self)
         ledger.feed(tokens, [0] * rows)
@@ -193,7 +193,8 @@ class Press(Budget, ABC):
     def cache(
         self, config: PretrainedConfig, *, prompt_length: int | None = None, unpadded: bool = False
     ) -> "PressedCache":
-        """A cache for ``model.generate(..., past_key_values=cache)`` and plain forward calls, with stock attention.
+        """A cache for ``model.generate`` and plain forward calls, with stock attention: ``cache=`` since transformers
+        5.24, see ``pressgauge.cache_argument``.
 
         Args:
             config: the model's configuration.
@@ -201,7 +202,7 @@ class Press(Budget, ABC):
             unpadded: a promise that no row is padded, which a cache cannot see; needed with more than one row.
 
         Raises:
-            ValueError: if this press cannot do right by this model, or needs queries.
+            ValueError: if this press does not support this model, or needs queries.
         """
         from pressgauge.cache import PressedCache
 
@@ -213,11 +214,21 @@ class Press(Budget, ABC):
         """Attach the press to a model: inside ``with press(model):`` every cache of the model is compressed.
 
         Raises:
-            ValueError: if this press cannot do right by this model, or the model already carries a press.
+            ValueError: if this press does not support this model, or the model already carries a press.
         """
         from pressgauge.attention import attach
 
         return attach(self, model)
+
+    def resolved(self, model: PreTrainedModel) -> Self:
+        """This press with ``skip_layers`` as indices of layers of a model, as it would be attached to it.
+
+        Raises:
+            ValueError: if this press does not support this model, with all reasons.
+        """
+        from pressgauge.support import of_model
+
+        return of_model(model).resolve(self)
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def make_row(
         schedule=press.schedule,
         keep_ratio=float(press.keep_ratio),
         prune_after=press.prune_after,
-        skip_layers=press.skip_layers,
+        skip_layers=press.skipped,
         **asdict(source),
         ppl=result.ppl,
         ppl_change=result.ppl / uncompressed_ppl - 1,

@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pressgauge.attention import implementation, layer_indices, registered
+from pressgauge import interface
 from pressgauge.press import wide
 
 LATER = 32
@@ -43,7 +43,7 @@ def _received(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None
             bias = mask[:, :, rows, :tokens].to(part.dtype)
         bias = bias.where(seen, torch.finfo(part.dtype).min)
         # What the values are does not matter; one column of anything makes their product cheap.
-        _, weights = implementation("eager", module)(module, part, wide(key), wide(key[..., :1]), bias, **kwargs)
+        _, weights = interface.eager_attention(module)(module, part, wide(key), wide(key[..., :1]), bias, **kwargs)
         assert weights is not None
         total += weights[0].tril(start - 1).sum(dim=-2).cpu().double()
     mean = total / (tokens - 1 - torch.arange(tokens)).clamp(min=1)
@@ -74,13 +74,18 @@ def norm_attention(model: PreTrainedModel, input_ids: Tensor, *, later: int = LA
         raise ValueError(f"input_ids must be one text, [1, tokens], got {list(input_ids.shape)}")
     if later < 1:
         raise ValueError(f"later must be at least 1, got {later}")
-    decoder: Any = model.get_decoder()
-    layers = layer_indices(decoder)
-    own = decoder.config._attn_implementation
+    decoder = interface.decoder_of(model)
+    layers = interface.layer_indices(decoder)
     found: dict[int, list[float]] = {}
 
     def attend(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+        own: interface.Attention,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         index = layers.get(id(module))
         if index is not None:
@@ -88,10 +93,10 @@ def norm_attention(model: PreTrainedModel, input_ids: Tensor, *, later: int = LA
             received = _received(module, query, key, attention_mask, **{**kwargs, "dropout": 0.0})
             norms = wide(key[0]).norm(dim=-1).cpu()
             found[index] = [_spearman(*pair) for pair in zip(norms[:, counted], received[:, counted], strict=True)]
-        return implementation(own, module)(module, query, key, value, attention_mask, **kwargs)
+        return own(module, query, key, value, attention_mask, **kwargs)
 
-    with registered(decoder, attend):
-        model(input_ids, use_cache=False)
+    with interface.routed(decoder, attend):
+        interface.feed(model, input_ids, None)
     layer_count = model.config.get_text_config(decoder=True).num_hidden_layers
     table = torch.full((layer_count, max(map(len, found.values()), default=1)), float("nan"), dtype=torch.float64)
     for index, numbers in found.items():

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pressgauge.attention import refuse
-from pressgauge.cache import check
+from pressgauge.attention import meet
 from pressgauge.journal import Journal, digest
 from pressgauge.models import load, load_parts
 from pressgauge.perplexity import check_prompt, perplexity
 from pressgauge.press import Press
 from pressgauge.row import Row, Source, make_row
 from pressgauge.salience import norm_attention
+from pressgauge.support import of_config
 from pressgauge.text import load_text
 from pressgauge.timing import PAIRS, measure_timing
 
@@ -101,7 +101,7 @@ def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
         if limit is not None and plan.tokens > limit:
             raise ValueError(f"--tokens must fit the model's context of {limit} tokens, got {plan.tokens}")
         for presses in plan.presses.values():
-            check(presses[0], config)
+            of_config(config).resolve(presses[0])
         for text in plan.texts:
             samples[model, text] = load_text(text, tokenizer, samples=plan.samples, tokens=plan.tokens)
     for presses in plan.presses.values():
@@ -161,15 +161,21 @@ def run_sweep(
     correlations: dict[str, Tensor] = {}
     for name in plan.models:
         model, _ = load(name, device=plan.device, dtype=plan.dtype, trust_remote_code=plan.trust_remote_code)
-        for presses in plan.presses.values():
-            refuse(presses[0], model)
+        resolved = {name: tuple(meet(press, model)[0] for press in presses) for name, presses in plan.presses.items()}
         weights = fingerprint(model) if journal is not None else ""
         for text in plan.texts:
             ids = samples[name, text].to(plan.device)
             where = f"{name} on {text}"
-            measure = _Measurement(plan, journal, model, weights, ids, Source(name, text, plan.dtype, str(plan.device)))
+            measure = _Measurement(
+                replace(plan, presses=resolved),
+                journal,
+                model,
+                weights,
+                ids,
+                Source(name, text, plan.dtype, str(plan.device)),
+            )
             base = measure.row("uncompressed", None, None, advance)
-            for label, presses in plan.presses.items():
+            for label, presses in resolved.items():
                 rows.append(measure.renamed(base, label, presses[0]))
                 rows += [measure.row(label, press, base.ppl, advance) for press in presses[1:]]
                 if pictures and len(presses) > 1:
@@ -215,7 +221,7 @@ class _Measurement:
     def renamed(row: Row, name: str, press: Press) -> Row:
         """The uncompressed row, as that of a press which keeps everything."""
         return replace(
-            row, press=name, schedule=press.schedule, prune_after=press.prune_after, skip_layers=press.skip_layers
+            row, press=name, schedule=press.schedule, prune_after=press.prune_after, skip_layers=press.skipped
         )
 
     def row(self, name: str, press: Press | None, base: float | None, advance: Callable[[str, int], None]) -> Row:

@@ -1,5 +1,6 @@
 """The options, the header and the summary of a run."""
 
+import functools
 import os
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -85,16 +86,45 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     from .subjects import Subject
 
     REFUSALS.clear()
+    subject = pyfuncitem.funcargs.get("subject")
     try:
+        if pyfuncitem.config.getoption("--subject") and isinstance(subject, Subject):
+            _require_a_compressor(pyfuncitem.obj, subject)
         return (yield)
     except Refused as refusal:
         ours = not any(pyfuncitem.config.getoption(name) for name in ("--subject", "--model"))
-        subject = pyfuncitem.funcargs.get("subject")
         if ours and not (isinstance(subject, Subject) and subject.declares.kind == "cache"):
             raise
         not_applicable(f"the subject refuses: {refusal}")
     finally:
         pyfuncitem.user_properties.append((REFUSED, list(dict.fromkeys(REFUSALS))))
+
+
+def _require_a_compressor(law: Any, subject: Any) -> None:
+    """Hold a subject that does not act to the law that says so, and to no other: one cause, one finding."""
+    from .session import not_applicable
+    from .test_counts import test_something_is_evicted
+
+    if law is not test_something_is_evicted and (finding := _idle(subject)):
+        not_applicable(f"the subject does not act: {finding}")
+
+
+@functools.cache
+def _idle(subject: Any) -> str:
+    """Why a subject never acts; empty if it does, or if that law is not applicable to it."""
+    from .session import Departure
+    from .test_counts import test_something_is_evicted
+
+    try:
+        test_something_is_evicted(subject)
+    except Departure as finding:
+        return str(finding)
+    except Exception:
+        # A crash is a finding of the law itself.
+        return ""
+    except pytest.skip.Exception:
+        return ""
+    return ""
 
 
 @dataclass

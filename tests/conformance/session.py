@@ -10,12 +10,14 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import DynamicCache, PreTrainedModel
 
 from .masked import attend, attention
 from .subjects import Subject
+from .versions import CACHE, using
 
 Entries = tuple[Tensor, Tensor]
 """Keys ``[B, K, N, D]`` and values ``[B, K, N, D']`` of one layer."""
@@ -223,7 +225,12 @@ class Session:
             given = {"position_ids": torch.arange(self.seen, end, device=ids.device).expand(ids.shape)}
         self._positions = None
         with torch.no_grad(), _refusals(*DECLINES):
-            logits: Tensor = self.model(ids, past_key_values=self.cache, use_cache=True, **given).logits.cpu()
+            logits: Tensor = self.model(ids, **using(self.cache), use_cache=True, **given).logits.cpu()
+        if not self._arrived:
+            raise Departure(
+                "cache", f"the model was fed {end} tokens and never called update on the cache that it was given as "
+                f"{CACHE!r} (transformers {transformers.__version__})",
+            )  # fmt: skip
         self._finish(logits, ids.shape[1])
         return logits
 
@@ -247,7 +254,7 @@ class Session:
                 tokens: Tensor = self.model.generate(
                     ids,
                     attention_mask=torch.ones_like(ids),
-                    past_key_values=self.cache,
+                    **using(self.cache),
                     max_new_tokens=new_tokens,
                     do_sample=False,
                     eos_token_id=None,

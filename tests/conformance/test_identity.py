@@ -13,6 +13,7 @@ from .masked import masked_logits
 from .session import Departure, Refused, Session, Trace, not_applicable, run
 from .subjects import Subject
 from .test_attention import EXACT, off, wrong_tokens
+from .versions import using
 
 PASSES = [9, 1, 1, 5, 1, 1]
 LENGTH = sum(PASSES)
@@ -27,7 +28,7 @@ def plain(model: architectures.Model, ids: Tensor) -> tuple[Tensor, DynamicCache
     logits = []
     seen = 0
     for length in PASSES:
-        logits.append(model(ids[:, seen : seen + length], past_key_values=cache).logits.cpu())
+        logits.append(model(ids[:, seen : seen + length], **using(cache)).logits.cpu())
         seen += length
     return torch.cat(logits, dim=1), cache
 

@@ -10,6 +10,7 @@ from conformance.scripted import scripted
 from conformance.session import Departure, Pass, Trace
 from conformance.strategies import HEADS
 from conformance.subjects import SUBJECTS
+from conformance.versions import cache_of
 from torch import Tensor
 
 KEYS = torch.arange(1.0, 13).view(1, 1, 6, 2)
@@ -100,7 +101,7 @@ def test_a_scripted_model_hands_its_cache_the_keys_that_were_asked_for(dtype: to
     keys = torch.randn(2, HEADS, tokens, 4, generator=torch.Generator().manual_seed(1)).to(dtype)
     model, ids = scripted(keys)
     with torch.no_grad():
-        cache = model(ids).past_key_values
+        cache = cache_of(model(ids))
     for layer in cache.layers:
         assert torch.equal(layer.keys, keys)
         values = layer.values.transpose(1, 2).reshape(2, tokens, -1)

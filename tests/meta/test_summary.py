@@ -1,14 +1,18 @@
 """The summary of a run with ``--subject``: law by law, with the model, with crashes told from findings, and with what
 the subject refused."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from _pytest._code.code import ReprFileLocation
-from conformance import architectures
-from conformance.plugin import REFUSED, Laws
+from conformance import architectures, session, test_counts
+from conformance.plugin import REFUSED, Laws, _require_a_compressor
 from conformance.session import Departure, run
+from conformance.subjects import Subject, subject_of
 from conformance.test_attention import check_attention
+from conformance.versions import CACHE, CACHE_NAMES
 from mutants.catalogue import BeforehandLayer, cached, with_layers
 from torch import Tensor
 
@@ -103,3 +107,57 @@ def test_who_evicts_before_attending_is_told_so() -> None:
     trace = run(cached(with_layers(EagerLayer)), model, ids, [11] + [1] * 9, keep_ratio=0.5, prune_after=4, recent=1)
     with pytest.raises(Departure, match="attention to what is held after the pass: it evicts before it attends"):
         check_attention(trace)
+
+
+class Unseeing:
+    """A context manager whose hooks read the cache under a name that no model uses, or that has none at all."""
+
+    def __init__(self, hooks: bool) -> None:
+        self.hooks = hooks
+
+    @contextmanager
+    def __call__(self, model: Any) -> Iterator[None]:
+        def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            kwargs[OTHER_NAME].update()
+
+        attention = model.model.layers[0].self_attn
+        handle = attention.register_forward_hook(hook, with_kwargs=True) if self.hooks else None
+        try:
+            yield
+        finally:
+            if handle is not None:
+                handle.remove()
+
+
+OTHER_NAME = next(name for name in CACHE_NAMES if name != CACHE)
+
+
+def unseeing(hooks: bool) -> Subject:
+    """Such a subject."""
+    return subject_of("mine:factory", lambda **options: Unseeing(hooks), {"kind": "context"})
+
+
+@pytest.mark.parametrize(
+    ("hooks", "finding"),
+    [
+        (True, f"the compressor never got to see a cache: KeyError: '{OTHER_NAME}'; in transformers .* as '{CACHE}'"),
+        (False, "nothing was evicted from 40 tokens"),
+    ],
+)
+def test_a_compressor_that_never_sees_a_cache_has_one_finding(hooks: bool, finding: str) -> None:
+    """The law that says so is broken, and all others are not applicable for that reason."""
+    subject = unseeing(hooks)
+    with pytest.raises(Departure, match=finding):
+        test_counts.test_something_is_evicted(subject)
+    _require_a_compressor(test_counts.test_something_is_evicted, subject)
+    with pytest.raises(pytest.skip.Exception, match=f"the subject does not act: acts: {finding}"):
+        _require_a_compressor(check_attention, subject)
+    _require_a_compressor(check_attention, cached(with_layers(PressedLayer)))
+
+
+def test_a_cache_that_a_model_ignores_is_the_first_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under a release that takes it by another name."""
+    monkeypatch.setattr(session, "using", lambda cache: {})
+    subject = cached(with_layers(PressedLayer))
+    with pytest.raises(Departure, match="was fed 36 tokens and never called update on the cache that it was given"):
+        test_counts.test_something_is_evicted(subject)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from conformance import test_attention, test_counts, test_entries, test_identity, test_leaks, test_rows, test_trends
 from conformance.subjects import SUBJECTS, Subject, ours, subject_of
@@ -556,7 +557,7 @@ def with_layers(kind: type[PressedLayer]) -> type[Press]:
 
         def cache(self, config: Any, **given: Any) -> PressedCache:
             cache = super().cache(config, **given)
-            for layer in cache._pressed:
+            for layer in cache.pressed:
                 layer.__class__ = kind
             return cache
 
@@ -632,7 +633,7 @@ class _Registered(Hooked):
         return super().__call__(model)
 
 
-def while_attached(owner: Any, name: str, broken: Callable[..., Any]) -> type[Press]:
+def while_attached(owner: Any, **broken: Callable[..., Any]) -> type[Press]:
     """KnormPress, with something of the package broken for as long as it is attached."""
 
     @dataclass(frozen=True)
@@ -642,13 +643,10 @@ def while_attached(owner: Any, name: str, broken: Callable[..., Any]) -> type[Pr
         def __call__(self, model: Any) -> Any:
             @contextmanager
             def attached() -> Any:
-                sound = getattr(owner, name)
-                setattr(owner, name, broken)
-                try:
-                    with KnormPress.__call__(self, model):
-                        yield
-                finally:
-                    setattr(owner, name, sound)
+                with pytest.MonkeyPatch.context() as patch, KnormPress.__call__(self, model):
+                    for name, instead in broken.items():
+                        patch.setattr(owner, name, instead)
+                    yield
 
             return attached()
 
@@ -658,6 +656,10 @@ def while_attached(owner: Any, name: str, broken: Callable[..., Any]) -> type[Pr
 def padding_is_text(mask: Any, cache: PressedCache, rows: int, tokens: int) -> list[int]:
     """The mask is not looked at: padding is scored and kept as if it were text."""
     return [0] * rows
+
+
+def not_looked_at(*given: Any) -> None:
+    """The mask that the model made is not looked at."""
 
 
 def everything_is_seen(layer: PressedLayer, tokens: int) -> Tensor:
@@ -780,10 +782,10 @@ MUTANTS = [
            cached(with_layers(BeforehandLayer)), test_attention.test_logits_are_those_of_attention_to_what_is_held,
            CACHE),
     Mutant("C8", "a mask that was made for another number of entries", "transformers issue 35168",
-           attached(while_attached(PressedLayer, "mask", everything_is_seen)),
+           attached(while_attached(PressedLayer, mask=everything_is_seen)),
            test_attention.test_later_tokens_change_no_earlier_logit, KNORM),
     Mutant("C9", "padding is scored and kept as if it were text", "KIVI issue 18",
-           attached(while_attached(attention, "_padding", padding_is_text)),
+           attached(while_attached(attention, _padding=padding_is_text, strange_mask=not_looked_at)),
            test_rows.test_padding_counts_for_nothing, KNORM),
     Mutant("own-trend", "keep_ratio is the share that goes", "plausible, where others count compression_ratio",
            attached(ShareThatGoes), test_trends.test_nll_does_not_fall_as_less_is_kept, KNORM),

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import test_measuring as laws
 import torch
+from conformance.versions import using
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -107,11 +108,11 @@ def no_shift_in_steps(real: Any) -> Any:
 
     def stepwise(model: Any, ids: Tensor, mask: Tensor, press: Any, prompt: int, progress: bool) -> Any:
         cache = DynamicCache(config=model.config)
-        model(ids[:, :prompt], past_key_values=cache)
+        model(ids[:, :prompt], **using(cache))
         scores = []
         for token in range(prompt, ids.shape[1]):
             fed = ids[:, token : token + 1]
-            scores.append(scoring._score(model(fed, past_key_values=cache).logits, fed))
+            scores.append(scoring._score(model(fed, **using(cache)).logits, fed))
         return scoring._Scores(*(torch.cat(parts, dim=1) for parts in zip(*scores, strict=True)))
 
     return stepwise

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from conformance.subjects import Subject, subject_of
+from conformance.versions import CACHE
 from torch import Tensor
 
 Layers = list[tuple[Tensor, Tensor]]
@@ -78,7 +79,7 @@ class Hooked:
 
     def after(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """The hook: cut the layer's cache."""
-        cache, index = kwargs["past_key_values"], module.layer_idx
+        cache, index = kwargs[CACHE], module.layer_idx
         layer = cache.layers[index]
         length = kwargs["hidden_states"].shape[1]
         if self.is_prompt(cache, index, length):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from conformance.strategies import DIMENSION, HEADS, LAYERS
+from conformance.versions import using
 from torch import Tensor
 from transformers import LlamaConfig, PreTrainedModel
 
@@ -93,7 +94,7 @@ def run(
                     "attention_mask": mask[:, :end],
                     "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, seen:end],
                 }
-            logits.append(model(ids[:, seen:end], past_key_values=cache, **given).logits)
+            logits.append(model(ids[:, seen:end], **using(cache), **given).logits)
             seen = end
     keys = [torch.cat(recorded[layer], dim=2) for layer in sorted(recorded)]
     return Run(torch.cat(logits, dim=1), cache, keys)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conformance import architectures
 from conformance.subjects import Subject
+from conformance.versions import using
 from transformers import DynamicCache
 
 from presses.drive import run
@@ -29,7 +30,7 @@ def test_nothing_evicted_is_nothing_changed(
     expected = []
     with torch.no_grad():
         for length in PASSES:
-            expected.append(model(ids[:, seen : seen + length], past_key_values=plain).logits)
+            expected.append(model(ids[:, seen : seen + length], **using(plain)).logits)
             seen += length
     for press in (KnormPress(1.0, prune_after=0), KnormPress(0.1, prune_after=LENGTH)):
         result = run(model, press, ids, PASSES, attached=attached)
@@ -56,7 +57,7 @@ def test_generated_tokens_are_those_of_the_plain_model(architecture: str, rows: 
     settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": False}
     expected = model.generate(ids, **settings)
     press = KnormPress(1.0, prune_after=0)
-    assert torch.equal(model.generate(ids, past_key_values=press.cache(model.config), **settings), expected)
+    assert torch.equal(model.generate(ids, **using(press.cache(model.config)), **settings), expected)
     with press(model):
         assert torch.equal(model.generate(ids, **settings), expected)
 

@@ -10,6 +10,7 @@ from conformance import architectures
 from conformance.guard import fingerprint
 from conformance.strategies import DIMENSION, HEADS
 from conformance.subjects import Subject
+from conformance.versions import cache_of, using
 from transformers import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -47,7 +48,7 @@ def test_a_reset_cache_is_as_new(subject: Subject) -> None:
     text = architectures.tokens(1, 14, seed=3)
     expected = run(model, press, text, [14])
     with torch.no_grad(), press(model):
-        assert torch.equal(model(text, past_key_values=first.cache).logits, expected.logits)
+        assert torch.equal(model(text, **using(first.cache)).logits, expected.logits)
     assert all(map(torch.equal, first.cache.evicted_at, expected.cache.evicted_at))
 
 
@@ -109,10 +110,10 @@ def test_a_pass_that_fails_leaves_the_press_attached_and_its_own_error() -> None
         handle = model.model.layers[1].mlp.register_forward_hook(fail)
         cache = press.cache(model.config)
         with pytest.raises(InterruptedPassError):
-            model(ids, past_key_values=cache)
+            model(ids, **using(cache))
         handle.remove()
         with pytest.raises(RuntimeError, match="interrupted: start again with a new cache"):
-            model(ids, past_key_values=cache)
+            model(ids, **using(cache))
         assert torch.equal(model(ids).logits, expected.logits)
 
 
@@ -136,10 +137,10 @@ def test_a_dynamic_cache_becomes_a_pressed_one_in_place() -> None:
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         with press(model):
-            model(ids[:, :12], past_key_values=cache)
+            model(ids[:, :12], **using(cache))
         assert isinstance(cache, PressedCache)
         assert cache.held == [6] * architectures.LAYERS
-        after = [model(ids[:, t : t + 1], past_key_values=cache).logits for t in range(12, 20)]
+        after = [model(ids[:, t : t + 1], **using(cache)).logits for t in range(12, 20)]
     expected = run(model, press, ids, [12] + [1] * 8)
     assert (torch.cat(after, dim=1) - expected.logits[:, 12:]).abs().max() < 1e-10
     assert cache.held == [10] * architectures.LAYERS
@@ -150,7 +151,7 @@ def test_a_forward_call_without_a_cache_gets_a_pressed_one() -> None:
     model = architectures.shared("llama")
     press = KnormPress(0.5, prune_after=4)
     with torch.no_grad(), press(model):
-        cache = model(architectures.tokens(1, 12)).past_key_values
+        cache = cache_of(model(architectures.tokens(1, 12)))
     assert cache.held == [6] * architectures.LAYERS
 
 
@@ -165,7 +166,7 @@ def test_generate_declares_the_length_of_its_input() -> None:
     with press(model):
         whole = model.generate(ids, return_dict_in_generate=True, **settings)
         chunked = model.generate(ids, prefill_chunk_size=8, return_dict_in_generate=True, **settings)
-    assert whole.past_key_values.held == chunked.past_key_values.held == [15 + 4] * architectures.LAYERS
+    assert cache_of(whole).held == cache_of(chunked).held == [15 + 4] * architectures.LAYERS
     assert torch.equal(whole.sequences, chunked.sequences) == agrees
 
 

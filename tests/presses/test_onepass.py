@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from conformance.masked import masked_logits
 from conformance.oracle import NEVER
 from conformance.strategies import options
 from conformance.subjects import SUBJECTS, VOTING, Subject
+from conformance.versions import CACHE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from query_press import QueryPress
@@ -284,14 +285,14 @@ REFUSED: dict[str, tuple[Callable[[], architectures.Model], KnormPress, str]] = 
     "a sliding window": (
         lambda: architectures.build("mistral", sliding_window=16),
         KnormPress(0.5, skip_layers=(0,)),
-        "layer 1 has sliding attention of 16",
+        r"layers 1-2 \(sliding attention of 16\); that leaves no layer to prune",
     ),
-    "softcap": (softcapped, KnormPress(0.5), "layer 0 calls attention with softcap 50.0"),
-    "attention sinks": (with_sinks, KnormPress(0.5), "layer 0 calls attention with attention sinks"),
+    "softcap": (softcapped, KnormPress(0.5), r"layers 0-1 \(attention with softcap 50.0\)"),
+    "attention sinks": (with_sinks, KnormPress(0.5), r"layers 0-1 \(attention with sinks\)"),
     "an argument of the call": (
         with_an_argument,
         KnormPress(0.5, prune_after=2),
-        "layer 1 calls attention with softcap",
+        r"layer 1 \(attention with softcap\); pass skip_layers=\(1,\), which leaves layers 0, 2 to prune",
     ),
 }
 
@@ -333,28 +334,31 @@ def test_a_layer_that_could_not_be_masked_is_refused(layer: int, method: Method)
     model = architectures.build("llama")
     attention = model.model.layers[layer].self_attn
 
-    def own_way(hidden_states: torch.Tensor, past_key_values: Any = None, **given: Any) -> tuple[torch.Tensor, None]:
-        if past_key_values is not None:
+    def own_way(hidden_states: torch.Tensor, **given: Any) -> tuple[torch.Tensor, None]:
+        if given.get(CACHE) is not None:
             states = hidden_states.reshape(*hidden_states.shape[:2], 6, 8)[:, :, :2].transpose(1, 2)
-            past_key_values.update(states, states, layer)
+            given[CACHE].update(states, states, layer)
         return hidden_states, None
 
     attention.forward = own_way
     ids = architectures.tokens(1, 20)
-    with pytest.raises(ValueError, match=rf"layer {layer} did not go through .* interface.*: add it to skip_layers"):
+    refusal = rf"layer {layer} \(attention that does not go through .* interface\); pass skip_layers=\({layer},\),"
+    with pytest.raises(ValueError, match=refusal):
         perplexity(model, ids, KnormPress(0.5, prune_after=4), 1, method)
     assert perplexity(model, ids, KnormPress(0.5, prune_after=4, skip_layers=(layer,)), 1, method).evictions
     assert perplexity(model, ids, None, 1, method).scored_tokens == 19
 
 
-def test_a_model_outside_the_interface_is_refused_with_and_without_a_press() -> None:
-    """It would be said to hold nothing."""
-    model = BloomForCausalLM(BloomConfig(vocab_size=61, hidden_size=16, n_layer=1, n_head=2))
+def test_a_model_outside_the_interface_is_measured_without_a_press_only() -> None:
+    """ALiBi goes by the slot of an entry; without evictions every way of measuring says the same."""
+    model = BloomForCausalLM(BloomConfig(vocab_size=61, hidden_size=16, n_layer=1, n_head=2)).double()
     ids = architectures.tokens(1, 12)
-    for press in (None, KnormPress(0.5)):
-        with pytest.raises(ValueError, match="BloomModel does not go through transformers' attention interface"):
-            perplexity(model, ids, press)
-    assert perplexity(model, ids, method="stepwise").held == (12,)
+    with pytest.raises(ValueError, match=r"BloomForCausalLM.*adds ALiBi biases by the slot"):
+        perplexity(model, ids, KnormPress(0.5))
+    onepass, stepwise, plain = (perplexity(model, ids, None, 1, method) for method in get_args(Method))
+    assert_same(onepass, stepwise)
+    torch.testing.assert_close(onepass.nll, plain.nll, rtol=0, atol=1e-9)
+    assert onepass.held == (12,)
 
 
 @pytest.mark.parametrize("written", [0.1, np.float32(0.1), Decimal("0.10000000149011612")], ids=repr)

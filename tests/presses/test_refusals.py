@@ -8,6 +8,7 @@ import pytest
 import torch
 from conformance import architectures
 from conformance.subjects import Subject
+from conformance.versions import cache_of, using
 from query_press import QueryPress
 from transformers import (
     DynamicCache,
@@ -22,7 +23,7 @@ from transformers import (
 )
 
 from presses.drive import CONFIG, run
-from pressgauge import KnormPress, Press, PressedCache, StreamingLLMPress
+from pressgauge import KnormPress, Press, PressedCache, StreamingLLMPress, replay
 from pressgauge.attention import attach
 from pressgauge.votes import Attention, LastQueries, Votes
 
@@ -36,8 +37,8 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"prune_after": -1}, ValueError, "prune_after must be at least 0, got -1"),
     ({"prune_after": 1.5}, TypeError, "prune_after must be a whole number, got 1.5"),
     ({"skip_layers": (0, -1)}, ValueError, "a layer index in skip_layers must be at least 0, got -1"),
-    ({"skip_layers": 3}, TypeError, "skip_layers must be a sequence of layer indices, got 3"),
-    ({"skip_layers": "01"}, TypeError, "skip_layers must be a sequence of layer indices, got '01'"),
+    ({"skip_layers": 3}, TypeError, "skip_layers must be a sequence of layer indices or 'unprunable', got 3"),
+    ({"skip_layers": "01"}, TypeError, "skip_layers must be a sequence of layer indices or 'unprunable', got '01'"),
     ({"sinks": -2}, ValueError, "sinks must be at least 0, got -2"),
     ({"recent": -2}, ValueError, "recent must be at least 0, got -2"),
     ({"schedule": "always"}, ValueError, "schedule must be one of budget, step, prefill, got 'always'"),
@@ -77,13 +78,60 @@ def test_a_layer_that_the_model_lacks_is_refused_with_their_number(meet: Meet) -
 
 
 def test_sliding_windows_are_refused_unless_they_are_skipped(meet: Meet) -> None:
-    """A Mistral with a window of 16 is refused by its first layer that is not skipped; without one it works."""
+    """A Mistral with a window of 16 has no layer to prune; without one it works."""
     windowed = architectures.build("mistral", sliding_window=16)
-    for skipped, layer in (((), 0), ((0,), 1), ((0, 2), 1)):
-        with pytest.raises(ValueError, match=f"layer {layer} has sliding attention of 16.*add {layer} to skip_layers"):
+    for skipped, named in (((), "layers 0-2"), ((0,), "layers 1-2"), ((0, 2), "layer 1")):
+        sentence = f"a press cannot prune {named} (sliding attention of 16); that leaves no layer to prune"
+        with pytest.raises(ValueError, match=re.escape(sentence)):
             meet(KnormPress(0.5, skip_layers=skipped), windowed)
     meet(KnormPress(0.5, skip_layers=(0, 1, 2)), windowed)
     meet(KnormPress(0.5), architectures.shared("mistral"))
+
+
+def mixed() -> architectures.Model:
+    """A Qwen2 of which the last layer has a window."""
+    return architectures.build(
+        "qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=2, layer_types=None
+    )
+
+
+def test_a_refusal_lists_all_layers_by_reason_and_the_way_out(meet: Meet) -> None:
+    """What is to be skipped is there to be pasted."""
+    sentence = (
+        "a press cannot prune layer 2 (sliding attention of 8); pass skip_layers=(2,) or skip_layers='unprunable', "
+        "which leaves layers 0-1 to prune"
+    )
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        meet(KnormPress(0.5), mixed())
+    meet(KnormPress(0.5, skip_layers=(2,)), mixed())
+
+
+def test_unprunable_layers_are_skipped_by_that_word() -> None:
+    """The word stands for the layers of the model at hand, and caches and results have them as a list."""
+    model = mixed()
+    press = KnormPress(0.5, prune_after=4, skip_layers="unprunable")
+    assert press.resolved(model) == KnormPress(0.5, prune_after=4, skip_layers=(2,))
+    ids = architectures.tokens(1, 30)
+    attached, plain = (run(model, press, ids, [12] + [1] * 18, attached=way) for way in (True, False))
+    for result in (attached, plain):
+        assert result.cache.press.skip_layers == (2,)
+        assert result.cache.held == [15, 15, 7]
+    assert KnormPress(0.5, skip_layers="unprunable").resolved(architectures.shared("llama")).skip_layers == ()
+
+
+def test_unprunable_layers_are_layers_of_a_model() -> None:
+    """Where there is none, and where nothing else is left, the word is refused."""
+    press = KnormPress(0.5, prune_after=0, skip_layers="unprunable")
+    keys = torch.zeros(1, 1, 4, 2)
+    alone: list[Callable[[], object]] = [lambda: press.compress(keys, keys), lambda: replay(press, keys, [4])]
+    for action in alone:
+        with pytest.raises(ValueError, match="'unprunable' means layers of a model, and there is none here"):
+            action()
+    windowed = architectures.build("mistral", sliding_window=16)
+    meetings: list[Callable[[], object]] = [lambda: press.cache(windowed.config), lambda: press.resolved(windowed)]
+    for action in meetings:
+        with pytest.raises(ValueError, match=r"layers 0-2 \(sliding.*leaves no layer to prune.*\(press=None\)"):
+            action()
 
 
 @pytest.mark.parametrize("attached", [True, False])
@@ -93,8 +141,8 @@ def test_skipped_sliding_layers_keep_their_own_cache(attached: bool) -> None:
     ids = architectures.tokens(1, 40)
     plain = DynamicCache(config=model.config)
     with torch.no_grad():
-        expected = [model(ids[:, :20], past_key_values=plain).logits]
-        expected += [model(ids[:, t : t + 1], past_key_values=plain).logits for t in range(20, 40)]
+        expected = [model(ids[:, :20], **using(plain)).logits]
+        expected += [model(ids[:, t : t + 1], **using(plain)).logits for t in range(20, 40)]
     result = run(model, KnormPress(0.5, skip_layers=(0, 1, 2)), ids, [20] + [1] * 20, attached=attached)
     assert torch.equal(result.logits, torch.cat(expected, dim=1))
     assert [type(ours) for ours in result.cache.layers] == [type(theirs) for theirs in plain.layers]
@@ -102,9 +150,7 @@ def test_skipped_sliding_layers_keep_their_own_cache(attached: bool) -> None:
 
 def test_a_mixture_of_windows_and_full_attention_prunes_the_full_layers() -> None:
     """Qwen2 with windows in its last layer only: the others are pruned as ever, and the last is left alone."""
-    model = architectures.build(
-        "qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=2, layer_types=None
-    )
+    model = mixed()
     assert model.config.layer_types == ["full_attention", "full_attention", "sliding_attention"]
     ids = architectures.tokens(1, 30)
     press = KnormPress(0.5, prune_after=4, skip_layers=(2,))
@@ -123,7 +169,7 @@ def _shared_kv() -> PretrainedConfig:
 
 def test_shared_keys_and_values_are_refused() -> None:
     """Layers that read another layer's keys cannot be pruned apart from it."""
-    with pytest.raises(ValueError, match="layer 0 has keys and values shared between layers"):
+    with pytest.raises(ValueError, match=r"layers 0-3 \(keys and values shared between layers\)"):
         KnormPress(0.5).cache(_shared_kv())
 
 
@@ -146,7 +192,7 @@ def test_softcap_is_refused() -> None:
     )
     config._attn_implementation = "eager"
     with (
-        pytest.raises(ValueError, match=r"layer 0 calls attention with softcap 50.0.*add 0 to skip_layers"),
+        pytest.raises(ValueError, match=r"layers 0-1 \(attention with softcap 50.0\); that leaves no layer"),
         attach(KnormPress(0.5), Gemma2ForCausalLM(config)),
     ):
         pass
@@ -161,7 +207,7 @@ def test_attention_sinks_are_refused() -> None:
     )
     config._attn_implementation = "eager"
     with (
-        pytest.raises(ValueError, match=r"layer 0 calls attention with attention sinks.*add 0 to skip_layers"),
+        pytest.raises(ValueError, match=r"layers 0-1 \(attention with sinks\); that leaves no layer"),
         attach(KnormPress(0.5), GptOssForCausalLM(config)),
     ):
         pass
@@ -209,7 +255,7 @@ def test_cropping_what_was_never_evicted_goes_back(subject: Subject) -> None:
     cache.crop(-2)
     expected = run(model, press, ids, [12, 1, 17])
     with torch.no_grad(), press(model):
-        logits = model(ids[:, 13:], past_key_values=cache).logits
+        logits = model(ids[:, 13:], **using(cache)).logits
     assert (logits - expected.logits[:, 13:]).abs().max() < 1e-10
     assert all(map(torch.equal, cache.evicted_at, expected.cache.evicted_at))
 
@@ -221,13 +267,13 @@ def test_a_plain_cache_refuses_to_evict_from_a_batch_that_may_be_padded() -> Non
     ids = architectures.tokens(2, 12)
     press = KnormPress(0.5, prune_after=4)
     cache = press.cache(model.config)
-    model(ids[:, :4], past_key_values=cache)
+    model(ids[:, :4], **using(cache))
     with pytest.raises(ValueError, match=r"batch of 2 rows.*with press\(model\): or.*unpadded=True"):
-        model(ids[:, 4:], past_key_values=cache)
+        model(ids[:, 4:], **using(cache))
     assert cache.seen == 4
     assert cache.held == [4] * architectures.LAYERS
     promised = press.cache(model.config, unpadded=True)
-    model(ids, past_key_values=promised)
+    model(ids, **using(promised))
     assert promised.held == [6] * architectures.LAYERS
 
 
@@ -237,10 +283,10 @@ def test_a_plain_cache_refuses_one_mask_for_layers_of_different_lengths() -> Non
     model = architectures.shared("llama")
     ids = architectures.tokens(1, 20)
     cache = KnormPress(0.5, prune_after=4, skip_layers=(0,)).cache(model.config)
-    model(ids[:, :12], past_key_values=cache)
+    model(ids[:, :12], **using(cache))
     with pytest.raises(ValueError, match=r"different numbers of entries \(6 to 12\).*with press\(model\):"):
-        model(ids[:, 12:], past_key_values=cache)
-    model(ids[:, 12:13], past_key_values=cache)
+        model(ids[:, 12:], **using(cache))
+    model(ids[:, 12:13], **using(cache))
     assert cache.seen == 13
 
 
@@ -251,9 +297,9 @@ def test_eager_attention_refuses_it_for_single_tokens_too() -> None:
     model.set_attn_implementation("eager")
     ids = architectures.tokens(1, 20)
     cache = KnormPress(0.5, prune_after=4, skip_layers=(0,)).cache(model.config)
-    model(ids[:, :12], past_key_values=cache)
+    model(ids[:, :12], **using(cache))
     with pytest.raises(ValueError, match=r"attention 'eager'.*attn_implementation='sdpa', or use with press\(model\):"):
-        model(ids[:, 12:13], past_key_values=cache)
+        model(ids[:, 12:13], **using(cache))
 
 
 @torch.no_grad()
@@ -264,7 +310,7 @@ def test_a_cache_with_padded_rows_is_refused_outside_the_context() -> None:
     mask = torch.tensor([[0] * 5 + [1] * 7, [1] * 12])
     cache = run(model, KnormPress(0.5, prune_after=4), ids, [12], mask=mask).cache
     with pytest.raises(ValueError, match=r"this cache holds padded rows.*with press\(model\):"):
-        model(ids[:, :1], past_key_values=cache)
+        model(ids[:, :1], **using(cache))
 
 
 Call = Callable[[PreTrainedModel, Press], object]
@@ -275,11 +321,11 @@ CALLS: dict[str, tuple[Call, str]] = {
         "use_cache=False leaves a press nothing to compress",
     ),
     "a static cache": (
-        lambda model, press: model(IDS, past_key_values=StaticCache(config=model.config, max_cache_len=9)),
+        lambda model, press: model(IDS, **using(StaticCache(config=model.config, max_cache_len=9))),
         "cannot compress a StaticCache",
     ),
     "another press's cache": (
-        lambda model, press: model(IDS, past_key_values=KnormPress(0.9).cache(model.config)),
+        lambda model, press: model(IDS, **using(KnormPress(0.9).cache(model.config))),
         "the cache belongs to KnormPress.*but the model carries",
     ),
     "a mask of four dimensions": (
@@ -312,10 +358,10 @@ def test_a_cache_with_tokens_that_no_press_saw_is_refused() -> None:
     """A ``DynamicCache`` that is not empty cannot be adopted, and stays what it was."""
     model = architectures.shared("llama")
     cache = DynamicCache(config=model.config)
-    model(IDS[:1], past_key_values=cache)
+    model(IDS[:1], **using(cache))
     press = KnormPress(0.5, prune_after=2)
     with press(model), pytest.raises(ValueError, match="the cache holds 6 tokens that no press has seen"):
-        model(IDS[:1, :1], past_key_values=cache)
+        model(IDS[:1, :1], **using(cache))
     assert type(cache) is DynamicCache
     assert cache.get_seq_length() == 6
 
@@ -326,11 +372,11 @@ def test_masks_that_contradict_each_other_are_refused() -> None:
     model = architectures.shared("llama")
     press = KnormPress(0.5, prune_after=2)
     with press(model):
-        cache = model(IDS, attention_mask=torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])).past_key_values
+        cache = cache_of(model(IDS, attention_mask=torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])))
         with pytest.raises(ValueError, match="pass the attention_mask of all columns"):
-            model(IDS[:, :1], past_key_values=cache)
+            model(IDS[:, :1], **using(cache))
         with pytest.raises(ValueError, match="row 0 of attention_mask has 1 columns of padding, in earlier passes 2"):
-            model(IDS[:, :1], past_key_values=cache, attention_mask=torch.tensor([[0, 1, 1, 1, 1, 1, 1], [1] * 7]))
+            model(IDS[:, :1], **using(cache), attention_mask=torch.tensor([[0, 1, 1, 1, 1, 1, 1], [1] * 7]))
 
 
 def test_a_press_that_needs_queries_works_attached_only() -> None:
@@ -362,8 +408,8 @@ def test_queries_are_at_hand_when_attached() -> None:
     model = architectures.shared("llama")
     press = LookingPress(0.5, prune_after=4)
     with press(model):
-        cache = model(architectures.tokens(1, 12)).past_key_values
-        model(architectures.tokens(1, 1), past_key_values=cache)
+        cache = cache_of(model(architectures.tokens(1, 12)))
+        model(architectures.tokens(1, 1), **using(cache))
     layers = architectures.LAYERS
     assert seen == [(1, 6, 12, 8)] * layers + [(1, 6, 1, 8)] * layers
     assert isinstance(cache, PressedCache)

@@ -7,6 +7,7 @@ from conformance.masked import masked_logits
 from conformance.oracle import NEVER
 from conformance.strategies import key_tensors, ratios
 from conformance.subjects import Subject
+from conformance.versions import cache_of, using
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -43,17 +44,17 @@ def test_rows_of_a_batch_are_as_they_are_alone(subject: Subject, architecture: s
     settings = {"max_new_tokens": NEW, "do_sample": False, "return_dict_in_generate": True}
     with press(model):
         together = model.generate(ids, attention_mask=mask, **settings)
-        cache = together.past_key_values
+        cache = cache_of(together)
         assert cache.evictions
         for row, text in enumerate(texts):
             alone = model.generate(text[None], attention_mask=torch.ones_like(text)[None], **settings)
             assert together.sequences[row, -NEW:].tolist() == alone.sequences[0, -NEW:].tolist()
             padding = ids.shape[1] - len(text)
-            for layer, (table, own) in enumerate(zip(cache.evicted_at, alone.past_key_values.evicted_at, strict=True)):
+            for layer, (table, own) in enumerate(zip(cache.evicted_at, cache_of(alone).evicted_at, strict=True)):
                 assert torch.equal(table[row], shifted(own[0], padding))
-                assert cache.held_rows(layer)[row] == alone.past_key_values.held[layer]
+                assert cache.held_rows(layer)[row] == cache_of(alone).held[layer]
                 positions = cache.layers[layer].positions[row]
-                kept = alone.past_key_values.layers[layer].positions[0]
+                kept = cache_of(alone).layers[layer].positions[0]
                 assert torch.equal(positions[:, -kept.shape[1] :], kept)
                 assert (positions[:, : -kept.shape[1]] == -1).all()
 
@@ -138,12 +139,12 @@ def test_beam_search_works_on_a_compressed_cache(subject: Subject) -> None:
     settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 10, "num_beams": 3, "do_sample": False}
     press = subject(0.5, prune_after=6)
     cache = press.cache(model.config, unpadded=True)
-    plain = model.generate(ids, past_key_values=cache, **settings)
+    plain = model.generate(ids, **using(cache), **settings)
     assert cache.evictions
     with press(model):
         attached = model.generate(ids, return_dict_in_generate=True, **settings)
     assert torch.equal(attached.sequences, plain)
-    for table, other in zip(cache.evicted_at, attached.past_key_values.evicted_at, strict=True):
+    for table, other in zip(cache.evicted_at, cache_of(attached).evicted_at, strict=True):
         assert torch.equal(table, other)
 
 
@@ -157,7 +158,7 @@ def test_reordered_rows_carry_their_history_along(subject: Subject) -> None:
     rows = torch.tensor([1, 1, 0])
     cache.reorder_cache(rows)
     with torch.no_grad(), press(model):
-        logits = model(ids[rows, 16:], past_key_values=cache).logits
+        logits = model(ids[rows, 16:], **using(cache)).logits
     whole = run(model, press, ids[rows], [10] + [1] * 6 + [4])
     assert (logits - whole.logits[:, 16:]).abs().max() < 1e-10
     for table, other in zip(cache.evicted_at, whole.cache.evicted_at, strict=True):
@@ -178,6 +179,6 @@ def test_rows_can_be_repeated_and_selected(change: str) -> None:
         cache.batch_select_indices(torch.tensor([1]))
         rows = torch.tensor([1])
     with torch.no_grad(), press(model):
-        logits = model(ids[rows, 16:], past_key_values=cache).logits
+        logits = model(ids[rows, 16:], **using(cache)).logits
     expected = run(model, press, ids[rows], [16, 4]).logits[:, 16:]
     assert (logits - expected).abs().max() < 1e-10

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conformance import architectures
+from conformance.versions import cache_of, using
 from test_votes import PRESSES
 
 from pressgauge import H2OPress, Press, TOVAPress, perplexity
@@ -38,7 +39,7 @@ def test_what_was_counted_cannot_be_cropped() -> None:
     """The votes of tokens that are taken back have been cast."""
     model = architectures.shared("llama")
     with H2OPress(0.5)(model):
-        cache = model(architectures.tokens(1, 6)).past_key_values
+        cache = cache_of(model(architectures.tokens(1, 6)))
     with pytest.raises(ValueError, match="cannot crop to 4 tokens: H2OPress has counted the votes of the tokens after"):
         cache.crop(4)
     assert cache.get_seq_length() == 6
@@ -55,17 +56,17 @@ def test_what_is_remembered_is_counted_reordered_and_let_go(press: Press) -> Non
     more = architectures.tokens(2, 3, seed=1)
     order = torch.tensor([1, 0])
     with press(model):
-        turned = model(ids).past_key_values
+        turned = cache_of(model(ids))
         turned.reorder_cache(order)
-        straight = model(ids[order]).past_key_values
+        straight = cache_of(model(ids[order]))
         assert turned.overhead_nbytes == straight.overhead_nbytes > 0
         for step in range(3):
             for cache in (turned, straight):
-                model(more[:, step : step + 1], past_key_values=cache)
+                model(more[:, step : step + 1], **using(cache))
     assert all(one.equal(other) for one, other in zip(turned.evicted_at, straight.evicted_at, strict=True))
     once = replace(press, schedule="prefill")
     with once(model):
-        cache = model(ids).past_key_values
+        cache = cache_of(model(ids))
         before = cache.overhead_nbytes
-        model(more[:, :1], past_key_values=cache)
+        model(more[:, :1], **using(cache))
     assert cache.overhead_nbytes < before

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from conformance.versions import using
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -73,7 +74,7 @@ def steps(model: PreTrainedModel, ids: Tensor, press: Press | None) -> tuple[dic
     def feed(passes: Iterable[tuple[int, int]]) -> None:
         for start, stop in passes:
             positions = torch.arange(start, stop, device=ids.device)[None]
-            model(ids[:, start:stop], position_ids=positions, past_key_values=cache)
+            model(ids[:, start:stop], position_ids=positions, **using(cache))
 
     singly = [(token, token + 1) for token in range(PROMPT, PROMPT + 2 * STEPS)]
     with attached(press, model):

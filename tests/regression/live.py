@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from conformance.scripted import queries_of, scripted
 from conformance.strategies import DIMENSION, HEADS
+from conformance.versions import using
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
@@ -45,9 +46,9 @@ def decode(model: PreTrainedModel, ids: Tensor, press: Press) -> Row:
     """A prompt, then token by token, with nothing passed but the tokens and the cache: positions are the cache's."""
     cache, attachment = begun(press, model)
     with attachment:
-        logits = [model(ids[:, :PROMPT], past_key_values=cache).logits[:, -1]]
+        logits = [model(ids[:, :PROMPT], **using(cache)).logits[:, -1]]
         for token in range(PROMPT, ids.shape[1] - 1):
-            logits.append(model(ids[:, token : token + 1], past_key_values=cache).logits[:, -1])
+            logits.append(model(ids[:, token : token + 1], **using(cache)).logits[:, -1])
     nll = cross_entropy(torch.cat(logits).double(), ids[0, PROMPT:])
     found: dict[str, float | int | str] = {"nll": float(nll), "held": " ".join(map(str, cache.held))}
     return found | {"evicted_at": digest(cache.evicted_at)} if model.dtype == torch.float64 else found
@@ -89,7 +90,7 @@ def read(press: Press, dtype: torch.dtype) -> Row:
     held, positions = [], []
     with attachment:
         for start, stop in [(0, SHORT), *((token, token + 1) for token in range(SHORT, SHORT + LATER))]:
-            model(ids[:, start:stop].to(model.device), past_key_values=cache)
+            model(ids[:, start:stop].to(model.device), **using(cache))
             # The first number of a value is 1 and the token that it belongs to.
             held += [layer.values[..., 0].long() - 1 for layer in cache.layers]
             positions += [layer.positions for layer in cache.layers]

@@ -1,0 +1,255 @@
+"""The one module that knows transformers' interfaces and what differs between its versions.
+
+Versions are told apart by looking at signatures, never by their numbers.
+"""
+
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import transformers
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+VERSION = f"transformers {transformers.__version__}"
+
+CACHE_NAMES = ("cache", "past_key_values")
+"""What a forward call names its cache: the first since transformers 5.24, the second before."""
+
+Attention = Callable[..., tuple[Tensor, Tensor | None]]
+"""An attention function of transformers: ``(module, query, key, value, mask, **kwargs)`` to output and weights."""
+
+
+def decoder_of(model: PreTrainedModel) -> Any:
+    """The module of a causal model that runs its layers and takes its cache."""
+    found = model.get_decoder()
+    # Some models name their output layer `decoder`.
+    return found if isinstance(found, PreTrainedModel) else model.base_model
+
+
+@lru_cache(maxsize=64)
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]
+
+
+def parameters(decoder: nn.Module) -> tuple[str, ...]:
+    """The names of a decoder's arguments, in order."""
+    return _parameters(type(decoder).forward)
+
+
+def cache_name(kind: type[nn.Module]) -> str | None:
+    """The name under which a class of models takes its cache; None if it takes none under a known name."""
+    return next((name for name in CACHE_NAMES if name in _parameters(kind.forward)), None)
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """The name under which a model and its ``generate`` take a cache in the installed transformers: ``cache`` since
+    5.24, ``past_key_values`` before.
+
+    Raises:
+        ValueError: if the model takes no cache.
+    """
+    name = cache_name(type(decoder_of(model)))
+    if name is None:
+        raise ValueError(
+            f"{type(model).__name__} takes no key-value cache under a name that pressgauge knows "
+            f"({' or '.join(CACHE_NAMES)}; {VERSION}): measure it without a press, by method='plain'"
+        )
+    return name
+
+
+def feed(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    cache: Cache | None,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+) -> Tensor:
+    """The logits ``[B, q, V]`` of one pass; ``cache`` None for a pass without any.
+
+    Without padding a model is given neither mask nor positions, and makes both as it would alone.
+    """
+    given: dict[str, Any] = {"use_cache": cache is not None}
+    if cache is not None:
+        given[cache_argument(model)] = cache
+    if attention_mask is not None:
+        given["attention_mask"] = attention_mask
+    if position_ids is not None:
+        given["position_ids"] = position_ids
+    logits: Tensor = model(input_ids, **given).logits
+    return logits
+
+
+def pop_caches(kwargs: MutableMapping[str, Any]) -> list[Any]:
+    """Take the caches out of a forward call's arguments, whatever they are called."""
+    names = [name for name, value in kwargs.items() if name in CACHE_NAMES or isinstance(value, Cache)]
+    found = [kwargs.pop(name) for name in names]
+    return [cache for cache in found if cache is not None]
+
+
+def query_length(query: int | Tensor) -> int:
+    """The tokens of a pass, as ``get_mask_sizes`` is told: by their number, in transformers 5.2 by their positions."""
+    return query if isinstance(query, int) else query.shape[0]
+
+
+def layer_classes(config: PretrainedConfig) -> list[Any]:
+    """An empty cache layer for each layer that the model's own cache has."""
+    return list(DynamicCache(config=config).layers)
+
+
+def caches_keys(layer: Any) -> bool:
+    """Whether a layer of a cache holds keys and values, as layers of linear attention and state spaces do not."""
+    return isinstance(layer, CacheLayerMixin)
+
+
+def tokens_seen(cache: DynamicCache) -> int | None:
+    """How many tokens were fed to a cache; None if no layer of it holds keys."""
+    layers: list[Any] = cache.layers
+    return max((layer.get_seq_length() for layer in layers if caches_keys(layer)), default=None)
+
+
+def model_class(config: PretrainedConfig) -> Any:
+    """The causal model class of transformers for a configuration; None if it has none."""
+    mapping = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    return mapping.get(type(config), None)
+
+
+def goes_through_interface(kind: Any) -> bool:
+    """Whether the layers of a model class look their attention up in transformers' attention interface."""
+    return bool(kind._can_set_attn_implementation())
+
+
+def checkpoints_gradients(decoder: Any) -> bool:
+    """Whether a model trains with gradient checkpointing, for which transformers takes the cache from its layers."""
+    return any(module.training and getattr(module, "gradient_checkpointing", False) for module in decoder.modules())
+
+
+def in_assisted_decoding() -> bool:
+    """Whether ``generate`` feeds candidate tokens. A cache is told by no argument, only by who calls it."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "_assisted_decoding":
+            return True
+    return False
+
+
+def takes_positions(decoder: nn.Module) -> bool:
+    """Whether the positions of padded rows can be given to a model: RoBERTa makes its own from the tokens, and BART
+    counts padding as positions."""
+    own = any(hasattr(module, "create_position_ids_from_input_ids") for module in decoder.modules())
+    return "position_ids" in parameters(decoder) and not own
+
+
+def layer_indices(decoder: nn.Module) -> dict[int, int]:
+    """The index of each layer, by the ``id`` of its modules that know it."""
+    indices = {id(module): getattr(module, "layer_idx", None) for module in decoder.modules()}
+    return {module: index for module, index in indices.items() if isinstance(index, int)}
+
+
+def scaling(key: Tensor, kwargs: Mapping[str, Any]) -> float:
+    """What an attention call multiplies products of queries and keys by."""
+    scale = kwargs.get("scaling")
+    return float(key.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def eager_attention(module: nn.Module) -> Attention:
+    """The attention function of the model's own that a module uses under ``eager``."""
+    names = _namespace(module)
+    switch = _SWITCHES.get((id(names), _EAGER))
+    return names[_EAGER] if switch is None else switch.own
+
+
+def _namespace(module: nn.Module) -> dict[str, Any]:
+    """The globals of the code that runs a module."""
+    return getattr(inspect.unwrap(type(module).forward), "__globals__", {})
+
+
+_EAGER = "eager_attention_forward"
+
+Attend = Callable[..., tuple[Tensor, Tensor | None]]
+"""``(own, module, query, key, value, mask, **kwargs)``, with the attention function that would have been called."""
+
+_ROUTES: dict[int, Attend] = {}
+"""By the ``id`` of a module, what is called instead of its attention function."""
+_LOCK = threading.Lock()
+
+
+class _Switch:
+    """Stands in a table of attention functions for one of them, and sends each module's call where it belongs."""
+
+    def __init__(self, table: MutableMapping[str, Any], name: str) -> None:
+        self.table, self.name, self.users = table, name, 0
+        self.own: Attention = table[name]
+
+        def switch(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+            route = _ROUTES.get(id(module))
+            return self.own(module, *args, **kwargs) if route is None else route(self.own, module, *args, **kwargs)
+
+        self.function = switch
+
+    def enter(self) -> None:
+        if not self.users:
+            self.table[self.name] = self.function
+        self.users += 1
+
+    def leave(self) -> None:
+        self.users -= 1
+        if not self.users:
+            self.table[self.name] = self.own
+            del _SWITCHES[id(self.table), self.name]
+
+
+_SWITCHES: dict[tuple[int, str], _Switch] = {}
+
+
+def _tables(decoder: nn.Module, implementation: str) -> dict[int, tuple[MutableMapping[str, Any], str]]:
+    """Where the modules of a decoder look up their attention function, and by what name."""
+    tables: list[tuple[MutableMapping[str, Any], str]] = []
+    if implementation == "eager":
+        names = (_namespace(module) for module in decoder.modules())
+        tables = [(names, _EAGER) for names in names if _EAGER in names]
+    else:
+        tables.append((ALL_ATTENTION_FUNCTIONS._global_mapping, implementation))
+        # Some models have a table of their own.
+        interfaces = (_namespace(module).get("ALL_ATTENTION_FUNCTIONS") for module in decoder.modules())
+        own = (getattr(interface, "_local_mapping", {}) for interface in interfaces)
+        tables += [(table, implementation) for table in own if implementation in table]
+    return {id(table): (table, name) for table, name in tables}
+
+
+def carries_a_press(decoder: nn.Module) -> bool:
+    """Whether the attention of a decoder is routed elsewhere already."""
+    return any(id(module) in _ROUTES for module in decoder.modules())
+
+
+@contextmanager
+def routed(decoder: Any, attend: Attend) -> Iterator[None]:
+    """Call ``attend`` for the attention of every module of a decoder while the context is open.
+
+    The name of the model's implementation stays what it is, so that code which compares it with other names does what
+    it always does. Attention of other models is left alone.
+    """
+    modules = [id(module) for module in decoder.modules()]
+    switches: list[_Switch] = []
+    with _LOCK:
+        for table, name in _tables(decoder, decoder.config._attn_implementation).values():
+            switch = _SWITCHES.get((id(table), name)) or _Switch(table, name)
+            _SWITCHES[id(table), name] = switch
+            switch.enter()
+            switches.append(switch)
+        _ROUTES.update(dict.fromkeys(modules, attend))
+    try:
+        yield
+    finally:
+        with _LOCK:
+            for module in modules:
+                _ROUTES.pop(module, None)
+            for switch in switches:
+                switch.leave()

@@ -1,0 +1,148 @@
+"""Which layers of a model can be pruned, and why the others cannot: the one table of refusals."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from pressgauge import interface
+from pressgauge.budget import UNPRUNABLE, Budget
+
+P = TypeVar("P", bound=Budget)
+
+_ALONE = "no press supports this model; measure it without one (press=None)"
+_STEPWISE = "with press=None and method='stepwise' or 'plain' it can be measured without a press"
+
+
+@dataclass(frozen=True)
+class Support:
+    """What a press can do with a model.
+
+    Attributes:
+        name: of the model, for sentences.
+        layers: how many layers it has.
+        whole: why none of its layers can be pruned, however many are skipped; None if some may.
+        reasons: why a layer cannot be pruned, by index.
+    """
+
+    name: str
+    layers: int
+    whole: str | None
+    reasons: Mapping[int, str]
+
+    def resolve(self, press: P) -> P:
+        """The press with ``skip_layers`` as indices, all of which the model has.
+
+        Raises:
+            ValueError: if the press cannot be used with the model, with all the reasons.
+        """
+        if self.whole is not None:
+            raise ValueError(f"{self.name} ({interface.VERSION}) {self.whole}")
+        if press.skip_layers == UNPRUNABLE:
+            if len(self.reasons) == self.layers:
+                raise self.refusal(self.reasons)
+            return replace(press, skip_layers=tuple(self.reasons))
+        if missing := [layer for layer in press.skip_layers if layer >= self.layers]:
+            raise ValueError(
+                f"skip_layers names layer {missing[0]}, but the model has {self.layers} layers, 0 to {self.layers - 1}"
+            )
+        if set(self.reasons) - set(press.skip_layers):
+            raise self.refusal(self.reasons, press.skip_layers)
+        return press
+
+    def refusal(self, reasons: Mapping[int, str], skipped: Iterable[int] = ()) -> ValueError:
+        """The error for layers that a press was to prune and cannot, with all of them and the way out.
+
+        Args:
+            reasons: by index, why a layer cannot be pruned.
+            skipped: layers that are skipped already.
+        """
+        alike: dict[str, list[int]] = {}
+        for layer, reason in sorted(reasons.items()):
+            if layer not in skipped:
+                alike.setdefault(reason, []).append(layer)
+        grouped = "; ".join(f"{_layers(layers)} ({reason})" for reason, layers in alike.items())
+        away = tuple(sorted({*reasons, *skipped}))
+        left = [layer for layer in range(self.layers) if layer not in away]
+        start = f"{self.name} ({interface.VERSION}): a press cannot prune {grouped}"
+        if not left:
+            return ValueError(f"{start}; that leaves no layer to prune, so {_ALONE}")
+        short = f" or skip_layers={UNPRUNABLE!r}" if set(reasons) <= set(self.reasons) else ""
+        return ValueError(f"{start}; pass skip_layers={away}{short}, which leaves {_layers(left)} to prune")
+
+
+def _layers(layers: Iterable[int]) -> str:
+    """``layer 2``, or ``layers 0-3, 5``."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    spans = ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return f"layer {spans}" if spans.isdigit() else f"layers {spans}"
+
+
+def _slots(config: Any) -> str | None:
+    """Why a stock attention would take the slot of an entry for its position; None if it does not."""
+    if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
+        return "adds ALiBi biases by the slot of an entry, not its position"
+    return None
+
+
+def of_config(config: PretrainedConfig) -> Support:
+    """What a press can do with a model, as far as its configuration tells."""
+    text: Any = config.get_text_config(decoder=True)
+    kind = interface.model_class(config)
+    name = kind.__name__ if kind is not None else type(config).__name__
+    count = text.num_hidden_layers
+    classes = interface.layer_classes(config)
+    whole = None
+    if config.is_encoder_decoder:
+        whole = f"is an encoder-decoder, whose cache a press cannot serve: {_ALONE}"
+    elif kind is not None and interface.cache_name(kind) is None:
+        whole = f"keeps no key-value cache, so there is nothing to compress: {_STEPWISE}"
+    elif slots := _slots(text):
+        whole = f"{slots}: {_STEPWISE}"
+    reasons = {}
+    types = getattr(text, "layer_types", None) or [None] * count
+    sharing = getattr(text, "kv_sharing_modes", None) or [None] * count
+    borrowers = int(getattr(text, "num_kv_shared_layers", 0) or 0)
+    for index in range(count):
+        if borrowers or any(sharing):
+            reasons[index] = "keys and values shared between layers"
+        elif index >= len(classes) or not interface.caches_keys(classes[index]):
+            reasons[index] = f"{types[index] or 'no attention'}, which caches no keys".replace("_", " ")
+        elif type(classes[index]) is not DynamicLayer:
+            window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
+            layer_type = (types[index] or "sliding_attention").replace("_", " ")
+            reasons[index] = layer_type + (f" of {window}" if window else "")
+    return Support(name, count, whole, reasons)
+
+
+def of_model(model: PreTrainedModel) -> Support:
+    """What an attached press can do with a model."""
+    support = of_config(model.config)
+    name, decoder = type(model).__name__, interface.decoder_of(model)
+    whole, reasons = support.whole, dict(support.reasons)
+    if whole is None and not interface.goes_through_interface(type(decoder)):
+        whole = f"does not go through transformers' attention interface: {_STEPWISE}"
+    strange = sorted({index for index in interface.layer_indices(decoder).values() if not 0 <= index < support.layers})
+    if whole is None and strange:
+        whole = (
+            f"has modules whose layer_idx is {strange[0]}, outside 0 to {support.layers - 1}, so it cannot be told "
+            f"which layer they serve: {_ALONE}"
+        )
+    softcap = getattr(model.config.get_text_config(decoder=True), "attn_logit_softcapping", None)
+    indices = interface.layer_indices(decoder)
+    for module in decoder.modules():
+        index = indices.get(id(module))
+        if index is None or index in reasons:
+            continue
+        if softcap:
+            reasons[index] = f"attention with softcap {softcap}"
+        elif hasattr(module, "sinks"):
+            reasons[index] = "attention with sinks"
+    return Support(name, support.layers, whole, reasons)

@@ -1,0 +1,192 @@
+"""Models that do not use the cache that they are given as a press expects, each a way in which a pass slips by."""
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from conformance import architectures
+from conformance.versions import CACHE
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaModel
+
+
+def another_name(model: Any) -> None:
+    """The decoder takes its cache as ``memory``, and makes one of its own if it gets none."""
+
+    class Renamed(LlamaModel):
+        def forward(self, input_ids: Any = None, memory: Any = None, **kwargs: Any) -> Any:
+            kwargs.pop(CACHE, None)
+            return super().forward(input_ids, **{CACHE: memory}, **kwargs)
+
+    model.model.__class__ = Renamed
+
+
+def _decoder(model: Any, goes_on_with: Callable[[Any], Any]) -> None:
+    """Let the decoder go on with something else than the cache that it is given."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return LlamaModel.forward(self, *args, **{**kwargs, CACHE: goes_on_with(kwargs[CACHE])})
+
+    model.model.__class__ = type("Broken", (LlamaModel,), {"forward": functools.wraps(LlamaModel.forward)(forward)})
+
+
+def copied_cache(model: Any) -> None:
+    """The decoder goes on with a copy of the cache that it is given."""
+
+    _decoder(model, lambda cache: copy.deepcopy(cache))
+
+
+def ignored_cache(model: Any) -> None:
+    """The decoder takes a cache, and makes one of its own all the same."""
+
+    _decoder(model, lambda cache: None)
+
+
+def _attention(model: Any, kind: type[LlamaAttention], layer: int = 1) -> None:
+    attention = model.model.layers[layer].self_attn
+    attention.__class__ = kind
+    attention.passes = 0
+
+
+def every_second_pass(model: Any) -> None:
+    """Layer 1 hands its tokens to the cache in every second pass only."""
+
+    class Skipping(LlamaAttention):
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            self.passes += 1
+            if self.passes % 2 == 0:
+                kwargs[CACHE] = None
+                # Its own tokens are all that such a layer attends to.
+                kwargs["attention_mask"] = None
+            return LlamaAttention.forward(self, *args, **kwargs)
+
+    _attention(model, Skipping)
+
+
+def own_attention(model: Any) -> None:
+    """Layer 1 attends in a way of its own, and hands its tokens to the cache."""
+
+    class Bypassing(LlamaAttention):
+        def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+            shape = (*hidden_states.shape[:2], -1, self.head_dim)
+            states = [project(hidden_states).view(shape).transpose(1, 2) for project in (self.k_proj, self.v_proj)]
+            kwargs[CACHE].update(*states, self.layer_idx)
+            return hidden_states, None
+
+    _attention(model, Bypassing)
+
+
+class _Expanding:
+    """A cache that keeps the first KV head only, and hands attention as many as there were."""
+
+    def __init__(self, cache: Any) -> None:
+        self.cache = cache
+
+    def update(self, keys: Any, values: Any, *args: Any, **kwargs: Any) -> Any:
+        kept = self.cache.update(keys[:, :1], values[:, :1], *args, **kwargs)
+        return tuple(states.repeat(1, keys.shape[1], 1, 1) for states in kept)
+
+
+def expanded_keys(model: Any) -> None:
+    """Layer 1 expands keys after the cache has returned them, as MLA does."""
+
+    class Latent(LlamaAttention):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **{**kwargs, CACHE: _Expanding(kwargs[CACHE])})
+
+    _attention(model, Latent)
+
+
+def two_calls(model: Any) -> None:
+    """Layer 1 calls attention twice, as the Differential Transformer does."""
+
+    class Twice(LlamaAttention):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            one, weights = super().forward(*args, **kwargs)
+            other, _ = super().forward(*args, **{**kwargs, CACHE: None, "attention_mask": None})
+            return one - other, weights
+
+    _attention(model, Twice)
+
+
+def own_mask(model: Any) -> None:
+    """Layer 1 adds a bias of its own to attention, as Doge does."""
+
+    class Biased(LlamaAttention):
+        def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+            seen = kwargs[CACHE].get_seq_length(self.layer_idx)
+            tokens = hidden_states.shape[1]
+            bias = torch.linspace(-1, 0, seen + tokens, dtype=hidden_states.dtype).expand(1, 1, tokens, -1)
+            later = torch.ones(tokens, seen + tokens, dtype=torch.bool).triu(seen + 1)
+            kwargs["attention_mask"] = bias.masked_fill(later, torch.finfo(bias.dtype).min)
+            return super().forward(hidden_states, *args, **kwargs)
+
+    _attention(model, Biased)
+
+
+def mask_per_head(model: Any) -> None:
+    """Layer 1 has a mask for each head."""
+
+    class PerHead(LlamaAttention):
+        def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+            seen = kwargs[CACHE].get_seq_length(self.layer_idx)
+            tokens = hidden_states.shape[1]
+            causal = torch.ones(tokens, seen + tokens, dtype=torch.bool).tril(seen)
+            kwargs["attention_mask"] = causal.expand(1, self.config.num_attention_heads, -1, -1)
+            return super().forward(hidden_states, *args, **kwargs)
+
+    _attention(model, PerHead)
+
+
+def own_window(model: Any) -> None:
+    """Layer 1 has a window of four tokens, of which its configuration does not tell."""
+
+    class Windowed(LlamaAttention):
+        def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+            seen = kwargs[CACHE].get_seq_length(self.layer_idx)
+            tokens = hidden_states.shape[1]
+            causal = torch.ones(tokens, seen + tokens, dtype=torch.bool).tril(seen)
+            kwargs["attention_mask"] = causal.triu(seen - 3)[None, None]
+            return super().forward(hidden_states, *args, **kwargs)
+
+    _attention(model, Windowed)
+
+
+@dataclass(frozen=True)
+class BrokenModel:
+    """A Llama that uses its cache in a way of its own.
+
+    Attributes:
+        broken: what makes a Llama into it.
+        sentence: what the error says, as a pattern.
+        first: the first pass that is wrong.
+        onepass: whether a single pass over a text is wrong as well.
+    """
+
+    broken: Callable[[Any], None]
+    sentence: str
+    first: int = 0
+    onepass: bool = True
+
+    def build(self) -> Any:
+        """A new one, in float64."""
+        model = architectures.build("llama")
+        self.broken(model)
+        return model
+
+
+_UNFED = r"layers 0-2 \(tokens of the pass that never reached the cache that it was given\)"
+MODELS = [
+    BrokenModel(another_name, r"takes no key-value cache under a name that pressgauge knows"),
+    BrokenModel(copied_cache, _UNFED),
+    BrokenModel(ignored_cache, _UNFED),
+    BrokenModel(every_second_pass, _UNFED.replace("layers 0-2", "layer 1"), first=1, onepass=False),
+    BrokenModel(own_attention, r"layer 1 \(attention that does not go through transformers' interface\)"),
+    BrokenModel(expanded_keys, r"layer 1 \(keys cached as \[1, 12, 8\] and attended to as \[2, 12, 8\]\)"),
+    BrokenModel(two_calls, r"layer 1 \(a second attention call in a pass\)"),
+    BrokenModel(own_mask, r"layer 1 \(a mask with values other than seen and unseen\)"),
+    BrokenModel(mask_per_head, r"layer 1 \(a mask of its own, \[1, 6, 12, 12\] where \[rows, 1, 12, 12\] is causal\)"),
+    BrokenModel(own_window, r"layer 1 \(a mask that is not causal\)"),
+]
