@@ -103,7 +103,7 @@ def oldest(session: nox.Session) -> None:
 
 @nox.session
 def newest(session: nox.Session) -> None:
-    """The whole suite with the newest releases that the metadata admits, after a list of what is newer than the lock."""
+    """The whole suite with the newest releases that the metadata admits; first, what is newer than the lock."""
     install(session, "test", locked=False)
     session.run("python", "tools/lock.py", "newer", "constraints.txt")
     session.run("python", "-m", "pytest", "--device", "cpu", "--numprocesses", "2", *session.posargs)

@@ -21,10 +21,10 @@ NAME = "owner/model"
 class Handler(BaseHTTPRequestHandler):
     """Answers as the hub does for the files of one model."""
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self.answer()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self.wfile.write(self.answer())
 
     def answer(self) -> bytes:
@@ -109,7 +109,9 @@ def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["some/folder", "folder"])
 def test_a_folder_that_does_not_exist_is_refused_at_once_where_no_hub_answers(name: str) -> None:
     """The hub is asked once."""
-    with pytest.raises(ValueError, match=rf"model '{name}' could not be loaded: give .* \(there is no such folder, the"):
+    with pytest.raises(
+        ValueError, match=rf"model '{name}' could not be loaded: give .* \(there is no such folder, the"
+    ):
         load(name)
 
 

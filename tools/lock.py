@@ -74,7 +74,7 @@ def complete(packages: list[dict[str, Any]]) -> dict[str, str]:
     Raises:
         ValueError: if a package needs another version there.
     """
-    pins = {}
+    pins: dict[str, str] = {}
     waiting = list(packages)
     while waiting:
         # What a local label names is a build of one machine's index.

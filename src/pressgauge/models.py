@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -62,11 +61,11 @@ def _explained(name: str) -> Iterator[None]:
         ) from error
 
 
-def _hub_answers(name: str) -> bool:
+def _hub_answers(url: str) -> bool:
     """Whether the hub answers at all, asked once. transformers would ask for a file that is not in the cache six times
     in 23 seconds."""
     try:
-        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=HUB_TIMEOUT)
+        get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
     except HfHubHTTPError:
         return True  # that there is no such model, or that it may not be read: transformers says it better
     except Exception:
@@ -84,10 +83,10 @@ def _only_cached(name: str) -> bool:
     if Path(location(name)).is_dir():
         return False
     try:
-        validate_repo_id(name)
+        url = hf_hub_url(name, "config.json")
     except HFValidationError:
         raise ValueError("there is no such folder, and no name on the hub has this form") from None
-    if _hub_answers(name):
+    if _hub_answers(url):
         return False
     if not isinstance(try_to_load_from_cache(name, "config.json"), str):
         raise ValueError("there is no such folder, the hub does not answer, and its cache does not have the model")

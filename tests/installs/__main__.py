@@ -9,8 +9,9 @@ import time
 import venv
 from pathlib import Path
 
-from installs.lines import CLONE, distinct, folder
 from test_docs import DOCS, blocks, commands
+
+from installs.lines import CLONE, distinct, folder
 
 
 def run(command: list[str], where: Path, environment: Path, *, status: int = 0) -> str:

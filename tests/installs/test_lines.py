@@ -7,9 +7,9 @@ from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
+from test_docs import PAGES, ROOT, commands, name_of
 
 from installs.lines import installs, is_install
-from test_docs import PAGES, ROOT, commands, name_of
 
 LINES = sorted({line for lines in installs().values() for line in lines})
 TOOLS = ("nox", "pip>=25.1")
