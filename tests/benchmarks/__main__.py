@@ -4,7 +4,7 @@ import argparse
 
 import torch
 
-from benchmarks import alarms, decoding, onepass, votes
+from benchmarks import alarms, decoding, onepass, proof, votes
 
 BENCHMARKS = {
     "short": onepass.short,
@@ -13,6 +13,7 @@ BENCHMARKS = {
     "space": onepass.space,
     "decoding": decoding.decoding,
     "votes": votes.votes,
+    "proof": proof.proof,
     "alarms": alarms.alarms,
 }
 
