@@ -37,7 +37,7 @@ def dependency_group(name: str) -> Iterator[str]:
 
 
 class Session:
-    """A session of nox that only remembers what it was to install."""
+    """A session of nox that only remembers what it was to install and to run."""
 
     venv_backend = "virtualenv"
     posargs: tuple[str, ...] = ()
@@ -45,6 +45,7 @@ class Session:
     def __init__(self, folder: Path) -> None:
         self.env: dict[str, str] = {}
         self.installed: list[tuple[str, ...]] = []
+        self.ran: list[tuple[str, ...]] = []
         self.folder = folder
 
     def install(self, *arguments: str) -> None:
@@ -52,6 +53,7 @@ class Session:
 
     def run(self, *arguments: str, **options: object) -> str:
         """Answer that the device is there."""
+        self.ran.append(arguments)
         return "True"
 
     def create_tmp(self) -> str:
@@ -114,6 +116,19 @@ def test_every_session_installs_what_a_lock_pins(
         asked += PROJECT["build-system"]["requires"]
     for requirement in map(Requirement, asked):
         assert pins(lock)[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_the_newest_releases_are_listed_before_they_are_tried(
+    found: dict[str, Callable[..., None]], tmp_path: Path
+) -> None:
+    """All are taken, also those that would do as they are; then the list; then the whole suite."""
+    session = Session(tmp_path)
+    found["newest"](session)
+    (arguments,) = session.installed
+    assert arguments[:4] == ("--no-compile", "--upgrade", "--upgrade-strategy", "eager")
+    listing, suite = session.ran
+    assert listing == ("python", "tools/lock.py", "newer", "constraints.txt")
+    assert suite == ("python", "-m", "pytest", "--device", "cpu", "--numprocesses", "2")
 
 
 @pytest.mark.parametrize("lock", LOCKS)
