@@ -11,11 +11,17 @@ nox.options.sessions = ["cpu"]
 nox.options.reuse_existing_virtualenvs = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-OLDEST_TRANSFORMERS = "transformers==5.2.*"
+TORCH = "torch==2.13.0"  # what the baselines were recorded with; no lock moves it
+LOCKS = {
+    "constraints.txt": tuple(name for name in PROJECT["dependency-groups"] if name not in ("oldest", "peers")),
+    "constraints-oldest.txt": ("oldest",),
+    "constraints-peers.txt": ("peers",),
+}
+"""Where each dependency group is pinned."""
 
 
-def install(session: nox.Session, *groups: str, extra: tuple[str, ...] = ()) -> None:
-    """The package, as it lies here, with dependency groups; torch as ``constraints.txt`` pins it.
+def install(session: nox.Session, *groups: str, locked: bool = True) -> None:
+    """The package, as it lies here, with dependency groups, in the releases of the groups' lock, or in the newest ones.
 
     With ``NOX_DEFAULT_VENV_BACKEND=none``, for machines on which nothing can be installed, all is taken from the Python
     that runs nox.
@@ -23,11 +29,18 @@ def install(session: nox.Session, *groups: str, extra: tuple[str, ...] = ()) -> 
     if session.venv_backend == "none":
         session.env["PYTHONPATH"] = str(Path("src").resolve())
         return
+    if locked:
+        lock = next(path for path, names in LOCKS.items() if set(groups) <= set(names))
+        releases = ["--constraint", lock]
+        # For what builds the package, too: the second variable from pip 25.3 on, the first before.
+        session.env["PIP_CONSTRAINT"] = session.env["PIP_BUILD_CONSTRAINT"] = Path(lock).resolve().as_uri()
+    else:
+        releases = ["--upgrade", "--upgrade-strategy", "eager"]
     requirements = nox.project.dependency_groups(PROJECT, *groups)
     # To compile all modules of torch and transformers takes longer than the rest together; few are ever imported. These
     # are compiled once, then, and not by each process, even where the environment says that nothing is to be written.
     session.env["PYTHONDONTWRITEBYTECODE"] = ""
-    session.install("--no-compile", "--constraint", "constraints.txt", "--editable", ".", *requirements, *extra)
+    session.install("--no-compile", *releases, "--editable", ".", *requirements)
 
 
 def require(session: nox.Session, device: str, condition: str) -> None:
@@ -83,9 +96,37 @@ def baselines(session: nox.Session) -> None:
 @nox.session
 def oldest(session: nox.Session) -> None:
     """Conformance, and what looks inside our presses, on the oldest transformers that is supported."""
-    install(session, "test", extra=(OLDEST_TRANSFORMERS,))
+    install(session, "oldest")
     where = ["tests/conformance", "tests/presses"]
     session.run("python", "-m", "pytest", *where, "--numprocesses", "2", *session.posargs)
+
+
+@nox.session
+def newest(session: nox.Session) -> None:
+    """The whole suite with the newest releases that the metadata admits; first, what is newer than the lock."""
+    install(session, "test", locked=False)
+    session.run("python", "tools/lock.py", "newer", "constraints.txt")
+    session.run("python", "-m", "pytest", "--device", "cpu", "--numprocesses", "2", *session.posargs)
+
+
+@nox.session(python="3.11")
+def lock(session: nox.Session) -> None:
+    """Write the locks anew, with the newest releases that Python 3.11, the oldest that is supported, can have. torch
+    stays."""
+    session.install("--constraint", "constraints.txt", "packaging")
+    metadata = PROJECT["project"]
+    extras = [each for extra in metadata["optional-dependencies"].values() for each in extra]
+    for path, groups in LOCKS.items():
+        requirements = nox.project.dependency_groups(PROJECT, *groups)
+        session.run("python", "tools/lock.py", "write", path, TORCH, *metadata["dependencies"], *extras, *requirements)
+
+
+@nox.session
+def installs(session: nox.Session) -> None:
+    """Run every install line of README and docs in an empty environment, in the releases of the lock."""
+    install(session, "test")
+    session.chdir("tests")
+    session.run("python", "-m", "installs")
 
 
 @nox.session
@@ -128,7 +169,7 @@ def kills(session: nox.Session) -> None:
 def peers(session: nox.Session) -> None:
     """Hold other people's compressors to every law, and write ``docs/peers.md``; in an environment of its own, since
     kvpress needs an older transformers."""
-    install(session, "test", extra=("kvpress", "optimum-quanto"))
+    install(session, "peers")
     session.run("python", "-m", "pytest", "tests/peers", *session.posargs)
     session.chdir("tests")
     session.run("python", "-m", "peers")

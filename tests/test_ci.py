@@ -1,4 +1,4 @@
-"""The workflow of the page about CI: it can be read, and what it runs is there."""
+"""The workflow: it can be read, what it runs is there, and the page about CI shows it."""
 
 import os
 import re
@@ -10,13 +10,22 @@ from typing import Any
 import pytest
 import yaml
 from regression.golden import OBTAINED
-from test_docs import DOCS, ROOT, sessions
+from test_docs import DOCS, ROOT, name_of, sessions
 
-TEXT = re.search(r"<!-- workflow -->\n```yaml\n(.*?)^```$", (DOCS / "ci.md").read_text(encoding="utf-8"), re.M | re.S)
-assert TEXT is not None
-WORKFLOW: dict[Any, Any] = yaml.safe_load(TEXT.group(1))
+(FILE,) = (ROOT / ".github" / "workflows").glob("*.yml")
+TEXT = FILE.read_text(encoding="utf-8")
+WORKFLOW: dict[Any, Any] = yaml.safe_load(TEXT)
 STEPS = [step for job in WORKFLOW["jobs"].values() for step in job["steps"]]
 COMMANDS = [shlex.split(step["run"]) for step in STEPS if "run" in step]
+
+
+def test_the_page_shows_the_workflow() -> None:
+    """As it is, and names its file."""
+    page = (DOCS / "ci.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- workflow -->\n```yaml\n(.*?)^```\n<!-- /workflow -->$", page, re.M | re.S)
+    assert shown is not None
+    assert shown[1] == TEXT
+    assert f"`{name_of(FILE)}`" in page
 
 
 def test_every_push_and_every_night() -> None:
@@ -26,6 +35,15 @@ def test_every_push_and_every_night() -> None:
     assert 0 <= int(minute) < 60
     assert 0 <= int(hour) < 24
     assert rest == ["*", "*", "*"]
+
+
+def test_each_job_runs_on_a_push_or_at_night() -> None:
+    """Lint, the lock and the oldest transformers on a push; at night what takes long or moves without us."""
+    when = {"github.event_name != 'schedule'": "push", "github.event_name == 'schedule'": "night"}
+    assert {name: when[job["if"]] for name, job in WORKFLOW["jobs"].items()} == {
+        **dict.fromkeys(("lint", "cpu", "oldest"), "push"),
+        **dict.fromkeys(("newest", "zoo", "nightly"), "night"),
+    }
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=shlex.join)

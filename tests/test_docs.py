@@ -55,7 +55,9 @@ def sessions() -> set[str]:
     """The sessions of ``noxfile.py``, read and not run: nox itself is not among the tests' requirements."""
     names = set()
     for node in ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef) and any(ast.unparse(d) == "nox.session" for d in node.decorator_list):
+        if isinstance(node, ast.FunctionDef) and any(
+            re.match(r"nox\.session\b", ast.unparse(d)) for d in node.decorator_list
+        ):
             names.add(node.name)
             for decorator in node.decorator_list:
                 ids = [word.value for word in getattr(decorator, "keywords", []) if word.arg == "ids"]

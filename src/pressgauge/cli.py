@@ -26,7 +26,7 @@ from pressgauge.press import (
     TOVAPress,
 )
 from pressgauge.report import write_report
-from pressgauge.sweep import Plan, prepare, run_sweep
+from pressgauge.sweep import Plan, prepare, run_sweep, versions
 from pressgauge.table import make_tables
 
 PRESSES: dict[str, type[Press]] = {
@@ -42,8 +42,18 @@ PRESSES: dict[str, type[Press]] = {
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pressgauge {versions()['pressgauge']}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
     """The bench for KV-cache compression."""
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -18,6 +20,8 @@ from transformers import (
 
 REFERENCES = ("reference", "reference-neox")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+HUB_TIMEOUT = 2.0
+"""Seconds that the hub has to answer before only its cache is looked into."""
 
 
 def location(name: str) -> str:
@@ -57,6 +61,38 @@ def _explained(name: str) -> Iterator[None]:
         ) from error
 
 
+def _hub_answers(url: str) -> bool:
+    """Whether the hub answers at all, asked once. transformers would ask for a file that is not in the cache six times
+    in 23 seconds."""
+    try:
+        get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
+    except HfHubHTTPError:
+        return True  # that there is no such model, or that it may not be read: transformers says it better
+    except Exception:
+        # The errors of httpx, or of httpx2, as the release of huggingface_hub has it, share no narrower class.
+        return False
+    return True
+
+
+def _only_cached(name: str) -> bool:
+    """Whether only the hub's cache can have the model, since the hub does not answer; false for a folder.
+
+    Raises:
+        ValueError: if it is neither a folder nor a name that the hub could know, or neither a folder nor in the cache.
+    """
+    if Path(location(name)).is_dir():
+        return False
+    try:
+        url = hf_hub_url(name, "config.json")
+    except HFValidationError:
+        raise ValueError("there is no such folder, and no name on the hub has this form") from None
+    if _hub_answers(url):
+        return False
+    if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        raise ValueError("there is no such folder, the hub does not answer, and its cache does not have the model")
+    return True
+
+
 def load_parts(name: str, *, trust_remote_code: bool = False) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     """A model's configuration and tokenizer, without its weights.
 
@@ -64,8 +100,8 @@ def load_parts(name: str, *, trust_remote_code: bool = False) -> tuple[Pretraine
         ValueError: if there is no such model, or it cannot be loaded, with what to do about it.
     """
     place = location(name)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with _explained(name):
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": _only_cached(name)}
         if Path(place).is_dir() and not any(Path(place).glob("*token*")) and not any(Path(place).glob("vocab*")):
             # Some versions of transformers make up a tokenizer that knows no word.
             raise ValueError("it has no tokenizer files")
@@ -97,6 +133,7 @@ def load(
             use_safetensors=True,
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
+            local_files_only=_only_cached(name),
         )
         model, loading = loaded
         if loading["missing_keys"]:

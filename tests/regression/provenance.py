@@ -52,6 +52,7 @@ def provenance(device: torch.device, dtype: str) -> dict[str, str | int]:
 
 
 def series() -> str:
-    """The releases of torch and transformers, by which costs are kept: ``torch-2.13-transformers-5.23``."""
+    """The releases of torch and transformers, by which costs are kept: ``torch-2.13.0-transformers-5.23.0``. A label of
+    the build, such as ``+cpu``, is left away."""
     found = versions()
-    return "-".join(f"{name}-{'.'.join(found[name].split('.')[:2])}" for name in ("torch", "transformers"))
+    return "-".join(f"{name}-{found[name].partition('+')[0]}" for name in ("torch", "transformers"))

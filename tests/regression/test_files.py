@@ -8,7 +8,7 @@ from regression.provenance import BASELINES
 FILES = (
     r"(cpu|mps|cuda/sm_\d+)/"
     r"(perplexity-(reference|reference-neox|tinystories)(-float32|-bfloat16)?|decoding|entries|time"
-    r"|cost-torch-\d+\.\d+-transformers-\d+\.\d+)"
+    r"|cost-torch-\d+\.\d+\.\d+-transformers-\d+\.\d+\.\d+)"
     r"\.yml"
 )
 """The names that tests look for."""
