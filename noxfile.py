@@ -61,7 +61,8 @@ def measure(session: nox.Session) -> None:
 def cpu(session: nox.Session) -> None:
     """Validate on the CPU: the whole suite."""
     install(session, "test")
-    session.run("python", "-m", "pytest", "--device", "cpu", "--numprocesses", "2", *session.posargs)
+    # In the releases of the lock nothing is used that these are to remove.
+    session.run("python", "-m", "pytest", "--device", "cpu", "--numprocesses", "2", "--deprecations", *session.posargs)
     if not session.posargs:
         # Times are taken when nothing else runs.
         session.run("python", "-m", "pytest", "--device", "cpu", "tests/regression/test_time.py")
@@ -173,6 +174,14 @@ def peers(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "tests/peers", *session.posargs)
     session.chdir("tests")
     session.run("python", "-m", "peers")
+
+
+@nox.session
+def zoo(session: nox.Session) -> None:
+    """Try a press on every causal architecture of the installed transformers, and write ``docs/zoo.md``."""
+    install(session, "test")
+    session.chdir("tests")
+    session.run("python", "-m", "zoo", *session.posargs)
 
 
 @nox.session

@@ -173,10 +173,24 @@ class _Attachment:
         copied.attached = False
         return copied
 
-    def note_mask(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Learn the 2-D mask that the whole model was given."""
-        mask = {**dict(zip(interface.parameters(module), args, strict=False)), **kwargs}.get("attention_mask")
+    def enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Learn the 2-D mask that the whole model was given: a wrapper makes others of it before its decoder runs. They
+        have to be as long as without compression."""
+        if not self.attached:
+            return
+        given = {**dict(zip(interface.parameters(module), args, strict=False)), **kwargs}
+        mask = given.get("attention_mask")
         self.running.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        for cache in interface.pop_caches(given):
+            if isinstance(cache, PressedCache):
+                cache.attached = cache.ledger.padding
+
+    def leave(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Let go of the cache that the whole model was given, also when the pass failed before its decoder ran."""
+        self.running.mask = None
+        for cache in interface.pop_caches({**dict(zip(interface.parameters(module), args, strict=False)), **kwargs}):
+            if isinstance(cache, PressedCache):
+                cache.attached = None
 
     def before(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -374,7 +388,8 @@ def attach(press: Press, model: PreTrainedModel) -> Iterator[None]:
     with interface.routed(decoder, attachment.attend):
         try:
             if decoder is not model:
-                handles.append(owner.register_forward_pre_hook(attachment.note_mask, with_kwargs=True))
+                handles.append(owner.register_forward_pre_hook(attachment.enter, with_kwargs=True))
+                handles.append(owner.register_forward_hook(attachment.leave, with_kwargs=True, always_call=True))
             handles.append(decoder.register_forward_pre_hook(attachment.before, with_kwargs=True))
             handles.append(decoder.register_forward_hook(attachment.after, always_call=True))
             if hasattr(model, "generate"):

@@ -109,6 +109,8 @@ def _slots(config: Any, kind: Any) -> str | None:
     """Why stock attention would take the slot of an entry for its position; None if it does not."""
     if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
         return "adds ALiBi biases by the slot of an entry, not its position"
+    if config.model_type == "diffllama":
+        return "joins the values of several heads that lie in one slot"
     if kind is not None and not interface.goes_through_interface(kind) and config.model_type not in _ORDER_FREE:
         return f"{_OUTSIDE} and may take the slot of an entry for its position"
     return None

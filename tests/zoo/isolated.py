@@ -1,0 +1,45 @@
+"""Runs a function for many arguments, each in a process of its own, so that none can stop the others."""
+
+import multiprocessing
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from multiprocessing.connection import Connection
+
+_MEMORY = 12 << 30
+"""Bytes of address space that one process may have."""
+
+
+def _child(function: Callable[[str], str], argument: str, pipe: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    pipe.send(function(argument))
+    pipe.close()
+
+
+def _one(function: Callable[[str], str], argument: str, seconds: float) -> tuple[str, str]:
+    # What is imported here already, which takes longer than most runs, is there in the child.
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(function, argument, sender), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(seconds):
+            return argument, f"it took more than {seconds:.0f} seconds"
+        return argument, receiver.recv()
+    except EOFError:
+        process.join()
+        return argument, f"its process ended with exit code {process.exitcode}"
+    finally:
+        process.kill()
+        process.join()
+
+
+def each(
+    function: Callable[[str], str], arguments: Sequence[str], *, workers: int, seconds: float = 240
+) -> Iterator[tuple[str, str]]:
+    """Each argument and what the function returned for it, in the order in which they are done; where there is no
+    result, a sentence that says why."""
+    with ThreadPoolExecutor(workers) as pool:
+        for done in as_completed([pool.submit(_one, function, argument, seconds) for argument in arguments]):
+            yield done.result()

@@ -1,0 +1,143 @@
+"""What is right, told by the stock model alone: nothing of the package is imported here.
+
+The model decodes with a cache that it makes itself, under ``eager`` and with its own masks. What a press has evicted is
+added to these as minus infinity, per head, by wrapping the ``eager_attention_forward`` of the model's own file. The name
+of the implementation stays ``eager``, so that the model's code does what it always does.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_NAME = "eager_attention_forward"
+
+
+class Unreachable(Exception):  # noqa: N818  # it is an answer
+    """Why the attention of a model cannot be masked from outside."""
+
+
+def cache_name(model: Any) -> str | None:
+    """What the model calls its cache, as an argument and in its output."""
+    names = inspect.signature(type(model).forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in names), None)
+
+
+@torch.no_grad()
+def decode(model: Any, ids: Tensor, passes: Sequence[int], cache: Any = None) -> tuple[Tensor, Any]:
+    """Logits ``[B, T, V]`` of a text fed in passes, with the cache that the model makes for itself unless one is given;
+    and the cache.
+
+    Raises:
+        Unreachable: if the model hands back no cache.
+    """
+    name = cache_name(model)
+    if name is None:
+        raise Unreachable("the model takes no cache")
+    logits, seen = [], 0
+    for length in passes:
+        given = {} if cache is None else {name: cache}
+        output = model(ids[:, seen : seen + length], use_cache=True, **given)
+        cache = getattr(output, name)
+        if cache is None:
+            raise Unreachable("the model hands back no cache")
+        logits.append(output.logits)
+        seen += length
+    return torch.cat(logits, dim=1), cache
+
+
+def nll(logits: Tensor, ids: Tensor, prompt: int) -> Tensor:
+    """``[B, T - prompt]``: of the tokens from ``prompt`` on, by the logits of the token before each."""
+    scores = logits[:, prompt - 1 : -1].double().log_softmax(dim=-1)
+    return -scores.gather(2, ids[:, prompt:, None])[..., 0]
+
+
+@contextmanager
+def masked(model: Any, tables: Sequence[Tensor], reached: set[int]) -> Iterator[None]:
+    """While the context is open, query t of layer l sees key j only if ``t < tables[l][b, k, j]``; the layers whose
+    attention was masked are added to ``reached``."""
+    files: dict[int, dict[str, Any]] = {}
+    for module in model.modules():
+        names = getattr(inspect.unwrap(type(module).forward), "__globals__", {})
+        if _NAME in names:
+            files[id(names)] = names
+    before = {key: names[_NAME] for key, names in files.items()}
+
+    def wrapped(own: Any) -> Any:
+        def forward(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+            given = {**dict(zip(("attention_mask",), args, strict=False)), **kwargs}
+            layer = getattr(module, "layer_idx", None)
+            if isinstance(layer, int) and 0 <= layer < len(tables) and key.shape[2] <= tables[layer].shape[2]:
+                table = tables[layer][:, :, : key.shape[2]]
+                given["attention_mask"] = _with(given.get("attention_mask"), table, query, key)
+                reached.add(layer)
+            return own(module, query, key, value, *args[1:], **given)
+
+        return forward
+
+    for key, names in files.items():
+        names[_NAME] = wrapped(before[key])
+    try:
+        yield
+    finally:
+        for key, names in files.items():
+            names[_NAME] = before[key]
+
+
+def _with(mask: Tensor | None, table: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """The model's own mask, and minus infinity where a key is gone."""
+    columns, new = key.shape[2], query.shape[2]
+    time = torch.arange(columns - new, columns)
+    gone = time[:, None] >= table[:, :, None, :]
+    heads = gone.shape[1]
+    if key.shape[1] > heads > 1 and torch.equal(key[:, 0], key[:, heads]):
+        # The model has laid its KV heads side by side, again and again.
+        gone = gone.repeat(1, key.shape[1] // heads, 1, 1)
+    gone = gone.repeat_interleave(query.shape[1] // gone.shape[1], dim=1)
+    bias = torch.zeros(gone.shape, dtype=query.dtype).masked_fill(gone, -torch.inf)
+    if mask is None:
+        later = torch.arange(columns) > time[:, None]
+        return bias.masked_fill(later, -torch.inf)
+    own = mask if mask.is_floating_point() else torch.zeros_like(bias).masked_fill(~mask, -torch.inf)
+    return own[..., :columns] + bias
+
+
+def expected(model: Any, ids: Tensor, passes: Sequence[int], tables: Sequence[Tensor]) -> Tensor:
+    """The logits ``[B, T, V]`` of a model whose layers lose what the tables say, when they say.
+
+    Raises:
+        Unreachable: if not all layers that lose something could be masked.
+    """
+    reached: set[int] = set()
+    losing = {layer for layer, table in enumerate(tables) if bool((table < ids.shape[1]).any())}
+    implementation = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        some = [table if layer in losing else table[..., :0] for layer, table in enumerate(tables)]
+        with masked(model, some, reached):
+            logits, _ = decode(model, ids, passes)
+    finally:
+        model.set_attn_implementation(implementation)
+    if losing - reached:
+        raise Unreachable(f"layers {sorted(losing - reached)} do not attend by {_NAME}")
+    return logits
+
+
+@torch.no_grad()
+def depends_on_slots(model: Any, ids: Tensor, prompt: int) -> float:
+    """How much the logits of the token after a prompt change if the prompt's entries lie in another order: nothing, if
+    attention goes by positions."""
+    found = []
+    for shuffled in (False, True):
+        _, cache = decode(model, ids[:, :prompt], [prompt])
+        if shuffled:
+            order = torch.randperm(prompt, generator=torch.Generator().manual_seed(0))
+            for layer in cache.layers:
+                if getattr(layer, "keys", None) is not None and layer.keys.shape[2] == prompt:
+                    layer.keys, layer.values = layer.keys[:, :, order].clone(), layer.values[:, :, order].clone()
+        logits, _ = decode(model, ids[:, prompt : prompt + 1], [1], cache)
+        found.append(logits)
+    return float((found[0] - found[1]).abs().max())
