@@ -22,6 +22,8 @@ Method = Literal["onepass", "stepwise", "plain"]
 
 _BLOCK = 64
 """Tokens whose logits are worked on at a time: few enough to stay in a processor's cache."""
+_RECURRENCE = 8
+"""Tokens by which layers without keys are checked."""
 _MOST_LOGITS = 1 << 28
 """Logits that rows which go through a model together may have, unless one row has more."""
 
@@ -145,6 +147,23 @@ def _stepwise(
     return _Scores(nll, hits, held=held, kv_bytes=sum(storage_nbytes(layer) for layer in cache.layers))
 
 
+def _check_recurrence(model: PreTrainedModel, ids: Tensor) -> None:
+    """Raise a ``ValueError`` if layers without keys compute something else for a text ``[1, T]`` than for its tokens fed
+    singly, as some state space models of transformers do."""
+    if all(map(interface.caches_keys, interface.layer_classes(model.config))):
+        return
+    cache = new_cache(None, model, 1)
+    singly = torch.cat([interface.feed(model, token, cache) for token in ids.split(1, dim=1)], dim=1)
+    whole = interface.feed(model, ids, None)
+    change = float((whole - singly).abs().max() / whole.abs().max())
+    # Such layers work in float32 at best, and sum up in another order.
+    if not change <= max(1e-4, 32 * torch.finfo(whole.dtype).eps):
+        raise ValueError(
+            f"{type(model).__name__} ({interface.VERSION}) computes other logits for tokens fed singly, {change:.1e} of "
+            f"their size off, {NOT_DECODING}"
+        )
+
+
 def _onepass(
     model: PreTrainedModel, input_ids: Tensor, mask: Tensor, press: Press | None, prompt: int, progress: bool
 ) -> _Scores:
@@ -157,6 +176,7 @@ def _onepass(
         raise ValueError(
             f"{supported.name} ({interface.VERSION}) has layers that index, compress or select keys, {NOT_DECODING}"
         )
+    _check_recurrence(model, input_ids[-1:, -_RECURRENCE:])
     rows, columns = input_ids.shape
     paddings = (mask == 0).sum(dim=1).tolist()
     nll = torch.full((rows, columns - prompt), float("nan"), dtype=torch.float64)

@@ -128,6 +128,8 @@ def of_config(config: PretrainedConfig) -> Support:
         whole = f"is an encoder-decoder, whose cache a press cannot serve: {_ALONE}"
     elif kind is not None and interface.cache_name(kind) is None:
         whole = f"keeps no key-value cache, so there is nothing to compress: {interface.PLAIN}"
+    elif not any(map(interface.caches_keys, classes)):
+        whole = f"has no layer that caches keys, so there is nothing to compress: {_STEPWISE}"
     elif kind is not None and not interface.takes_dynamic_cache(kind):
         whole = f"decodes with a cache of its own: {interface.PLAIN}"
     elif slots := _slots(text, kind):

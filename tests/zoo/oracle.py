@@ -1,8 +1,8 @@
 """What is right, told by the stock model alone: nothing of the package is imported here.
 
 The model decodes with a cache that it makes itself, under ``eager`` and with its own masks. What a press has evicted is
-added to these as minus infinity, per head, by wrapping the ``eager_attention_forward`` of the model's own file. The name
-of the implementation stays ``eager``, so that the model's code does what it always does.
+added to these as minus infinity, per head, by wrapping the ``eager_attention_forward`` of the model's own file.
+The name of the implementation stays ``eager``, so that the model's code does what it always does.
 """
 
 import inspect
@@ -135,7 +135,7 @@ def depends_on_slots(model: Any, ids: Tensor, prompt: int) -> float:
         _, cache = decode(model, ids[:, :prompt], [prompt])
         if shuffled:
             order = torch.randperm(prompt, generator=torch.Generator().manual_seed(0))
-            for layer in cache.layers:
+            for layer in getattr(cache, "self_attention_cache", cache).layers:
                 if getattr(layer, "keys", None) is not None and layer.keys.shape[2] == prompt:
                     layer.keys, layer.values = layer.keys[:, :, order].clone(), layer.values[:, :, order].clone()
         logits, _ = decode(model, ids[:, prompt : prompt + 1], [1], cache)

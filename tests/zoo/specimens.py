@@ -84,6 +84,7 @@ _VISION: dict[str, Any] = {
 _PER_LAYER = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 0}
 
 CHANGES: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1, 3]},
     "dots3_note_text": {"num_key_value_heads": 4},
     "gemma3": {"vision_config": _VISION, "mm_tokens_per_image": 4},
     "gemma3n_text": {**_PER_LAYER, "laurel_rank": 8, "activation_sparsity_pattern": 0.0},
@@ -91,10 +92,17 @@ CHANGES: dict[str, dict[str, Any]] = {
     "gemma4_text": _PER_LAYER,
     "git": {"vision_config": _VISION},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "longcat_flash": {"ffn_hidden_size": 16, "expert_ffn_hidden_size": 16, "zero_expert_num": 2, "num_layers": 2},
     "mamba2": {"num_heads": 8, "expand": 2},
+    "minimax_m3_vl_text": {
+        "layer_types": ["full_attention", "minimax_m3_sparse"] * 2,
+        "index_block_size": 4,
+        "index_topk_blocks": 2,
+        "index_local_blocks": 1,
+    },
     "xlm": {"n_words": VOCABULARY, "emb_dim": 32},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "zamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
