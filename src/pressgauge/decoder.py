@@ -87,13 +87,15 @@ def refuse_padding(model: PreTrainedModel, mask: Tensor, prompt: int) -> None:
     padding = int((mask == 0).sum(dim=1).max())
     if not padding:
         return
-    name = type(model).__name__
-    if not interface.takes_positions(interface.decoder_of(model)):
+    name, classes = type(model).__name__, interface.layer_classes(model.config)
+    selecting = any(map(interface.selects_keys, classes))
+    if selecting or not interface.takes_positions(interface.decoder_of(model)):
+        why = "selects keys by their columns" if selecting else "numbers positions itself"
         raise ValueError(
-            f"{name} numbers positions itself and counts padding, so padded rows cannot be decoded as they are alone: "
-            "feed rows of equal length, or one at a time"
+            f"{name} {why} and counts padding, so padded rows cannot be decoded as they are alone: feed rows of equal "
+            "length, or one at a time"
         )
-    linear = any(not interface.caches_keys(layer) for layer in interface.layer_classes(model.config))
+    linear = not all(map(interface.caches_keys, classes))
     if linear and (prompt == 1 or padding > prompt):
         raise ValueError(
             f"{name} has layers without keys, which take padding that is fed singly for text; a row has {padding} "

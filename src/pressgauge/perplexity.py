@@ -148,8 +148,8 @@ def _stepwise(
 
 
 def _check_recurrence(model: PreTrainedModel, ids: Tensor) -> None:
-    """Raise a ``ValueError`` if layers without keys compute something else for a text ``[1, T]`` than for its tokens fed
-    singly, as some state space models of transformers do."""
+    """Raise a ``ValueError`` if layers without keys compute something else for a text ``[1, T]`` than for its tokens,
+    fed singly, as some state space models of transformers do."""
     if all(map(interface.caches_keys, interface.layer_classes(model.config))):
         return
     cache = new_cache(None, model, 1)
@@ -159,7 +159,7 @@ def _check_recurrence(model: PreTrainedModel, ids: Tensor) -> None:
     # Such layers work in float32 at best, and sum up in another order.
     if not change <= max(1e-4, 32 * torch.finfo(whole.dtype).eps):
         raise ValueError(
-            f"{type(model).__name__} ({interface.VERSION}) computes other logits for tokens fed singly, {change:.1e} of "
+            f"{type(model).__name__} ({interface.VERSION}) computes logits for tokens fed singly that are {change:.1e} of "
             f"their size off, {NOT_DECODING}"
         )
 
