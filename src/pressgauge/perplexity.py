@@ -9,13 +9,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pressgauge import interface, support
+from pressgauge.arguments import check_context, check_ids, check_model
 from pressgauge.attention import meet
-from pressgauge.budget import pass_lengths
+from pressgauge.budget import pass_lengths, whole_number
 from pressgauge.cache import PressedCache, held_tokens, storage_nbytes
 from pressgauge.decoder import attached, checked_mask, new_cache, own_positions, prove, refuse_padding
 from pressgauge.history import NEVER, History, count_evictions
 from pressgauge.onepass import OnePass
-from pressgauge.press import Press
+from pressgauge.press import Press, check_press
 
 Method = Literal["onepass", "stepwise", "plain"]
 
@@ -248,13 +249,18 @@ def perplexity(
         progress: show a progress bar.
 
     Raises:
-        ValueError: for arguments out of range, for a press that can never act, and whatever the press cannot do right.
+        TypeError: for arguments of the wrong kind.
+        ValueError: for arguments out of range, for more tokens than the model's context has, for a press that can
+            never act, and whatever the press cannot do right.
     """
-    if input_ids.dim() != 2 or not input_ids.shape[0] or input_ids.shape[1] < 2:
-        raise ValueError(f"input_ids must be [batch, tokens] with at least two tokens, got {list(input_ids.shape)}")
+    check_model(model)
+    check_press(press)
+    check_ids(input_ids, 2)
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+    prompt = whole_number("prompt", prompt, None)
     mask = checked_mask(input_ids, attention_mask)
+    check_context(model.config, int(mask.sum(dim=-1).max()), "input_ids")
     check_prompt(press, prompt, input_ids.shape[1], int(mask[:, :prompt].sum(dim=-1).max()))
     own = mask.bool()
     # A token is scored if it is one and has one before it.
