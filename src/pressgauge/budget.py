@@ -39,17 +39,24 @@ def exact_floor(ratio: float, count: int) -> int:
     return fraction.numerator * count // fraction.denominator
 
 
-def _count(name: str, value: object, least: int) -> int:
-    """``value`` as a plain integer of at least ``least``, or an error that names the field."""
+def whole_number(name: str, value: object, least: int | None) -> int:
+    """``value`` as a plain integer of at least ``least``, if that is given, or an error that calls it ``name``."""
     try:
         if isinstance(value, bool):
             raise TypeError
         number = operator.index(value)  # type: ignore[arg-type]  # the TypeError is what is asked for
     except TypeError:
         raise TypeError(f"{name} must be a whole number, got {value!r}") from None
-    if number < least:
+    if least is not None and number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
     return number
+
+
+def whole_numbers(name: str, values: object) -> list[int]:
+    """``values`` as plain integers, or a ``TypeError`` that names what they are."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list of whole numbers, got {values!r}")
+    return [whole_number(f"a number in {name}", value, None) for value in values]
 
 
 @dataclass(frozen=True)
@@ -91,10 +98,10 @@ class Budget:
                 raise TypeError(
                     f"skip_layers must be a sequence of layer indices or {UNPRUNABLE!r}, got {self.skip_layers!r}"
                 )
-            skipped = sorted({_count("a layer index in skip_layers", layer, 0) for layer in self.skip_layers})
+            skipped = sorted({whole_number("a layer index in skip_layers", layer, 0) for layer in self.skip_layers})
             object.__setattr__(self, "skip_layers", tuple(skipped))
         for name, least in (("prune_after", 0), ("sinks", 0), ("recent", 0), ("interval", 1)):
-            object.__setattr__(self, name, _count(name, getattr(self, name), least))
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         if self.schedule not in get_args(Schedule):
             raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}, got {self.schedule!r}")
         if self.schedule == "prefill" and self.interval != 1:
@@ -144,7 +151,7 @@ class Ledger:
 
     def __init__(self, budget: Budget, prompt_length: int | None = None) -> None:
         self.budget = budget
-        self.prompt_length = None if prompt_length is None else _count("prompt_length", prompt_length, 1)
+        self.prompt_length = None if prompt_length is None else whole_number("prompt_length", prompt_length, 1)
         self.columns = 0
         self.padding: list[int] = []
         self.held: list[int] = []

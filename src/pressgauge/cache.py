@@ -16,7 +16,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 from pressgauge import interface, support
 from pressgauge.budget import Ledger
 from pressgauge.history import NEVER, History, count_evictions, writable
-from pressgauge.press import FILLER, Press, choose, rank, spare
+from pressgauge.press import FILLER, Press, choose, rank_entries, spare
 from pressgauge.votes import Attention, Votes
 
 _SLACK = 50
@@ -121,8 +121,7 @@ class PressedLayer(CacheLayerMixin):
         return positions.expand(rows, heads, tokens)
 
     def _rank(self, keys: Tensor, positions: Tensor) -> Tensor:
-        scores = self.press.score(keys, positions=positions.long(), layer=self.index, votes=self._votes)
-        return rank(scores, positions, self.press.sinks)
+        return rank_entries(self.press, keys, positions.long(), self.index, self._votes, first=not self._ranked)
 
     def _rank_new(self) -> None:
         """Rank the entries that came since the last eviction."""
@@ -449,6 +448,8 @@ class PressedCache(DynamicCache):
         self.unpadded = unpadded
         self.attached: list[int] | None = None
         """While an attached pass runs, the padding of each row after it."""
+        self.fed: Tensor | None = None
+        """``[B, T]``: the first tokens that it has seen, where ``pressgauge.generate`` fed them."""
         self._declared = prompt_length
         self._open: PressedLayer | None = None
         self._first = next((i for i, layer in enumerate(self.layers) if isinstance(layer, DynamicLayer)), 0)
@@ -635,9 +636,11 @@ class PressedCache(DynamicCache):
         for layer in self.pressed:
             layer.crop_to(columns)
         self.ledger.crop(columns)
+        self.fed = None if self.fed is None else self.fed[:, :columns]
 
     def _select_rows(self, rows: Sequence[int]) -> None:
         self.ledger.select(rows)
+        self.fed = None if self.fed is None else self.fed[list(rows)]
         if self.attached is not None:
             self.attached = [self.attached[row] for row in rows]
 

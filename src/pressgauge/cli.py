@@ -1,10 +1,10 @@
 """The command line: ``pressgauge measure``."""
 
 import json
-import math
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from transformers.utils.logging import disable_progress_bar
 
+from pressgauge.budget import UNPRUNABLE
 from pressgauge.journal import Journal
 from pressgauge.models import DTYPES, pick_device
 from pressgauge.press import (
@@ -57,23 +58,37 @@ def main(
     """The bench for KV-cache compression."""
 
 
-def _numbers(option: str, text: str, kind: type[float] | type[int]) -> list[Any]:
+def _numbers(option: str, text: str) -> list[float]:
     """A comma-separated list; empty for 'none'."""
     if text.strip() in ("", "none"):
         return []
     try:
-        return [kind(part) for part in text.split(",")]
+        return [float(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{option} must be numbers with commas between them, got {text!r}") from None
 
 
+def _layers(text: str) -> tuple[int, ...] | Literal["unprunable"]:
+    """Indices of layers: numbers and ranges such as ``0-4`` with commas between them; empty for ``none``."""
+    if text.strip() == UNPRUNABLE:
+        return UNPRUNABLE
+    layers: list[int] = []
+    for part in [] if text.strip() in ("", "none") else text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,6})(?:\s*-\s*(\d{1,6}))?\s*", part)
+        if found is None:
+            raise ValueError(
+                f"--skip-layers must be layers from 0 on such as 0,2 or 0-4,6, or none, or {UNPRUNABLE}, got {text!r}"
+            )
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            raise ValueError(f"--skip-layers has ranges from the lower layer to the higher, got {part.strip()!r}")
+        layers += range(first, last + 1)
+    return tuple(layers)
+
+
 def _write_json(path: Path, rows: list[dict[str, object]]) -> None:
-    """Write the file whole or not at all. A perplexity beyond all floats is written as null, which JSON has."""
-    finite = [
-        {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
-        for row in rows
-    ]
-    text = json.dumps({"rows": finite}, indent=1, allow_nan=False) + "\n"
+    """Write the file whole or not at all."""
+    text = json.dumps({"rows": rows}, indent=1, allow_nan=False) + "\n"
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.write_text(text, encoding="utf-8")
@@ -132,7 +147,9 @@ def measure(
     press: Annotated[str, typer.Option(help=", ".join(PRESSES) + "; several with commas")] = "knorm",
     keep_ratios: Annotated[str, typer.Option(help="shares of the tokens that are kept")] = "1.0,0.9,0.8,0.7",
     prune_after: Annotated[int, typer.Option(help="a layer with this many entries or fewer is never pruned")] = 512,
-    skip_layers: Annotated[str, typer.Option(help="layers that are never pruned, or none")] = "0",
+    skip_layers: Annotated[
+        str, typer.Option(help="layers that are never pruned, such as 0,2 or 0-4,6; or none, or unprunable")
+    ] = "0",
     schedule: Annotated[
         str | None, typer.Option(help="budget, step or prefill (default: prefill for snapkv, else budget)")
     ] = None,
@@ -154,10 +171,10 @@ def measure(
     console = Console()
     json_file, report = (path and path.resolve() for path in (json_file, report))
     try:
-        ratios = _numbers("--keep-ratios", keep_ratios, float)
+        ratios = _numbers("--keep-ratios", keep_ratios)
         if not ratios:
             raise ValueError("--keep-ratios must name at least one ratio, got none")
-        skipped = tuple(_numbers("--skip-layers", skip_layers, int))
+        skipped = _layers(skip_layers)
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         given = {} if schedule is None else {"schedule": schedule}

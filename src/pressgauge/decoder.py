@@ -1,10 +1,13 @@
 """Prefill, decode, sample: generation with a press attached."""
 
 import time
+import weakref
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from rich.progress import track
@@ -19,8 +22,10 @@ from transformers import (
 )
 
 from pressgauge import interface
+from pressgauge.arguments import check_context, check_ids, check_model, check_tensor, described
+from pressgauge.budget import whole_number, whole_numbers
 from pressgauge.cache import PressedCache
-from pressgauge.press import Press
+from pressgauge.press import Press, check_press
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,12 @@ def checked_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     """The attention mask ``[B, T]`` of a batch, all ones if there is none.
 
     Raises:
+        TypeError: if it is no tensor.
         ValueError: if it does not fit ``input_ids``, or padding is not on the left.
     """
     if attention_mask is None:
         return torch.ones_like(input_ids)
+    check_tensor("attention_mask", attention_mask, str(list(input_ids.shape)))
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"attention_mask must be {list(input_ids.shape)} like input_ids, got {list(attention_mask.shape)}"
@@ -110,6 +117,54 @@ def prove(model: PreTrainedModel, cache: DynamicCache, seen: int) -> None:
         raise ValueError(
             f"{type(model).__name__} ({interface.VERSION}) was fed {seen} tokens, and the cache that it was given has "
             f"seen {found}: it keeps no such cache, so measure it by method='plain'"
+        )
+
+
+_FED: WeakKeyDictionary[DynamicCache, tuple[Tensor, weakref.ref[Tensor]]] = WeakKeyDictionary()
+"""What ``generate`` fed to caches of transformers, ``[B, T]``, and the first tensor that each stored after that."""
+
+
+def _first_stored(cache: DynamicCache) -> Tensor | None:
+    layers: list[Any] = cache.layers
+    stored = (value for layer in layers for value in vars(layer).values() if isinstance(value, Tensor))
+    return next(stored, None)
+
+
+def _note_fed(cache: DynamicCache, tokens: Tensor) -> None:
+    """Remember which tokens ``[B, T]`` a cache has seen."""
+    if isinstance(cache, PressedCache):
+        cache.fed = tokens
+    elif (stored := _first_stored(cache)) is not None:
+        _FED[cache] = tokens, weakref.ref(stored)
+
+
+def _fed(cache: DynamicCache) -> Tensor | None:
+    """``[B, T]``: the first tokens that a cache has seen; None if ``generate`` did not feed them, or if a cache of
+    transformers was changed since in another way than by cropping it."""
+    if isinstance(cache, PressedCache):
+        return cache.fed
+    tokens, then = _FED.get(cache, (None, lambda: None))
+    now, before = _first_stored(cache), then()
+    # What is fed to it or reordered replaces its tensors; what crops it takes views.
+    return tokens if before is not None and now is not None and (before is now or before is now._base) else None
+
+
+def _check_fed(cache: DynamicCache, input_ids: Tensor, mask: Tensor) -> None:
+    """Raise a ``ValueError`` if a cache is known to have seen other tokens than those that ``input_ids`` begins with."""
+    fed = _fed(cache)
+    if fed is None:
+        return
+    fed = fed[:, : cache.get_seq_length()].to(input_ids.device)
+    if len(fed) != len(input_ids):
+        raise ValueError(f"the cache has seen {len(fed)} rows and input_ids has {len(input_ids)}: pass the same rows")
+    columns = fed.shape[1]
+    differ = ((input_ids[:, :columns] != fed) & mask[:, :columns].bool()).nonzero().tolist()
+    if differ:
+        row, column = differ[0]
+        raise ValueError(
+            f"the cache has seen other tokens than input_ids begins with: in row {row}, token {column} was "
+            f"{int(fed[row, column])} and is {int(input_ids[row, column])}; pass the tokens of that Generation and "
+            "more behind them, or no cache"
         )
 
 
@@ -154,7 +209,8 @@ def generate(
     """Generate from a batch of prompts with a compressed cache.
 
     For a further turn, pass the whole sequence so far with the new tokens behind it, and the ``cache`` of the turn
-    before: what the cache has seen is not fed again.
+    before: what the cache has seen is not fed again. What the turn before has fed is compared with the tokens given; of
+    what was fed or changed by other means, only the number of tokens is known and compared.
 
     Args:
         model: any causal model that goes through transformers' attention interface.
@@ -162,7 +218,7 @@ def generate(
         press: the press; None for an uncompressed cache.
         max_new_tokens: how many tokens to generate at most, at least 1.
         attention_mask: ``[B, T]``, 0 at padding; none means that nothing is padded.
-        cache: the cache of an earlier turn.
+        cache: the cache of an earlier turn, which may have been cropped and its rows reordered.
         temperature: 0 for greedy decoding, above 0 for sampling.
         top_k, top_p: restrict sampling, as transformers does.
         seed: of the sampling; the same seed gives the same tokens as ``model.generate`` after ``torch.manual_seed``.
@@ -170,12 +226,18 @@ def generate(
         progress: show a progress bar.
 
     Raises:
-        ValueError: for arguments out of range, and whatever the press cannot do right by the model.
+        TypeError: for arguments of the wrong kind.
+        ValueError: for arguments out of range, for more tokens than the model's context has, for a cache that has seen
+            other tokens, and whatever the press cannot do right by the model.
     """
-    if input_ids.dim() != 2 or not input_ids.numel():
-        raise ValueError(f"input_ids must be [batch, tokens] with at least one of each, got {list(input_ids.shape)}")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    check_model(model)
+    check_press(press)
+    check_ids(input_ids, 1)
+    max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
+    if cache is not None and not isinstance(cache, DynamicCache):
+        raise TypeError(f"cache must be a DynamicCache, got {described(cache)}: give that of a Generation, or none")
+    if isinstance(temperature, bool) or not isinstance(temperature, Real):
+        raise TypeError(f"temperature must be a number, 0 (greedy) or above, got {described(temperature)}")
     if temperature < 0:
         raise ValueError(f"temperature must be 0 (greedy) or above, got {temperature}")
     if not temperature and (top_k is not None or top_p is not None or seed is not None):
@@ -185,10 +247,14 @@ def generate(
     processors = _processors(temperature, top_k, top_p) if temperature else None
     generator = None
     if seed is not None:
-        generator = torch.Generator(device=device).manual_seed(seed)
+        generator = torch.Generator(device=device).manual_seed(whole_number("seed", seed, None))
     if eos_token_id is None and model.generation_config is not None:
         eos_token_id = model.generation_config.eos_token_id
-    ends = [] if eos_token_id is None else [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+    ends = [] if eos_token_id is None else [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id
+    ends = whole_numbers("eos_token_id", ends)
+    mask = checked_mask(input_ids, attention_mask)
+    tokens_at_end = int(mask.sum(dim=-1).max()) + max_new_tokens
+    check_context(model.config, tokens_at_end, "input_ids and max_new_tokens")
     if cache is None:
         cache = new_cache(press, model, length)
     seen = cache.get_seq_length()
@@ -196,7 +262,7 @@ def generate(
         raise ValueError(
             f"the cache has seen {seen} tokens and input_ids has {length}: pass the whole sequence so far and more"
         )
-    mask = checked_mask(input_ids, attention_mask)
+    _check_fed(cache, input_ids, mask)
     padded = not bool(mask.all())
     refuse_padding(model, mask, length)
     stop = torch.tensor(ends, device=device, dtype=input_ids.dtype)
@@ -233,6 +299,7 @@ def generate(
                 first = last
             if ends and bool(done.all()):
                 break
+    _note_fed(cache, tokens[:, :-1])
     new = tokens.shape[1] - length
     tpot = (last - first) / (new - 1) if new > 1 else None
     return Generation(tokens, new, int(generated), cache, first - started, tpot)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pressgauge.budget import Budget, Ledger
-from pressgauge.press import Press, choose, last_choice, rank, spare
+from pressgauge.arguments import check_tensor
+from pressgauge.budget import Budget, Ledger, whole_number, whole_numbers
+from pressgauge.press import Press, check_press, choose, last_choice, rank_entries, spare
 from pressgauge.votes import MOST, Attention, Votes, weights
 
 NEVER = torch.iinfo(torch.int32).max
@@ -345,8 +346,7 @@ def _replay_changing(
         if voting is not None:
             voting.observe(known, single)
         votes, positions = None if voting is None else voting.votes, held.positions
-        ranks = rank(press.score(held.keys, positions=positions, layer=layer, votes=votes), positions, press.sinks)
-        ranks = spare(press, ranks, positions, ledger)
+        ranks = spare(press, rank_entries(press, held.keys, positions, layer, votes), positions, ledger)
         kept = None
         if voting is not None and single:
             slots = last_choice(ranks)
@@ -397,33 +397,43 @@ def replay(
         ``evicted_at``: ``[B, K, T]`` int32.
 
     Raises:
+        TypeError: for arguments of the wrong kind.
         ValueError: if the passes do not add up to T, the padding does not fit, or the press needs queries and there
             are none.
     """
+    if press is None:
+        raise TypeError("press must be a press such as KnormPress(0.5), got None: without one nothing is evicted")
+    check_press(press)
+    check_tensor("keys", keys, "[batch, KV heads, tokens, dimension]")
     if keys.dim() != 4:
         raise ValueError(f"keys must be [batch, KV heads, tokens, dimension], got {list(keys.shape)}")
     rows, heads, columns, _ = keys.shape
+    passes = whole_numbers("passes", passes)
     if sum(passes) != columns or any(tokens < 1 for tokens in passes):
         raise ValueError(
             f"passes must be positive and add up to the {columns} tokens of keys, got {len(passes)} passes "
             f"of {sum(passes)} tokens"
         )
-    pads = [0] * rows if padding is None else list(padding)
+    pads = [0] * rows if padding is None else whole_numbers("padding", padding)
     if len(pads) != rows or any(not 0 <= pad <= columns for pad in pads):
         raise ValueError(f"padding must give each of the {rows} rows a number from 0 to {columns}, got {pads}")
     if press.needs_queries and queries is None:
         raise ValueError(f"{type(press).__name__} needs queries: pass those of all {columns} tokens")
-    if queries is not None and (queries.shape[0], queries.shape[2]) != (rows, columns):
+    if queries is not None:
+        check_tensor("queries", queries, "[batch, heads, tokens, dimension]")
+    if queries is not None and (queries.dim() != 4 or (queries.shape[0], queries.shape[2]) != (rows, columns)):
         raise ValueError(f"queries must be [{rows}, heads, {columns}, dimension] like keys, got {list(queries.shape)}")
-    if layer in press.skipped:
+    if whole_number("layer", layer, 0) in press.skipped:
         return History(rows, heads, keys.device).evicted_at(columns, pads)
     if not press.fixed_scores:
         scale = keys.shape[3] ** -0.5 if scale is None else scale
         return _replay_changing(press, keys, layer, passes, Ledger(press, prompt_length), pads, queries, scale)
-    positions = torch.arange(columns, device=keys.device) - torch.tensor(pads, device=keys.device)[:, None, None]
-    positions = positions.clamp(min=-1).expand(rows, heads, columns)
-    ranks = rank(press.score(keys, positions=positions, layer=layer), positions, press.sinks)
     # What a subclass adds has no part in when and how many.
     budget = Budget(**{field.name: getattr(press, field.name) for field in fields(Budget)})
     slots = _slots(budget, str(press.keep_ratio), tuple(passes), prompt_length, tuple(pads))
+    if not any(slot.seen for slot in slots):
+        return History(rows, heads, keys.device).evicted_at(columns, pads)
+    positions = torch.arange(columns, device=keys.device) - torch.tensor(pads, device=keys.device)[:, None, None]
+    positions = positions.clamp(min=-1).expand(rows, heads, columns)
+    ranks = rank_entries(press, keys, positions, layer, first=True)
     return _replay_fixed(ranks, slots, pads)

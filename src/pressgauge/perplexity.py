@@ -9,13 +9,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pressgauge import interface, support
+from pressgauge.arguments import check_context, check_ids, check_model
 from pressgauge.attention import meet
-from pressgauge.budget import pass_lengths
+from pressgauge.budget import pass_lengths, whole_number
 from pressgauge.cache import PressedCache, held_tokens, storage_nbytes
 from pressgauge.decoder import attached, checked_mask, new_cache, own_positions, prove, refuse_padding
 from pressgauge.history import NEVER, History, count_evictions
 from pressgauge.onepass import NOT_DECODING, OnePass
-from pressgauge.press import Press
+from pressgauge.press import Press, check_press
 from pressgauge.support import refuse_outside
 
 Method = Literal["onepass", "stepwise", "plain"]
@@ -159,8 +160,8 @@ def _check_recurrence(model: PreTrainedModel, ids: Tensor) -> None:
     # Such layers work in float32 at best, and sum up in another order.
     if not change <= max(1e-4, 32 * torch.finfo(whole.dtype).eps):
         raise ValueError(
-            f"{type(model).__name__} ({interface.VERSION}) computes logits for tokens fed singly that are {change:.1e} of "
-            f"their size off, {NOT_DECODING}"
+            f"{type(model).__name__} ({interface.VERSION}) computes other logits for tokens fed singly, off by "
+            f"{change:.1e} of their size, {NOT_DECODING}"
         )
 
 
@@ -274,13 +275,18 @@ def perplexity(
         progress: show a progress bar.
 
     Raises:
-        ValueError: for arguments out of range, for a press that can never act, and whatever the press cannot do right.
+        TypeError: for arguments of the wrong kind.
+        ValueError: for arguments out of range, for more tokens than the model's context has, for a press that can
+            never act, and whatever the press cannot do right.
     """
-    if input_ids.dim() != 2 or not input_ids.shape[0] or input_ids.shape[1] < 2:
-        raise ValueError(f"input_ids must be [batch, tokens] with at least two tokens, got {list(input_ids.shape)}")
+    check_model(model)
+    check_press(press)
+    check_ids(input_ids, 2)
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+    prompt = whole_number("prompt", prompt, None)
     mask = checked_mask(input_ids, attention_mask)
+    check_context(model.config, int(mask.sum(dim=-1).max()), "input_ids")
     check_prompt(press, prompt, input_ids.shape[1], int(mask[:, :prompt].sum(dim=-1).max()))
     own = mask.bool()
     # A token is scored if it is one and has one before it.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from pressgauge.arguments import check_config, check_model, check_tensor, described
 from pressgauge.budget import Budget, Ledger, Schedule, exact_floor
 from pressgauge.votes import AttentionSums, LastQueries, Votes
 
@@ -24,6 +25,7 @@ _SIGNIFICANT_BITS = 16
 _PROTECTED = 1 << 27
 """Above every score's place in the order; minus this is the place of NaN, below every score."""
 _POSITIONS = (1 << 32) - 1
+_KEYS = "[batch, KV heads, tokens, dimension]"
 FILLER = torch.iinfo(torch.int64).min
 """The rank of filler, below every entry's."""
 
@@ -133,8 +135,9 @@ class Press(Budget, ABC):
     A press is an immutable value and keeps no state: what it does to a batch is kept by the cache.
     """
 
-    fixed_scores: ClassVar[bool] = True
-    """Whether an entry's score never changes once the entry is in. It lets caches and ``replay`` skip work."""
+    fixed_scores: ClassVar[bool] = False
+    """Whether an entry's score depends on that entry alone and never changes. It lets caches and ``replay`` skip work,
+    and is checked at a layer's first eviction, see ``check_fixed``."""
     needs_queries: ClassVar[bool] = False
     """Whether ``score`` needs ``votes``. Only an attached press sees queries, and such scores are not fixed."""
 
@@ -169,8 +172,11 @@ class Press(Budget, ABC):
             What stays, in order of position; the arguments themselves if nothing is evicted.
 
         Raises:
+            TypeError: if these are no tensors.
             ValueError: if the shapes do not fit, or the press needs queries.
         """
+        check_tensor("keys", keys, _KEYS)
+        check_tensor("values", values, _KEYS)
         if keys.dim() != 4 or values.dim() != 4 or keys.shape[:3] != values.shape[:3]:
             raise ValueError(
                 "keys and values must be [batch, KV heads, tokens, dimension] and agree in the first three, "
@@ -184,7 +190,7 @@ class Press(Budget, ABC):
         ledger = Ledger(self)
         ledger.feed(tokens, [0] * rows)
         positions = torch.arange(tokens, device=keys.device).expand(rows, heads, tokens)
-        ranks = rank(self.score(keys, positions=positions, layer=layer), positions, self.sinks)
+        ranks = rank_entries(self, keys, positions, layer)
         kept, _, _ = choose(spare(self, ranks, positions, ledger), positions, ledger.held)
         return tuple(t.gather(2, kept[..., None].expand(-1, -1, -1, t.shape[-1])) for t in (keys, values))  # type: ignore[return-value]
 
@@ -202,10 +208,12 @@ class Press(Budget, ABC):
             unpadded: a promise that no row is padded, which a cache cannot see; needed with more than one row.
 
         Raises:
+            TypeError: if this is no configuration.
             ValueError: if this press does not support this model, or needs queries.
         """
         from pressgauge.cache import PressedCache
 
+        check_config(config)
         if self.needs_queries:
             raise ValueError(f"{type(self).__name__} needs queries, which a cache never sees: use with press(model):")
         return PressedCache(self, config, prompt_length=prompt_length, unpadded=unpadded)
@@ -214,26 +222,103 @@ class Press(Budget, ABC):
         """Attach the press to a model: inside ``with press(model):`` every cache of the model is compressed.
 
         Raises:
+            TypeError: if this is no model.
             ValueError: if this press does not support this model, or the model already carries a press.
         """
         from pressgauge.attention import attach
 
+        check_model(model)
         return attach(self, model)
 
     def resolved(self, model: PreTrainedModel) -> Self:
         """This press with ``skip_layers`` as indices of layers of a model, as it would be attached to it.
 
         Raises:
+            TypeError: if this is no model.
             ValueError: if this press does not support this model, with all reasons.
         """
         from pressgauge.support import of_model
 
+        check_model(model)
         return of_model(model).resolve(self)
+
+
+def check_press(press: object) -> None:
+    """Raise a ``TypeError`` unless this is a press, or None for an uncompressed cache."""
+    if press is not None and not isinstance(press, Press):
+        raise TypeError(f"press must be a press such as KnormPress(0.5), or None for no press, got {described(press)}")
+
+
+def rank_entries(
+    press: Press, keys: Tensor, positions: Tensor, layer: int, votes: Votes | None = None, *, first: bool = False
+) -> Tensor:
+    """``rank`` of what a press scores, once that was checked. Arguments are those of ``Press.score``.
+
+    Args:
+        first: these are the first entries of the layer that are ranked, so that a claim of ``fixed_scores`` is checked.
+
+    Raises:
+        TypeError, ValueError: if the scores are no tensor ``[B, K, N]``, or depend on more than ``fixed_scores`` says.
+    """
+    scores = press.score(keys, positions=positions, layer=layer, votes=votes)
+    shape = "[batch, KV heads, entries] with one score per key"
+    check_tensor(f"the scores of {type(press).__name__}", scores, shape)
+    if scores.shape != positions.shape:
+        raise ValueError(
+            f"the scores of {type(press).__name__} must be {list(positions.shape)}, {shape}, got {list(scores.shape)}"
+        )
+    if first and press.fixed_scores:
+        check_fixed(press, scores, keys, positions, layer)
+    return rank(scores, positions, press.sinks)
+
+
+_LOOKED_AT = 64
+"""Entries whose scores are asked for again, at most."""
+
+
+def check_fixed(press: Press, scores: Tensor, keys: Tensor, positions: Tensor, layer: int) -> None:
+    """Raise a ``ValueError`` if scores of a press that claims ``fixed_scores`` are others when fewer entries are asked.
+
+    Asked again are the first entries without the later ones, and the one in the middle alone: a score that depends on
+    other entries, on how many there are, or on when it is asked, changes in one of the two.
+
+    Args:
+        press: the press.
+        scores: ``[B, K, N]``, what it gave for all entries.
+        keys, positions, layer: what it was given for them, as in ``Press.score``.
+    """
+    entries = scores.shape[-1]
+    middle = entries // 2
+    allowed: Tensor | None = None
+    if scores.is_floating_point():
+        # For another shape a kernel may sum in another order, even for an honest press. The difference is in the last
+        # digits of the terms, which may be larger than their sum: so it is held against the largest score of the head,
+        # with 12 of the 24 bits of float32, or all but two of dtypes that have fewer.
+        eps = max(torch.finfo(t.dtype).eps for t in (scores, keys) if t.is_floating_point())
+        sizes = scores.masked_fill(positions < 0, 0).abs().nan_to_num(0, 0, 0)
+        allowed = sizes.amax(dim=-1, keepdim=True) * max(2**-12, 4 * eps)
+    for part in (slice(0, max(1, min(middle, _LOOKED_AT))), slice(middle, middle + 1)):
+        again = press.score(keys[:, :, part], positions=positions[:, :, part], layer=layer)
+        before, own = scores[..., part], positions[..., part] >= 0
+        same = (again == before) | again.isnan() & before.isnan()
+        if allowed is not None:
+            same |= (again - before).abs() <= allowed
+        if bool((same | ~own).all()):
+            continue
+        row, head, entry = (~same & own).nonzero()[0].tolist()
+        position = int(positions[row, head, part.start + entry])
+        raise ValueError(
+            f"{type(press).__name__} says fixed_scores = True, but in layer {layer} it scored the entry at position "
+            f"{position} {float(before[row, head, entry]):.6g} among {entries} entries, and then "
+            f"{float(again[row, head, entry]):.6g} among {part.stop - part.start}: set fixed_scores = False in its class"
+        )
 
 
 @dataclass(frozen=True)
 class KnormPress(Press):
     """Keeps the keys of lowest L2 norm: the score is ``-||key||`` (Devoto et al. 2024, arXiv 2406.11430)."""
+
+    fixed_scores: ClassVar[bool] = True
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         """``[B, K, N]``: minus the norm, taken in float32 or wider."""
@@ -249,6 +334,7 @@ class StreamingLLMPress(Press):
     the cache.
     """
 
+    fixed_scores: ClassVar[bool] = True
     sinks: int = 4
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
@@ -264,6 +350,7 @@ def _signed(value: int) -> int:
 class RandomPress(Press):
     """Keeps entries at random: the score is a hash of (seed, layer, head, the row's own position) and nothing else."""
 
+    fixed_scores: ClassVar[bool] = True
     seed: int = 0
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
@@ -280,8 +367,6 @@ class RandomPress(Press):
 class KeyDiffPress(Press):
     """Keeps the keys that differ most from the others: the score is minus the cosine between a key and the mean of the
     unit keys that are held now (Park et al. 2025, arXiv 2504.15364)."""
-
-    fixed_scores: ClassVar[bool] = False
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         """``[B, K, N]``: minus the cosine to the mean direction, in float32 or wider."""
@@ -304,7 +389,6 @@ class H2OPress(Press):
         recent_share: the share of what stays that is the newest tokens, rounded down; ``recent`` of them at least.
     """
 
-    fixed_scores: ClassVar[bool] = False
     needs_queries: ClassVar[bool] = True
     recent_share: float = 0.5
 
@@ -344,7 +428,6 @@ class SnapKVPress(Press):
         kernel: how many neighbouring entries are averaged, an odd number.
     """
 
-    fixed_scores: ClassVar[bool] = False
     needs_queries: ClassVar[bool] = True
     recent: int = 64
     schedule: Schedule = "prefill"
@@ -383,7 +466,6 @@ class TOVAPress(Press):
     As in the paper the last token is a candidate like all others; kvpress never evicts it, as ``recent=1`` does here.
     """
 
-    fixed_scores: ClassVar[bool] = False
     needs_queries: ClassVar[bool] = True
 
     def votes(self) -> Votes:

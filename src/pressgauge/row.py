@@ -1,5 +1,6 @@
 """One row of results: a press on a text under a model, measured."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -19,6 +20,10 @@ class Source:
     device: str
 
 
+CHANGELESS = ("uncompressed", "vacuous", "not a number")
+"""Verdicts of rows that have no change in perplexity to speak of."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One measurement. ``None`` stands for what was not measured; times are measured only when asked for.
@@ -33,8 +38,8 @@ class Row:
         peak_memory_bytes: what ``peak_memory_of`` says.
         peak_memory_of: ``device`` for the most that the device had allocated; ``cache`` for the bytes of the cache's
             storage at the end; or that it is not available on this device.
-        verdict: ``uncompressed``, ``vacuous``, ``good`` (perplexity rises by less than 20 %), ``acceptable`` (up to
-            30 %) or ``too aggressive``.
+        warnings: why nothing that is measured with this model on this text says anything about a press, a sentence
+            each; usually none.
     """
 
     press: str
@@ -64,21 +69,28 @@ class Row:
     tokens_per_second: float | None = None
     peak_memory_bytes: int | None = None
     peak_memory_of: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
-        """What the change in perplexity is called."""
+        """What the change in perplexity is called: ``uncompressed``; ``not a number`` if the perplexity is none or is
+        infinite; ``vacuous``; ``no verdict`` if there are warnings; ``good`` if it rises by less than 20 %,
+        ``acceptable`` up to 30 %, else ``too aggressive``.
+        """
         if self.keep_ratio == 1:
             return "uncompressed"
+        if not math.isfinite(self.ppl):
+            return "not a number"
         if self.vacuous:
             return "vacuous"
-        # A perplexity that is not a number is no good either.
+        if self.warnings:
+            return "no verdict"
         return "good" if self.ppl_change < 0.2 else "acceptable" if self.ppl_change <= 0.3 else "too aggressive"
 
     @property
     def change(self) -> str:
-        """The change in perplexity: a percentage only where a press was at work."""
-        return self.verdict if self.verdict in ("uncompressed", "vacuous") else f"{self.ppl_change:+.1%}"
+        """The change in perplexity: a percentage only where a press was at work, and gave a number."""
+        return self.verdict if self.verdict in CHANGELESS else f"{self.ppl_change:+.1%}"
 
     @property
     def noise_is_even(self) -> bool:
@@ -86,13 +98,19 @@ class Row:
         return all(at is None or at[0] <= 1 <= at[1] for at in (self.ttft_interval, self.tpot_interval))
 
     def as_dict(self) -> dict[str, object]:
-        """The fields and the verdict, for JSON."""
-        return asdict(self) | {"verdict": self.verdict}
+        """The fields and the verdict, for JSON, which has neither NaN nor infinity: what is no finite number is None, as
+        is what was not measured, and ``not_finite`` says by name what it is: ``NaN``, ``Infinity`` or ``-Infinity``."""
+        values = asdict(self)
+        strange = {name: at for name, at in values.items() if isinstance(at, float) and not math.isfinite(at)}
+        # As Python's own JSON and JavaScript write them.
+        names = {name: "NaN" if math.isnan(at) else f"{'-' * (at < 0)}Infinity" for name, at in strange.items()}
+        return values | dict.fromkeys(strange) | {"not_finite": names, "verdict": self.verdict}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Row":
         """The row whose ``as_dict`` went through JSON."""
         values: dict[str, Any] = {field.name: data[field.name] for field in fields(cls)}
+        values |= {name: float(strange) for name, strange in data["not_finite"].items()}
         lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**(values | lists))
 

@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import math
 import platform
 import shlex
 import sys
@@ -14,15 +15,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pressgauge.arguments import check_context
 from pressgauge.attention import meet
 from pressgauge.journal import Journal, digest
 from pressgauge.models import load, load_parts
-from pressgauge.perplexity import check_prompt, perplexity
+from pressgauge.perplexity import Perplexity, check_prompt, perplexity
 from pressgauge.press import Press
 from pressgauge.row import Row, Source, make_row
 from pressgauge.salience import norm_attention
 from pressgauge.support import of_config
-from pressgauge.text import load_text
+from pressgauge.text import MOST_UNKNOWN, load_text, unknown_share
 from pressgauge.timing import PAIRS, measure_timing
 
 MOST_NEW_TOKENS = 32
@@ -53,6 +55,13 @@ class Plan:
     dtype: str
     timing: bool = False
     trust_remote_code: bool = False
+
+    def timed(self, press: Press | None) -> tuple[int, int]:
+        """How many tokens of a prompt times are taken behind, and how many are generated."""
+        new = max(2, min(MOST_NEW_TOKENS, self.tokens // 4))
+        # A press that acts once acts after the same prompt.
+        least = self.prompt if press is not None and press.schedule == "prefill" else 1
+        return max(least, self.tokens - new), new
 
     @property
     def steps(self) -> int:
@@ -97,11 +106,11 @@ def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
     samples = {}
     for model in plan.models:
         config, tokenizer = load_parts(model, trust_remote_code=plan.trust_remote_code)
-        limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-        if limit is not None and plan.tokens > limit:
-            raise ValueError(f"--tokens must fit the model's context of {limit} tokens, got {plan.tokens}")
+        check_context(config, plan.tokens, "--tokens")
         for presses in plan.presses.values():
             of_config(config).resolve(presses[0])
+            for press in presses if plan.timing else ():
+                check_context(config, sum(plan.timed(press)), "--prompt and what --timing generates behind it")
         for text in plan.texts:
             samples[model, text] = load_text(text, tokenizer, samples=plan.samples, tokens=plan.tokens)
     for presses in plan.presses.values():
@@ -160,7 +169,7 @@ def run_sweep(
     maps: dict[str, tuple[Tensor, ...]] = {}
     correlations: dict[str, Tensor] = {}
     for name in plan.models:
-        model, _ = load(name, device=plan.device, dtype=plan.dtype, trust_remote_code=plan.trust_remote_code)
+        model, tokenizer = load(name, device=plan.device, dtype=plan.dtype, trust_remote_code=plan.trust_remote_code)
         resolved = {name: tuple(meet(press, model)[0] for press in presses) for name, presses in plan.presses.items()}
         weights = fingerprint(model) if journal is not None else ""
         for text in plan.texts:
@@ -175,9 +184,11 @@ def run_sweep(
                 Source(name, text, plan.dtype, str(plan.device)),
             )
             base = measure.row("uncompressed", None, None, advance)
+            warnings = _warnings(base, model, unknown_share(ids, tokenizer))
             for label, presses in resolved.items():
-                rows.append(measure.renamed(base, label, presses[0]))
-                rows += [measure.row(label, press, base.ppl, advance) for press in presses[1:]]
+                found = [measure.renamed(base, label, presses[0])]
+                found += [measure.row(label, press, base.ppl, advance) for press in presses[1:]]
+                rows += [replace(row, warnings=warnings) for row in found]
                 if pictures and len(presses) > 1:
                     tightest = min(presses, key=lambda press: press.keep_ratio)
                     title = f"{where}: {label}, keep ratio {tightest.keep_ratio:g}"
@@ -188,6 +199,26 @@ def run_sweep(
         del model, measure
         gc.collect()
     return Sweep(tuple(rows), maps, correlations)
+
+
+def _warnings(uncompressed: Row, model: PreTrainedModel, unknown: float) -> tuple[str, ...]:
+    """Why what is measured with a model on a text says nothing about a press.
+
+    Args:
+        uncompressed: the row without a press.
+        model: the model.
+        unknown: the share of the text's tokens that its tokenizer does not know.
+    """
+    found = []
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    if uncompressed.ppl > vocabulary:
+        found.append(
+            f"the uncompressed perplexity, {uncompressed.ppl:,.0f}, is worse than that of guessing among the "
+            f"{vocabulary:,} tokens of the vocabulary: the model does not know this kind of text, or is broken"
+        )
+    if unknown > MOST_UNKNOWN:
+        found.append(f"{unknown:.0%} of the text's tokens are unknown to the model's tokenizer")
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -224,6 +255,17 @@ class _Measurement:
             row, press=name, schedule=press.schedule, prune_after=press.prune_after, skip_layers=press.skipped
         )
 
+    def nothing_to_compare(self, result: Perplexity) -> ValueError:
+        """The error for an uncompressed perplexity that is NaN or infinite."""
+        scores = result.nll[result.scored]
+        kind = "not a number" if math.isnan(result.ppl) else "infinite"
+        wider = "float64" if self.source.dtype == "float32" else "float32"
+        return ValueError(
+            f"the uncompressed perplexity of {self.source.model} on {self.source.text} in {self.source.dtype} is {kind} "
+            f"({int((~scores.isfinite()).sum())} of {len(scores)} scored tokens have an NLL that is not finite), so no "
+            f"press can be compared with it: give --dtype {wider}, or check the weights and the text"
+        )
+
     def row(self, name: str, press: Press | None, base: float | None, advance: Callable[[str, int], None]) -> Row:
         """Measure a press, None for no press, or find what was measured before."""
         what = f"{self.source.model} on {self.source.text}: {name}"
@@ -235,14 +277,13 @@ class _Measurement:
             advance(what, 1 + (2 * (PAIRS + 1) if self.plan.timing else 0))
             return known
         result = perplexity(self.model, self.ids, press, self.plan.prompt)
+        if press is None and not math.isfinite(result.ppl):
+            raise self.nothing_to_compare(result)
         advance(what, 1)
         timing = None
         if self.plan.timing:
-            new = max(2, min(MOST_NEW_TOKENS, self.plan.tokens // 4))
-            # A press that acts once acts after the same prompt.
-            least = self.plan.prompt if press is not None and press.schedule == "prefill" else 1
-            prompt = self.ids[:1, : max(least, self.plan.tokens - new)]
-            timing = measure_timing(self.model, prompt, press, new, advance=lambda: advance(what, 1))
+            prompt, new = self.plan.timed(press)
+            timing = measure_timing(self.model, self.ids[:1, :prompt], press, new, advance=lambda: advance(what, 1))
         shown = press or next(iter(self.plan.presses.values()))[0]
         row = make_row(name, shown, self.source, result, base or result.ppl, timing)
         if self.journal is not None:

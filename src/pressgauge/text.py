@@ -14,6 +14,9 @@ HUB = {
     "pg-19": ("emozilla/pg19-test", None, True),
 }
 
+MOST_UNKNOWN = 0.5
+"""The share of unknown tokens above which a text says nothing about a model."""
+
 
 def _from_hub(name: str) -> list[str]:
     from datasets import load_dataset
@@ -58,14 +61,16 @@ def load_text(name: str, tokenizer: PreTrainedTokenizerBase, *, samples: int, to
         ``[samples, tokens]`` int64.
 
     Raises:
-        ValueError: if there is no such text, it cannot be loaded, or it is too short.
+        ValueError: if there is no such text, it cannot be loaded, it is too short, or it is in another language than
+            that of the reference models, whose tokenizer this is, or the other way round.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
     if tokens < 2:
         raise ValueError(f"tokens must be at least 2, got {tokens}")
+    reference = tokenizer.convert_tokens_to_ids(list(TOKENS)) == list(range(len(TOKENS)))
     if name == "reference":
-        if tokenizer.convert_tokens_to_ids(list(TOKENS)) != list(range(len(TOKENS))):
+        if not reference:
             raise ValueError(
                 "text 'reference' is in the words of the reference models: give --text wikitext-2, pg-19 or a file"
             )
@@ -91,7 +96,24 @@ def load_text(name: str, tokenizer: PreTrainedTokenizerBase, *, samples: int, to
             raise ValueError(
                 f"text {name!r} has too few tokens for {samples} samples of {tokens}: ask for fewer or shorter ones"
             )
-    return torch.stack([torch.cat([torch.tensor(mark, dtype=torch.long), piece]) for piece in pieces])
+    ids = torch.stack([torch.cat([torch.tensor(mark, dtype=torch.long), piece]) for piece in pieces])
+    unknown = unknown_share(ids, tokenizer)
+    if reference and unknown > MOST_UNKNOWN:
+        raise ValueError(
+            f"text {name!r} is not in the language of the reference models, which do not know {unknown:.0%} of its "
+            "tokens: give --text reference, or another --model"
+        )
+    return ids
+
+
+def unknown_share(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> float:
+    """The share of tokens ``[samples, tokens]`` that stand for words which a tokenizer does not know."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None:
+        # What is tokenized with a mark for unknown words need not say so.
+        mark = getattr(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None), "unk_token", None)
+        unknown = None if mark is None else tokenizer.convert_tokens_to_ids(mark)
+    return 0.0 if unknown is None else float((ids == unknown).double().mean())
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
