@@ -272,10 +272,14 @@ class _Attachment:
             plainly = functools.partial(own, module, query, key, value, attention_mask, **kwargs)
             return running.problems.go_on(layer.index, reason, plainly)
         if layer.compressed:
-            attention_mask = layer.mask(query.shape[2])
-            if attention_mask is not None and self.implementation == "eager":
+            mask = layer.mask(query.shape[2])
+            if self.implementation == "eager" and attention_mask is not None:
+                # Some models add the mask whatever it is.
+                mask = torch.ones_like(key[:1, :1, None, :, 0], dtype=torch.bool) if mask is None else mask
                 least = torch.finfo(query.dtype).min
-                attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, least)
+                attention_mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, least)
+            else:
+                attention_mask = mask
         output = own(module, query, key, value, attention_mask, **kwargs)
         layer.observe(query, interface.scaling(key, kwargs))
         layer.settle()

@@ -135,7 +135,16 @@ def _stepwise(
         for tokens in track(pass_lengths(columns, prompt), "scoring", disable=not progress, transient=True):
             end = seen + tokens
             given = (mask[:, :end], positions[:, seen:end]) if padded else ()
-            logits = interface.feed(model, input_ids[:, seen:end], cache, *given)
+            try:
+                logits = interface.feed(model, input_ids[:, seen:end], cache, *given)
+            except Exception as error:
+                outside = not interface.goes_through_interface(type(interface.decoder_of(model)))
+                if not seen or not outside or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise ValueError(
+                    f"{type(model).__name__} ({interface.VERSION}) does not go on with the cache that it was given "
+                    f"({type(error).__name__}: {error}): {interface.PLAIN}"
+                ) from error
             prove(model, cache, end)
             if end < columns:
                 scores.append(_score(logits[:, -1:], input_ids[:, end : end + 1]))

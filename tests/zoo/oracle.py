@@ -41,7 +41,7 @@ def decode(model: Any, ids: Tensor, passes: Sequence[int], cache: Any = None) ->
     for length in passes:
         given = {} if cache is None else {name: cache}
         output = model(ids[:, seen : seen + length], use_cache=True, **given)
-        cache = getattr(output, name)
+        cache = getattr(output, name, None) or cache
         if cache is None:
             raise Unreachable("the model hands back no cache")
         logits.append(output.logits)
