@@ -1,115 +1,245 @@
-"""Tiny random models of every causal architecture that the installed transformers has."""
+"""Tiny random models of every causal architecture that the installed transformers has.
 
-import contextlib
+A configuration is made from the defaults of its class: ``RULES`` say what a field of a name becomes, and a list with an
+element per layer is shortened so that each kind of layer is left. What no rule gets right is in one table of changes,
+``CHANGES``; so an architecture of a new release is tried by itself.
+"""
+
+import copy
 import inspect
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 VOCABULARY = 61
 LAYERS = 4
 WINDOW = 8
+MOST_PARAMETERS = 10_000_000
+SPECIAL = 50
+"""Tokens from here on may be special, as those of images are."""
 
-TINY: dict[str, Any] = {
-    # names of the same thing in different configurations
-    **dict.fromkeys(("vocab_size", "text_vocab_size", "audio_vocab_size"), VOCABULARY),
-    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "embed_dim", "attention_hidden_size", "dim_model"), 32),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers"), LAYERS),
-    **dict.fromkeys(("decoder_layers", "encoder_layers", "num_decoder_layers", "num_encoder_layers"), 2),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"), 4),
-    **dict.fromkeys(("encoder_attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads"), 4),
-    **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads"), 2),
-    **dict.fromkeys(("head_dim", "attention_head_dim", "dim_head", "d_kv", "kv_channels", "swa_head_dim"), 8),
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "dim_ff", "d_ff", "decoder_ffn_dim", "encoder_ffn_dim"), 32),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length"), 256),
-    **dict.fromkeys(("sliding_window", "attention_window", "window_size", "attention_chunk_size"), WINDOW),
-    # mixtures of experts
-    **dict.fromkeys(("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"), 4),
-    **dict.fromkeys(("num_experts_per_tok", "moe_k", "num_selected_experts"), 2),
-    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "moe_ffn_hidden_size"), 16),
-    **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace"), 1),
-    # latent attention and indexers
-    "q_lora_rank": 12,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 8,
-    "index_topk": 6,
-    "index_n_heads": 2,
-    "index_head_dim": 16,
-    # linear attention and state spaces
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "mamba_d_state": 8,
-    "mamba_n_heads": 8,
-    "mamba_d_head": 8,
-    "mamba_num_heads": 8,
-    "mamba_head_dim": 8,
-    "mamba_n_groups": 1,
-    "mamba_d_ssm": 64,
-    "mamba_d_conv": 4,
-    "mamba_expand": 2,
-    "mamba_chunk_size": 8,
-    "mamba_dt_rank": 4,
-    "state_size": 8,
-    "ssm_state_size": 8,
-    "n_groups": 1,
-    "chunk_size": 8,
-    "time_step_rank": 4,
-    "lru_width": 32,
-    # small ones
-    "rotary_dim": 4,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "is_decoder": True,
-    "use_cache": True,
-    "vision_config": None,
-    "audio_config": None,
+# The rules: the first pattern that a field's whole name matches says what it becomes. None stays None.
+HEADS, KV_HEADS, HEAD_DIM, WIDTH = 4, 2, 8, 32
+RULES: dict[str, Any] = {
+    r"(decoder_|encoder_)?vocab_size(_per_layer_input)?": VOCABULARY,
+    # Some decoders ask their configuration for its layers and are told those of the encoder.
+    r"num_hidden_layers|n_layers?|num_layers|(num_)?(en|de)coder_layers": LAYERS,
+    r"(num_|n_|decoder_|encoder_|num_decoder_|num_encoder_)(attention_)?heads?": HEADS,
+    r"(num_|n_)(global_|swa_|sliding_)?(key_value|kv)_heads|num_attention_groups|num_heads_kv": KV_HEADS,
+    r"(global_|swa_|sliding_|attention_)?(v_)?head_dim|d_kv|kv_channels": HEAD_DIM,
+    r"hidden_size|d_model|n_embd|dim|embed_dim|model_dim|embedding_size|decoder_hidden_size|lru_width": WIDTH,
+    r"(ffn_|mlp_|dense_|shared_|decoder_|encoder_)?(intermediate_size|ffn_dim|ffn_hidden_size)(_mlp)?": 48,
+    r"d_ff|n_inner|d_inner|intermediate_dim": 48,
+    r"(moe_|expert_|shared_expert_|moe_shared_expert_)+(intermediate_size|ffn_hidden_size|dim)": 24,
+    r"(num_|n_|moe_num_)(local_|routed_)?experts|num_moe_experts": 4,
+    r"(num_experts_per_(tok|token)|moe_(top)?k|top_k(_experts)?|moe_topk|experts_per_token)": 2,
+    r"n_group|topk_group|num_expert_groups?": 1,
+    r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|context_length|seq_length": 256,
+    r"pad_token_id": 0,
+    r"bos_token_id": 1,
+    r"eos_token_id": 2,
+    r"q_lora_rank": 16,
+    r"kv_lora_rank": 12,
+    r"qk_rope_head_dim": 4,
+    r"qk_nope_head_dim": 8,
+    r"(sliding_|attention_|local_)?(window|window_size|attention_window_size|chunk_size|attention_window)": WINDOW,
+    r"sliding_window|attention_chunk_size|sliding_window_size": WINDOW,
+    r"rotary_dim|hidden_size_per_layer_input|indexer?_head_dim|mamba_(d_head|head_dim)|(linear_)?(key|value)_head_dim": 8,
+    r"indexer?_n_heads": 4,
+    r"indexer?_topk|indexer_budget": WINDOW,
 }
+OPTIONAL = ("head_dim", "num_key_value_heads", "n_routed_experts", "num_experts_per_tok", "n_shared_experts")
+"""Fields that the rules fill also where the default is None."""
+_TOKENS = re.compile(r".*(token_id|token_index|token)$")
 
-_VISION: dict[str, Any] = {
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 16,
-    "patch_size": 8,
+
+def fields(kind: type[PreTrainedConfig]) -> list[str]:
+    """The names of what a class of configurations is made from."""
+    names: list[str] = []
+    for base in kind.__mro__:
+        if base is PreTrainedConfig or not issubclass(base, PreTrainedConfig):
+            break
+        names += inspect.signature(base.__init__).parameters
+        names += getattr(base, "__dataclass_fields__", {})
+    common = {"pad_token_id", "bos_token_id", "eos_token_id"} & set(vars(kind()))
+    return [name for name in dict.fromkeys([*names, *common]) if name not in ("self", "kwargs", "args")]
+
+
+def chosen_layers(kinds: list[Any], count: int) -> list[int]:
+    """``count`` layers, or one more per kind beyond that, in which each kind of layer occurs."""
+    first = {kind: kinds.index(kind) for kind in dict.fromkeys(kinds)}
+    chosen = list(first.values())
+    rest = [layer for layer in range(len(kinds)) if layer not in chosen]
+    # Of each kind as many as of the others, as far as they go.
+    while len(chosen) < count and rest:
+        counts = {kind: sum(kinds[layer] == kind for layer in chosen) for kind in first}
+        layer = min(rest, key=lambda layer: (counts[kinds[layer]], layer))
+        chosen.append(layer)
+        rest.remove(layer)
+    return sorted(chosen)
+
+
+def _value(config: PreTrainedConfig, name: str) -> Any:
+    """A field of a configuration; None where it has none, or one per layer."""
+    try:
+        return getattr(config, name, None)
+    except AttributeError:
+        return None
+    except Exception:  # transformers has an error of its own for fields that differ between layers
+        return vars(config).get(name, 1)
+
+
+def _kind(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _per_layer(default: PreTrainedConfig, names: list[str], depth: int) -> dict[str, list[Any]]:
+    """The fields that have an element per layer."""
+    found = {}
+    for name in names:
+        value = _value(default, name)
+        if isinstance(value, list | tuple) and len(value) == depth and depth > 1:
+            if not all(isinstance(part, PreTrainedConfig) for part in value):
+                found[name] = list(value)
+    return found
+
+
+def tiny(kind: type[PreTrainedConfig], changes: Mapping[str, Any]) -> PreTrainedConfig:
+    """A tiny configuration of a class; a change named ``text_config.x`` is one of the configuration within."""
+    default = kind()
+    names = fields(kind)
+    made: dict[str, Any] = {}
+    own = {name: value for name, value in changes.items() if "." not in name}
+    for name, within in _within(default).items():
+        inner = {key[len(name) + 1 :]: value for key, value in changes.items() if key.startswith(f"{name}.")}
+        made[name] = tiny(type(within), inner)
+    mla = "kv_lora_rank" in names
+    for name in names:
+        value = _value(default, name)
+        if name == "is_decoder" or name == "is_encoder_decoder":
+            made[name] = name == "is_decoder"
+        if name in OPTIONAL and value is None:
+            value = 1
+        if name in made or value is None or isinstance(value, bool):
+            continue
+        rule = next((rule for rule in RULES if re.fullmatch(rule, name)), None)
+        if rule is not None and isinstance(value, int | float | list):
+            made[name] = RULES[rule]
+            if mla and name == "num_key_value_heads":
+                made[name] = HEADS
+            if mla and name == "head_dim" and "qk_rope_head_dim" in names:
+                made[name] = RULES["qk_rope_head_dim"]
+        elif _TOKENS.fullmatch(name) and isinstance(value, int) and value >= SPECIAL:
+            made[name] = SPECIAL + value % (VOCABULARY - SPECIAL)
+    depth_name = next((name for name in names if name in _DEPTHS and _value(default, name)), None)
+    depth = _value(default, depth_name or "") or 0
+    per_layer = _per_layer(default, names, depth)
+    if per_layer:
+        kinds = [tuple(_kind(value[layer]) for value in per_layer.values()) for layer in range(depth)]
+        layers = chosen_layers(kinds, LAYERS)
+        made |= {name: [value[layer] for layer in layers] for name, value in per_layer.items()}
+        assert depth_name is not None
+        made[depth_name] = len(layers)
+    made |= own
+    made = {name: value for name, value in made.items() if value is not ...}
+    config: PreTrainedConfig = kind(**made)
+    return config
+
+
+_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+
+
+def _within(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:
+    """The configurations in a configuration, by name."""
+    named = {name: getattr(config, name, None) for name in config.sub_configs}
+    return {name: value for name, value in named.items() if isinstance(value, PreTrainedConfig)}
+
+
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
+_PER_LAYER_HEADS = {"global_head_dim": 16}
+_QWEN4 = {
+    "indexer_n_heads": 4,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 2,
+    "hc_lowrank": 4,
+    "heads_per_ngram": 2,
 }
-_PER_LAYER = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 0}
+_DOTS3 = {
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 4,
+    "swa_q_lora_rank": 16,
+    "swa_kv_lora_rank": 12,
+    "swa_head_dim": 12,
+    "swa_qk_nope_head_dim": 8,
+    "swa_v_head_dim": 8,
+}
+_ASSISTANT = {
+    "text_config.hidden_size_per_layer_input": 0,
+    "text_config.vocab_size_per_layer_input": 0,
+    "text_config.num_kv_shared_layers": 4,
+    "text_config.global_head_dim": 16,
+}
 
 CHANGES: dict[str, dict[str, Any]] = {
-    "bamba": {"attn_layer_indices": [1, 3]},
-    "dots3_note_text": {"num_key_value_heads": 4},
-    "gemma3": {"vision_config": _VISION, "mm_tokens_per_image": 4},
-    "gemma3n_text": {**_PER_LAYER, "laurel_rank": 8, "activation_sparsity_pattern": 0.0},
-    "gemma4.text_config": _PER_LAYER,
-    "gemma4_text": _PER_LAYER,
-    "git": {"vision_config": _VISION},
-    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
-    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
-    "lfm2": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
-    "longcat_flash": {"ffn_hidden_size": 16, "expert_ffn_hidden_size": 16, "zero_expert_num": 2, "num_layers": 2},
-    "mamba2": {"num_heads": 8, "expand": 2},
-    "minimax_m3_vl_text": {
-        "layer_types": ["full_attention", "minimax_m3_sparse"] * 2,
-        "index_block_size": 4,
-        "index_topk_blocks": 2,
-        "index_local_blocks": 1,
+    "bamba": {**_MAMBA, "attn_layer_indices": [1, 3]},
+    "codegen": {"rotary_dim": 4},
+    "granitemoehybrid": {**_MAMBA, "layer_types": ["mamba", "attention"] * 2},
+    "blt": {
+        "encoder_hash_byte_group_vocab": 61,
+        **{f"{name}_config.hidden_size_global": 32 for name in ("encoder", "decoder")},
     },
-    "xlm": {"n_words": VOCABULARY, "emb_dim": 32},
-    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
-    "zamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
-    "zamba2": {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "hybrid_layer_ids": [1, 3]},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "rope_parameters": {"sliding_attention": _ROPE, "full_attention": _ROPE},
+    },
+    "cpmant": {"dim_head": 8, "dim_ff": 48},
+    "dbrx": {"attn_config.rope_theta": 10000.0, "attn_config.kv_n_heads": 2, "attn_config.clip_qkv": 8},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
+    "dots3_note": {
+        "vision_config.adapter_in_dim": 32,
+        "vision_config.adapter_out_dim": 32,
+        "audio_config.adapter_input_size": 32,
+        "audio_config.adapter_out_dim": 32,
+        **{f"text_config.{name}": value for name, value in _DOTS3.items()},
+    },
+    "dots3_note_text": _DOTS3,
+    "gemma3n_text": {"num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "gemma4": {"text_config.global_head_dim": 16},
+    "gemma4_assistant": _ASSISTANT,
+    "gemma4_unified_assistant": _ASSISTANT,
+    "gemma4_text": _PER_LAYER_HEADS,
+    "gemma4_unified": {"text_config.global_head_dim": 16},
+    "gemma4_unified_text": _PER_LAYER_HEADS,
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "gptj": {"rotary_dim": 4},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2": {
+        "num_hidden_layers": 4,
+        "block_auto_adjust_ff_dim": False,
+        "layer_types": ["conv", "full_attention"] * 2,
+    },
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2, "state_size": 8, "chunk_size": 8},
+    "musicgen": {"decoder.num_codebooks": 1},
+    "musicgen_melody": {"decoder.num_codebooks": 1},
+    "qwen4_exp": {f"text_config.{name}": value for name, value in _QWEN4.items()},
+    "qwen4_exp_text": _QWEN4,
+    "reformer": {"axial_pos_embds": False, "feed_forward_size": 48, "attention_head_size": 8},
+    "roc_bert": {"shape_vocab_size": 61, "pronunciation_vocab_size": 61},
+    "xlstm": {"qk_dim_factor": 1.0},
+    "xlm": {"emb_dim": 32, "causal": True, "n_langs": 1},
     "zaya": {"num_experts_per_tok": 1},
+    "xmod": {"default_language": "en_XX"},
 }
-"""What the general rule gets wrong, by architecture."""
+"""What the rules cannot build, by ``model_type``."""
 
 
 class NotBuilt(Exception):  # noqa: N818  # it is an answer
@@ -121,39 +251,13 @@ def names() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def _settings(kind: type[PreTrainedConfig], changes: dict[str, Any]) -> dict[str, Any]:
-    """The settings of ``TINY`` that a kind of configuration has, and the changes."""
-    known = set(kind().to_dict()) | set(inspect.signature(kind.__init__).parameters)
-    given = {name: value for name, value in TINY.items() if name in known and value is not None}
-    if len(types := getattr(kind(), "layer_types", None) or []) > LAYERS and "layer_types" in known:
-        given["layer_types"] = _sample(types)
-    if "kv_lora_rank" in known:
-        # Latent attention expands a head of its own for each query head.
-        given["num_key_value_heads"] = given.get("num_attention_heads", 4)
-    return {**given, **changes}
-
-
-def _sample(types: list[str]) -> list[str]:
-    """So many layers that each kind is among them, in their order."""
-    start = types[:LAYERS]
-    missing = [kind for kind in dict.fromkeys(types) if kind not in start]
-    return [*start[: LAYERS - len(missing)], *missing]
-
-
 def configuration(model_type: str) -> PreTrainedConfig:
     """A tiny configuration.
 
     Raises:
         Exception: whatever the configuration's own checks raise.
     """
-    kind: Any = transformers.CONFIG_MAPPING[model_type]
-    changes = CHANGES.get(model_type, {})
-    settings = _settings(kind, changes)
-    for name, part in getattr(kind, "sub_configs", {}).items():
-        tellable = isinstance(part, type) and issubclass(part, PreTrainedConfig) and part.model_type
-        if name in ("text_config", "decoder") and tellable and name not in changes:
-            settings[name] = _settings(part, CHANGES.get(f"{model_type}.{name}", {}))
-    return kind(**settings)  # type: ignore[no-any-return]
+    return tiny(transformers.CONFIG_MAPPING[model_type], CHANGES.get(model_type, {}))
 
 
 @torch.no_grad()
@@ -164,7 +268,20 @@ def _try(model: Any) -> None:
 
 def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
     """``[rows, length]`` token ids, none of which is special."""
-    return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(3, SPECIAL, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def _model(config: PreTrainedConfig) -> Any:
+    """The causal model that ``AutoModelForCausalLM`` makes of a configuration."""
+    kind: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if not isinstance(config, kind.config_class):
+        # The model of a wrapper's text.
+        config = next((part for part in _within(config).values() if isinstance(part, kind.config_class)), config)
+    for part in (config, *_within(config).values()):
+        # Other implementations have no kernel for float64.
+        if hasattr(part, "_experts_implementation"):
+            part._experts_implementation = "eager"
+    return kind._from_config(config)
 
 
 def build(model_type: str) -> Any:
@@ -176,15 +293,13 @@ def build(model_type: str) -> Any:
     """
     try:
         config = configuration(model_type)
-        for part in (config, config.get_text_config(decoder=True)):
-            with contextlib.suppress(Exception):
-                part._experts_implementation = "eager"
+        with torch.device("meta"):
+            size = sum(parameter.numel() for parameter in _model(copy.deepcopy(config)).parameters())
+        if size > MOST_PARAMETERS:
+            raise NotBuilt(f"it has {size:,} parameters, which is not tiny")
         with torch.random.fork_rng():
             torch.manual_seed(7)
-            model: Any = AutoModelForCausalLM.from_config(config)
-            size = sum(parameter.numel() for parameter in model.parameters())
-            if size > 100_000_000:
-                raise NotBuilt(f"it has {size:,} parameters, which is not tiny")
+            model = _model(config)
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.add_(torch.randn_like(parameter) * 0.05)
