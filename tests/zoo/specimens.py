@@ -49,7 +49,8 @@ RULES: dict[str, Any] = {
     r"qk_nope_head_dim": 8,
     r"(sliding_|attention_|local_)?(window|window_size|attention_window_size|chunk_size|attention_window)": WINDOW,
     r"sliding_window|attention_chunk_size|sliding_window_size": WINDOW,
-    r"rotary_dim|hidden_size_per_layer_input|indexer?_head_dim|mamba_(d_head|head_dim)|(linear_)?(key|value)_head_dim": 8,
+    r"rotary_dim|hidden_size_per_layer_input|indexer?_head_dim": 8,
+    r"mamba_(d_head|head_dim)|(linear_)?(key|value)_head_dim": 8,
     r"indexer?_n_heads": 4,
     r"indexer?_topk|indexer_budget": WINDOW,
 }
@@ -103,9 +104,8 @@ def _per_layer(default: PreTrainedConfig, names: list[str], depth: int) -> dict[
     found = {}
     for name in names:
         value = _value(default, name)
-        if isinstance(value, list | tuple) and len(value) == depth and depth > 1:
-            if not all(isinstance(part, PreTrainedConfig) for part in value):
-                found[name] = list(value)
+        if isinstance(value, list | tuple) and len(value) == depth > 1:
+            found[name] = list(value)
     return found
 
 
@@ -202,6 +202,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "cpmant": {"dim_head": 8, "dim_ff": 48},
     "dbrx": {"attn_config.rope_theta": 10000.0, "attn_config.kv_n_heads": 2, "attn_config.clip_qkv": 8},
+    "dory": {
+        "n_input_layers": 1,
+        "n_output_layers": 1,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
     "dots3_note": {
         "vision_config.adapter_in_dim": 32,
