@@ -37,11 +37,12 @@ A model is checked on a text of {length} tokens, fed as a prompt and single toke
 - `eager` and `sdpa` agree, and `TOVAPress` gives the same stepwise and in one pass.
 - Without a press, and with all layers skipped, the model computes what it computes alone.
 - All logits equal those of an **oracle** that imports nothing from pressgauge: the stock model decodes with an
-  uncompressed cache of its own and its own mask, to which minus infinity is added at every key that `evicted_at` says is
-  gone. What all ways of the package share, the oracle does not.
+  uncompressed cache of its own and its own mask, to which minus infinity is added at every key that `evicted_at` says
+  is gone. A mistake that all ways of the package share is one that the oracle does not make.
 
-Where a press refuses a model, its sentence is tried: with the layers skipped that it names, all of the above has to hold;
-without a press, the methods that it offers have to run. The run fails if any architecture is {bad}.
+Where a press refuses a model, its sentence is tried: with the layers skipped that it names, all of the above has to
+hold; where no layer is left, a method that it offers has to run without a press. The run fails if any architecture is
+{bad}.
 """
 
 

@@ -239,7 +239,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "qwen4_exp_text": _QWEN4,
     "reformer": {"axial_pos_embds": False, "feed_forward_size": 48, "attention_head_size": 8},
     "roc_bert": {"shape_vocab_size": 61, "pronunciation_vocab_size": 61},
-    "xlstm": {"qk_dim_factor": 1.0},
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128},
     "xlm": {"emb_dim": 32, "causal": True, "n_langs": 1},
     "zaya": {"num_experts_per_tok": 1},
     "xmod": {"default_language": "en_XX"},
