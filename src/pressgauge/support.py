@@ -105,12 +105,19 @@ _ORDER_FREE = (
 """Architectures with attention code of their own, which gives the same in whatever order entries lie (`nox -s zoo`)."""
 
 
+_OWN_WAYS = {
+    "diffllama": "joins the values of several heads that lie in one slot",
+    "doge": "makes masks of its own from all values that lie in the cache",
+}
+"""What architectures do with entries that only they do, of which a plain cache learns nothing."""
+
+
 def _slots(config: Any, kind: Any) -> str | None:
-    """Why stock attention would take the slot of an entry for its position; None if it does not."""
+    """Why stock attention over what a plain cache holds would be wrong; None if it is right."""
     if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
         return "adds ALiBi biases by the slot of an entry, not its position"
-    if config.model_type == "diffllama":
-        return "joins the values of several heads that lie in one slot"
+    if config.model_type in _OWN_WAYS:
+        return _OWN_WAYS[config.model_type]
     if kind is not None and not interface.goes_through_interface(kind) and config.model_type not in _ORDER_FREE:
         return f"{_OUTSIDE} and may take the slot of an entry for its position"
     return None

@@ -3,7 +3,8 @@
 import ast
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -285,10 +286,26 @@ def _press_for(model: Any, ids: Tensor) -> tuple[Press | None, str]:
 
 def examine(model_type: str) -> Verdict:
     """What a press does on a tiny model of an architecture."""
-    warnings.simplefilter("ignore")
+    with _quiet():
+        return _examine(model_type)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What models of others warn of is theirs; small ones are quickest on one thread."""
+    verbosity, threads = logging.get_verbosity(), torch.get_num_threads()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        torch.set_num_threads(threads)
+
+
+def _examine(model_type: str) -> Verdict:
     try:
         model = specimens.build(model_type)
     except specimens.NotBuilt as reason:
