@@ -145,6 +145,7 @@ class _Pass(threading.local):
     """The 2-D attention mask that the whole model was given; a wrapper hands its decoder something else."""
     cache: PressedCache | None = None
     tokens: int
+    layers: int
     problems: Problems
     attended: set[int]
     """The layers whose attention has run."""
@@ -227,6 +228,7 @@ class _Attachment:
         cache.attached = _padding(mask, cache, inputs.shape[0], inputs.shape[1])
         running = self.running
         running.cache, running.tokens, running.attended, running.checked = cache, inputs.shape[1], set(), running
+        running.layers = len(cache.layers)
         running.problems = Problems(self.support, self.decoder, self.press.skipped)
         return (), kwargs
 
@@ -237,6 +239,7 @@ class _Attachment:
             return
         cache.attached = None
         pressed, problems = cache.pressed, self.running.problems
+        self.support.check_added(self.running.layers, len(cache.layers))
         if len(self.running.attended) == len(pressed) and not problems.reasons:
             return
         for layer in pressed:

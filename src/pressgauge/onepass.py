@@ -180,8 +180,10 @@ class OnePass:
         self._cache = DynamicCache(config=model.config)
         self._cache.layers = [_Noting() if type(layer) is DynamicLayer else layer for layer in self._cache.layers]
         self._tokens = input_ids.shape[1]
+        count = len(self._cache.layers)
         with interface.routed(decoder, self._attend):
             logits = interface.feed(model, input_ids, self._cache)
+        self.support.check_added(count, len(self._cache.layers))
         for layer in range(self.support.layers):
             if layer in self.skipped:
                 self._note_skipped(layer, input_ids.shape)

@@ -75,6 +75,14 @@ class Support:
         short = f" or skip_layers={UNPRUNABLE!r}" if set(reasons) <= set(self.reasons) else ""
         return ValueError(f"{start}; pass skip_layers={away}{short}, which leaves {_layers(left)} to prune")
 
+    def check_added(self, before: int, after: int) -> None:
+        """Raise a ``ValueError`` if a pass has left a cache of so many layers with another number of them."""
+        if before != after:
+            raise ValueError(
+                f"{self.name} ({interface.VERSION}) was given a cache of {before} layers and made it one of {after}, so "
+                f"it cannot be told which of its layers they serve: {_ALONE}"
+            )
+
 
 def _layers(layers: Iterable[int]) -> str:
     """``layer 2``, or ``layers 0-3, 5``."""
@@ -107,6 +115,7 @@ _ORDER_FREE = (
 
 _OWN_WAYS = {
     "diffllama": "joins the values of several heads that lie in one slot",
+    "dory": "adds layers to the cache that it is given",
     "doge": "makes masks of its own from all values that lie in the cache",
 }
 """What architectures do with entries that only they do, of which a plain cache learns nothing."""

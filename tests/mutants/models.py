@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from conformance import architectures
 from conformance.versions import CACHE
+from transformers.cache_utils import DynamicLayer
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaModel
 
 
@@ -42,6 +43,16 @@ def ignored_cache(model: Any) -> None:
     """The decoder takes a cache, and makes one of its own all the same."""
 
     _decoder(model, lambda cache: None)
+
+
+def added_layers(model: Any) -> None:
+    """The decoder adds a layer to the cache that it is given, as Dory does."""
+
+    def adding(cache: Any) -> Any:
+        cache.layers.append(DynamicLayer())
+        return cache
+
+    _decoder(model, adding)
 
 
 def _attention(model: Any, kind: type[LlamaAttention], layer: int = 1) -> None:
@@ -182,6 +193,7 @@ MODELS = [
     BrokenModel(another_name, r"takes no key-value cache under a name that pressgauge knows"),
     BrokenModel(copied_cache, _UNFED),
     BrokenModel(ignored_cache, _UNFED),
+    BrokenModel(added_layers, r"was given a cache of 3 layers and made it one of 4"),
     BrokenModel(every_second_pass, _UNFED.replace("layers 0-2", "layer 1"), first=1, onepass=False),
     BrokenModel(own_attention, r"layer 1 \(attention that does not go through transformers' interface\)"),
     BrokenModel(expanded_keys, r"layer 1 \(keys cached as \[1, 12, 8\] and attended to as \[2, 12, 8\]\)"),
