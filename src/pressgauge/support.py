@@ -79,8 +79,8 @@ class Support:
         """Raise a ``ValueError`` if a pass has left a cache of so many layers with another number of them."""
         if before != after:
             raise ValueError(
-                f"{self.name} ({interface.VERSION}) was given a cache of {before} layers and made it one of {after}, so "
-                f"it cannot be told which of its layers they serve: {_ALONE}"
+                f"{self.name} ({interface.VERSION}) was given a cache of {before} layers and made it one of {after}, "
+                f"and which of its layers they serve cannot be told: {_ALONE}"
             )
 
 
