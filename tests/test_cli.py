@@ -1,6 +1,7 @@
 """The command line: a table, a file, and one sentence for every mistake."""
 
 import json
+import math
 import os
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from pressgauge import KnormPress, perplexity
+from pressgauge import KnormPress, Perplexity, Press, perplexity, sweep
 from pressgauge.cli import PRESSES, app
 from pressgauge.models import load
 from pressgauge.reference.language import document
@@ -46,7 +47,7 @@ def test_measure_shows_a_row_per_ratio_and_writes_them_all(tmp_path: Path) -> No
     assert [row["keep_ratio"] for row in written] == [1.0, 0.9, 0.8, 0.7]
     assert list(shown) == ["1", "0.9", "0.8", "0.7"]
     for row, (ppl, change, accuracy, affected, _, kv_bytes) in zip(written, shown.values(), strict=True):
-        assert list(row) == [*(field.name for field in fields(Row)), "verdict"]
+        assert list(row) == [*(field.name for field in fields(Row)), "not_finite", "verdict"]
         assert (row["press"], row["schedule"], row["prune_after"], row["skip_layers"]) == ("knorm", "budget", 32, [0])
         assert (row["model"], row["text"], row["dtype"], row["device"]) == ("reference", "reference", "float32", "cpu")
         assert ppl == f"{row['ppl']:.3f}"
@@ -141,12 +142,24 @@ def test_presses_are_what_their_names_say(tmp_path: Path) -> None:
     assert len({*found.values(), rows(path)[0]["ppl"]}) == len(PRESSES) + 1
 
 
-@pytest.mark.parametrize(("layers", "held"), [("none", [20, 20, 20]), ("1", [20, 40, 20]), ("2,0,2", [40, 20, 40])])
+@pytest.mark.parametrize(
+    ("layers", "held"),
+    [
+        ("none", [20, 20, 20]),
+        ("1", [20, 40, 20]),
+        ("2,0,2", [40, 20, 40]),
+        ("0-1", [40, 40, 20]),
+        ("0, 1 - 2", [40, 40, 40]),
+        ("unprunable", [20, 20, 20]),
+    ],
+)
 def test_layers_can_be_skipped(layers: str, held: list[int], tmp_path: Path) -> None:
-    """Those hold everything; ``none`` prunes all."""
+    """Those hold everything; ``none`` prunes all, and so does ``unprunable`` where every layer can be pruned."""
     path = tmp_path / "rows.json"
     run(*SMALL, "--skip-layers", layers, "--keep-ratios", "0.5", "--json", str(path))
     assert rows(path)[1]["held"] == held
+    # What was skipped is recorded as indices.
+    assert rows(path)[1]["skip_layers"] == [layer for layer in range(3) if held[layer] == 40]
 
 
 def test_the_prompt_of_prefill_is_three_quarters_of_the_tokens(tmp_path: Path) -> None:
@@ -253,6 +266,83 @@ def test_what_was_not_measured_is_null(tmp_path: Path) -> None:
         }
 
 
+def spoiled(monkeypatch: pytest.MonkeyPatch, nll: float, *, pressed: bool) -> list[Press | None]:
+    """Make the last NLL of the run under a press, or of the one without, ``nll``; the presses that were measured."""
+    asked: list[Press | None] = []
+
+    def measured(model: Any, ids: Any, press: Press | None, prompt: int) -> Perplexity:
+        asked.append(press)
+        result = perplexity(model, ids, press, prompt)
+        if (press is not None) == pressed:
+            result.nll[-1, -1] = nll
+        return result
+
+    monkeypatch.setattr(sweep, "perplexity", measured)
+    return asked
+
+
+@pytest.mark.parametrize("nll", [math.nan, math.inf, 1e5])
+def test_a_perplexity_that_is_not_a_number_is_a_verdict_of_its_own(
+    nll: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the table, on the page and in the file, where it is told from what was not measured."""
+    spoiled(monkeypatch, nll, pressed=True)
+    path, report = tmp_path / "rows.json", tmp_path / "report"
+    result = run(*SMALL, "--keep-ratios", "0.5", "--json", str(path), "--report", str(report))
+    assert result.exit_code == 0, result.stderr
+    assert "the press makes the perplexity NaN or infinite" in " ".join(result.stdout.split())
+    assert "aggressive" not in result.stdout
+    whole, row = rows(path)
+    name = "NaN" if math.isnan(nll) else "Infinity"
+    assert (row["verdict"], row["ppl"], row["ppl_change"]) == ("not a number", None, None)
+    assert row["not_finite"] == {"ppl": name, "ppl_change": name}
+    assert (row["ttft"], whole["not_finite"]) == (None, {})
+    assert " ".join(table(result)["0.5"][1:4]) == "not a number"
+    assert "At 0.5 the perplexity is not a number or infinite" in (report / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("nll", "dtype", "words"),
+    [
+        (math.nan, "float32", "is not a number (1 of 39 scored tokens have an NLL that is not finite), so no press"),
+        (math.inf, "bfloat16", "is infinite (1 of 39 scored tokens have an NLL that is not finite), so no press"),
+        (1e5, "float64", "is infinite (0 of 39 scored tokens have an NLL that is not finite), so no press"),
+    ],
+)
+def test_an_uncompressed_perplexity_that_is_not_a_number_stops_the_run(
+    nll: float, dtype: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any press is measured, with a sentence and the way out; nothing is written."""
+    asked = spoiled(monkeypatch, nll, pressed=False)
+    result = run(*SMALL, "--dtype", dtype, "--json", str(tmp_path / "rows.json"))
+    refused(result, f"the uncompressed perplexity of reference on reference in {dtype} {words}")
+    ways_out = {"float32": "give --dtype float64, or", "bfloat16": "give --dtype float32, or", "float64": "it: check"}
+    assert ways_out[dtype] in result.stderr
+    assert asked == [None]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_verdict_is_given_on_what_the_model_cannot_predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worse than guessing among the 149 words: a warning in the table, in the file and on the page, and no verdict."""
+    spoiled(monkeypatch, 39 * 6.0, pressed=False)
+    path, report = tmp_path / "rows.json", tmp_path / "report"
+    result = run(*SMALL, "--press", "knorm,random", "--keep-ratios", "0.5,0.3", "--json", str(path),
+                 "--report", str(report))  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    warning = "is worse than that of guessing among the 149 tokens of the vocabulary"
+    assert " ".join(result.stdout.split()).count("NO VERDICT: the uncompressed perplexity, ") == 2
+    assert " ".join(result.stdout.split()).count(warning) == 2
+    assert "good" not in result.stdout
+    assert [row["verdict"] for row in rows(path)] == ["uncompressed", "no verdict", "no verdict"] * 2
+    for row in rows(path):
+        assert len(row["warnings"]) == 1
+        assert warning in row["warnings"][0]
+    assert rows(path)[1]["ppl_change"] < 0  # what would have been called good
+    page = (report / "report.html").read_text(encoding="utf-8")
+    assert page.count("No verdict can be given on this text.") == 1
+    assert "knorm: no verdict at 0.5, 0.3, see the warning." in page
+
+
 def test_a_report_is_a_page_with_its_figures(tmp_path: Path) -> None:
     """In a folder that is made; nothing else is left."""
     folder = tmp_path / "report"
@@ -268,6 +358,7 @@ def test_a_report_is_a_page_with_its_figures(tmp_path: Path) -> None:
 
 # Mistakes
 
+LAYERS = "--skip-layers must be layers from 0 on such as 0,2 or 0-4,6, or none, or unprunable"
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "ratio 0": (("--keep-ratios", "0"), "keep_ratio must be in (0, 1], got 0"),
     "ratio above 1": (("--keep-ratios", "0.5,1.5"), "keep_ratio must be in (0, 1], got 1.5"),
@@ -290,10 +381,27 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "schedule": (("--schedule", "always"), "schedule must be one of budget, step, prefill, got 'always'"),
     "prune after": (("--prune-after", "-1"), "prune_after must be at least 0, got -1"),
-    "negative layer": (("--skip-layers", "-1"), "a layer index in skip_layers must be at least 0, got -1"),
+    "negative layer": (("--skip-layers", "-1"), f"{LAYERS}, got '-1'"),
+    "range without an end": (("--skip-layers", "1-"), f"{LAYERS}, got '1-'"),
+    "range of three": (("--skip-layers", "0-1-2"), f"{LAYERS}, got '0-1-2'"),
+    "range that goes down": (
+        ("--skip-layers", "0,2-1"),
+        "--skip-layers has ranges from the lower layer to the higher, got '2-1'",
+    ),
+    "range beyond the last layer": (("--skip-layers", "1-7"), "skip_layers names layer 3, but the model has 3 layers"),
+    "unprunable and others": (("--skip-layers", "0,unprunable"), f"{LAYERS}, got '0,unprunable'"),
     "layer that is not there": (("--skip-layers", "0,3"), "skip_layers names layer 3, but the model has 3 layers"),
-    "layer in words": (("--skip-layers", "last"), "--skip-layers must be numbers with commas between them, got 'last'"),
+    "layer in words": (("--skip-layers", "last"), f"{LAYERS}, got 'last'"),
+    "layers left out": (("--skip-layers", "0,,1"), f"{LAYERS}, got '0,,1'"),
     "too many tokens": (("--tokens", "2049"), "--tokens must fit the model's context of 2048 tokens, got 2049"),
+    "too many tokens to time": (
+        ("--tokens", "2048", "--prompt", "2040", "--schedule", "prefill", "--timing"),
+        "--prompt and what --timing generates behind it must fit the model's context of 2048 tokens, got 2072",
+    ),
+    "text of another language": (
+        ("--text", __file__),
+        "is not in the language of the reference models, which do not know",
+    ),
     "one token": (("--tokens", "1"), "tokens must be at least 2, got 1"),
     "no samples": (("--samples", "0"), "samples must be at least 1, got 0"),
     "no prompt": (("--prompt", "0"), "prompt must be at least 1 and leave one of the 40 tokens to score, got 0"),

@@ -1,5 +1,6 @@
 """Generation: the tokens are those of ``model.generate``, whatever is in the batch, and the clock is read rightly."""
 
+import copy
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,8 @@ from pressgauge import (
     TOVAPress,
     generate,
 )
+from pressgauge.decoder import attached
+from pressgauge.interface import feed
 
 NAMES = sorted(architectures.ARCHITECTURES)
 NEW = 12
@@ -466,3 +469,80 @@ def test_a_layer_that_the_model_lacks_is_refused() -> None:
     model = architectures.shared("llama")
     with pytest.raises(ValueError, match="skip_layers names layer 3, but the model has 3 layers, 0 to 2"):
         generate(model, IDS, KnormPress(0.5, skip_layers=(3,)), 4)
+
+
+# What a cache has seen
+
+
+@pytest.mark.parametrize("press", [None, COMPRESSING["knorm"]], ids=["uncompressed", "knorm"])
+def test_a_cache_that_has_seen_other_tokens_is_refused(press: Press | None) -> None:
+    """As many tokens as it has seen are not enough: they have to be the same, in every row and in the same order."""
+    model = architectures.shared("llama")
+    first = generate(model, IDS, press, 4)
+    more = torch.cat([first.tokens, IDS], dim=1)
+    other = more.clone()
+    other[1, 3] = (other[1, 3] + 1) % 50
+    was, now = int(more[1, 3]), int(other[1, 3])
+    with pytest.raises(
+        ValueError, match=f"in row 1, token 3 was {was} and is {now}; pass the tokens of that Generation"
+    ):
+        generate(model, other, press, 4, cache=first.cache)
+    with pytest.raises(ValueError, match="the cache has seen other tokens than input_ids begins with: in row 0"):
+        generate(model, more.flip(0), press, 4, cache=first.cache)
+    with pytest.raises(ValueError, match="the cache has seen 2 rows and input_ids has 1: pass the same rows"):
+        generate(model, more[:1], press, 4, cache=first.cache)
+    assert first.cache.get_seq_length() == 12
+    assert generate(model, more, press, 4, cache=first.cache).new_tokens == 4
+
+
+@pytest.mark.parametrize("press", [None, KnormPress(0.5, prune_after=40)], ids=["uncompressed", "knorm"])
+def test_a_cache_that_was_changed_by_its_own_methods_may_go_on(press: Press | None) -> None:
+    """Cropped, reordered, fed by hand or copied: what is still known is compared, and what is right is accepted."""
+    model = architectures.shared("llama")
+
+    def turn() -> tuple[Any, torch.Tensor]:
+        first = generate(model, IDS, press, 4)
+        return first.cache, torch.cat([first.tokens, IDS], dim=1)
+
+    cache, more = turn()
+    cache.crop(-6)
+    other = more.clone()
+    other[0, 6:] = 5  # not what was cropped away, and need not be
+    with pytest.raises(ValueError, match="the cache has seen other tokens"):
+        generate(model, other.roll(1, dims=1), press, 1, cache=cache)
+    assert generate(model, other, press, 1, cache=cache).new_tokens == 1
+    cache, more = turn()
+    cache.reorder_cache(torch.tensor([1, 0]))
+    assert generate(model, more.flip(0), press, 1, cache=cache).new_tokens == 1
+    cache, more = turn()
+    cache.batch_select_indices(torch.tensor([1]))
+    assert generate(model, more[1:], press, 1, cache=cache).new_tokens == 1
+    cache, more = turn()
+    assert generate(model, more, press, 1, cache=copy.deepcopy(cache)).new_tokens == 1
+    cache.crop(-6)
+    with attached(press, model):
+        feed(model, IDS[:, :2], cache)
+    by_hand = torch.cat([more[:, :6], IDS[:, :2], IDS], dim=1)
+    assert generate(model, by_hand, press, 1, cache=cache).new_tokens == 1
+
+
+def test_a_cache_of_rows_that_moved_is_compared_with_their_tokens() -> None:
+    """A compressed cache knows which row is which."""
+    model, press = architectures.shared("llama"), COMPRESSING["knorm"]
+    first = generate(model, IDS, press, 4)
+    more = torch.cat([first.tokens, IDS], dim=1)
+    first.cache.reorder_cache(torch.tensor([1, 0]))  # type: ignore[arg-type]  # as transformers has it
+    with pytest.raises(ValueError, match="the cache has seen other tokens"):
+        generate(model, more, press, 1, cache=first.cache)
+
+
+def test_padding_of_a_further_turn_may_be_any_token() -> None:
+    """What no query sees is not compared."""
+    model, press = architectures.shared("llama"), COMPRESSING["knorm"]
+    mask = MASK.clone()
+    mask[1, :3] = 0
+    first = generate(model, IDS, press, 4, attention_mask=mask)
+    more = torch.cat([first.tokens, IDS], dim=1)
+    more[1, :3] = 1
+    mask = torch.cat([mask, torch.ones(2, 13, dtype=torch.long)], dim=1)
+    assert generate(model, more, press, 2, attention_mask=mask, cache=first.cache).new_tokens == 2

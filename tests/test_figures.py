@@ -221,6 +221,27 @@ def test_vacuous_rows_are_hollow_and_named() -> None:
     assert not any("vacuous" in text for text in legend(figures.overview(rows())))
 
 
+def test_what_is_not_a_number_is_named_since_it_cannot_be_drawn() -> None:
+    """In the legend of both figures."""
+    broken = [*rows(), pressed(0.3, math.nan, ppl=math.nan), pressed(0.2, math.inf, ppl=math.inf)]
+    for figure in (figures.overview(broken), figures.trade_off(broken)):
+        assert "perplexity not drawn: not a number or infinite (knorm 0.3, 0.2)" in legend(figure)
+    assert not any("not drawn" in text for text in legend(figures.overview(rows())))
+
+
+def test_without_a_verdict_there_is_no_good_corner() -> None:
+    """The points stay, and the legend says why nothing is good; no line marks a rise of 20 %."""
+    warned = [replace(row, warnings=("the model guesses",)) for row in rows()]
+    for figure in (figures.overview(warned), figures.trade_off(warned)):
+        assert "no verdict: the model guesses" in legend(figure)
+    figure, usual = figures.trade_off(warned), figures.trade_off(rows())
+    assert points(figure.axes[0]) == points(usual.axes[0])
+    assert len(usual.axes[0].lines) - len(figure.axes[0].lines) == 1
+    assert (len(figure.axes[0].collections), len(usual.axes[0].collections)) == (0, 1)
+    assert any("good corner" in text for text in legend(usual))
+    assert not any("good" in text for text in legend(figure))
+
+
 def test_each_press_has_a_colour_and_a_marker_of_its_own() -> None:
     """And is in the legend once."""
     names = ["a", "b", "c", "d", "e", "f", "g"]

@@ -25,6 +25,7 @@ META = torch.device("meta")
 class WeighedPress(Press):
     """Scores by the key's first number, the layer and the position: a press with a field of its own."""
 
+    fixed_scores: ClassVar[bool] = True
     weight: float = 1.0
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
@@ -41,6 +42,8 @@ class ChangingWeighedPress(WeighedPress):
 @dataclass(frozen=True)
 class LookingPress(Press):
     """Looks at what it is shown, where the first number of every key is one more than its position."""
+
+    fixed_scores: ClassVar[bool] = True
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         assert positions.min() >= -1

@@ -261,15 +261,14 @@ def test_settings_that_differ_are_columns(tmp_path: Path) -> None:
 def test_a_verdict_is_a_word_and_a_colour(tmp_path: Path) -> None:
     """The class carries the colour, the cell the word."""
     acceptable = replace(GOOD, ppl_change=0.25)
-    page = write(tmp_path, [UNCOMPRESSED, VACUOUS, GOOD, acceptable, BAD])
-    words = ["uncompressed", "vacuous", "good", "acceptable", "too aggressive"]
+    broken = replace(BAD, ppl=math.nan, ppl_change=math.nan)
+    page = write(tmp_path, [UNCOMPRESSED, VACUOUS, GOOD, acceptable, BAD, broken])
+    words = ["uncompressed", "vacuous", "good", "acceptable", "too aggressive", "not a number"]
     assert [row["verdict"] for row in page.cells] == words
     classes = [str(attributes.get("class")) for tag, attributes in page.tags if tag == "td" and attributes]
-    assert classes == [f"verdict {word}" for word in words]
+    assert classes == [f"verdict {word}" for word in (*words[:4], "bad", "bad")]
     colours = "".join(page.styles)
-    assert all(
-        re.search(rf"^{name} {{ color: var", colours, re.M) for name in (".good", ".acceptable", ".too.aggressive")
-    )
+    assert all(re.search(rf"^{name} {{ color: var", colours, re.M) for name in (".good", ".acceptable", ".bad"))
 
 
 @pytest.mark.usefixtures("plain_pictures")
@@ -339,6 +338,19 @@ def test_values_that_are_missing_or_not_finite_are_said_in_words(tmp_path: Path)
 
 
 @pytest.mark.usefixtures("plain_pictures")
+def test_warnings_are_shown_once_and_take_the_verdicts(tmp_path: Path) -> None:
+    """In a box at the top of the section; the numbers stay."""
+    warned = [replace(row, warnings=("the model <guesses>",)) for row in (UNCOMPRESSED, GOOD, BAD)]
+    page = write(tmp_path, [*warned, *(replace(row, press="random") for row in warned)])
+    assert len(page.warnings) == 1
+    assert "No verdict can be given on this text." in page.warnings[0]
+    assert "the model <guesses>" in page.warnings[0]
+    assert [row["verdict"] for row in page.cells] == ["uncompressed", "no verdict", "no verdict"] * 2
+    assert page.cells[1]["change"] == "+10.0%"
+    assert not write(tmp_path, [UNCOMPRESSED, GOOD]).warnings
+
+
+@pytest.mark.usefixtures("plain_pictures")
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
@@ -396,6 +408,19 @@ def test_models_and_texts_have_sections_with_their_own_rows_and_pictures(tmp_pat
             [GOOD, replace(BAD, **TIMES), VACUOUS],
             "knorm: good at 0.7; too aggressive at 0.3. At the smallest good ratio, 0.7, perplexity changes by +10.0%. "
             "Vacuous at 0.9: nothing can be said there.",
+        ),
+        (
+            [UNCOMPRESSED, GOOD, replace(BAD, ppl=math.nan)],
+            "knorm: good at 0.7. At the smallest good ratio, 0.7, perplexity changes by +10.0%, "
+            "keys and values take 70% of the memory. At 0.3 the perplexity is not a number or infinite.",
+        ),
+        (
+            [UNCOMPRESSED, replace(BAD, ppl=math.inf)],
+            "knorm: nothing can be said. At 0.3 the perplexity is not a number or infinite.",
+        ),
+        (
+            [replace(row, warnings=("a reason",)) for row in (UNCOMPRESSED, GOOD, BAD, VACUOUS)],
+            "knorm: no verdict at 0.7, 0.3, see the warning. Vacuous at 0.9: nothing can be said there.",
         ),
         (
             [UNCOMPRESSED, replace(BAD, **TIMES)],

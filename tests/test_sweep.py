@@ -1,6 +1,7 @@
 """Sweeps: nothing is measured twice, nothing is mistaken for another, and an interrupted one goes on."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 from conformance import architectures
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from pressgauge import KnormPress, Press, RandomPress, perplexity, sweep
@@ -85,6 +88,46 @@ def test_a_model_that_no_press_fits_is_refused_before_it_is_measured(monkeypatch
     wanted = plan()
     with pytest.raises(ValueError, match=r"layer 1 \(attention with sinks\)"):
         run_sweep(wanted, prepare(wanted))
+
+
+def test_a_text_of_mostly_unknown_words_gets_a_warning_in_every_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another model than ours, to which its words are all the same one; a text that it knows gets none."""
+    model, _ = load("reference")
+    other = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"the": 0, "?": 1}, unk_token="?")), unk_token="?"
+    )
+    other.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    monkeypatch.setattr(sweep, "load", lambda name, **options: (model, other))
+    monkeypatch.setattr(sweep, "load_parts", lambda name, **options: (model.config, other))
+    strange, known = tmp_path / "strange.txt", tmp_path / "known.txt"
+    strange.write_text("the a b c " * 20, encoding="utf-8")
+    known.write_text("the the b c " * 20, encoding="utf-8")
+    monkeypatch.setattr(model.config, "vocab_size", 10**9)
+    wanted = plan(texts=(str(strange), str(known)))
+    found = run_sweep(wanted, prepare(wanted)).rows
+    assert [row.warnings for row in found[:4]] == [
+        ("75% of the text's tokens are unknown to the model's tokenizer",)
+    ] * 4
+    assert [row.verdict for row in found[:4]] == ["uncompressed", "no verdict"] * 2
+    assert all(not row.warnings and row.verdict != "no verdict" for row in found[4:])
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_an_uncompressed_perplexity_above_the_vocabulary_is_a_warning(
+    above: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guessing gives the size of the vocabulary exactly, so that this is no warning yet."""
+    model, tokenizer = load("reference")
+    monkeypatch.setattr(sweep, "load", lambda name, **options: (model, tokenizer))
+    wanted = plan()
+    samples = prepare(wanted)
+    nll = math.log(tokenizer.vocab_size)
+    guess = torch.full((1, 39), math.nextafter(nll, 9 if above else 0), dtype=torch.float64)
+    monkeypatch.setattr(sweep, "perplexity", lambda *given: replace(perplexity(*given), nll=guess))
+    found = run_sweep(wanted, samples).rows
+    assert all(bool(row.warnings) == above for row in found)
 
 
 def test_a_press_that_acts_once_is_timed_after_the_whole_prompt() -> None:
@@ -239,13 +282,18 @@ ROW = Row(
 def test_a_row_survives_the_journal(tmp_path: Path) -> None:
     """To the last bit, with what was not measured and what is infinite."""
     path = tmp_path / "journal"
-    rows = {"a": ROW, "b": replace(ROW, ppl=float("inf"), tpot_ratio=0.1 + 0.2, tpot_interval=(0.1, 0.7))}
+    rows = {
+        "a": ROW,
+        "b": replace(ROW, ppl=float("inf"), tpot_ratio=0.1 + 0.2, tpot_interval=(0.1, 0.7), warnings=("one", "two")),
+        "c": replace(ROW, ppl=float("nan"), ppl_change=float("-inf")),
+    }
     written = Journal(path, resume=False)
     for key, row in rows.items():
         written.add(key, row)
     found = Journal(path, resume=True)
-    assert {key: found.find(key) for key in rows} == rows
-    assert found.find("c") is None
+    # No NaN is equal to another one.
+    assert repr({key: found.find(key) for key in rows}) == repr(rows)
+    assert found.find("d") is None
     found.close()
     assert not path.exists()
 

@@ -1,7 +1,9 @@
 """Rows and tables: what is measured is said in words, and nothing is cut off."""
 
 import json
+import math
 from dataclasses import asdict, fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -111,8 +113,42 @@ def test_a_row_that_evicted_nothing_is_called_vacuous_and_not_unchanged() -> Non
 def test_a_row_as_a_dict_has_every_field_and_is_json() -> None:
     """The keys are the fields, and nothing is lost on the way."""
     data = ROW.as_dict()
-    assert list(data) == [*(field.name for field in fields(Row)), "verdict"]
-    assert json.loads(json.dumps(data)) == {**data, "skip_layers": [0], "held": [1024, 717, 717]}
+    assert list(data) == [*(field.name for field in fields(Row)), "not_finite", "verdict"]
+    assert json.loads(json.dumps(data)) == {**data, "skip_layers": [0], "held": [1024, 717, 717], "warnings": []}
+
+
+def test_what_is_not_finite_is_told_from_what_was_not_measured() -> None:
+    """JSON has neither NaN nor infinity: both are null there, and a field says which is what; the row comes back."""
+    row = replace(ROW, ppl=math.nan, ppl_change=-math.inf, tpot=math.inf)
+    data = json.loads(json.dumps(row.as_dict(), allow_nan=False))
+    assert [data[name] for name in ("ppl", "ppl_change", "tpot", "ttft")] == [None] * 4
+    assert data["not_finite"] == {"ppl": "NaN", "ppl_change": "-Infinity", "tpot": "Infinity"}
+    assert repr(Row.from_dict(data)) == repr(row)
+
+
+@pytest.mark.parametrize("changes", [{"ppl": math.nan}, {"ppl": math.inf}, {"ppl_change": math.nan}])
+def test_a_press_that_makes_perplexity_no_number_is_not_called_aggressive(changes: dict[str, Any]) -> None:
+    """Whatever else is the matter, unless there is no press."""
+    row = replace(ROW, **changes)
+    assert (row.verdict, row.change) == ("not a number", "not a number")
+    assert replace(row, vacuous=True, warnings=("w",)).verdict == "not a number"
+    assert replace(row, keep_ratio=1.0).verdict == "uncompressed"
+    text = " ".join(" ".join(shown(row)).split())
+    assert "not a number: the press makes the perplexity NaN or infinite" in text
+    assert "aggressive" not in text
+    assert "not a number" not in " ".join(shown(ROW))
+
+
+def test_a_warning_takes_the_verdict_and_leaves_the_change() -> None:
+    """The reason is under the table, whole."""
+    row = replace(ROW, ppl_change=-0.447, warnings=("the text [is] in another language", "the model guesses"))
+    assert (row.verdict, row.change) == ("no verdict", "-44.7%")
+    assert replace(row, vacuous=True).verdict == "vacuous"
+    assert replace(row, keep_ratio=1.0).verdict == "uncompressed"
+    text = " ".join(" ".join(shown(row)).split())
+    assert "NO VERDICT: the text [is] in another language NO VERDICT: the model guesses" in text
+    assert "-44.7%" in text
+    assert "good" not in text
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -1,5 +1,6 @@
 """Texts: which tokens a sample has, and what is refused with which sentence."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from pressgauge.reference.language import document
+from pressgauge.reference.language import INDEX, document
 from pressgauge.reference.train import build_tokenizer
-from pressgauge.text import load_text
+from pressgauge.text import load_text, unknown_share
 
 MARK = 5000
 """Id of the first-token mark of the tokenizers below; word ``i`` has id i."""
@@ -56,6 +57,37 @@ def test_reference_is_refused_with_another_tokenizer() -> None:
     """Its ids would be other words to the model."""
     with pytest.raises(ValueError, match="text 'reference' is in the words of the reference models: give --text"):
         load_text("reference", PLAIN, samples=1, tokens=50)
+
+
+def test_a_text_of_unknown_words_is_refused_for_the_reference_models(tmp_path: Path) -> None:
+    """They know the words of their language only: a text of which most words are others is not theirs."""
+    path = tmp_path / "play.txt"
+    path.write_text("river " * 4 + "thou " * 5, encoding="utf-8")
+    # With the mark in front, half of the ten are known.
+    assert load_text(str(path), build_tokenizer(), samples=1, tokens=10).tolist()[0][4:6] == [INDEX["river"], 0]
+    path.write_text("river " * 4 + "thou " * 6, encoding="utf-8")
+    sentence = (
+        f"text '{path}' is not in the language of the reference models, which do not know 55% of its tokens: give "
+        "--text reference, or another --model"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        load_text(str(path), build_tokenizer(), samples=1, tokens=11)
+
+
+def test_a_text_of_unknown_words_is_loaded_for_other_models(tmp_path: Path) -> None:
+    """Theirs may be a tokenizer of few words; the measurement says so."""
+    (tmp_path / "text.txt").write_text("no number at all", encoding="utf-8")
+    ids = load_text(str(tmp_path / "text.txt"), PLAIN, samples=1, tokens=4)
+    assert unknown_share(ids, PLAIN) == 1
+
+
+def test_the_share_of_unknown_tokens_is_known_however_a_tokenizer_marks_them() -> None:
+    """By its name for them, by that of its own model, or not at all, as with bytes."""
+    ids = torch.tensor([[1, 0, 0, MARK + 1]])
+    assert unknown_share(ids, PLAIN) == 0.25
+    assert unknown_share(ids, build_tokenizer()) == 0.5
+    bytes_only = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab={"a": 0}, merges=[])))
+    assert unknown_share(ids, bytes_only) == 0
 
 
 # Files

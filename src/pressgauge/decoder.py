@@ -150,7 +150,7 @@ def _fed(cache: DynamicCache) -> Tensor | None:
 
 
 def _check_fed(cache: DynamicCache, input_ids: Tensor, mask: Tensor) -> None:
-    """Raise a ``ValueError`` if a cache is known to have seen other tokens than those that ``input_ids`` begins with."""
+    """Raise a ``ValueError`` if a cache is known to have seen other tokens than ``input_ids`` begins with."""
     fed = _fed(cache)
     if fed is None:
         return

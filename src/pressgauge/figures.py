@@ -150,17 +150,26 @@ def _marks(axes: Axes, x: Sequence[float], y: Sequence[float], rows: Sequence[Ro
 
 
 def _legend(figure: Figure, rows: Sequence[Row], *more: Patch) -> None:
-    """Above everything: the presses, which rows are vacuous, and more."""
+    """Above everything: the presses, which rows are vacuous, which are not drawn, warnings, and more."""
     lines = series(rows)
     handles: list[Line2D | Patch] = [
         Line2D([], [], color=_COLOURS[number % len(_COLOURS)], marker=_MARKERS[number % len(_MARKERS)], label=name)
         for number, name in enumerate(lines)
     ]
-    hollow = {name: [f"{row.keep_ratio:g}" for row in line if row.vacuous] for name, line in lines.items()}
-    if any(hollow.values()):
-        named = "; ".join(f"{name} {', '.join(ratios)}" for name, ratios in hollow.items() if ratios)
-        text = textwrap.fill(f"hollow: vacuous, says nothing ({named})", 110)
-        handles.append(Line2D([], [], color=_GREY, marker="o", markerfacecolor="white", linestyle="", label=text))
+
+    def named(chosen: Callable[[Row], bool]) -> str:
+        ratios = {name: [f"{row.keep_ratio:g}" for row in line if chosen(row)] for name, line in lines.items()}
+        return "; ".join(f"{name} {', '.join(found)}" for name, found in ratios.items() if found)
+
+    def note(text: str, **style: Any) -> None:
+        handles.append(Line2D([], [], color=_GREY, linestyle="", label=textwrap.fill(text, 110), **style))
+
+    if hollow := named(lambda row: row.vacuous):
+        note(f"hollow: vacuous, says nothing ({hollow})", marker="o", markerfacecolor="white")
+    if missing := named(lambda row: not math.isfinite(row.ppl)):
+        note(f"perplexity not drawn: not a number or infinite ({missing})")
+    for warning in dict.fromkeys(warning for row in rows for warning in row.warnings):
+        note(f"no verdict: {warning}")
     handles += more
     widths = [8 + max(map(len, str(handle.get_label()).split("\n"))) for handle in handles]
     columns = len(handles) if sum(widths) < 160 else max(1, 160 // max(widths))
@@ -294,7 +303,9 @@ def trade_off(rows: Sequence[Row]) -> Figure:
             points += [(x, y) for _, x, y in shown]
             texts += [f"{row.keep_ratio:g}" for row, _, _ in shown]
             colours += [colour] * len(shown)
-        axes.axhline(100 * GOOD, color="#5a9a68", linewidth=1, zorder=1)
+        judged = not any(row.warnings for row in rows)
+        if judged:
+            axes.axhline(100 * GOOD, color="#5a9a68", linewidth=1, zorder=1)
         axes.axhline(0, color=_GREY, linewidth=1, linestyle="--", zorder=1)
         axes.axvline(1, color=_GREY, linewidth=1, linestyle="--", zorder=1)
         if max((abs(y) for _, y in points), default=0) > 100:
@@ -306,8 +317,9 @@ def trade_off(rows: Sequence[Row]) -> Figure:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:+,.6g} %" if y else "0 %"))
         axes.margins(0.07)
         x_limits, y_limits = axes.get_xlim(), axes.get_ylim()
-        better = (1, x_limits[1]) if fast else (x_limits[0], 1)
-        axes.fill_between(better, y_limits[0], 100 * GOOD, color=_BETTER, zorder=0)
+        if judged:
+            better = (1, x_limits[1]) if fast else (x_limits[0], 1)
+            axes.fill_between(better, y_limits[0], 100 * GOOD, color=_BETTER, zorder=0)
         axes.set(xlim=x_limits, ylim=y_limits, ylabel="change in perplexity")
         axes.set_xlabel(
             "speed relative to uncompressed (1 / TPOT ratio), more is better"
@@ -315,7 +327,8 @@ def trade_off(rows: Sequence[Row]) -> Figure:
             else "memory of keys and values relative to uncompressed, less is better"
         )
         corner = f"good corner: {'faster' if fast else 'smaller'}, perplexity under +{GOOD:.0%}"
-        _legend(figure, rows, Patch(facecolor=_BETTER, edgecolor="#5a9a68", label=corner))
+        corners = [Patch(facecolor=_BETTER, edgecolor="#5a9a68", label=corner)] if judged else []
+        _legend(figure, rows, *corners)
         if points:
             figure.draw_without_rendering()  # only now is it known where the points are
             _annotate(axes, points, texts, colours)

@@ -308,9 +308,10 @@ def check_fixed(press: Press, scores: Tensor, keys: Tensor, positions: Tensor, l
         row, head, entry = (~same & own).nonzero()[0].tolist()
         position = int(positions[row, head, part.start + entry])
         raise ValueError(
-            f"{type(press).__name__} says fixed_scores = True, but in layer {layer} it scored the entry at position "
-            f"{position} {float(before[row, head, entry]):.6g} among {entries} entries, and then "
-            f"{float(again[row, head, entry]):.6g} among {part.stop - part.start}: set fixed_scores = False in its class"
+            f"{type(press).__name__} says fixed_scores = True, but in layer {layer} the score of the entry at position "
+            f"{position} was {float(before[row, head, entry]):.6g} among {entries} entries and then "
+            f"{float(again[row, head, entry]):.6g} among {part.stop - part.start}: set fixed_scores = False in the "
+            "class"
         )
 
 

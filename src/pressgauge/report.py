@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pressgauge import figures
-from pressgauge.row import Row
+from pressgauge.row import CHANGELESS, Row
 
 DASH = "\N{EN DASH}"
 """Stands for what was not measured."""
@@ -49,7 +49,7 @@ def ratio(median: float | None, interval: tuple[float, float] | None) -> str:
 
 def change(row: Row) -> str:
     """The change in perplexity, where there is one to speak of."""
-    return DASH if row.verdict in ("uncompressed", "vacuous") else percent(row.ppl_change, "+")
+    return DASH if row.verdict in CHANGELESS else percent(row.ppl_change, "+")
 
 
 def _held(row: Row) -> str:
@@ -86,16 +86,24 @@ _SHARED = ("prune after", "skip layers", "dtype", "device")
 _TIMES = ("TTFT ratio", "TPOT ratio", "tokens/s", "memory")
 
 
+_VERDICTS = ("good", "acceptable", "too aggressive")
+"""What a press may be called by the change that it makes to perplexity."""
+
+
 def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
     """What was found about a press, of which ``line`` has the rows, in a few words."""
     at: dict[str, list[str]] = {}
     for row in line:
         at.setdefault(row.verdict, []).append(f"{row.keep_ratio:g}")
-    real = [row for row in line if row.verdict not in ("uncompressed", "vacuous")]
-    empty = f" Vacuous at {', '.join(at['vacuous'])}: nothing can be said there." if "vacuous" in at else ""
+    real = [row for row in line if row.verdict in _VERDICTS]
+    rest = f" Vacuous at {', '.join(at['vacuous'])}: nothing can be said there." if "vacuous" in at else ""
+    if "not a number" in at:
+        rest += f" At {', '.join(at['not a number'])} the perplexity is not a number or infinite."
+    if "no verdict" in at:
+        return f"{name}: no verdict at {', '.join(at['no verdict'])}, see the warning.{rest}"
     if not real:
-        return f"{name}: {'only the uncompressed run was measured' if not empty else 'nothing can be said'}.{empty}"
-    verdicts = [f"{word} at {', '.join(at[word])}" for word in ("good", "acceptable", "too aggressive") if word in at]
+        return f"{name}: {'only the uncompressed run was measured' if not rest else 'nothing can be said'}.{rest}"
+    verdicts = [f"{word} at {', '.join(at[word])}" for word in _VERDICTS if word in at]
     good = [row for row in real if row.verdict == "good"]
     best = good[-1] if good else real[0]
     memory = figures.relative(best, rows, lambda row: row.kv_bytes)
@@ -104,7 +112,7 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
     if best.tpot_ratio is not None:
         facts.append(f"a later token takes {best.tpot_ratio:.2f} times as long")
     which = "smallest good" if good else "largest"
-    return f"{name}: {'; '.join(verdicts)}. At the {which} ratio, {best.keep_ratio:g}, {', '.join(facts)}.{empty}"
+    return f"{name}: {'; '.join(verdicts)}. At the {which} ratio, {best.keep_ratio:g}, {', '.join(facts)}.{rest}"
 
 
 def _noise(rows: Sequence[Row]) -> list[tuple[bool, str]]:
@@ -166,6 +174,7 @@ def write_report(
             "noise": _noise(own),
             "memories": sorted({row.peak_memory_of for row in own if row.peak_memory_of}),
             "vacuous": any(row.vacuous for row in own),
+            "warnings": list(dict.fromkeys(warning for row in own for warning in row.warnings)),
             "maps": [],
         }
         if own:

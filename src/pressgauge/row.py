@@ -79,7 +79,7 @@ class Row:
         """
         if self.keep_ratio == 1:
             return "uncompressed"
-        if not math.isfinite(self.ppl):
+        if not (math.isfinite(self.ppl) and math.isfinite(self.ppl_change)):
             return "not a number"
         if self.vacuous:
             return "vacuous"
@@ -98,8 +98,11 @@ class Row:
         return all(at is None or at[0] <= 1 <= at[1] for at in (self.ttft_interval, self.tpot_interval))
 
     def as_dict(self) -> dict[str, object]:
-        """The fields and the verdict, for JSON, which has neither NaN nor infinity: what is no finite number is None, as
-        is what was not measured, and ``not_finite`` says by name what it is: ``NaN``, ``Infinity`` or ``-Infinity``."""
+        """The fields and the verdict, for JSON, which has neither NaN nor infinity.
+
+        A number that is not finite is None, like what was not measured, and ``not_finite`` says by name which it is:
+        ``NaN``, ``Infinity`` or ``-Infinity``.
+        """
         values = asdict(self)
         strange = {name: at for name, at in values.items() if isinstance(at, float) and not math.isfinite(at)}
         # As Python's own JSON and JavaScript write them.

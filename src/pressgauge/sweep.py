@@ -214,7 +214,7 @@ def _warnings(uncompressed: Row, model: PreTrainedModel, unknown: float) -> tupl
     if uncompressed.ppl > vocabulary:
         found.append(
             f"the uncompressed perplexity, {uncompressed.ppl:,.0f}, is worse than that of guessing among the "
-            f"{vocabulary:,} tokens of the vocabulary: the model does not know this kind of text, or is broken"
+            f"{vocabulary:,} tokens of the vocabulary: the model does not know such text, or its weights are wrong"
         )
     if unknown > MOST_UNKNOWN:
         found.append(f"{unknown:.0%} of the text's tokens are unknown to the model's tokenizer")
@@ -259,11 +259,12 @@ class _Measurement:
         """The error for an uncompressed perplexity that is NaN or infinite."""
         scores = result.nll[result.scored]
         kind = "not a number" if math.isnan(result.ppl) else "infinite"
-        wider = "float64" if self.source.dtype == "float32" else "float32"
+        wider = {"float32": "float64", "float64": None}.get(self.source.dtype, "float32")
+        way_out = "check the weights and the text" if wider is None else f"give --dtype {wider}, or check the weights"
         return ValueError(
-            f"the uncompressed perplexity of {self.source.model} on {self.source.text} in {self.source.dtype} is {kind} "
-            f"({int((~scores.isfinite()).sum())} of {len(scores)} scored tokens have an NLL that is not finite), so no "
-            f"press can be compared with it: give --dtype {wider}, or check the weights and the text"
+            f"the uncompressed perplexity of {self.source.model} on {self.source.text} in {self.source.dtype} is "
+            f"{kind} ({int((~scores.isfinite()).sum())} of {len(scores)} scored tokens have an NLL that is not "
+            f"finite), so no press can be compared with it: {way_out}"
         )
 
     def row(self, name: str, press: Press | None, base: float | None, advance: Callable[[str, int], None]) -> Row:

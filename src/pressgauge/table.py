@@ -9,7 +9,7 @@ from rich.table import Table
 
 from pressgauge.row import Row
 
-_COLOURS = {"good": "green", "acceptable": "yellow", "too aggressive": "red"}
+_COLOURS = {"good": "green", "acceptable": "yellow", "too aggressive": "red", "not a number": "red"}
 
 
 def _span(numbers: tuple[int, ...]) -> str:
@@ -29,10 +29,13 @@ def make_table(rows: Sequence[Row]) -> Table:
     """Perplexity and cache: the rows of one press on one text."""
     first = rows[0]
     caption = "affected: scored tokens that met an eviction; held: entries per KV head, emptiest to fullest layer"
-    if any(row.verdict in _COLOURS for row in rows):
+    if any(row.verdict in ("good", "acceptable", "too aggressive") for row in rows):
         caption += "\nchange: good below +20 %, acceptable up to +30 %, too aggressive above"
+    if any(row.verdict == "not a number" for row in rows):
+        caption += "\nnot a number: the press makes the perplexity NaN or infinite"
     if any(row.vacuous for row in rows):
         caption += "\nvacuous: no scored token met an eviction, so this says nothing about the press"
+    caption += "".join(f"\nNO VERDICT: {escape(warning)}" for warning in first.warnings)
     where = escape(f"{first.model} on {first.text}")
     table = _table(
         f"{first.press}, {first.schedule}, prune_after {first.prune_after}: {where}",
