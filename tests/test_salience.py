@@ -29,9 +29,9 @@ def spearman(first: list[float], second: list[float]) -> float:
 
 
 def rounded(number: float) -> float:
-    """To 16 significant bits, as presses compare their scores: what agrees in these is a tie."""
+    """To 10 significant bits, as presses compare their scores: what agrees in these is a tie."""
     mantissa, exponent = math.frexp(number)
-    return math.ldexp(round(mantissa * 2**16), exponent)
+    return math.ldexp(round(mantissa * 2**10), exponent)
 
 
 def from_probabilities(model: architectures.Model, ids: Tensor, later: int) -> list[list[float]]:

@@ -21,7 +21,9 @@ from pressgauge.votes import AttentionSums, LastQueries, Votes
 if TYPE_CHECKING:
     from pressgauge.cache import PressedCache
 
-_SIGNIFICANT_BITS = 16
+_SIGNIFICANT_BITS = 10
+"""To which scores are rounded. With fewer, distinct scores become ties; with more, ties fall apart by the noise of
+another order of sums: docs/rules.md has the figures."""
 _PROTECTED = 1 << 27
 """Above every score's place in the order; minus this is the place of NaN, below every score."""
 _POSITIONS = (1 << 32) - 1
@@ -36,7 +38,7 @@ def wide(keys: Tensor) -> Tensor:
 
 
 def _places(scores: Tensor) -> Tensor:
-    """Scores as int64 in the same order, with equal integers where 16 significant bits are equal.
+    """Scores as int64 in the same order, with equal integers where 10 significant bits are equal.
 
     Integer scores are exact, and are not rounded.
     """
@@ -157,7 +159,7 @@ class Press(Budget, ABC):
             votes: what the layer remembers of queries, the last pass's included, for presses that need them.
 
         Returns:
-            ``[B, K, N]``. Floating scores are ranked by their first 16 significant bits, integers exactly.
+            ``[B, K, N]``. Floating scores are ranked by their first 10 significant bits, integers exactly.
         """
 
     def compress(self, keys: Tensor, values: Tensor, *, layer: int = 0) -> tuple[Tensor, Tensor]:

@@ -19,9 +19,9 @@ _BLOCK = 64
 
 def _spearman(norms: Tensor, received: Tensor) -> float:
     """Spearman's rank correlation of two ``[n]``; NaN where one is constant, or there are fewer than three keys."""
-    # Equal up to rounding is equal, as when a press ranks scores: 16 significant bits.
+    # Equal up to rounding is equal, as when a press ranks scores: 10 significant bits.
     mantissa, exponent = torch.frexp(norms.double())
-    norms = torch.ldexp((mantissa * 2**16).round(), exponent)
+    norms = torch.ldexp((mantissa * 2**10).round(), exponent)
     if norms.numel() < 3 or norms.min() == norms.max() or received.min() == received.max():
         return float("nan")
     return float(spearmanr(norms.numpy(), received.numpy()).statistic)

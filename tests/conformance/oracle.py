@@ -21,14 +21,14 @@ def ceil_of(ratio: float, count: int) -> int:
 
 
 def rounded(score: float) -> float:
-    """A score rounded to 16 significant bits, half to even; NaN below everything."""
+    """A score rounded to 10 significant bits, half to even; NaN below everything."""
     if math.isnan(score):
         return -math.inf
     if math.isinf(score) or score == 0:
         # Minus infinity is still above NaN.
         return max(score, -1.7976931348623157e308)
     mantissa, exponent = math.frexp(score)
-    return math.ldexp(round(mantissa * 2**16), exponent - 16)
+    return math.ldexp(round(mantissa * 2**10), exponent - 10)
 
 
 def norm_scores(keys: Sequence[Key]) -> Scores:

@@ -17,7 +17,7 @@ from .strategies import DIMENSION, FEW, HEADS, key_tensors, options_of, pruning,
 from .subjects import Subject
 from .test_counts import check_counts
 
-TELLING_APART = 2.0**-15
+TELLING_APART = 2.0**-9
 """Scores that differ by less than this part of their size, but are not equal, may be ranked either way."""
 
 
