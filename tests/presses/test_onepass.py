@@ -113,7 +113,7 @@ LONG: dict[str, tuple[str, Press, int]] = {
 @pytest.mark.parametrize(("architecture", "press", "prompt"), LONG.values(), ids=LONG)
 def test_a_text_of_several_blocks_is_what_decoding_gives(architecture: str, press: Press, prompt: int) -> None:
     """Queries are attended to 256 at a time: some keys are seen by a whole block, others come or go in it."""
-    model = architectures.build(architecture, num_hidden_layers=2)
+    model = architectures.build(architecture, num_hidden_layers=2, max_position_embeddings=600)
     onepass, stepwise = both(model, architectures.tokens(1, 600), press, prompt)
     assert_same(onepass, stepwise)
     assert onepass.affected_tokens >= 256 + 1, "this text is to meet more than one block"
