@@ -165,7 +165,7 @@ def test_attention_makes_no_tensor_of_all_queries_and_keys(dimension: int) -> No
 @pytest.mark.parametrize("lengths", [[LONG], [LONG, LONG // 2]], ids=["alone", "padded"])
 def test_perplexity_in_one_pass_makes_no_tensor_of_all_queries_and_keys(lengths: list[int]) -> None:
     """Nor does anything else in the measurement of a text of 2,048 tokens; a plain padded forward pass does."""
-    model = architectures.build("llama", num_hidden_layers=1)
+    model = architectures.build("llama", num_hidden_layers=1, max_position_embeddings=LONG)
     ids, mask = architectures.padded(lengths)
     with Largest() as largest:
         result = perplexity(model, ids, KnormPress(0.25, prune_after=64), 100, attention_mask=mask)
