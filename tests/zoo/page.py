@@ -19,7 +19,7 @@ KINDS = {
 }
 """What the verdicts mean, in the order of the page."""
 
-INTRODUCTION = """# Zoo
+INTRODUCTION = """# Architectures
 
 Written by `nox -s zoo`, on transformers {transformers} and torch {torch}. `AutoModelForCausalLM` of this release knows
 {count} architectures. A tiny model of each, with random weights in float64, meets `{press}`.

@@ -49,10 +49,12 @@ RULES: dict[str, Any] = {
     r"qk_nope_head_dim": 8,
     r"(sliding_|attention_|local_)?(window|window_size|attention_window_size|chunk_size|attention_window)": WINDOW,
     r"sliding_window|attention_chunk_size|sliding_window_size": WINDOW,
-    r"rotary_dim|hidden_size_per_layer_input|indexer?_head_dim": 8,
+    r"rotary_dim|hidden_size_per_layer_input|index(er)?_head_dim": 8,
     r"mamba_(d_head|head_dim)|(linear_)?(key|value)_head_dim": 8,
-    r"indexer?_n_heads": 4,
-    r"indexer?_topk|indexer_budget": WINDOW,
+    r"index(er)?_n_heads": 4,
+    r"index(er)?_topk|indexer_budget": WINDOW,
+    r"index_block_size": 4,
+    r"index_topk_blocks": 2,
 }
 OPTIONAL = ("head_dim", "num_key_value_heads", "n_routed_experts", "num_experts_per_tok", "n_shared_experts")
 """Fields that the rules fill also where the default is None."""
@@ -139,12 +141,16 @@ def tiny(kind: type[PreTrainedConfig], changes: Mapping[str, Any]) -> PreTrained
     depth_name = next((name for name in names if name in _DEPTHS and _value(default, name)), None)
     depth = _value(default, depth_name or "") or 0
     per_layer = _per_layer(default, names, depth)
+    # Some lists name all layers.
+    naming = [name for name, value in per_layer.items() if value == list(range(depth))]
+    per_layer = {name: value for name, value in per_layer.items() if name not in naming}
     if per_layer:
         kinds = [tuple(_kind(value[layer]) for value in per_layer.values()) for layer in range(depth)]
         layers = chosen_layers(kinds, LAYERS)
         made |= {name: [value[layer] for layer in layers] for name, value in per_layer.items()}
         assert depth_name is not None
         made[depth_name] = len(layers)
+        made |= {name: list(range(len(layers))) for name in naming}
     made |= own
     made = {name: value for name, value in made.items() if value is not ...}
     config: PreTrainedConfig = kind(**made)
@@ -202,6 +208,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "cpmant": {"dim_head": 8, "dim_ff": 48},
     "dbrx": {"attn_config.rope_theta": 10000.0, "attn_config.kv_n_heads": 2, "attn_config.clip_qkv": 8},
+    "deepseek_v4": {"compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4}},
     "dory": {
         "n_input_layers": 1,
         "n_output_layers": 1,
@@ -233,6 +240,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2, "state_size": 8, "chunk_size": 8},
+    "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"] * 2},
+    "modernbert-decoder": {"local_attention": 2 * WINDOW},
     "musicgen": {"decoder.num_codebooks": 1},
     "musicgen_melody": {"decoder.num_codebooks": 1},
     "qwen4_exp": {f"text_config.{name}": value for name, value in _QWEN4.items()},

@@ -10,10 +10,11 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, DynamicCache
+from transformers.models.llama import modeling_llama
 
 from pressgauge import KnormPress, PressedCache
 from pressgauge.support import Support
-from zoo import examine, oracle, specimens
+from zoo import examine, oracle, reasons, specimens
 from zoo.examine import BAD, CRASH, FALSE, LENGTH, NOT_BUILT, PATTERNS, REFUSED, RIGHT, WRONG, Verdict
 from zoo.page import KINDS, page
 
@@ -262,6 +263,58 @@ def test_an_error_that_is_not_of_pressgauge_is_a_crash(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(PressedCache, "held_rows", broken)
     assert examine.examine("llama").kind == CRASH
+
+
+# The reasons of refusals
+
+TRUE: list[tuple[str, str]] = [
+    ("gemma3_text", "a press cannot prune layers 0-1 (sliding attention of 8)"),
+    ("qwen3_next", "a press cannot prune layers 0-1 (linear attention, which caches no keys)"),
+    ("gemma2", "a press cannot prune layers 0, 2 (sliding attention of 8); layers 1, 3 (attention with softcap 50.0)"),
+    ("gpt_oss", "a press cannot prune layers 1, 3 (attention with sinks)"),
+    ("deepseek_v3", "a press cannot prune layer 2 (keys cached as [1, 12, 12] and attended to as [4, 12, 12])"),
+    ("deepseek_v32", "a press cannot prune layers 0-3 (indexed attention)"),
+    ("diffllama", "joins the values of several heads that lie in one slot"),
+    ("doge", "a press cannot prune layer 0 (a mask of its own, [1, 4, 12, 12] where [rows, 1, 12, 12] is causal)"),
+    ("bloom", "adds ALiBi biases by the slot of an entry, not its position"),
+    ("roformer", "does not go through transformers' attention interface"),
+]
+
+
+@pytest.mark.parametrize(("name", "sentence"), TRUE, ids=[name for name, _ in TRUE])
+def test_a_true_reason_is_found_true_and_is_false_of_llama(name: str, sentence: str) -> None:
+    """Every kind of reason, of a model of which it is true and of one of which it is not."""
+    if name not in specimens.names():
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    ids = specimens.tokens(1, LENGTH)
+    assert reasons.unfounded(model(name), ids, f"Its name: {sentence}; pass skip_layers=") is None
+    assert reasons.unfounded(model("llama"), ids, f"Its name: {sentence}; pass skip_layers=") is not None
+
+
+def test_a_true_reason_of_another_layer_is_not_true() -> None:
+    """Of Gemma 3's layers two have a window, and there is no fifth."""
+    ids = specimens.tokens(1, LENGTH)
+    for layers, found in (("layers 1-2", "layer 2 has no sliding attention of 8"), ("layer 4", "no layer 4")):
+        said = reasons.unfounded(model("gemma3_text"), ids, f"a press cannot prune {layers} (sliding attention of 8)")
+        assert said is not None
+        assert found in said
+
+
+def test_a_reason_that_nobody_checks_is_not_taken_on_trust() -> None:
+    """A new refusal needs a check of its own here."""
+    ids = specimens.tokens(1, LENGTH)
+    assert reasons.unfounded(model("llama"), ids, "has a bad day") == "nobody checks this reason"
+    said = reasons.unfounded(model("llama"), ids, "a press cannot prune layer 1 (tiredness)")
+    assert said == "nobody checks whether a layer has tiredness"
+
+
+def test_looking_for_facts_leaves_no_trace() -> None:
+    """Functions of the model's file and of transformers' caches are what they were."""
+    names = vars(modeling_llama)
+    before = (names["eager_attention_forward"], DynamicCache.update, model("llama").config._attn_implementation)
+    reasons.facts(model("llama"), specimens.tokens(1, LENGTH))
+    after = (names["eager_attention_forward"], DynamicCache.update, model("llama").config._attn_implementation)
+    assert before == after
 
 
 # The page
