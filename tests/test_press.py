@@ -75,6 +75,32 @@ def test_the_last_bit_breaks_a_tie_between_two_of_10_bits(dtype: torch.dtype, si
     assert order(torch.stack([more, one])) == ([0, 1] if sign > 0 else [1, 0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(
+    size=st.floats(2.0**-40, 2.0**40),
+    sign=st.sampled_from([1, -1]),
+    noise=st.floats(-(2.0**-20), 2.0**-20),
+    edge=st.booleans(),
+)
+def test_scores_that_are_equal_up_to_noise_tie_unless_an_edge_lies_between_them(
+    dtype: torch.dtype, size: float, sign: int, noise: float, edge: bool
+) -> None:
+    """Rule 4: noise of 2 ** -20 ranks no later token above an earlier one but where two of 10 bits meet halfway."""
+    if edge:
+        # Next to a halfway point between two of 10 bits.
+        mantissa, exponent = math.frexp(size)
+        size = math.ldexp(math.floor(mantissa * 2**10) + 0.5, exponent - 10) * (1 - noise / 2)
+    one, other = (torch.tensor(sign * value, dtype=dtype) for value in (size, size * (1 + noise)))
+    low, high = sorted((abs(one.double().item()), abs(other.double().item())))
+    mantissa, exponent = math.frexp(low)
+    halfway = math.ldexp(math.floor(mantissa * 2**10) + 0.5, exponent - 10)
+    if low <= halfway <= high:
+        best = [0, 1] if rounded(one.item()) >= rounded(other.item()) else [1, 0]
+        assert order(torch.stack([one, other])) == best
+    else:
+        assert order(torch.stack([one, other])) == order(torch.stack([other, one])) == [0, 1]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_no_number_has_the_place_of_a_sink_or_of_nan(dtype: torch.dtype) -> None:
     """Rule 4: NaN ranks below every number, and a sink above every score, the infinite ones included."""

@@ -11,10 +11,8 @@ from conformance.masked import masked_logits
 from conformance.versions import using
 from presses.drive import run
 from torch import Tensor
-from transformers import DynamicCache
 
-import pressgauge.press
-from pressgauge import KnormPress, perplexity, replay
+from pressgauge import KnormPress, perplexity
 from pressgauge.text import load_text
 
 Load = Callable[..., tuple[Any, Any]]
@@ -61,37 +59,3 @@ def test_logits_on_real_text_are_those_of_masked_attention(tinystories: Load, sh
     result = run(model, KnormPress(0.5, prune_after=32, skip_layers=(0,)), ids, [60] + [1] * 30 + [20] + [1] * 10)
     assert result.cache.evictions
     assert (result.logits - masked_logits(model, ids, result.cache.evicted_at)).abs().max() < 1e-10
-
-
-def _first_layer(model: Any, ids: Tensor, lengths: list[int]) -> Tensor:
-    """The keys of the first layer, of a text that is fed in passes of these lengths."""
-    cache: Any = DynamicCache(config=model.config)
-    with torch.no_grad():
-        for part in ids.split(lengths, dim=1):
-            model(part, **using(cache))
-    keys: Tensor = cache.layers[0].keys
-    return keys
-
-
-def test_ties_are_settled_alike_however_tokens_are_fed(
-    tinystories: Load, shared_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rule 4: in float32 a text fed singly and at once gives keys that differ in their last bits; with scores rounded
-    to 16 bits next to no entry of the first layer meets another fate, without rounding dozens do."""
-    model, tokenizer = tinystories("float32")
-    texts = load_text(str(shared_folder / "data/wikitext-2/test.txt"), tokenizer, samples=2, tokens=400).split(1)
-    pairs = [(_first_layer(model, ids, [1] * 400), _first_layer(model, ids, [400])) for ids in texts]
-    press = KnormPress(0.5, prune_after=64)
-
-    def differing() -> int:
-        tables = [[replay(press, keys, [1] * 400) for keys in pair] for pair in pairs]
-        return sum(int((one != other).sum()) for one, other in tables)
-
-    rounded = differing()
-    # As many bits as float32 has, but one: no rounding to speak of.
-    monkeypatch.setattr(pressgauge.press, "_SIGNIFICANT_BITS", 23)
-    unrounded = differing()
-    if unrounded:
-        assert rounded < unrounded / 10
-    else:
-        assert all(torch.equal(*pair) for pair in pairs), "nothing to settle although keys differ"
