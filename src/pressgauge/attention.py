@@ -29,7 +29,7 @@ _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exi
 """Arguments of ``generate`` under which several candidate tokens are fed at once and some are taken back."""
 _IMPLEMENTATIONS = ("sdpa", "eager")
 UNFED = "tokens of the pass that never reached the cache that it was given"
-OUTSIDE = "attention that does not go through transformers' interface"
+OUTSIDE = "no module of its own that attends through transformers' interface"
 """Reasons of a layer whose cache was handed nothing, and of one whose attention a press never came to see."""
 
 
@@ -263,6 +263,8 @@ class _Attachment:
         """Attention over what the layer holds, by the model's own implementation; then the layer evicts."""
         running = self.running
         cache, index = running.cache, self.layers.get(id(module))
+        if cache is not None and index is not None:
+            self.support.check_index(index)
         layer = cache.layers[index] if cache is not None and index is not None else None
         if not isinstance(layer, PressedLayer):
             return own(module, query, key, value, attention_mask, **kwargs)

@@ -229,6 +229,7 @@ class OnePass:
         index = self._layers.get(id(module))
         if index is None:
             return own(module, query, key, value, attention_mask, **kwargs)
+        self.support.check_index(index)
         self.advance()
         cached, tokens = self._cache.layers[index], query.shape[2]
         if self.press is None or index in self.skipped:

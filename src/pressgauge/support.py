@@ -75,6 +75,14 @@ class Support:
         short = f" or skip_layers={UNPRUNABLE!r}" if set(reasons) <= set(self.reasons) else ""
         return ValueError(f"{start}; pass skip_layers={away}{short}, which leaves {_layers(left)} to prune")
 
+    def check_index(self, index: int) -> None:
+        """Raise a ``ValueError`` if a module attends that says it is of a layer which the model does not have."""
+        if not 0 <= index < self.layers:
+            raise ValueError(
+                f"{self.name} ({interface.VERSION}) attends by modules whose layer_idx is {index}, outside 0 to "
+                f"{self.layers - 1}, and which layer they serve cannot be told: {_ALONE}"
+            )
+
     def check_added(self, before: int, after: int) -> None:
         """Raise a ``ValueError`` if a pass has left a cache of so many layers with another number of them."""
         if before != after:
@@ -128,8 +136,20 @@ def _slots(config: Any, kind: Any) -> str | None:
     if config.model_type in _OWN_WAYS:
         return _OWN_WAYS[config.model_type]
     if kind is not None and not interface.goes_through_interface(kind) and config.model_type not in _ORDER_FREE:
-        return f"{_OUTSIDE} and may take the slot of an entry for its position"
+        return (
+            "is not known to attend through transformers' interface, and may take the slot of an entry for its position"
+        )
     return None
+
+
+def _sharing(text: Any) -> set[int]:
+    """The layers that lend keys and values to others, or borrow them."""
+    modes = getattr(text, "kv_sharing_modes", None)
+    if modes is None:
+        return set(range(text.num_hidden_layers)) if getattr(text, "num_kv_shared_layers", 0) else set()
+    # Where none borrows, what a layer stores is for itself.
+    used = {index: str(getattr(mode, "value", mode)) for index, mode in enumerate(modes) if mode is not None}
+    return set(used) if set(used.values()) - {"store"} else set()
 
 
 def of_config(config: PretrainedConfig) -> Support:
@@ -152,12 +172,11 @@ def of_config(config: PretrainedConfig) -> Support:
         whole = f"{slots}: {_STEPWISE}"
     reasons = {}
     types = getattr(text, "layer_types", None) or [None] * count
-    sharing = getattr(text, "kv_sharing_modes", None) or [None] * count
     # GPT-Neo's windows are of slots.
     local = getattr(text, "attention_layers", None) or [None] * count
-    borrowers = int(getattr(text, "num_kv_shared_layers", 0) or 0)
+    shared = _sharing(text)
     for index in range(count):
-        if borrowers or any(sharing):
+        if index in shared:
             reasons[index] = "keys and values shared between layers"
         elif index >= len(classes) or not interface.caches_keys(classes[index]):
             reasons[index] = f"{types[index] or 'no attention'}, which caches no keys".replace("_", " ")
@@ -183,12 +202,6 @@ def of_model(model: PreTrainedModel) -> Support:
     whole, reasons = support.whole, dict(support.reasons)
     if whole is None and not interface.goes_through_interface(type(decoder)):
         whole = f"{_OUTSIDE}: {_STEPWISE}"
-    strange = sorted({index for index in interface.layer_indices(decoder).values() if not 0 <= index < support.layers})
-    if whole is None and strange:
-        whole = (
-            f"has modules whose layer_idx is {strange[0]}, outside 0 to {support.layers - 1}, so it cannot be told "
-            f"which layer they serve: {_ALONE}"
-        )
     softcap = getattr(model.config.get_text_config(decoder=True), "attn_logit_softcapping", None)
     indices = interface.layer_indices(decoder)
     for module in decoder.modules():
@@ -197,6 +210,6 @@ def of_model(model: PreTrainedModel) -> Support:
             continue
         if softcap:
             reasons[index] = f"attention with softcap {softcap}"
-        elif hasattr(module, "sinks"):
+        elif getattr(module, "sinks", None) is not None:
             reasons[index] = "attention with sinks"
     return replace(support, name=name, whole=whole, reasons=reasons)

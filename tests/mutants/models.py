@@ -195,7 +195,7 @@ MODELS = [
     BrokenModel(ignored_cache, _UNFED),
     BrokenModel(added_layers, r"was given a cache of 3 layers and made it one of 4"),
     BrokenModel(every_second_pass, _UNFED.replace("layers 0-2", "layer 1"), first=1, onepass=False),
-    BrokenModel(own_attention, r"layer 1 \(attention that does not go through transformers' interface\)"),
+    BrokenModel(own_attention, r"layer 1 \(no module of its own that attends through transformers' interface\)"),
     BrokenModel(expanded_keys, r"layer 1 \(keys cached as \[1, 12, 8\] and attended to as \[2, 12, 8\]\)"),
     BrokenModel(two_calls, r"layer 1 \(a second attention call in a pass\)"),
     BrokenModel(own_mask, r"layer 1 \(a mask with values other than seen and unseen\)"),

@@ -342,7 +342,9 @@ def test_a_layer_that_could_not_be_masked_is_refused(layer: int, method: Method)
 
     attention.forward = own_way
     ids = architectures.tokens(1, 20)
-    refusal = rf"layer {layer} \(attention that does not go through .* interface\); pass skip_layers=\({layer},\),"
+    refusal = (
+        rf"layer {layer} \(no module of its own that attends through .* interface\); pass skip_layers=\({layer},\),"
+    )
     with pytest.raises(ValueError, match=refusal):
         perplexity(model, ids, KnormPress(0.5, prune_after=4), 1, method)
     assert perplexity(model, ids, KnormPress(0.5, prune_after=4, skip_layers=(layer,)), 1, method).evictions

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from transformers.utils import logging
 
 from pressgauge import KnormPress, Press, PressedCache, TOVAPress, perplexity
-from zoo import oracle, specimens
+from zoo import oracle, reasons, specimens
 
 LENGTH, PROMPT = 36, 12
 PATTERNS = ([PROMPT, *[1] * (LENGTH - PROMPT)], [4, 7, 1, 8, 1, 1, 14], [1] * LENGTH)
@@ -322,6 +322,8 @@ def _examine(model_type: str) -> Verdict:
         specimen.baseline()
         press, sentence = _press_for(model, specimen.ids)
         specimen.untouched()
+        if sentence and (what := reasons.unfounded(model, specimen.ids, sentence)):
+            return Verdict(FALSE, f"{what}: {sentence}")
         if press is None:
             try:
                 specimen.alone()

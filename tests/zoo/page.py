@@ -41,8 +41,8 @@ A model is checked on a text of {length} tokens, fed as a prompt and single toke
   is gone. A mistake that all ways of the package share is one that the oracle does not make.
 
 Where a press refuses a model, its sentence is tried: with the layers skipped that it names, all of the above has to
-hold; where no layer is left, a method that it offers has to run without a press. The run fails if the verdict on any architecture is
-{bad}.
+hold; where no layer is left, a method that it offers has to run without a press; and what it says of the model has to
+be what the stock model does. The run fails if the verdict on any architecture is {bad}.
 """
 
 

@@ -204,7 +204,7 @@ LAYERS: dict[str, Callable[[Facts, int, re.Match[str]], bool]] = {
     r"tokens of the pass that never reached the cache .*": lambda known, layer, found: (
         known.layers.get(layer, Layer()).cached_keys is None
     ),
-    r"attention that does not go through .*": lambda known, layer, found: _outside(known, layer),
+    r"no module of its own that attends through .*": lambda known, layer, found: _outside(known, layer),
 }
 """By what a refusal says of a layer: whether it is true."""
 
@@ -217,7 +217,13 @@ WHOLE: dict[str, Callable[[Facts, Tensor], bool]] = {
     r"joins the values of several heads": lambda known, ids: any(
         _differs(layer.values, layer.cached_values) for layer in known.layers.values()
     ),
-    r"has modules whose layer_idx is -?\d+": lambda known, ids: any(
+    r"makes masks of its own": lambda known, ids: any(
+        _not_causal(mask) for layer in known.layers.values() for mask in layer.masks
+    ),
+    r"adds layers to the cache": lambda known, ids: known.cache_layer(known.count()) is not None,
+    r"is not known to attend through": lambda known, ids: not known.model._can_set_attn_implementation(),
+    r"made it one of": lambda known, ids: known.cache_layer(known.count()) is not None,
+    r"attends by modules whose layer_idx is -?\d+": lambda known, ids: any(
         getattr(module, "layer_idx", 0) not in range(known.count()) for module in known.model.modules()
     ),
     r"is an encoder-decoder": lambda known, ids: bool(known.model.config.is_encoder_decoder),

@@ -276,12 +276,14 @@ TRUE: list[tuple[str, str]] = [
     ("deepseek_v32", "a press cannot prune layers 0-3 (indexed attention)"),
     ("diffllama", "joins the values of several heads that lie in one slot"),
     ("doge", "a press cannot prune layer 0 (a mask of its own, [1, 4, 12, 12] where [rows, 1, 12, 12] is causal)"),
+    ("doge", "makes masks of its own from all values that lie in the cache"),
+    ("dory", "adds layers to the cache that it is given"),
     ("bloom", "adds ALiBi biases by the slot of an entry, not its position"),
     ("roformer", "does not go through transformers' attention interface"),
 ]
 
 
-@pytest.mark.parametrize(("name", "sentence"), TRUE, ids=[name for name, _ in TRUE])
+@pytest.mark.parametrize(("name", "sentence"), TRUE, ids=[f"{name}-{sentence[:12]}" for name, sentence in TRUE])
 def test_a_true_reason_is_found_true_and_is_false_of_llama(name: str, sentence: str) -> None:
     """Every kind of reason, of a model of which it is true and of one of which it is not."""
     if name not in specimens.names():
