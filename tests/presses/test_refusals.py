@@ -169,7 +169,7 @@ def _shared_kv() -> PretrainedConfig:
 
 def test_shared_keys_and_values_are_refused() -> None:
     """Layers that read another layer's keys cannot be pruned apart from it."""
-    with pytest.raises(ValueError, match=r"layers 0-3 \(keys and values shared between layers\)"):
+    with pytest.raises(ValueError, match=r"layers [\d, -]*3 \(keys and values shared between layers\)"):
         KnormPress(0.5).cache(_shared_kv())
 
 
