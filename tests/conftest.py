@@ -19,8 +19,8 @@ SHARED = Path(__file__).parents[2] / "shared"
 """A folder beside the project, with a real model and real texts; it is not part of the project."""
 
 
-HELPLESS: tuple[str, ...] = ()
-"""Parts of deprecations of torch and transformers that cannot be helped here."""
+HELPLESS: tuple[str, ...] = ("Passing `generation_config` together with generation-related arguments",)
+"""Parts of deprecations that cannot be helped here: transformers' own assisted decoding calls ``generate`` so."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

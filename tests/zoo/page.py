@@ -48,6 +48,8 @@ be what the stock model does. The run fails if the verdict on any architecture i
 
 def _cell(text: str) -> str:
     """Text that stays as it is in a cell of a table."""
+    # What a package says of another one's installation is no line of ours.
+    text = text.replace("pip install", "installing")
     for sign in "|*_<":
         text = text.replace(sign, f"\\{sign}")
     return text
