@@ -33,14 +33,14 @@ def install(session: nox.Session, *groups: str, locked: bool = True) -> None:
         lock = next(path for path, names in LOCKS.items() if set(groups) <= set(names))
         releases = ["--constraint", lock]
         # For what builds the package, too: the second variable from pip 25.3 on, the first before.
-        session.env["PIP_CONSTRAINT"] = session.env["PIP_BUILD_CONSTRAINT"] = Path(lock).resolve().as_uri()
+        builds = dict.fromkeys(("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT"), Path(lock).resolve().as_uri())
     else:
-        releases = ["--upgrade", "--upgrade-strategy", "eager"]
+        releases, builds = ["--upgrade", "--upgrade-strategy", "eager"], {}
     requirements = nox.project.dependency_groups(PROJECT, *groups)
     # To compile all modules of torch and transformers takes longer than the rest together; few are ever imported. These
     # are compiled once, then, and not by each process, even where the environment says that nothing is to be written.
     session.env["PYTHONDONTWRITEBYTECODE"] = ""
-    session.install("--no-compile", *releases, "--editable", ".", *requirements)
+    session.install("--no-compile", *releases, "--editable", ".", *requirements, env=builds)
 
 
 def require(session: nox.Session, device: str, condition: str) -> None:
