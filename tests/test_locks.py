@@ -44,11 +44,13 @@ class Session:
 
     def __init__(self, folder: Path) -> None:
         self.env: dict[str, str] = {}
+        self.builds: dict[str, str] = {}
         self.installed: list[tuple[str, ...]] = []
         self.ran: list[tuple[str, ...]] = []
         self.folder = folder
 
-    def install(self, *arguments: str) -> None:
+    def install(self, *arguments: str, env: dict[str, str] | None = None) -> None:
+        self.builds = env or {}
         self.installed.append(arguments)
 
     def run(self, *arguments: str, **options: object) -> str:
@@ -103,7 +105,7 @@ def test_every_session_installs_what_a_lock_pins(
     (arguments,) = session.installed
     if name == "newest":
         assert "--constraint" not in arguments
-        assert "PIP_CONSTRAINT" not in session.env
+        assert "PIP_CONSTRAINT" not in session.builds
         return
     where = arguments.index("--constraint")
     lock = arguments[where + 1]
@@ -112,7 +114,7 @@ def test_every_session_installs_what_a_lock_pins(
     if "." in arguments:
         asked += PROJECT["project"]["dependencies"]
         # What builds the package is pinned as well.
-        assert session.env["PIP_CONSTRAINT"] == session.env["PIP_BUILD_CONSTRAINT"] == (ROOT / lock).as_uri()
+        assert session.builds["PIP_CONSTRAINT"] == session.builds["PIP_BUILD_CONSTRAINT"] == (ROOT / lock).as_uri()
         asked += PROJECT["build-system"]["requires"]
     for requirement in map(Requirement, asked):
         assert pins(lock)[canonicalize_name(requirement.name)] in requirement.specifier
