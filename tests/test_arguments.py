@@ -170,6 +170,12 @@ def test_what_exceeds_the_context_is_refused_before_any_work() -> None:
     assert generate(architectures.shared("llama"), ids[:, :510], None, 2).new_tokens == 2
 
 
+def stretched(limit: int) -> LlamaConfig:
+    """A configuration with YaRN from 100 tokens to 400, which tells this limit."""
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 100}
+    return LlamaConfig(max_position_embeddings=limit, rope_parameters=rope)
+
+
 @pytest.mark.parametrize(
     ("config", "limit"),
     [
@@ -178,31 +184,9 @@ def test_what_exceeds_the_context_is_refused_before_any_work() -> None:
         (FalconConfig(alibi=True), None),
         (FalconConfig(alibi=False, max_position_embeddings=16), 16),
         # As Qwen writes it: the limit before it was stretched.
-        (
-            LlamaConfig(
-                max_position_embeddings=100,
-                rope_parameters={
-                    "rope_type": "yarn",
-                    "rope_theta": 1e4,
-                    "factor": 4.0,
-                    "original_max_position_embeddings": 100,
-                },
-            ),
-            400,
-        ),
+        (stretched(100), 400),
         # As DeepSeek writes it: stretched already.
-        (
-            LlamaConfig(
-                max_position_embeddings=400,
-                rope_parameters={
-                    "rope_type": "yarn",
-                    "rope_theta": 1e4,
-                    "factor": 4.0,
-                    "original_max_position_embeddings": 100,
-                },
-            ),
-            400,
-        ),
+        (stretched(400), 400),
     ],
 )
 def test_the_context_is_what_a_model_was_made_for(config: Any, limit: int | None) -> None:

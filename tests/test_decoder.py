@@ -521,7 +521,7 @@ def test_a_cache_that_was_changed_by_its_own_methods_may_go_on(press: Press | No
     assert generate(model, more, press, 1, cache=copy.deepcopy(cache)).new_tokens == 1
     cache.crop(-6)
     with attached(press, model):
-        feed(model, IDS[:, :2], cache)
+        feed(model, IDS[:, :2], using(cache))
     by_hand = torch.cat([more[:, :6], IDS[:, :2], IDS], dim=1)
     assert generate(model, by_hand, press, 1, cache=cache).new_tokens == 1
 

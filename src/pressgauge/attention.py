@@ -162,7 +162,6 @@ class _Attachment:
         self.support = supported
         self.decoder: Any = interface.decoder_of(model)
         self.implementation: str = self.decoder.config._attn_implementation
-        self.parameters = interface.parameters(self.decoder)
         self.cache_name = interface.cache_argument(model)
         self.layers = interface.layer_indices(self.decoder)
         self.running = _Pass()
@@ -179,7 +178,7 @@ class _Attachment:
         have to be as long as without compression."""
         if not self.attached:
             return
-        given = {**dict(zip(interface.parameters(module), args, strict=False)), **kwargs}
+        given = interface.named(module, args, kwargs)
         mask = given.get("attention_mask")
         self.running.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         for cache in interface.pop_caches(given):
@@ -189,7 +188,7 @@ class _Attachment:
     def leave(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Let go of the cache that the whole model was given, also when the pass failed before its decoder ran."""
         self.running.mask = None
-        for cache in interface.pop_caches({**dict(zip(interface.parameters(module), args, strict=False)), **kwargs}):
+        for cache in interface.pop_caches(interface.named(module, args, kwargs)):
             if isinstance(cache, PressedCache):
                 cache.attached = None
 
@@ -199,7 +198,7 @@ class _Attachment:
         """Find or make the pass's cache, and learn from the mask which columns are padding."""
         if not self.attached:
             return None
-        kwargs = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
+        kwargs = interface.named(module, args, kwargs)
         use_cache = kwargs.get("use_cache")
         if not (getattr(module.config, "use_cache", True) if use_cache is None else use_cache):
             raise ValueError(

@@ -34,6 +34,11 @@ class Handed:
     keys: Tensor
     values: Tensor
 
+    @classmethod
+    def add(cls, before: "Handed | None", tokens: int, keys: Tensor, values: Tensor) -> "Handed":
+        """What was handed before in the same pass, and ``tokens`` more."""
+        return cls(tokens + (0 if before is None else before.tokens), keys, values)
+
 
 class PressedLayer(CacheLayerMixin):
     """One layer's entries. Until the first eviction it stores exactly what transformers' ``DynamicLayer`` would.
@@ -395,6 +400,16 @@ def held_tokens(layer: Any, seen: int) -> int:
     return 0 if keys is None else min(seen, keys.shape[2])
 
 
+def _meet(press: Press, config: PretrainedConfig) -> tuple[Press, list[Any]]:
+    """The press with its ``skip_layers`` resolved, and the model's own empty cache layers.
+
+    Raises:
+        ValueError: if the press does not support the model.
+    """
+    layers = interface.layer_classes(config)
+    return support.of_config(config, layers).resolve(press), layers
+
+
 class PressedCache(DynamicCache):
     """A cache for one batch of sequences, compressed by a press. Usually made by ``press.cache(config)``.
 
@@ -412,7 +427,7 @@ class PressedCache(DynamicCache):
         self, press: Press, config: PretrainedConfig, *, prompt_length: int | None = None, unpadded: bool = False
     ) -> None:
         super().__init__()
-        self._begin(press, config, prompt_length=prompt_length, unpadded=unpadded)
+        self._begin(*_meet(press, config), config, prompt_length=prompt_length, unpadded=unpadded)
 
     @classmethod
     def adopt(
@@ -432,15 +447,22 @@ class PressedCache(DynamicCache):
             raise ValueError(
                 f"the cache holds {cache.get_seq_length()} tokens that no press has seen: start from an empty one"
             )
-        support.of_config(config).resolve(press)
+        met = _meet(press, config)
         cache.__class__ = cls
         assert isinstance(cache, PressedCache)
-        cache._begin(press, config, prompt_length=prompt_length, unpadded=False)
+        cache._begin(*met, config, prompt_length=prompt_length, unpadded=False)
         return cache
 
-    def _begin(self, press: Press, config: PretrainedConfig, *, prompt_length: int | None, unpadded: bool) -> None:
-        press = support.of_config(config).resolve(press)
-        self.layers: list[Any] = interface.layer_classes(config)
+    def _begin(
+        self,
+        press: Press,
+        layers: list[Any],
+        config: PretrainedConfig,
+        *,
+        prompt_length: int | None,
+        unpadded: bool,
+    ) -> None:
+        self.layers: list[Any] = layers
         self.layer_class_to_replicate = None
         self.press = press
         self.config = config
@@ -483,8 +505,7 @@ class PressedCache(DynamicCache):
             self._open = layer
         keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if self.attached is not None and isinstance(layer, PressedLayer):
-            before = 0 if layer.handed is None else layer.handed.tokens
-            layer.handed = Handed(before + key_states.shape[2], keys, values)
+            layer.handed = Handed.add(layer.handed, key_states.shape[2], keys, values)
         return keys, values
 
     def _start_pass(self, rows: int, tokens: int) -> None:
@@ -598,7 +619,8 @@ class PressedCache(DynamicCache):
 
     def reset(self) -> None:
         """Forget everything and be as new."""
-        self._begin(self.press, self.config, prompt_length=self._declared, unpadded=self.unpadded)
+        layers = interface.layer_classes(self.config)
+        self._begin(self.press, layers, self.config, prompt_length=self._declared, unpadded=self.unpadded)
 
     def crop(self, length: int) -> None:
         """Go back to ``length`` columns, or by ``-length`` if it is negative, as transformers' caches do.

@@ -257,6 +257,7 @@ def generate(
     check_context(model.config, tokens_at_end, "input_ids and max_new_tokens")
     if cache is None:
         cache = new_cache(press, model, length)
+    named = {interface.cache_argument(model): cache}
     seen = cache.get_seq_length()
     if seen >= length:
         raise ValueError(
@@ -278,7 +279,7 @@ def generate(
     with attached(press, model):
         for step in track(range(max_new_tokens), description="generating", disable=not progress, transient=True):
             given = (mask, own_positions(mask)[:, -feed.shape[1] :]) if padded else ()
-            logits = interface.feed(model, feed, cache, *given)[:, -1]
+            logits = interface.feed(model, feed, named, *given)[:, -1]
             prove(model, cache, tokens.shape[1])
             # As transformers does: sampling and its processors work on float32.
             logits = logits.to(torch.float32, copy=True)

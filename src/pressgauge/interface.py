@@ -6,7 +6,7 @@ Versions are told apart by looking at signatures, never by their numbers.
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -44,6 +44,11 @@ def parameters(decoder: nn.Module) -> tuple[str, ...]:
     return _parameters(type(decoder).forward)
 
 
+def named(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a module's forward call, all by name."""
+    return {**dict(zip(parameters(module), args, strict=False)), **kwargs}
+
+
 def cache_name(kind: type[nn.Module]) -> str | None:
     """The name under which a class of models takes its cache; None if it takes none under a known name."""
     return next((name for name in CACHE_NAMES if name in _parameters(kind.forward)), None)
@@ -70,17 +75,15 @@ def cache_argument(model: PreTrainedModel) -> str:
 def feed(
     model: PreTrainedModel,
     input_ids: Tensor,
-    cache: Cache | None,
+    cache: Mapping[str, Cache],
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
 ) -> Tensor:
-    """The logits ``[B, q, V]`` of one pass; ``cache`` None for a pass without any.
+    """The logits ``[B, q, V]`` of one pass; ``cache`` is ``{cache_argument(model): cache}``, or empty for none.
 
     Without padding a model is given neither mask nor positions, and makes both as it would alone.
     """
-    given: dict[str, Any] = {"use_cache": cache is not None}
-    if cache is not None:
-        given[cache_argument(model)] = cache
+    given: dict[str, Any] = {"use_cache": bool(cache), **cache}
     if attention_mask is not None:
         given["attention_mask"] = attention_mask
     if position_ids is not None:
@@ -186,14 +189,14 @@ def scaling(key: Tensor, kwargs: Mapping[str, Any]) -> float:
 
 def eager_attention(module: nn.Module) -> Attention:
     """The attention function of the model's own that a module uses under ``eager``."""
-    names = _namespace(module)
+    names = _namespace(type(module))
     switch = _SWITCHES.get((id(names), _EAGER))
     return names[_EAGER] if switch is None else switch.own
 
 
-def _namespace(module: nn.Module) -> dict[str, Any]:
-    """The globals of the code that runs a module."""
-    return getattr(inspect.unwrap(type(module).forward), "__globals__", {})
+def _namespace(kind: type[nn.Module]) -> dict[str, Any]:
+    """The globals of the code that runs a class of modules."""
+    return getattr(inspect.unwrap(kind.forward), "__globals__", {})
 
 
 _EAGER = "eager_attention_forward"
@@ -237,14 +240,14 @@ _SWITCHES: dict[tuple[int, str], _Switch] = {}
 def _tables(decoder: nn.Module, implementation: str) -> dict[int, tuple[MutableMapping[str, Any], str]]:
     """Where the modules of a decoder look up their attention function, and by what name."""
     tables: list[tuple[MutableMapping[str, Any], str]] = []
+    # Modules are many, and their classes few.
+    spaces = [_namespace(kind) for kind in {type(module) for module in decoder.modules()}]
     if implementation == "eager":
-        names = (_namespace(module) for module in decoder.modules())
-        tables = [(names, _EAGER) for names in names if _EAGER in names]
+        tables = [(names, _EAGER) for names in spaces if _EAGER in names]
     else:
         tables.append((ALL_ATTENTION_FUNCTIONS._global_mapping, implementation))
         # Some models have a table of their own.
-        interfaces = (_namespace(module).get("ALL_ATTENTION_FUNCTIONS") for module in decoder.modules())
-        own = (getattr(interface, "_local_mapping", {}) for interface in interfaces)
+        own = (getattr(names.get("ALL_ATTENTION_FUNCTIONS"), "_local_mapping", {}) for names in spaces)
         tables += [(table, implementation) for table in own if implementation in table]
     return {id(table): (table, name) for table, name in tables}
 

@@ -99,14 +99,20 @@ def load_parts(name: str, *, trust_remote_code: bool = False) -> tuple[Pretraine
     Raises:
         ValueError: if there is no such model, or it cannot be loaded, with what to do about it.
     """
-    place = location(name)
     with _explained(name):
-        options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": _only_cached(name)}
-        if Path(place).is_dir() and not any(Path(place).glob("*token*")) and not any(Path(place).glob("vocab*")):
-            # Some versions of transformers make up a tokenizer that knows no word.
-            raise ValueError("it has no tokenizer files")
-        config = AutoConfig.from_pretrained(place, **options)
-        return config, AutoTokenizer.from_pretrained(place, **options)
+        return _parts(location(name), _options(name, trust_remote_code))
+
+
+def _options(name: str, trust_remote_code: bool) -> dict[str, Any]:
+    """What every ``from_pretrained`` of a model is given; asks the hub whether it answers."""
+    return {"trust_remote_code": trust_remote_code, "local_files_only": _only_cached(name)}
+
+
+def _parts(place: str, options: dict[str, Any]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    if Path(place).is_dir() and not any(Path(place).glob("*token*")) and not any(Path(place).glob("vocab*")):
+        # Some versions of transformers make up a tokenizer that knows no word.
+        raise ValueError("it has no tokenizer files")
+    return AutoConfig.from_pretrained(place, **options), AutoTokenizer.from_pretrained(place, **options)
 
 
 def load(
@@ -125,15 +131,15 @@ def load(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    _, tokenizer = load_parts(name, trust_remote_code=trust_remote_code)
     with _explained(name):
+        options = _options(name, trust_remote_code)
+        _, tokenizer = _parts(location(name), options)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location(name),
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             output_loading_info=True,
-            trust_remote_code=trust_remote_code,
-            local_files_only=_only_cached(name),
+            **options,
         )
         model, loading = loaded
         if loading["missing_keys"]:

@@ -125,8 +125,7 @@ class _Noting(DynamicLayer):
     handed: Handed | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        before = 0 if self.handed is None else self.handed.tokens
-        self.handed = Handed(before + key_states.shape[2], key_states, value_states)
+        self.handed = Handed.add(self.handed, key_states.shape[2], key_states, value_states)
         return key_states, value_states
 
 
@@ -182,7 +181,7 @@ class OnePass:
         self._tokens = input_ids.shape[1]
         count = len(self._cache.layers)
         with interface.routed(decoder, self._attend):
-            logits = interface.feed(model, input_ids, self._cache)
+            logits = interface.feed(model, input_ids, {interface.cache_argument(model): self._cache})
         self.support.check_added(count, len(self._cache.layers))
         for layer in range(self.support.layers):
             if layer in self.skipped:

@@ -117,7 +117,7 @@ class _Scores:
 
 def _plain(model: PreTrainedModel, input_ids: Tensor, mask: Tensor, prompt: int) -> _Scores:
     given = () if bool(mask.all()) else (mask, own_positions(mask))
-    logits = interface.feed(model, input_ids, None, *given)
+    logits = interface.feed(model, input_ids, {}, *given)
     return _Scores(*_score(logits[:, prompt - 1 : -1], input_ids[:, prompt:]))
 
 
@@ -126,6 +126,7 @@ def _stepwise(
 ) -> _Scores:
     refuse_padding(model, mask, prompt)
     cache = new_cache(press, model, prompt)
+    named = {interface.cache_argument(model): cache}
     positions = own_positions(mask)
     padded = not bool(mask.all())
     columns = input_ids.shape[1]
@@ -136,7 +137,7 @@ def _stepwise(
             end = seen + tokens
             given = (mask[:, :end], positions[:, seen:end]) if padded else ()
             try:
-                logits = interface.feed(model, input_ids[:, seen:end], cache, *given)
+                logits = interface.feed(model, input_ids[:, seen:end], named, *given)
             except Exception as error:
                 outside = not interface.goes_through_interface(type(interface.decoder_of(model)))
                 if not seen or not outside or isinstance(error, torch.OutOfMemoryError):
@@ -162,9 +163,9 @@ def _check_recurrence(model: PreTrainedModel, ids: Tensor) -> None:
     fed singly, as some state space models of transformers do."""
     if all(map(interface.caches_keys, interface.layer_classes(model.config))):
         return
-    cache = new_cache(None, model, 1)
+    cache = {interface.cache_argument(model): new_cache(None, model, 1)}
     singly = torch.cat([interface.feed(model, token, cache) for token in ids.split(1, dim=1)], dim=1)
-    whole = interface.feed(model, ids, None)
+    whole = interface.feed(model, ids, {})
     change = float((whole - singly).abs().max() / whole.abs().max())
     # Such layers work in float32 at best, and sum up in another order.
     if not change <= max(1e-4, 32 * torch.finfo(whole.dtype).eps):

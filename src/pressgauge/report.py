@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pressgauge import figures
-from pressgauge.row import CHANGELESS, Row
+from pressgauge.row import CHANGELESS, JUDGED, Row
 
 DASH = "\N{EN DASH}"
 """Stands for what was not measured."""
@@ -86,16 +86,12 @@ _SHARED = ("prune after", "skip layers", "dtype", "device")
 _TIMES = ("TTFT ratio", "TPOT ratio", "tokens/s", "memory")
 
 
-_VERDICTS = ("good", "acceptable", "too aggressive")
-"""What a press may be called by the change that it makes to perplexity."""
-
-
 def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
     """What was found about a press, of which ``line`` has the rows, in a few words."""
     at: dict[str, list[str]] = {}
     for row in line:
         at.setdefault(row.verdict, []).append(f"{row.keep_ratio:g}")
-    real = [row for row in line if row.verdict in _VERDICTS]
+    real = [row for row in line if row.verdict in JUDGED]
     rest = f" Vacuous at {', '.join(at['vacuous'])}: nothing can be said there." if "vacuous" in at else ""
     if "not a number" in at:
         rest += f" At {', '.join(at['not a number'])} the perplexity is not a number or infinite."
@@ -103,7 +99,7 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
         return f"{name}: no verdict at {', '.join(at['no verdict'])}, see the warning.{rest}"
     if not real:
         return f"{name}: {'only the uncompressed run was measured' if not rest else 'nothing can be said'}.{rest}"
-    verdicts = [f"{word} at {', '.join(at[word])}" for word in _VERDICTS if word in at]
+    verdicts = [f"{word} at {', '.join(at[word])}" for word in JUDGED if word in at]
     good = [row for row in real if row.verdict == "good"]
     best = good[-1] if good else real[0]
     memory = figures.relative(best, rows, lambda row: row.kv_bytes)

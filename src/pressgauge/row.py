@@ -20,6 +20,8 @@ class Source:
     device: str
 
 
+JUDGED = ("good", "acceptable", "too aggressive")
+"""Verdicts on a press by the change that it makes to perplexity."""
 CHANGELESS = ("uncompressed", "vacuous", "not a number")
 """Verdicts of rows that have no change in perplexity to speak of."""
 

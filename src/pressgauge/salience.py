@@ -96,7 +96,7 @@ def norm_attention(model: PreTrainedModel, input_ids: Tensor, *, later: int = LA
         return own(module, query, key, value, attention_mask, **kwargs)
 
     with interface.routed(decoder, attend):
-        interface.feed(model, input_ids, None)
+        interface.feed(model, input_ids, {})
     layer_count = model.config.get_text_config(decoder=True).num_hidden_layers
     table = torch.full((layer_count, max(map(len, found.values()), default=1)), float("nan"), dtype=torch.float64)
     for index, numbers in found.items():

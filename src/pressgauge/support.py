@@ -1,6 +1,6 @@
 """Which layers of a model can be pruned, and why the others cannot: the one table of refusals."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -152,13 +152,18 @@ def _sharing(text: Any) -> set[int]:
     return set(used) if set(used.values()) - {"store"} else set()
 
 
-def of_config(config: PretrainedConfig) -> Support:
-    """What a press can do with a model, as far as its configuration tells."""
+def of_config(config: PretrainedConfig, classes: Sequence[Any] | None = None) -> Support:
+    """What a press can do with a model, as far as its configuration tells.
+
+    Args:
+        config: the configuration.
+        classes: the layers of the model's own cache, if they are at hand.
+    """
     text: Any = config.get_text_config(decoder=True)
     kind = interface.model_class(config)
     name = kind.__name__ if kind is not None else type(config).__name__
     count = text.num_hidden_layers
-    classes = interface.layer_classes(config)
+    classes = interface.layer_classes(config) if classes is None else classes
     whole = None
     if config.is_encoder_decoder:
         whole = f"is an encoder-decoder, whose cache a press cannot serve: {_ALONE}"

@@ -7,7 +7,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from pressgauge.row import Row
+from pressgauge.row import JUDGED, Row
 
 _COLOURS = {"good": "green", "acceptable": "yellow", "too aggressive": "red", "not a number": "red"}
 
@@ -29,7 +29,7 @@ def make_table(rows: Sequence[Row]) -> Table:
     """Perplexity and cache: the rows of one press on one text."""
     first = rows[0]
     caption = "affected: scored tokens that met an eviction; held: entries per KV head, emptiest to fullest layer"
-    if any(row.verdict in ("good", "acceptable", "too aggressive") for row in rows):
+    if any(row.verdict in JUDGED for row in rows):
         caption += "\nchange: good below +20 %, acceptable up to +30 %, too aggressive above"
     if any(row.verdict == "not a number" for row in rows):
         caption += "\nnot a number: the press makes the perplexity NaN or infinite"

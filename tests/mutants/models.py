@@ -122,47 +122,41 @@ def two_calls(model: Any) -> None:
     _attention(model, Twice)
 
 
+def _masked(model: Any, mask: Callable[[int, int], torch.Tensor]) -> None:
+    """Give layer 1 a mask of its own, of the tokens seen before a pass and those of the pass."""
+
+    class Masked(LlamaAttention):
+        def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+            seen = kwargs[CACHE].get_seq_length(self.layer_idx)
+            kwargs["attention_mask"] = mask(seen, hidden_states.shape[1])
+            return super().forward(hidden_states, *args, **kwargs)
+
+    _attention(model, Masked)
+
+
+def _causal(seen: int, tokens: int) -> torch.Tensor:
+    return torch.ones(1, 1, tokens, seen + tokens, dtype=torch.bool).tril(seen)
+
+
 def own_mask(model: Any) -> None:
     """Layer 1 adds a bias of its own to attention, as Doge does."""
 
-    class Biased(LlamaAttention):
-        def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-            seen = kwargs[CACHE].get_seq_length(self.layer_idx)
-            tokens = hidden_states.shape[1]
-            bias = torch.linspace(-1, 0, seen + tokens, dtype=hidden_states.dtype).expand(1, 1, tokens, -1)
-            later = torch.ones(tokens, seen + tokens, dtype=torch.bool).triu(seen + 1)
-            kwargs["attention_mask"] = bias.masked_fill(later, torch.finfo(bias.dtype).min)
-            return super().forward(hidden_states, *args, **kwargs)
+    def biased(seen: int, tokens: int) -> torch.Tensor:
+        bias = torch.linspace(-1, 0, seen + tokens, dtype=torch.float64).expand(1, 1, tokens, -1)
+        return bias.masked_fill(~_causal(seen, tokens), torch.finfo(bias.dtype).min)
 
-    _attention(model, Biased)
+    _masked(model, biased)
 
 
 def mask_per_head(model: Any) -> None:
     """Layer 1 has a mask for each head."""
-
-    class PerHead(LlamaAttention):
-        def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-            seen = kwargs[CACHE].get_seq_length(self.layer_idx)
-            tokens = hidden_states.shape[1]
-            causal = torch.ones(tokens, seen + tokens, dtype=torch.bool).tril(seen)
-            kwargs["attention_mask"] = causal.expand(1, self.config.num_attention_heads, -1, -1)
-            return super().forward(hidden_states, *args, **kwargs)
-
-    _attention(model, PerHead)
+    heads = model.config.num_attention_heads
+    _masked(model, lambda seen, tokens: _causal(seen, tokens).expand(1, heads, -1, -1))
 
 
 def own_window(model: Any) -> None:
     """Layer 1 has a window of four tokens, of which its configuration does not tell."""
-
-    class Windowed(LlamaAttention):
-        def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-            seen = kwargs[CACHE].get_seq_length(self.layer_idx)
-            tokens = hidden_states.shape[1]
-            causal = torch.ones(tokens, seen + tokens, dtype=torch.bool).tril(seen)
-            kwargs["attention_mask"] = causal.triu(seen - 3)[None, None]
-            return super().forward(hidden_states, *args, **kwargs)
-
-    _attention(model, Windowed)
+    _masked(model, lambda seen, tokens: _causal(seen, tokens).triu(seen - 3))
 
 
 @dataclass(frozen=True)

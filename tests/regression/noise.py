@@ -65,7 +65,7 @@ def states_of(model: PreTrainedModel, ids: Tensor) -> States:
         return own(module, query, key, *rest, **kwargs)
 
     with torch.no_grad(), interface.routed(decoder, attend):
-        interface.feed(model, ids, None)
+        interface.feed(model, ids, {})
     queries, keys, scales = zip(*found, strict=True)
     return States(torch.stack(queries), torch.stack(keys), scales[0])
 
