@@ -46,7 +46,9 @@ def test_a_press_is_right_on_this_architecture_or_refused_by_a_true_sentence(nam
 
 def test_every_architecture_of_the_installed_release_is_tried() -> None:
     """Those that transformers' own mapping has, by its classes and not by a list of ours."""
-    known = {kind.model_type for kind in MODEL_FOR_CAUSAL_LM_MAPPING}
+    # A checkpoint with code of its own, once loaded, is in the mapping for the rest of the process.
+    own = [kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING if kind.__module__.startswith("transformers.models.")]
+    known = {kind.model_type for kind in own}
     # Some names share a configuration, as GPT-SW3 does with GPT-2.
     tried = {transformers.CONFIG_MAPPING[name].model_type for name in specimens.names()}
     assert known == tried
