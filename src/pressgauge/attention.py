@@ -262,9 +262,10 @@ class _Attachment:
         """Attention over what the layer holds, by the model's own implementation; then the layer evicts."""
         running = self.running
         cache, index = running.cache, self.layers.get(id(module))
+        layer = None
         if cache is not None and index is not None:
             self.support.check_index(index)
-        layer = cache.layers[index] if cache is not None and index is not None else None
+            layer = interface.cached_layer(cache, index)
         if not isinstance(layer, PressedLayer):
             return own(module, query, key, value, attention_mask, **kwargs)
         assert cache is not None

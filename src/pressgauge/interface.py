@@ -131,6 +131,11 @@ def layer_classes(config: PretrainedConfig) -> list[Any]:
     return list(DynamicCache(config=config).layers)
 
 
+def cached_layer(cache: Cache, index: int) -> Any:
+    """The layer of a cache; None where it has none, as for one that borrows the keys of another."""
+    return cache.layers[index] if index < len(cache.layers) else None
+
+
 def caches_keys(layer: Any) -> bool:
     """Whether a layer of a cache holds keys and values, as layers of linear attention and state spaces do not."""
     return isinstance(layer, CacheLayerMixin)

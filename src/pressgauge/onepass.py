@@ -194,7 +194,7 @@ class OnePass:
 
     def _note_skipped(self, layer: int, shape: torch.Size) -> None:
         """What a layer caches from which nothing is evicted, if it caches keys."""
-        cached = self._cache.layers[layer] if layer < len(self._cache.layers) else None
+        cached = interface.cached_layer(self._cache, layer)
         noted = cached.handed if isinstance(cached, _Noting) else cached
         keys, values = (getattr(noted, name, None) for name in ("keys", "values"))
         if keys is None or values is None:
@@ -230,7 +230,7 @@ class OnePass:
             return own(module, query, key, value, attention_mask, **kwargs)
         self.support.check_index(index)
         self.advance()
-        cached, tokens = self._cache.layers[index], query.shape[2]
+        cached, tokens = interface.cached_layer(self._cache, index), query.shape[2]
         if self.press is None or index in self.skipped:
             window = getattr(cached, "sliding_window", tokens)
             if window < tokens and attention_mask is not self._checked and beyond(attention_mask, window):

@@ -219,8 +219,9 @@ def _onepass(
     held = []
     kv_bytes = 0
     own_layers = interface.layer_classes(model.config)
-    for layer in range(layers):
-        own = own_layers[layer] if layer < len(own_layers) else None
+    # Layers that borrow the keys of others are in the caches of some releases only.
+    layers = min(layers, len(own_layers))
+    for layer, own in enumerate(own_layers[:layers]):
         if layer not in tables or not interface.caches_keys(own):
             # It has no keys, or reads another layer's.
             held.append(0)

@@ -146,7 +146,11 @@ def _sharing(text: Any) -> set[int]:
     """The layers that lend keys and values to others, or borrow them."""
     modes = getattr(text, "kv_sharing_modes", None)
     if modes is None:
-        return set(range(text.num_hidden_layers)) if getattr(text, "num_kv_shared_layers", 0) else set()
+        # Before transformers 5.23: the last layers borrow, each from the last one of its type before them.
+        first = text.num_hidden_layers - (getattr(text, "num_kv_shared_layers", 0) or 0)
+        types = text.layer_types if first < text.num_hidden_layers else []
+        lending = {first - 1 - types[:first][::-1].index(kind) for kind in types[first:] if kind in types[:first]}
+        return lending | set(range(first, text.num_hidden_layers))
     # Where none borrows, what a layer stores is for itself.
     used = {index: str(getattr(mode, "value", mode)) for index, mode in enumerate(modes) if mode is not None}
     return set(used) if set(used.values()) - {"store"} else set()

@@ -255,23 +255,48 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 """What the rules cannot build, by ``model_type``."""
 
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma3n_text, shared keys": (
+        "gemma3n_text",
+        {
+            "num_kv_shared_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+            "num_hidden_layers": 6,
+            "intermediate_size": 48,
+            "activation_sparsity_pattern": [0.0] * 6,
+        },
+    ),
+    "gemma4_text, shared keys": (
+        "gemma4_text",
+        {
+            **_PER_LAYER_HEADS,
+            "num_kv_shared_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+            "num_hidden_layers": 6,
+        },
+    ),
+}
+"""Ways of attending that an architecture has only with another configuration: its ``model_type``, and the changes."""
+
 
 class NotBuilt(Exception):  # noqa: N818  # it is an answer
     """Why there is no model of an architecture."""
 
 
 def names() -> list[str]:
-    """The architectures, by their model types."""
-    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    """The architectures, by their model types, and variants of some."""
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return sorted([*known, *(name for name, (model_type, _) in VARIANTS.items() if model_type in known)])
 
 
-def configuration(model_type: str) -> PreTrainedConfig:
+def configuration(name: str) -> PreTrainedConfig:
     """A tiny configuration.
 
     Raises:
         Exception: whatever the configuration's own checks raise.
     """
-    return tiny(transformers.CONFIG_MAPPING[model_type], CHANGES.get(model_type, {}))
+    model_type, changes = VARIANTS.get(name, (name, CHANGES.get(name, {})))
+    return tiny(transformers.CONFIG_MAPPING[model_type], changes)
 
 
 @torch.no_grad()
@@ -298,7 +323,7 @@ def _model(config: PreTrainedConfig) -> Any:
     return kind._from_config(config)
 
 
-def build(model_type: str) -> Any:
+def build(name: str) -> Any:
     """A model with random weights wide enough that attention is far from uniform, in float64, or in float32 if it does
     not run in float64.
 
@@ -306,7 +331,7 @@ def build(model_type: str) -> Any:
         NotBuilt: if there is none, with the reason.
     """
     try:
-        config = configuration(model_type)
+        config = configuration(name)
         with torch.device("meta"):
             size = sum(parameter.numel() for parameter in _model(copy.deepcopy(config)).parameters())
         if size > MOST_PARAMETERS:
