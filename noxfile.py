@@ -132,7 +132,7 @@ def installs(session: nox.Session) -> None:
 
 @nox.session
 def mutate(session: nox.Session) -> None:
-    """Change budget.py, press.py and history.py in one place at a time: no change may pass the tests unless it is
+    """Change the rules, the presses and the history in one place at a time: no change may pass the tests unless it is
     listed as equivalent."""
     install(session, "mutate")
     copy = Path(session.create_tmp()).resolve() / "copy"
@@ -141,7 +141,7 @@ def mutate(session: nox.Session) -> None:
         shutil.copytree(name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy("pyproject.toml", copy)
     # mutmut leaves decorated functions alone. A memo changes no result, so that the copy does without.
-    for path in (copy / "src").glob("*/*.py"):
+    for path in (copy / "src").rglob("*.py"):
         code = path.read_text(encoding="utf-8")
         path.write_text(re.sub(r"^@lru_cache\(.*\)\n", "", code, flags=re.MULTILINE), encoding="utf-8")
     session.chdir(copy)

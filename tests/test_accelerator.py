@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pressgauge import KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress, generate, perplexity
 from pressgauge.cache import PressedLayer
-from pressgauge.perplexity import Method
+from pressgauge.likelihood import Method
 
 OURS = {subject.name: subject for subject in ours_by_default()}
 LAWS: list[Law] = [

@@ -11,11 +11,13 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from pressgauge import KnormPress, Perplexity, Press, perplexity, sweep
-from pressgauge.cli import PRESSES, app
+from pressgauge import KnormPress, Perplexity, Press, perplexity
+from pressgauge.bench import sweep
+from pressgauge.bench.row import Row
+from pressgauge.cli import app
 from pressgauge.models import load
+from pressgauge.presses import PRESSES
 from pressgauge.reference.language import document
-from pressgauge.row import Row
 
 SMALL = ("--tokens", "40", "--samples", "1", "--prune-after", "16", "--device", "cpu")
 

@@ -27,7 +27,7 @@ from pressgauge import (
     generate,
 )
 from pressgauge.decoder import attached
-from pressgauge.interface import feed
+from pressgauge.models.interface import feed
 
 NAMES = sorted(architectures.ARCHITECTURES)
 NEW = 12

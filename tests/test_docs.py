@@ -13,7 +13,8 @@ from typer.main import get_group
 from typer.testing import CliRunner
 
 import pressgauge
-from pressgauge.cli import PRESSES, app
+from pressgauge.cli import app
+from pressgauge.presses import PRESSES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 
-from pressgauge import figures
+from pressgauge.bench.row import Row
 from pressgauge.history import NEVER
-from pressgauge.row import Row
+from pressgauge.report import figures
 
 BASE = Row(
     press="knorm",

@@ -12,7 +12,7 @@ from conformance.versions import using
 from torch import Tensor
 
 from pressgauge import KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress, generate, perplexity, replay
-from pressgauge.votes import Votes
+from pressgauge.presses.attention_scores import Votes
 
 PROMPT = 6
 

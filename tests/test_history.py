@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pressgauge import H2OPress, KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress, replay
 from pressgauge.history import NEVER, History, count_evictions, visible, writable
-from pressgauge.votes import Votes
+from pressgauge.presses.attention_scores import Votes
 
 CPU = torch.device("cpu")
 META = torch.device("meta")

@@ -24,12 +24,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pressgauge import KnormPress, Perplexity, Press, generate, perplexity, report, timing
+from pressgauge import KnormPress, Perplexity, Press, generate, perplexity, timing
+from pressgauge.bench.row import Row, Source, make_row
+from pressgauge.bench.sweep import Plan, prepare, run_sweep
+from pressgauge.likelihood import Method
 from pressgauge.models import load
-from pressgauge.perplexity import Method
 from pressgauge.reference.language import document
-from pressgauge.row import Row, Source, make_row
-from pressgauge.sweep import Plan, prepare, run_sweep
+from pressgauge.report import page as report
 from pressgauge.timing import Ratio, Timing, measure_timing
 
 METHODS: tuple[Method, ...] = ("onepass", "stepwise", "plain")

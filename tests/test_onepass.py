@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pressgauge import KnormPress, perplexity, replay
-from pressgauge.budget import pass_lengths
 from pressgauge.history import NEVER, visible
 from pressgauge.onepass import _attend, attend
+from pressgauge.rules import pass_lengths
 
 SCALE = 0.4
 

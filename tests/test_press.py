@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pressgauge import KeyDiffPress, KnormPress, Press, PressedCache, RandomPress, StreamingLLMPress
-from pressgauge.press import FILLER, choose, protect, rank, wide
+from pressgauge.presses.ranking import FILLER, choose, protect, rank, wide
 
 CONFIG = LlamaConfig(
     vocab_size=16,

@@ -13,11 +13,13 @@ import torch
 from conformance import architectures
 from matplotlib.figure import Figure
 
-from pressgauge import KnormPress, figures, perplexity, report
+from pressgauge import KnormPress, perplexity
+from pressgauge.bench.row import Row, Source, make_row
 from pressgauge.history import NEVER
-from pressgauge.report import change, number, percent, size, summary, write_report
-from pressgauge.row import Row, Source, make_row
-from pressgauge.salience import norm_attention
+from pressgauge.norm_attention import norm_attention
+from pressgauge.report import figures
+from pressgauge.report import page as report
+from pressgauge.report.page import change, number, percent, size, summary, write_report
 
 PROVENANCE = {"torch": "2.13.0", "command": "pressgauge measure --report out"}
 UNCOMPRESSED = Row(

@@ -12,7 +12,7 @@ from conformance.versions import cache_of, using
 from torch import Tensor
 from transformers import DynamicCache
 
-from pressgauge.salience import LATER, norm_attention
+from pressgauge.norm_attention import LATER, norm_attention
 
 
 def ranks(values: list[float]) -> list[float]:

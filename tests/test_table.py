@@ -11,8 +11,8 @@ from conformance import architectures
 from rich.console import Console
 
 from pressgauge import KnormPress, Perplexity, Press, perplexity
-from pressgauge.row import Row, Source, make_row
-from pressgauge.table import make_table
+from pressgauge.bench.row import Row, Source, make_row
+from pressgauge.report.table import make_table
 
 SOURCE = Source("tiny", "noise", "float64", "cpu")
 

@@ -13,7 +13,7 @@ from presses.drive import run
 from torch import Tensor
 
 from pressgauge import KnormPress, perplexity
-from pressgauge.text import load_text
+from pressgauge.texts import load_text
 
 Load = Callable[..., tuple[Any, Any]]
 

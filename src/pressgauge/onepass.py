@@ -14,13 +14,13 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from pressgauge import interface
-from pressgauge.attention import OUTSIDE, Problems, misfit, strange_mask
-from pressgauge.budget import pass_lengths
 from pressgauge.cache import Handed
 from pressgauge.history import NEVER, entries, replay
-from pressgauge.press import Press
-from pressgauge.support import Support
+from pressgauge.models import interface
+from pressgauge.models.support import Support
+from pressgauge.presses.base import Press
+from pressgauge.proof import OUTSIDE, Problems, misfit, strange_mask
+from pressgauge.rules import pass_lengths
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None) -> tuple[Tensor, Tensor]:

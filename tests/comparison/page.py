@@ -10,7 +10,7 @@ from matplotlib.ticker import PercentFormatter
 
 from comparison.claims import CLAIMS, Claim, Verdict, verdict
 from comparison.effects import PRUNE_AFTER, RATIOS, SAMPLED, SCHEDULES, Case, Change, Effect, prompt_of
-from pressgauge.cli import PRESSES
+from pressgauge.presses import PRESSES
 from pressgauge.timing import Ratio
 
 Key = tuple[str, str, str, float]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pressgauge.text import load_text
+from pressgauge.texts import load_text
 
 from .session import Departure, not_applicable, run
 from .subjects import Subject

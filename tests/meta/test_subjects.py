@@ -130,7 +130,7 @@ def test_the_example_of_the_page_is_right_once_it_is_mended() -> None:
 
 def test_a_factory_is_found_by_its_name() -> None:
     """With the version of the package that it is from."""
-    subject = find("pressgauge.press:KnormPress")
+    subject = find("pressgauge.presses.knorm:KnormPress")
     assert subject.declares.kind == "cache"
     assert re.fullmatch(r"pressgauge [\d.]+", subject.version)
 
@@ -140,10 +140,10 @@ def test_a_factory_is_found_by_its_name() -> None:
     [
         ("nowhere:factory", "--subject nowhere:factory was not found: No module named 'nowhere'"),
         (
-            "pressgauge.press:Nothing",
-            "--subject pressgauge.press:Nothing was not found: module ",
+            "pressgauge.presses.knorm:Nothing",
+            "--subject pressgauge.presses.knorm:Nothing was not found: module ",
         ),
-        ("pressgauge.press", "--subject must be package.module:factory, got 'pressgauge.press'"),
+        ("pressgauge.presses.knorm", "--subject must be package.module:factory, got 'pressgauge.presses.knorm'"),
         ("builtins:print", "--subject builtins:print cannot be used: "),
     ],
 )

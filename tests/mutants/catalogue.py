@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mutants.mutant import Mutant
 from mutants.plain import HOOKED, Hooked, Plain, hooked, plain
 from mutants.votes import VOTES
-from pressgauge import KnormPress, Press, PressedCache, attention
+from pressgauge import KnormPress, Press, PressedCache, attach
 from pressgauge.cache import PressedLayer
 
 KNORM = next(subject for subject in SUBJECTS if subject.name == "knorm-budget")
@@ -785,7 +785,7 @@ MUTANTS = [
            attached(while_attached(PressedLayer, mask=everything_is_seen)),
            test_attention.test_later_tokens_change_no_earlier_logit, KNORM),
     Mutant("C9", "padding is scored and kept as if it were text", "KIVI issue 18",
-           attached(while_attached(attention, _padding=padding_is_text, strange_mask=not_looked_at)),
+           attached(while_attached(attach, _padding=padding_is_text, strange_mask=not_looked_at)),
            test_rows.test_padding_counts_for_nothing, KNORM),
     Mutant("own-trend", "keep_ratio is the share that goes", "plausible, where others count compression_ratio",
            attached(ShareThatGoes), test_trends.test_nll_does_not_fall_as_less_is_kept, KNORM),

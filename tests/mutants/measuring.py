@@ -18,13 +18,14 @@ from conformance.versions import using
 from torch import Tensor
 from transformers import DynamicCache
 
-from pressgauge import Perplexity, decoder, sweep, timing
+from pressgauge import Perplexity, decoder, timing
+from pressgauge.bench import sweep
+from pressgauge.bench.row import Row
 from pressgauge.onepass import OnePass
-from pressgauge.row import Row
 from pressgauge.timing import Ratio
 
 # The package's attribute of this name is the function.
-scoring: Any = importlib.import_module("pressgauge.perplexity")
+scoring: Any = importlib.import_module("pressgauge.likelihood")
 
 Breaks = Callable[[pytest.MonkeyPatch], None]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mutants.mutant import Mutant
 from pressgauge import H2OPress, Press, SnapKVPress, TOVAPress
-from pressgauge.votes import Attention, AttentionSums, LastQueries, Votes
+from pressgauge.presses.attention_scores import Attention, AttentionSums, LastQueries, Votes
 
 BY_NAME = {subject.name: subject for subject in VOTING}
 BEST = test_entries.test_the_best_entries_of_a_long_text_stay

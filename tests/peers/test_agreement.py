@@ -22,7 +22,7 @@ import pressgauge
 from peers.catalogue import PEERS
 from peers.kvpress_presses import WINDOW, press
 from pressgauge.models import load
-from pressgauge.text import load_text
+from pressgauge.texts import load_text
 
 OURS = {subject.name: subject for subject in [*SUBJECTS, *VOTING]}
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from presses.drive import feed
 from pressgauge import KnormPress, PressedCache
-from pressgauge.budget import Budget, Ledger, exact_ceil
+from pressgauge.rules import Budget, Ledger, exact_ceil
 
 
 @given(data=st.data())

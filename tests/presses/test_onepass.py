@@ -30,8 +30,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from presses.test_refusals import SMALL
 from pressgauge import KnormPress, Perplexity, Press, RandomPress, StreamingLLMPress, perplexity, replay
-from pressgauge.attention import attach
-from pressgauge.perplexity import Method
+from pressgauge.attach import attach
+from pressgauge.likelihood import Method
 
 TOLERANCE = 1e-9
 """Nats per token, between two ways of computing the same in float64."""

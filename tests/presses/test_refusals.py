@@ -24,8 +24,8 @@ from transformers import (
 
 from presses.drive import CONFIG, run
 from pressgauge import KnormPress, Press, PressedCache, StreamingLLMPress, replay
-from pressgauge.attention import attach
-from pressgauge.votes import Attention, LastQueries, Votes
+from pressgauge.attach import attach
+from pressgauge.presses.attention_scores import Attention, LastQueries, Votes
 
 MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"keep_ratio": 1.5}, ValueError, "keep_ratio must be in (0, 1], got 1.5"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from presses.drive import feed, values_of
 from pressgauge import KeyDiffPress, KnormPress, PressedCache, StreamingLLMPress
 from pressgauge.cache import PressedLayer
-from pressgauge.press import rank
+from pressgauge.presses.ranking import rank
 
 NEVER = oracle.NEVER
 

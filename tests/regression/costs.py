@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from pressgauge import Press, perplexity
 from pressgauge.cache import storage_nbytes
-from pressgauge.cli import PRESSES
 from pressgauge.decoder import attached, new_cache
+from pressgauge.presses import PRESSES
 from regression.baseline import Row
 from regression.cases import SCHEDULES
 

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from pressgauge import KnormPress, budget, cache, press
+from pressgauge import KnormPress, cache
+from pressgauge.presses import ranking
+from pressgauge.rules import budget, numbers
 
 Breaks = Callable[[pytest.MonkeyPatch], None]
 
@@ -53,14 +55,14 @@ def boundary(patch: pytest.MonkeyPatch) -> None:
 
 def floor(patch: pytest.MonkeyPatch) -> None:
     """A share is rounded down."""
-    ceil = budget.exact_ceil
+    ceil = numbers.exact_ceil
     patch.setattr(budget, "exact_ceil", lambda ratio, count: count - ceil(1 - ratio, count))
 
 
 def recent(patch: pytest.MonkeyPatch) -> None:
     """One token fewer is protected."""
-    protect = press.protect
-    patch.setattr(press, "protect", lambda ranks, positions, first: protect(ranks, positions, first + 1))
+    protect = ranking.protect
+    patch.setattr(ranking, "protect", lambda ranks, positions, first: protect(ranks, positions, first + 1))
 
 
 def position(patch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from pressgauge import Press, PressedCache
-from pressgauge.cli import PRESSES
+from pressgauge.presses import PRESSES
 from regression.baseline import Row
 from regression.cases import SCHEDULES
 from regression.perplexities import digest

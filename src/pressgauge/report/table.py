@@ -7,7 +7,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from pressgauge.row import JUDGED, Row
+from pressgauge.bench.row import JUDGED, Row
 
 _COLOURS = {"good": "green", "acceptable": "yellow", "too aggressive": "red", "not a number": "red"}
 

@@ -1,4 +1,4 @@
-"""Texts to measure on: the reference language, WikiText-2, PG-19, or any file."""
+"""Loading of texts, as token ids."""
 
 from pathlib import Path
 
@@ -7,12 +7,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pressgauge.reference.language import TOKENS, document
-
-HUB = {
-    # name: (data set, configuration, whether each record is a text of its own)
-    "wikitext-2": ("Salesforce/wikitext", "wikitext-2-raw-v1", False),
-    "pg-19": ("emozilla/pg19-test", None, True),
-}
+from pressgauge.rules import whole_number
+from pressgauge.texts import HUB, check_text_name
 
 MOST_UNKNOWN = 0.5
 """The share of unknown tokens above which a text says nothing about a model."""
@@ -64,10 +60,9 @@ def load_text(name: str, tokenizer: PreTrainedTokenizerBase, *, samples: int, to
         ValueError: if there is no such text, it cannot be loaded, it is too short, or it is in another language than
             that of the reference models, whose tokenizer this is, or the other way round.
     """
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}")
-    if tokens < 2:
-        raise ValueError(f"tokens must be at least 2, got {tokens}")
+    whole_number("samples", samples, 1)
+    whole_number("tokens", tokens, 2)
+    check_text_name(name)
     reference = tokenizer.convert_tokens_to_ids(list(TOKENS)) == list(range(len(TOKENS)))
     if name == "reference":
         if not reference:
@@ -75,12 +70,7 @@ def load_text(name: str, tokenizer: PreTrainedTokenizerBase, *, samples: int, to
                 "text 'reference' is in the words of the reference models: give --text wikitext-2, pg-19 or a file"
             )
         return torch.tensor([document(seed, tokens).tokens for seed in range(samples)])
-    if name in HUB:
-        texts = _from_hub(name)
-    elif Path(name).is_file():
-        texts = _from_file(Path(name))
-    else:
-        raise ValueError(f"text must be reference, {', '.join(HUB)} or the path of a file, got {name!r}")
+    texts = _from_hub(name) if name in HUB else _from_file(Path(name))
     mark = list(tokenizer("").input_ids)
     mark = mark[:1] if mark and mark[0] == tokenizer.bos_token_id else []
     wanted = tokens - len(mark)

@@ -12,8 +12,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pressgauge import figures
-from pressgauge.row import CHANGELESS, JUDGED, Row
+from pressgauge.bench.row import CHANGELESS, JUDGED, Row
+from pressgauge.report import figures
 
 DASH = "\N{EN DASH}"
 """Stands for what was not measured."""
@@ -184,7 +184,7 @@ def write_report(
         if where in correlations:
             section["correlation"] = draw("norm-attention", figures.norm_attention_map(correlations[where]))
         sections.append(section)
-    loader = PackageLoader("pressgauge", "")
+    loader = PackageLoader("pressgauge", "report")
     page = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).get_template("report.html.jinja")

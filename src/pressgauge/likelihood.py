@@ -8,16 +8,16 @@ from rich.progress import Progress, track
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pressgauge import interface, support
 from pressgauge.arguments import check_context, check_ids, check_model
-from pressgauge.attention import meet
-from pressgauge.budget import pass_lengths, whole_number
+from pressgauge.attach import meet
 from pressgauge.cache import PressedCache, held_tokens, storage_nbytes
 from pressgauge.decoder import attached, checked_mask, new_cache, own_positions, prove, refuse_padding
 from pressgauge.history import NEVER, History, count_evictions
+from pressgauge.models import interface, support
+from pressgauge.models.support import refuse_outside
 from pressgauge.onepass import NOT_DECODING, OnePass
-from pressgauge.press import Press, check_press
-from pressgauge.support import refuse_outside
+from pressgauge.presses.base import Press, check_press
+from pressgauge.rules import check_prompt, pass_lengths, whole_number
 
 Method = Literal["onepass", "stepwise", "plain"]
 
@@ -237,25 +237,6 @@ def _onepass(
         without_keys = History(rows, 1, torch.device("cpu")).evicted_at(columns, paddings)
         evicted_at = [tables.get(layer, without_keys) for layer in range(layers)]
     return _Scores(nll, hits, tuple(evicted_at), tuple(held), kv_bytes)
-
-
-def check_prompt(press: Press | None, prompt: int, columns: int, longest: int | None = None) -> None:
-    """Raise a ``ValueError`` if a text of ``columns`` tokens cannot be measured with this prompt.
-
-    Args:
-        press: the press.
-        prompt: columns of the prompt.
-        columns: columns of the text.
-        longest: tokens in the prompt of the longest row; all of its columns if it is not given.
-    """
-    if not 1 <= prompt < columns:
-        raise ValueError(f"prompt must be at least 1 and leave one of the {columns} tokens to score, got {prompt}")
-    longest = prompt if longest is None else longest
-    if press is not None and press.keep_ratio < 1 and press.schedule == "prefill" and longest <= press.prune_after:
-        raise ValueError(
-            f"schedule 'prefill' acts once, after the prompt, and never with a prompt of {longest} tokens and "
-            f"prune_after={press.prune_after}: give a longer prompt or a smaller prune_after"
-        )
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
-from pressgauge.row import Row
+from pressgauge.bench.row import Row
 
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from pressgauge import interface
-from pressgauge.budget import UNPRUNABLE, Budget
+from pressgauge.models import interface
+from pressgauge.rules import UNPRUNABLE, Budget
 
 P = TypeVar("P", bound=Budget)
 

@@ -18,15 +18,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-REFERENCES = ("reference", "reference-neox")
-DTYPES = ("float64", "float32", "bfloat16", "float16")
+from pressgauge.models import check_dtype, location, not_loaded
+
 HUB_TIMEOUT = 2.0
 """Seconds that the hub has to answer before only its cache is looked into."""
-
-
-def location(name: str) -> str:
-    """Where ``from_pretrained`` finds the model: the package's folder for a reference model, else the name itself."""
-    return str(Path(__file__).parent / "reference" / name) if name in REFERENCES else name
 
 
 def pick_device(name: str) -> torch.device:
@@ -55,10 +50,7 @@ def _explained(name: str) -> Iterator[None]:
         reason = " ".join(str(error).split()).rstrip(".")
         if len(reason) > 300:
             reason = reason[:300] + "..."
-        raise ValueError(
-            f"model {name!r} could not be loaded: give {' or '.join(REFERENCES)}, a folder with config.json, a "
-            f"tokenizer and *.safetensors, or a hub's name where there is a network ({reason})"
-        ) from error
+        raise not_loaded(name, reason) from error
 
 
 def _hub_answers(url: str) -> bool:
@@ -129,8 +121,7 @@ def load(
     Raises:
         ValueError: if there is no such dtype, or no such model can be loaded, with what to do about it.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    check_dtype(dtype)
     with _explained(name):
         options = _options(name, trust_remote_code)
         _, tokenizer = _parts(location(name), options)

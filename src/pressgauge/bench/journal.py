@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pressgauge.row import Row
+from pressgauge.bench.row import Row
 
 
 def digest(value: Any) -> str:

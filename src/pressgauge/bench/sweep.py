@@ -9,22 +9,24 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from pressgauge.arguments import check_context
-from pressgauge.attention import meet
-from pressgauge.journal import Journal, digest
+from pressgauge.attach import meet
+from pressgauge.bench.journal import Journal, digest
+from pressgauge.bench.provenance import versions
+from pressgauge.bench.row import Row, Source, make_row
+from pressgauge.likelihood import Perplexity, perplexity
 from pressgauge.models import load, load_parts
-from pressgauge.perplexity import Perplexity, check_prompt, perplexity
-from pressgauge.press import Press
-from pressgauge.row import Row, Source, make_row
-from pressgauge.salience import norm_attention
-from pressgauge.support import of_config
-from pressgauge.text import MOST_UNKNOWN, load_text, unknown_share
+from pressgauge.models.support import of_config
+from pressgauge.norm_attention import norm_attention
+from pressgauge.presses.base import Press
+from pressgauge.rules import check_prompt
+from pressgauge.texts import load_text
+from pressgauge.texts.loading import MOST_UNKNOWN, unknown_share
 from pressgauge.timing import PAIRS, measure_timing
 
 MOST_NEW_TOKENS = 32
@@ -89,7 +91,7 @@ class Sweep:
     Attributes:
         rows: one per model, text, press and ratio, in this order.
         maps: ``evicted_at`` of each text's first sample, by what it is of, for the smallest ratio of each press.
-        correlations: of key norm and attention, by model and text, see ``pressgauge.salience``.
+        correlations: of key norm and attention, by model and text, see ``pressgauge.norm_attention``.
     """
 
     rows: tuple[Row, ...]
@@ -131,21 +133,6 @@ def fingerprint(model: PreTrainedModel) -> str:
 def device_name(device: torch.device) -> str:
     """The device as its maker calls it."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    """Of everything that a result depends on."""
-    try:
-        own = version("pressgauge")
-    except PackageNotFoundError:
-        # It is used from where its source lies.
-        own = "not installed"
-    return {
-        "python": platform.python_version(),
-        "pressgauge": own,
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-    }
 
 
 def run_sweep(

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from pressgauge.perplexity import Perplexity
-from pressgauge.press import Press
+from pressgauge.likelihood import Perplexity
+from pressgauge.presses.base import Press
 from pressgauge.timing import Timing
 
 

@@ -7,8 +7,8 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pressgauge import interface
-from pressgauge.press import wide
+from pressgauge.models import interface
+from pressgauge.presses.ranking import wide
 
 LATER = 32
 """How many later queries a key must have to be counted. Attention is mostly a few large weights, so that the mean over
