@@ -40,7 +40,7 @@ def install(session: nox.Session, *groups: str, locked: bool = True) -> None:
     # To compile all modules of torch and transformers takes longer than the rest together; few are ever imported. These
     # are compiled once, then, and not by each process, even where the environment says that nothing is to be written.
     session.env["PYTHONDONTWRITEBYTECODE"] = ""
-    session.install("--no-compile", *releases, "--editable", ".", *requirements, env=builds)
+    session.install("--no-compile", *releases, "--editable", ".[bench]", *requirements, env=builds)
 
 
 def require(session: nox.Session, device: str, condition: str) -> None:

@@ -18,8 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import architectures
-from conformance.versions import CACHE
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -27,6 +25,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pressgauge import KnormPress, Perplexity, Press, generate, perplexity, timing
 from pressgauge.bench.row import Row, Source, make_row
 from pressgauge.bench.sweep import Plan, prepare, run_sweep
+from pressgauge.conformance import architectures
+from pressgauge.conformance.versions import CACHE
 from pressgauge.likelihood import Method
 from pressgauge.models import load
 from pressgauge.reference.language import document

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import architectures, oracle
-from conformance.versions import using
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from pressgauge import KeyDiffPress, KnormPress, Perplexity, Press, RandomPress, StreamingLLMPress, perplexity
+from pressgauge.conformance import architectures, oracle
+from pressgauge.conformance.versions import using
 from pressgauge.reference.language import document
 
 NAMES = sorted(architectures.ARCHITECTURES)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from conformance.versions import cache_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from query_press import QueryPress
@@ -14,6 +13,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pressgauge import KeyDiffPress, KnormPress, Press, PressedCache, RandomPress, StreamingLLMPress
+from pressgauge.conformance.versions import cache_of
 from pressgauge.presses.ranking import FILLER, choose, protect, rank, wide
 
 CONFIG = LlamaConfig(

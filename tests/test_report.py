@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import architectures
 from matplotlib.figure import Figure
 
 from pressgauge import KnormPress, perplexity
 from pressgauge.bench.row import Row, Source, make_row
+from pressgauge.conformance import architectures
 from pressgauge.history import NEVER
 from pressgauge.norm_attention import norm_attention
 from pressgauge.report import figures

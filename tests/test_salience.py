@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import architectures
-from conformance.versions import cache_of, using
 from torch import Tensor
 from transformers import DynamicCache
 
+from pressgauge.conformance import architectures
+from pressgauge.conformance.versions import cache_of, using
 from pressgauge.norm_attention import LATER, norm_attention
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import architectures
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -25,6 +24,7 @@ from pressgauge.bench.journal import Journal, digest
 from pressgauge.bench.row import Row
 from pressgauge.bench.sweep import Plan, fingerprint, prepare, run_sweep
 from pressgauge.cli import app
+from pressgauge.conformance import architectures
 from pressgauge.models import load
 
 

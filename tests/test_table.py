@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import architectures
 from rich.console import Console
 
 from pressgauge import KnormPress, Perplexity, Press, perplexity
 from pressgauge.bench.row import Row, Source, make_row
+from pressgauge.conformance import architectures
 from pressgauge.report.table import make_table
 
 SOURCE = Source("tiny", "noise", "float64", "cpu")

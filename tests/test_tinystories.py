@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from comparison.effects import sampled
-from conformance.masked import masked_logits
-from conformance.versions import using
 from presses.drive import run
 from torch import Tensor
 
 from pressgauge import KnormPress, perplexity
+from pressgauge.conformance.masked_attention import masked_logits
+from pressgauge.conformance.versions import using
 from pressgauge.texts import load_text
 
 Load = Callable[..., tuple[Any, Any]]

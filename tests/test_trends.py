@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conformance.trends import holm, judged, p_values
 from numpy.typing import NDArray
 from scipy.stats import binom
 
 from pressgauge import KnormPress, Press, StreamingLLMPress, perplexity
+from pressgauge.conformance.trends import holm, judged, p_values
 from pressgauge.models import REFERENCES
 from pressgauge.reference.language import VALUES, Document, document
 

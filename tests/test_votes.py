@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from conformance.oracle import NEVER, Accumulated, Attention, Last, Voter, Window
 from mutants.votes import (
     AverageOverAge,
     BlindToOrder,
@@ -22,6 +21,7 @@ from mutants.votes import (
 from torch import Tensor
 
 from pressgauge import H2OPress, Press, SnapKVPress, TOVAPress, replay
+from pressgauge.conformance.oracle import NEVER, Accumulated, Attention, Last, Voter, Window
 from pressgauge.history.changing import _Held, _Voting
 from pressgauge.presses import attention_scores as votes
 

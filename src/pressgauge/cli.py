@@ -21,6 +21,12 @@ from pressgauge.texts import check_text_name
 if TYPE_CHECKING:
     from pressgauge.bench.journal import Journal
 
+EXTRAS = {
+    **dict.fromkeys(("datasets", "jinja2", "matplotlib", "scipy"), "bench"),
+    **dict.fromkeys(("hypothesis", "pytest"), "conformance"),
+}
+"""By package, the extra that it comes with."""
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
@@ -116,6 +122,17 @@ def _journal(json_file: Path | None, report: Path | None, resume: bool) -> "Jour
 
     place = json_file or report
     return None if place is None else Journal(place.with_name(f"{place.name}.unfinished"), resume=resume)
+
+
+def _sentence(error: Exception) -> str:
+    """What is wrong, and for a package that is not installed the way out."""
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        extra = EXTRAS[error.name]
+        return (
+            f"this command needs {error.name}, which is not installed: install the extra {extra}, "
+            f"python -m pip install 'path/to/pressgauge[{extra}]'"
+        )
+    return str(error)
 
 
 def _expected(error: Exception) -> bool:
@@ -229,7 +246,7 @@ def measure(
     except Exception as error:
         if not _expected(error):
             raise
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(_sentence(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         kept = "; what was measured is kept, and --resume goes on with it" if json_file or report else ""
@@ -241,3 +258,23 @@ def measure(
         console.print(table)
     if page is not None:
         console.print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
+
+
+audit = typer.Typer(no_args_is_help=True, help="Run the laws on somebody's compressor.")
+app.add_typer(audit, name="audit")
+
+
+@audit.command()
+def compressor(
+    subject: Annotated[str, typer.Argument(metavar="MODULE:FACTORY", help="the factory of the compressor")],
+    options: Annotated[list[str] | None, typer.Argument(metavar="[-- PYTEST...]", help="options of pytest")] = None,
+) -> None:
+    """Run every law on a compressor: which it obeys, which it breaks, and by which finding."""
+    try:
+        from pressgauge.conformance.running import run
+
+        code = run(subject, options or ())
+    except (ValueError, ModuleNotFoundError) as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(_sentence(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    raise typer.Exit(code)

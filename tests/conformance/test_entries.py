@@ -9,22 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from .audit import GONE, Audit
-from .evidence import audited, drawn, kept, run_scripted
-from .oracle import NEVER, Attention
-from .session import Departure, Trace, not_applicable
-from .strategies import DIMENSION, FEW, HEADS, key_tensors, options_of, pruning, ratios
-from .subjects import Subject
-from .test_counts import check_counts
-
-TELLING_APART = 2.0**-9
-"""Scores that differ by less than this part of their size, but are not equal, may be ranked either way."""
-
-
-def normal_keys(length: int, rows: int = 1, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Keys ``[rows, HEADS, length, DIMENSION]``, no two alike."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn((rows, HEADS, length, DIMENSION), generator=generator, dtype=torch.float64).to(dtype)
+from pressgauge.conformance.audit import GONE, Audit
+from pressgauge.conformance.checks import TELLING_APART, check_counts
+from pressgauge.conformance.oracle import NEVER, Attention
+from pressgauge.conformance.session import Departure, Trace, not_applicable
+from pressgauge.conformance.strategies import (
+    DIMENSION,
+    FEW,
+    HEADS,
+    key_tensors,
+    normal_keys,
+    options_of,
+    pruning,
+    ratios,
+)
+from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.traces import audited, drawn, kept, run_scripted
 
 
 @FEW

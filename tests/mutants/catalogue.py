@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conformance import test_attention, test_counts, test_entries, test_identity, test_leaks, test_rows, test_trends
-from conformance.subjects import SUBJECTS, Subject, ours, subject_of
+from conformance.ours import SUBJECTS, ours
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -23,6 +23,7 @@ from mutants.plain import HOOKED, Hooked, Plain, hooked, plain
 from mutants.votes import VOTES
 from pressgauge import KnormPress, Press, PressedCache, attach
 from pressgauge.cache import PressedLayer
+from pressgauge.conformance.subjects import Subject, subject_of
 
 KNORM = next(subject for subject in SUBJECTS if subject.name == "knorm-budget")
 
@@ -669,7 +670,7 @@ def everything_is_seen(layer: PressedLayer, tokens: int) -> Tensor:
 
 def attached(kind: Callable[..., Press]) -> Subject:
     """A press under ``budget``, attached."""
-    return ours(kind, "budget", "knorm")
+    return ours("knorm", "budget", kind)
 
 
 MUTANTS = [

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import test_measuring as laws
 import torch
-from conformance.versions import using
 from torch import Tensor
 from transformers import DynamicCache
 
 from pressgauge import Perplexity, decoder, timing
 from pressgauge.bench import sweep
 from pressgauge.bench.row import Row
+from pressgauge.conformance.versions import using
 from pressgauge.onepass import OnePass
 from pressgauge.timing import Ratio
 

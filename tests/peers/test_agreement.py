@@ -10,21 +10,21 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from conformance.evidence import kept, run_scripted
-from conformance.session import Trace, run
-from conformance.strategies import HEADS
-from conformance.subjects import SUBJECTS, VOTING
-from conformance.test_entries import TELLING_APART, normal_keys
+from conformance.ours import SCORED_BY_ATTENTION, SUBJECTS
 from kvpress import TOVAPress
 from torch import Tensor
 
 import pressgauge
 from peers.catalogue import PEERS
 from peers.kvpress_presses import WINDOW, press
+from pressgauge.conformance.checks import TELLING_APART
+from pressgauge.conformance.session import Trace, run
+from pressgauge.conformance.strategies import HEADS, normal_keys
+from pressgauge.conformance.traces import kept, run_scripted
 from pressgauge.models import load
 from pressgauge.texts import load_text
 
-OURS = {subject.name: subject for subject in [*SUBJECTS, *VOTING]}
+OURS = {subject.name: subject for subject in [*SUBJECTS, *SCORED_BY_ATTENTION]}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """What these tests are held to."""
 
 import pytest
-from conformance.subjects import SUBJECTS, Subject
+from conformance.ours import SUBJECTS
+
+from pressgauge.conformance.subjects import Subject
 
 # Each press and each schedule, twice: all twelve are held to the laws of the conformance suite.
 SOME = ["knorm-budget", "knorm-step", "knorm-prefill", "streaming-llm-step", "random-prefill", "keydiff-budget"]

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from conformance import architectures
-from conformance.strategies import HEADS, LAYERS, Case, cases
-from conformance.subjects import Subject
 from hypothesis import given
 from hypothesis import strategies as st
 
 from presses.drive import CONFIG, feed, run
 from pressgauge import KnormPress, PressedCache
+from pressgauge.conformance import architectures
+from pressgauge.conformance.strategies import HEADS, LAYERS, Case, cases
+from pressgauge.conformance.subjects import Subject
 
 
 @given(data=st.data())

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from . import oracle
+from pressgauge.conformance import oracle
+from pressgauge.conformance.adapters import ADAPTERS
 
 CHOICES: dict[str, tuple[object, ...]] = {
-    "kind": ("cache", "context", "function"),
+    "kind": tuple(ADAPTERS),
     "schedule": ("budget", "step", "prefill", "decoding"),
     "prune_after": (None,),
     "skip_layers": (None,),
@@ -23,9 +24,6 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "trends": (True, False),
 }
 """What may be declared where there is a choice."""
-
-SCHEDULES = {"cache": "budget", "context": "prefill", "function": "step"}
-"""The schedule that each convention is held to unless it declares another."""
 
 SCORES: dict[str, Callable[[list[list[float]]], oracle.Scores]] = {
     "knorm": oracle.norm_scores,
@@ -130,7 +128,7 @@ def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
             choices = ", ".join(map(repr, CHOICES[name]))
             raise ValueError(f"declares {name} must be one of {choices}, got {value!r}")
     kind = values.setdefault("kind", kind)
-    values.setdefault("schedule", SCHEDULES[kind])
+    values.setdefault("schedule", ADAPTERS[kind].schedule)
     for option in ("prune_after", "skip_layers", "padding"):
         values[option] = option not in values
     if isinstance(values.get("takes"), str):

@@ -13,11 +13,10 @@ import torch
 import transformers
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from .masked import attend, attention
-from .subjects import Subject
-from .versions import CACHE, using
+from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.versions import CACHE, using
 
 Entries = tuple[Tensor, Tensor]
 """Keys ``[B, K, N, D]`` and values ``[B, K, N, D']`` of one layer."""
@@ -72,6 +71,12 @@ def not_applicable(reason: str) -> NoReturn:
     pytest.skip(f"not applicable: {reason}")
 
 
+def provided_for(subject: Subject, what: str) -> None:
+    """Say that a law is not applicable if it is about something that the subject's convention does not provide for."""
+    if reason := subject.adapter.beyond.get(what):
+        not_applicable(reason)
+
+
 def _sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".strip().rstrip(":").splitlines()[0]
 
@@ -96,17 +101,6 @@ def _raised_in(error: BaseException) -> str:
     return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0]
 
 
-def _bottom_right(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
-) -> tuple[Tensor, None]:
-    """Attention to everything held and, causally, to the new entries, however many each layer holds; not to the zeros
-    that stand where a head holds fewer than others."""
-    new, total = query.shape[2], key.shape[2]
-    sees = torch.ones((new, total), dtype=torch.bool, device=query.device).tril(total - new)
-    there = (key != 0).any(dim=-1) | (value != 0).any(dim=-1)
-    return attend(query, key, value, sees & there[:, :, None], scaling), None
-
-
 class Session:
     """One batch of sequences going through a model with a compressor at work. Use it as a context.
 
@@ -117,9 +111,8 @@ class Session:
     """
 
     def __init__(self, subject: Subject, compressor: Any, model: PreTrainedModel) -> None:
-        self.kind = subject.declares.kind
-        self.supplies_positions = self.kind == "function" or subject.declares.positions == "caller"
-        self.compressor = compressor
+        self.adapter = subject.adapter(compressor, model)
+        self.supplies_positions = self.adapter.supplies_positions or subject.declares.positions == "caller"
         self.model: Any = model
         self.passes: list[Pass] = []
         self.cache: Any = None
@@ -137,10 +130,7 @@ class Session:
     def begin(self) -> None:
         """Start with a new cache, and leave all else as it is: a further sequence in the same context."""
         with _refusals(*DECLINES, TypeError, AttributeError):
-            if self.kind == "cache":
-                self.cache = self.compressor.cache(self.model.config)
-            else:
-                self.cache = DynamicCache(config=self.model.config)
+            self.cache = self.adapter.start()
         self.passes = []
         self._arrived.clear()
         self._watch_cache()
@@ -148,10 +138,7 @@ class Session:
     def resume(self) -> None:
         """Go on after ``pause``."""
         with ExitStack() as stack:
-            if self.kind == "context":
-                stack.enter_context(self.compressor(self.model))
-            elif self.kind == "function":
-                stack.enter_context(attention(self.model, _bottom_right))
+            stack.enter_context(self.adapter.at_work())
             stack.enter_context(self._watched_positions())
             self._stack = stack.pop_all()
 
@@ -264,8 +251,8 @@ class Session:
             handle.remove()
 
     def _finish(self, logits: Tensor, length: int) -> None:
-        """Let a function compress, and record the pass."""
-        if self.kind == "function":
+        """Call a compressor that is called between passes, and record the pass."""
+        if self.adapter.between_passes:
             self._compress()
         arrived = {
             layer: (torch.cat([k for k, _ in parts], dim=2), torch.cat([v for _, v in parts], dim=2))
@@ -278,7 +265,7 @@ class Session:
         layers = [(layer.keys, layer.values) for layer in self.cache.layers]
         before = [(keys.clone(), values.clone()) for keys, values in layers]
         with _refusals(*DECLINES):
-            result = self.compressor(list(layers))
+            result = self.adapter.compress(list(layers))
         if not isinstance(result, list | tuple) or len(result) != len(layers):
             raise Departure("result", f"compress has to return {len(layers)} pairs of keys and values, got {result!r}")
         for index, (pair, own, old) in enumerate(zip(result, layers, before, strict=True)):

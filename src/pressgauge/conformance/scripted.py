@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from . import place
-from .strategies import DIMENSION, HEADS, LAYERS
+from pressgauge.conformance import devices
+from pressgauge.conformance.strategies import DIMENSION, HEADS, LAYERS
 
 TOKENS = (256, 1024)
 """How many tokens a model may know. Powers of 4: then the norm of a token's vector makes powers of 2 of its ones, and
@@ -83,7 +83,7 @@ def scripted(keys: Tensor, queries: Tensor | None = None) -> tuple[Any, Tensor]:
     """
     rows, heads, tokens, _ = keys.shape
     known = next(known for known in TOKENS if rows * tokens <= known)
-    model = _model(keys.dtype, known, place.chosen(), 1 if queries is None else queries.shape[1] // heads)
+    model = _model(keys.dtype, known, devices.chosen(), 1 if queries is None else queries.shape[1] // heads)
     ids = torch.arange(rows * tokens).view(rows, tokens)
     values = torch.zeros_like(keys)
     values[..., 0] = 1 + torch.arange(tokens, dtype=keys.dtype)

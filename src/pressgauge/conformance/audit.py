@@ -10,8 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .oracle import NEVER
-from .session import Departure, Trace
+from pressgauge.conformance.oracle import NEVER
+from pressgauge.conformance.session import Departure, Trace
 
 GONE = -1
 

@@ -21,8 +21,8 @@ from transformers import (
     cache_utils,
 )
 
-from . import place
-from .guard import guarded
+from pressgauge.conformance import devices
+from pressgauge.conformance.guard import guarded
 
 Model = Any
 """A causal model. transformers' own types know neither ``generate`` nor a layer's keys."""
@@ -157,7 +157,7 @@ def cast(architecture: str, dtype: torch.dtype, device: torch.device) -> Model:
 
 def under_test(architecture: str, dtype: torch.dtype = torch.float64) -> Model:
     """The shared model in this dtype, on the device of models under test."""
-    device = place.chosen()
+    device = devices.chosen()
     return shared(architecture) if (dtype, device.type) == (torch.float64, "cpu") else cast(architecture, dtype, device)
 
 

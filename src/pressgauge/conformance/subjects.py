@@ -3,27 +3,16 @@
 import functools
 import importlib
 import importlib.metadata
-import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from torch import Tensor
 
-from pressgauge import (
-    H2OPress,
-    KeyDiffPress,
-    KnormPress,
-    RandomPress,
-    SnapKVPress,
-    StreamingLLMPress,
-    TOVAPress,
-)
-
-from . import oracle
-from .declares import Declares, read_declares
+from pressgauge.conformance import oracle
+from pressgauge.conformance.adapters import ADAPTERS, Adapter, adapter_of
+from pressgauge.conformance.declares import Declares, read_declares
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -43,6 +32,11 @@ class Subject:
             if not getattr(self.declares, option):
                 options.pop(option, None)
         return self.factory(keep_ratio=keep_ratio, **{**self.options, **options})
+
+    @property
+    def adapter(self) -> type[Adapter]:
+        """The convention that it follows."""
+        return ADAPTERS[self.declares.kind]
 
     @property
     def schedule(self) -> str:
@@ -101,31 +95,8 @@ class Subject:
 
     def __str__(self) -> str:
         declares = self.declares
-        what = {
-            "cache": "a transformers cache",
-            "context": "a context manager around a model",
-            "function": "a function over the whole cache",
-        }[declares.kind]
         rule = "a rule of its own" if declares.target else f"schedule {declares.schedule}"
-        return f"{self.name}, {self.version}: {what}, held to {rule}"
-
-
-def kind_of(compressor: object) -> str:
-    """Which of the three conventions an object follows.
-
-    Raises:
-        ValueError: if it follows none.
-    """
-    if isinstance(compressor, types.FunctionType | types.MethodType | types.BuiltinFunctionType | functools.partial):
-        return "function"
-    if callable(getattr(compressor, "cache", None)):
-        return "cache"
-    if callable(compressor):
-        return "context"
-    raise ValueError(
-        f"the factory returned a {type(compressor).__name__}: it has to return an object with .cache(config), one that "
-        "is used as `with obj(model):`, or a function compress(layers) -> layers"
-    )
+        return f"{self.name}, {self.version}: {self.adapter.words}, held to {rule}"
 
 
 def subject_of(
@@ -150,7 +121,7 @@ def subject_of(
     given = dict(getattr(factory, "declares", {}) if declares is None else declares)
     first = Subject(name, factory, read_declares(given, given.get("kind", "cache")), version, options)
     try:
-        kind = given.get("kind") or kind_of(first(0.5, prune_after=8, skip_layers=()))
+        kind = given.get("kind") or adapter_of(first(0.5, prune_after=8, skip_layers=())).kind
     except TypeError as error:
         raise ValueError(
             "the factory has to take keep_ratio, prune_after and skip_layers, or declare those that it does not take "
@@ -186,90 +157,3 @@ def _version(module_name: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         names = importlib.metadata.packages_distributions().get(package)
         return f"{names[0]} {importlib.metadata.version(names[0])}" if names else "version unknown"
-
-
-NAMES: dict[Any, str] = {
-    KnormPress: "knorm",
-    StreamingLLMPress: "streaming-llm",
-    RandomPress: "random",
-    KeyDiffPress: "keydiff",
-    H2OPress: "h2o",
-    SnapKVPress: "snapkv",
-    TOVAPress: "tova",
-}
-
-
-def ours(
-    kind: Callable[..., Any], schedule: str, score: Any, exact: bool = False, sinks: int = 0, **options: Any
-) -> Subject:
-    """A press of the package under a schedule, with these options unless others are given."""
-    declares = {
-        "kind": "context",
-        "schedule": schedule,
-        "takes": ("sinks", "recent") if schedule == "prefill" else ("sinks", "recent", "interval"),
-        "score": score,
-        "exact": exact,
-        "sinks": sinks,
-        "recent": options.get("recent", 0),
-        "recent_share": getattr(kind, "recent_share", 0.0),
-        "trends": score in ("knorm", "position") and schedule != "step",
-    }
-    return subject_of(f"{NAMES.get(kind, kind.__name__)}-{schedule}", kind, declares, schedule=schedule, **options)
-
-
-SUBJECTS = [
-    subject
-    for schedule in ("budget", "step", "prefill")
-    for subject in (
-        ours(KnormPress, schedule, "knorm"),
-        ours(StreamingLLMPress, schedule, "position", exact=True, sinks=4),
-        ours(RandomPress, schedule, lambda keys, layer, head: oracle.random_scores(0, layer, head), exact=True),
-        ours(KeyDiffPress, schedule, "keydiff"),
-    )
-]
-"""Those whose scores are of keys and positions alone."""
-
-_ALL = not settings().derandomize
-"""Whether examples are drawn at random, as in nightly runs, which take their time."""
-
-VOTING = [
-    subject
-    for schedule in ("budget", "prefill", "step")
-    for subject in (
-        ours(H2OPress, schedule, "h2o"),
-        ours(SnapKVPress, schedule, "snapkv", recent=2),
-        ours(TOVAPress, schedule, "tova"),
-    )
-]
-"""Those whose scores come from attention."""
-
-
-def _plain(kind: Callable[..., Any], schedule: str, score: Any, sinks: int = 0) -> Subject:
-    """A press as a plain cache."""
-    declares = {"schedule": schedule, "score": score, "sinks": sinks}
-    return subject_of(f"plain-{kind.__name__}-{schedule}", kind, declares, schedule=schedule)
-
-
-def compress_each(keep_ratio: float, **options: Any) -> Callable[..., Any]:
-    """``KnormPress.compress`` as a function over the whole cache."""
-    press = KnormPress(keep_ratio, schedule="step", **options)
-
-    def compress(layers: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-        return [press.compress(keys, values, layer=layer) for layer, (keys, values) in enumerate(layers)]
-
-    return compress
-
-
-@functools.cache
-def ours_by_default() -> list[Subject]:
-    """All presses, attached, under all schedules (those that go by attention under their own, unless examples are drawn
-    at random); and one or two in each of the other conventions."""
-    return [
-        *SUBJECTS,
-        # What a schedule does with scores is the same for all.
-        *(subject for subject in VOTING if _ALL or subject.name in ("h2o-budget", "snapkv-prefill", "tova-budget")),
-        _plain(KnormPress, "budget", "knorm"),
-        _plain(KnormPress, "step", "knorm"),
-        _plain(StreamingLLMPress, "prefill", "position", sinks=4),
-        subject_of("compress-function", compress_each, {"score": "knorm"}),
-    ]

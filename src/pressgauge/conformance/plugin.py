@@ -37,41 +37,64 @@ def load_profile() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pressgauge")
-    group.addoption("--subject", metavar="M:F", help="the compressor under test: package.module:factory")
-    group.addoption(
-        "--model", metavar="M", help="run laws about what a model computes on this one: an architecture, a folder, or "
+
+    def add(name: str, **given: Any) -> None:
+        """Add ``--pressgauge-NAME``, and the short ``--NAME`` where no other plugin has claimed it."""
+        try:
+            group.addoption(f"--pressgauge-{name}", f"--{name}", dest=f"pressgauge_{name}", **given)
+        except ValueError:
+            group.addoption(f"--pressgauge-{name}", dest=f"pressgauge_{name}", **given)
+
+    add("subject", metavar="M:F", help="the compressor under test: package.module:factory")
+    add(
+        "model", metavar="M", help="run laws about what a model computes on this one: an architecture, a folder, or "
         "a name on the hub",
     )  # fmt: skip
-    group.addoption("--device", default="cpu", help="device that model-level tests run on: cpu, cuda or mps")
+    add("device", default="cpu", help="device that model-level tests run on: cpu, cuda or mps")
+
+
+def option(config: pytest.Config, name: str) -> Any:
+    """The value of ``--pressgauge-NAME``."""
+    return config.getoption(f"pressgauge_{name}")
+
+
+def _runs_tests(config: pytest.Config) -> bool:
+    """Whether this process runs tests, and does not only hand them out to others."""
+    return hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    profile = settings.get_current_profile_name()
+    config.add_cleanup(lambda: settings.load_profile(profile))
     load_profile()
-    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+    if _runs_tests(config):
         import torch
 
-        from . import place
+        from pressgauge.conformance import devices
 
-        if config.getoption("--device") != "mps":
+        device, threads = devices.chosen(), torch.get_num_threads()
+        config.add_cleanup(lambda: devices.choose(device))
+        config.add_cleanup(lambda: torch.set_num_threads(threads))
+        if option(config, "device") != "mps":
             # Laws are exact in float64, which Apple's devices have not.
-            place.choose(torch.device(config.getoption("--device")))
+            devices.choose(torch.device(option(config, "device")))
         # Two workers on two cores: more threads only get in each other's way. One thread also repeats to the bit.
         torch.set_num_threads(1)
-    if reference := config.getoption("--subject"):
-        from .subjects import find
+    if reference := option(config, "subject"):
+        from pressgauge.conformance.subjects import find
 
         # A name that is not found is one sentence, before anything is collected.
         find(reference)
         if config.getoption("tbstyle") == "auto":
-            # Each finding is one line, and stands in the summary.
+            # Each finding is one line, and is listed in the summary.
             config.option.tbstyle = "no"
         config.pluginmanager.register(Laws(), "pressgauge-laws")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    lines = [f"torch {version('torch')}, transformers {version('transformers')}, device {config.getoption('--device')}"]
-    if reference := config.getoption("--subject"):
-        from .subjects import find
+    lines = [f"torch {version('torch')}, transformers {version('transformers')}, device {option(config, 'device')}"]
+    if reference := option(config, "subject"):
+        from pressgauge.conformance.subjects import find
 
         lines.append(f"subject: {find(reference)}")
     return lines
@@ -82,44 +105,48 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     """What a subject refuses, in a sentence of its own, is not applicable to it. Our presses refuse nothing here when
     they are attached; as plain caches, batches, which may be padded. Laws that draw their cases draw another one;
     what was refused there is noted, so that nobody takes it for held."""
-    from .session import REFUSALS, Refused, not_applicable
-    from .subjects import Subject
+    from pressgauge.conformance.session import REFUSALS, Refused, not_applicable
+    from pressgauge.conformance.subjects import Subject
 
     REFUSALS.clear()
     subject = pyfuncitem.funcargs.get("subject")
     try:
-        if pyfuncitem.config.getoption("--subject") and isinstance(subject, Subject):
-            _require_a_compressor(pyfuncitem.obj, subject)
+        if option(pyfuncitem.config, "subject") and isinstance(subject, Subject):
+            _require_a_compressor(pyfuncitem.originalname, subject)
         return (yield)
     except Refused as refusal:
-        ours = not any(pyfuncitem.config.getoption(name) for name in ("--subject", "--model"))
-        if ours and not (isinstance(subject, Subject) and subject.declares.kind == "cache"):
+        ours = not any(option(pyfuncitem.config, name) for name in ("subject", "model"))
+        if ours and not (isinstance(subject, Subject) and subject.adapter.declines_batches):
             raise
         not_applicable(f"the subject refuses: {refusal}")
     finally:
         pyfuncitem.user_properties.append((REFUSED, list(dict.fromkeys(REFUSALS))))
 
 
-def _require_a_compressor(law: Any, subject: Any) -> None:
-    """Hold a subject that does not act to the law that says so, and to no other: one cause, one finding."""
-    from .session import not_applicable
-    from .test_counts import test_something_is_evicted
+IDLENESS = "test_something_is_evicted"
+"""The law that a subject which never acts is held to, and no other: one cause, one finding."""
 
-    if law is not test_something_is_evicted and (finding := _idle(subject)):
+
+def _require_a_compressor(law: str, subject: Any) -> None:
+    from pressgauge.conformance.session import not_applicable
+
+    if law != IDLENESS and (finding := _idle(subject)):
         not_applicable(f"the subject does not act: {finding}")
 
 
 @functools.cache
 def _idle(subject: Any) -> str:
-    """Why a subject never acts; empty if it does, or if that law is not applicable to it."""
-    from .session import Departure
-    from .test_counts import test_something_is_evicted
+    """Why a subject never acts; empty if it does, or follows a rule of its own."""
+    from pressgauge.conformance.checks import check_acts
+    from pressgauge.conformance.session import Departure
 
+    if subject.declares.target:
+        return ""
     try:
-        test_something_is_evicted(subject)
+        check_acts(subject)
     except Departure as finding:
         return str(finding)
-    except (Exception, pytest.skip.Exception):
+    except Exception:
         # A crash is a finding of the law itself.
         return ""
     return ""
@@ -148,7 +175,7 @@ class Laws:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         file, line, name = report.location
-        if Path(file).parent.name != "conformance":
+        if Path(file).parent.name not in ("conformance", "laws"):
             return
         name = name.partition("[")[0]
         law = self.laws.setdefault(name, Law(name.removeprefix("test_").replace("_", " "), (file, line or 0)))

@@ -3,9 +3,8 @@
 from functools import cache
 from typing import Any
 
+from pressgauge.conformance.guard import guarded
 from pressgauge.models import load
-
-from .guard import guarded
 
 
 @cache

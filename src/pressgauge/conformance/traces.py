@@ -7,11 +7,11 @@ from hypothesis import reject
 from hypothesis import strategies as st
 from torch import Tensor
 
-from .audit import Audit
-from .scripted import queries_of, scripted
-from .session import Refused, Trace, not_applicable, run
-from .strategies import key_tensors
-from .subjects import Subject
+from pressgauge.conformance.audit import Audit
+from pressgauge.conformance.scripted import queries_of, scripted
+from pressgauge.conformance.session import Refused, Trace, not_applicable, run
+from pressgauge.conformance.strategies import key_tensors
+from pressgauge.conformance.subjects import Subject
 
 
 def drawn(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .subjects import Subject
+    from pressgauge.conformance.subjects import Subject
 
 LAYERS, HEADS, DIMENSION = 2, 3, 4
 
@@ -118,3 +118,9 @@ def cases(draw: st.DrawFn, schedule: str, most: int = 40) -> Case:
     total = sum(passes)
     prompt_length = draw(st.one_of(st.none(), st.integers(1, total)))
     return Case(draw(options(schedule)), passes, prompt_length, draw(key_tensors(total)))
+
+
+def normal_keys(length: int, rows: int = 1, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Keys ``[rows, HEADS, length, DIMENSION]``, no two alike."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((rows, HEADS, length, DIMENSION), generator=generator, dtype=torch.float64).to(dtype)
