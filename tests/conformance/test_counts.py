@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pressgauge.conformance import architectures, oracle
 from pressgauge.conformance.checks import check_acts, check_counts, check_threshold
 from pressgauge.conformance.session import Departure, not_applicable, run
-from pressgauge.conformance.strategies import FEW, options_of, pass_lists, pruning
+from pressgauge.conformance.strategies import FEW, normal_keys, options_of, pass_lists, pruning
 from pressgauge.conformance.subjects import Subject
-from pressgauge.conformance.traces import drawn
+from pressgauge.conformance.traces import drawn, run_scripted
 
 
 def test_nothing_is_pruned_up_to_prune_after(subject: Subject) -> None:
@@ -40,6 +40,10 @@ def test_every_layer_holds_what_the_schedule_says(subject: Subject, data: st.Dat
     """Rule 2: after every pass, each layer holds what its schedule leaves, however the text was fed."""
     trace = drawn(subject, data, options_of(subject), st.one_of(pruning(), pass_lists(24)))
     check_counts(subject, trace)
+    if "interval" in subject.declares.takes:
+        # Few draws show whether an interval is kept to.
+        options = {"keep_ratio": 0.5, "prune_after": 4, "interval": 3}
+        check_counts(subject, run_scripted(subject, normal_keys(14), [8] + [1] * 6, **options))
 
 
 def test_a_skipped_layer_keeps_everything(subject: Subject) -> None:

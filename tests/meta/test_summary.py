@@ -14,7 +14,7 @@ from torch import Tensor
 from pressgauge.cache import PressedLayer
 from pressgauge.conformance import architectures, session
 from pressgauge.conformance.checks import check_attention
-from pressgauge.conformance.plugin import REFUSED, Laws, _require_a_compressor
+from pressgauge.conformance.plugin import IDLENESS, REFUSED, Laws, _require_a_compressor
 from pressgauge.conformance.session import Departure, run
 from pressgauge.conformance.subjects import Subject, subject_of
 from pressgauge.conformance.versions import CACHE, CACHE_NAMES

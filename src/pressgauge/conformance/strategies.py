@@ -1,15 +1,14 @@
 """Hypothesis strategies. They only generate; shrinking goes to few tokens, one pass, and no options."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.subjects import Subject
 
 LAYERS, HEADS, DIMENSION = 2, 3, 4
 
@@ -78,7 +77,7 @@ def pruning(most: int = 24) -> st.SearchStrategy[list[int]]:
 
 
 @st.composite
-def options_of(draw: st.DrawFn, subject: "Subject") -> dict[str, Any]:
+def options_of(draw: st.DrawFn, subject: Subject) -> dict[str, Any]:
     """Options that a subject takes, small enough that a few dozen tokens meet every rule."""
     declares = subject.declares
     chosen: dict[str, Any] = {"keep_ratio": draw(ratios())}
@@ -88,7 +87,8 @@ def options_of(draw: st.DrawFn, subject: "Subject") -> dict[str, Any]:
         chosen["skip_layers"] = (draw(st.integers(0, LAYERS - 1)),)
     for name in declares.takes:
         if draw(st.booleans()):
-            chosen[name] = draw(st.integers(1, 5))
+            # An interval of 1 is none.
+            chosen[name] = draw(st.integers(2 if name == "interval" else 1, 5))
     return chosen
 
 
