@@ -109,8 +109,8 @@ class LeftOnTheCPU(Plain):
 class MovedLayer(PressedLayer):
     """What is read of a cache is on the CPU."""
 
-    def _ordered(self, buffer: Tensor | None) -> Tensor | None:
-        found = super()._ordered(buffer)
+    def _ordered(self, name: str) -> Tensor | None:
+        found = super()._ordered(name)
         return None if found is None else found.cpu()
 
 

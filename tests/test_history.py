@@ -13,8 +13,9 @@ from query_press import QueryPress
 from torch import Tensor
 
 from pressgauge import H2OPress, KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress, replay
-from pressgauge.history import NEVER, History, count_evictions, visible, writable
+from pressgauge.history import NEVER, History, count_evictions, visible
 from pressgauge.presses.attention_scores import Votes
+from pressgauge.storage import writable
 
 CPU = torch.device("cpu")
 META = torch.device("meta")

@@ -532,9 +532,7 @@ class BeforehandLayer(PressedLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         super().update(key_states, value_states, *args, **kwargs)
         self.settle()
-        assert self._keys is not None
-        assert self._values is not None
-        return self._keys[:, :, : self.used], self._values[:, :, : self.used]
+        return self.storage["keys"], self.storage["values"]
 
 
 class HoardingLayer(PressedLayer):

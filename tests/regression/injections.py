@@ -83,8 +83,8 @@ def narrow(patch: pytest.MonkeyPatch) -> None:
 def order(patch: pytest.MonkeyPatch) -> None:
     """What is read is in the order of storage."""
 
-    def stored(self: cache.PressedLayer, buffer: torch.Tensor | None) -> torch.Tensor | None:
-        return None if buffer is None else buffer[:, :, : self.used]
+    def stored(self: cache.PressedLayer, name: str) -> torch.Tensor | None:
+        return self.storage[name] if self.is_initialized else None
 
     patch.setattr(cache.PressedLayer, "_ordered", stored)
 
@@ -96,8 +96,8 @@ def sort(patch: pytest.MonkeyPatch) -> None:
     def careless(self: cache.PressedLayer) -> None:
         pending = self.pending
         settle(self)
-        if pending and self._keys is not None:
-            self._keys.sort(dim=2)
+        if pending and self.is_initialized:
+            self.storage.tensors["keys"].sort(dim=2)
 
     patch.setattr(cache.PressedLayer, "settle", careless)
 

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pressgauge.history.record import History, entries
+from pressgauge.history.record import History
 from pressgauge.presses.attention_scores import MOST, Attention, Votes, weights
 from pressgauge.presses.base import Press, rank_entries
 from pressgauge.presses.ranking import choose, last_choice, spare
 from pressgauge.rules import Ledger
+from pressgauge.storage import Storage, taken
 
 _AHEAD = 64
 """Tokens whose queries are asked at once, before their passes come."""
@@ -20,26 +21,32 @@ _LEAST = 1 / 8
 
 class _Held:
     """What one layer holds while its evictions are replayed: in order of position, with holes where one entry at a
-    time has gone, which are filler like padding."""
+    time was evicted, which are filler like padding."""
 
     def __init__(self, keys: Tensor, padding: Sequence[int]) -> None:
         self.source = keys
         rows, heads, tokens, _ = keys.shape
         offset = torch.tensor(padding, device=keys.device)[:, None, None]
         self._own = (torch.arange(tokens, device=keys.device) - offset).clamp(min=-1).expand(rows, heads, tokens)
-        self._keys, self._positions = keys[:, :, :0], self._own[..., :0]
+        self._storage = Storage()
+        self._storage.tensors = {"keys": keys[:, :, :0], "positions": self._own[..., :0]}
         self.padded = any(padding)
-        self.known = self.used = self.holes = 0
+        self.known = self.holes = 0
+
+    @property
+    def used(self) -> int:
+        """Slots, holes included."""
+        return self._storage.used
 
     @property
     def keys(self) -> Tensor:
         """``[B, K, N, D]``, zeros at filler."""
-        return self._keys[:, :, : self.used]
+        return self._storage["keys"]
 
     @property
     def positions(self) -> Tensor:
         """``[B, K, N]``, -1 at filler."""
-        return self._positions[:, :, : self.used]
+        return self._storage["positions"]
 
     @property
     def filler(self) -> Tensor | None:
@@ -48,35 +55,30 @@ class _Held:
 
     def add(self, columns: int) -> None:
         """Take in the columns up to this number."""
-        new, end = slice(self.known, columns), self.used + columns - self.known
-        if end > self._keys.shape[2]:
-            room = min(end + end // 2, self.source.shape[2])
-            rows, heads, _, dimension = self.source.shape
-            keys, positions = self._keys, self._positions
-            self._keys = self.source.new_zeros((rows, heads, room, dimension))
-            self._positions = self._own.new_full((rows, heads, room), -1)
-            self._keys[:, :, : self.used] = keys[:, :, : self.used]
-            self._positions[:, :, : self.used] = positions[:, :, : self.used]
-        self._keys[:, :, self.used : end] = self.source[:, :, new]
-        self._positions[:, :, self.used : end] = self._own[:, :, new]
+        storage, new = self._storage, slice(self.known, columns)
+        start, end = storage.used, storage.used + columns - self.known
+        storage.reserve(end, min(end + end // 2, self.source.shape[2]))
+        storage.put("keys", start, self.source[:, :, new])
+        storage.put("positions", start, self._own[:, :, new])
+        self.known, storage.used = columns, end
         if self.padded:
-            self._keys[:, :, self.used : end].masked_fill_((self._own[:, :, new] < 0)[..., None], 0)
-        self.known, self.used = columns, end
+            self.keys[:, :, start:].masked_fill_((self._own[:, :, new] < 0)[..., None], 0)
 
     def drop(self, slots: Tensor) -> Tensor:
-        """Let go of one entry of each head, at ``[B, K, 1]``; their positions."""
-        gone = self._positions.gather(2, slots)
-        self._positions.scatter_(2, slots, -1)
-        self._keys.scatter_(2, slots[..., None].expand(-1, -1, -1, self._keys.shape[3]), 0)
+        """Evict one entry of each head, at ``[B, K, 1]``; their positions."""
+        keys, positions = (self._storage.tensors[name] for name in ("keys", "positions"))
+        gone = positions.gather(2, slots)
+        positions.scatter_(2, slots, -1)
+        keys.scatter_(2, slots[..., None].expand(-1, -1, -1, keys.shape[3]), 0)
         self.holes += 1
         return gone
 
     def keep(self, kept: Tensor, positions: Tensor) -> None:
         """Go on with the entries at the indices ``[B, K, n]``, at these positions."""
-        self._keys, self._positions = entries(self._keys, kept), positions
+        self._storage.take(kept, keys=taken(self._storage.tensors["keys"], kept), positions=positions)
         if self.padded:
-            self._keys.masked_fill_((positions < 0)[..., None], 0)
-        self.used, self.holes = kept.shape[2], 0
+            self._storage.clear(positions < 0)
+        self.holes = 0
 
 
 class _Voting:

@@ -9,12 +9,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from pressgauge.storage import writable
+
 NEVER = torch.iinfo(torch.int32).max
-
-
-def writable(tensor: Tensor) -> Tensor:
-    """The tensor itself, or a copy if it was made in inference mode and that is over."""
-    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
 
 class History:
@@ -56,14 +53,6 @@ class History:
     def select(self, rows: Tensor) -> None:
         """Make row i what row ``rows[i]`` was."""
         self._evicted_at = self._evicted_at.index_select(0, rows.to(self._evicted_at.device))
-
-
-def entries(states: Tensor, columns: Tensor) -> Tensor:
-    """``[B, K, n, D]``: the entries of ``[B, K, T, D]`` at ``columns`` ``[B, K, n]``."""
-    batch, heads, length, dimension = states.shape
-    starts = torch.arange(batch * heads, device=states.device).view(batch, heads, 1) * length
-    flat = states.reshape(-1, dimension).index_select(0, (columns + starts).flatten())
-    return flat.view(batch, heads, -1, dimension)
 
 
 def visible(evicted_at: Tensor, start: int, stop: int) -> Tensor:

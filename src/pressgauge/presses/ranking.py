@@ -119,3 +119,10 @@ def last_choice(ranks: Tensor) -> Tensor:
     """The index ``[B, K, 1]`` of the entry of lowest rank in each head, never of filler."""
     # One less than FILLER, the lowest of integers, is the highest of them.
     return (ranks - 1).argmin(dim=-1, keepdim=True)
+
+
+def lowest(ranks: Tensor, count: int) -> Tensor:
+    """The indices ``[B, K, count]``, ascending, of the entries of lowest rank in each head of rows without filler."""
+    if count == 1:
+        return ranks.argmin(dim=-1, keepdim=True)
+    return ranks.topk(count, largest=False).indices.sort(dim=-1).values
