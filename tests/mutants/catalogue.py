@@ -540,11 +540,11 @@ class HoardingLayer(PressedLayer):
 
     def _evict(self) -> None:
         super()._evict()
-        for name in ("_keys", "_values"):
-            kept = getattr(self, name)
+        for name in ("keys", "values"):
+            kept = self.storage.tensors[name]
             whole = kept.new_zeros((*kept.shape[:2], self.columns + kept.shape[2], kept.shape[3]))
             whole[:, :, : kept.shape[2]] = kept
-            setattr(self, name, whole[:, :, : kept.shape[2]])
+            self.storage.tensors[name] = whole[:, :, : kept.shape[2]]
 
 
 def with_layers(kind: type[PressedLayer]) -> type[Press]:

@@ -33,7 +33,75 @@ def _meet(press: Press, config: PretrainedConfig) -> tuple[Press, list[Any]]:
     return support.of_config(config, layers).resolve(press), layers
 
 
-class PressedCache(DynamicCache):
+class _Readings:
+    """What can be read of a pressed cache. Reading settles an eviction that is due, and changes nothing else."""
+
+    ledger: Ledger
+    layers: list[Any]
+
+    @property
+    def pressed(self) -> list[PressedLayer]:
+        """The layers that may be pruned."""
+        return [layer for layer in self.layers if isinstance(layer, PressedLayer)]
+
+    @property
+    def seen(self) -> int:
+        """Tokens fed so far: the longest row's."""
+        return max(self.ledger.seen, default=0)
+
+    @property
+    def held(self) -> list[int]:
+        """Entries that each layer holds per KV head: the longest row's."""
+        return [int(self.held_rows(layer).max()) if self.ledger.padding else 0 for layer in range(len(self.layers))]
+
+    def held_rows(self, layer: int) -> Tensor:
+        """``[B]``: entries that a layer holds per KV head, of each row."""
+        own = self.layers[layer]
+        if isinstance(own, PressedLayer):
+            return torch.tensor(self.ledger.held)
+        return torch.tensor([held_tokens(own, seen) for seen in self.ledger.seen])
+
+    @property
+    def evicted_at(self) -> list[Tensor]:
+        """One int32 ``[B, K, columns]`` per layer, see ``pressgauge.history``; empty before the first pass.
+
+        No press evicts from a layer that it skips. One without keys has the table of a single head.
+        """
+        if not self.ledger.columns:
+            return []
+        tables = []
+        for layer in self.layers:
+            if isinstance(layer, PressedLayer):
+                table = layer.evicted_at
+            else:
+                keys = getattr(layer, "keys", None)
+                heads, device = (1, torch.device("cpu")) if keys is None else (keys.shape[1], keys.device)
+                history = History(len(self.ledger.padding), heads, device)
+                table = history.evicted_at(self.ledger.columns, self.ledger.padding)
+            # A first pass that is under way, or failed, has not come to every layer.
+            if table is None:
+                return []
+            tables.append(table)
+        return tables
+
+    @property
+    def evictions(self) -> int:
+        """Entries evicted so far, over layers, KV heads and rows."""
+        return count_evictions(self.evicted_at)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of key and value storage of all layers."""
+        return sum(storage_nbytes(layer) for layer in self.layers)
+
+    @property
+    def overhead_nbytes(self) -> int:
+        """Bytes of positions and scores of what is held, and of what is remembered of queries; the record in
+        ``evicted_at`` is not counted."""
+        return sum(layer.overhead_nbytes for layer in self.pressed)
+
+
+class PressedCache(_Readings, DynamicCache):
     """A cache for one batch of sequences, compressed by a press. Usually made by ``press.cache(config)``.
 
     Args:
@@ -101,11 +169,6 @@ class PressedCache(DynamicCache):
         for index in range(len(self.layers)):
             if index not in press.skipped:
                 self.layers[index] = PressedLayer(press, index, self.ledger)
-
-    @property
-    def pressed(self) -> list[PressedLayer]:
-        """The layers that may be pruned."""
-        return [layer for layer in self.layers if isinstance(layer, PressedLayer)]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -179,62 +242,6 @@ class PressedCache(DynamicCache):
                     f"{max(held)} entries: load the model with attn_implementation='sdpa', or {_ATTACHED}"
                 )
         return super().get_mask_sizes(query, layer_idx)  # type: ignore[arg-type]  # transformers 5.2 passes positions
-
-    @property
-    def seen(self) -> int:
-        """Tokens fed so far: the longest row's."""
-        return max(self.ledger.seen, default=0)
-
-    @property
-    def held(self) -> list[int]:
-        """Entries that each layer holds per KV head: the longest row's."""
-        return [int(self.held_rows(layer).max()) if self.ledger.padding else 0 for layer in range(len(self.layers))]
-
-    def held_rows(self, layer: int) -> Tensor:
-        """``[B]``: entries that a layer holds per KV head, of each row."""
-        own = self.layers[layer]
-        if isinstance(own, PressedLayer):
-            return torch.tensor(self.ledger.held)
-        return torch.tensor([held_tokens(own, seen) for seen in self.ledger.seen])
-
-    @property
-    def evicted_at(self) -> list[Tensor]:
-        """One int32 ``[B, K, columns]`` per layer, see ``pressgauge.history``; empty before the first pass.
-
-        No press evicts from a layer that it skips. One without keys has the table of a single head.
-        """
-        if not self.ledger.columns:
-            return []
-        tables = []
-        for layer in self.layers:
-            if isinstance(layer, PressedLayer):
-                table = layer.evicted_at
-            else:
-                keys = getattr(layer, "keys", None)
-                heads, device = (1, torch.device("cpu")) if keys is None else (keys.shape[1], keys.device)
-                history = History(len(self.ledger.padding), heads, device)
-                table = history.evicted_at(self.ledger.columns, self.ledger.padding)
-            # A first pass that is under way, or failed, has not come to every layer.
-            if table is None:
-                return []
-            tables.append(table)
-        return tables
-
-    @property
-    def evictions(self) -> int:
-        """Entries evicted so far, over layers, KV heads and rows."""
-        return count_evictions(self.evicted_at)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of key and value storage of all layers."""
-        return sum(storage_nbytes(layer) for layer in self.layers)
-
-    @property
-    def overhead_nbytes(self) -> int:
-        """Bytes of positions and scores of what is held, and of what is remembered of queries; the record in
-        ``evicted_at`` is not counted."""
-        return sum(layer.overhead_nbytes for layer in self.pressed)
 
     def _settle(self) -> None:
         for layer in self.pressed:

@@ -33,5 +33,5 @@ def run(subject: str, options: Sequence[str] = ()) -> int:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         # As ``python -m pytest`` does: modules in the working directory can be imported.
         sys.path.insert(0, str(Path.cwd()))
-    plugins = ["-p", "pressgauge.conformance.plugin", "-p", "no:cacheprovider"]
-    return int(pytest.main([str(folder()), *plugins, "--quiet", "--pressgauge-subject", subject, *options]))
+    plugins = ["-p", "pressgauge.conformance.plugin", "-p", "no:cacheprovider", "-rN"]
+    return int(pytest.main([str(folder()), *plugins, "--pressgauge-subject", subject, *options]))
