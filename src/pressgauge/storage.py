@@ -22,55 +22,50 @@ def _gathered(tensor: Tensor, index: Tensor) -> Tensor:
     return tensor.gather(2, index if tensor.dim() == 3 else index[..., None].expand(-1, -1, -1, tensor.shape[3]))
 
 
-class Storage:
+class Storage(dict[str, Tensor]):
     """Tensors ``[B, K, n, ...]`` by name, one slot per entry in each, of which the first ``used`` slots count."""
 
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        self.used = 0
+    used = 0
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.tensors
-
-    def __getitem__(self, name: str) -> Tensor:
+    def held(self, name: str) -> Tensor:
         """The slots of a tensor that count."""
-        return self.tensors[name][:, :, : self.used]
+        return self[name][:, :, : self.used]
 
     def put(self, name: str, start: int, part: Tensor) -> None:
         """Write a part ``[B, K, n, ...]`` from a slot on."""
-        self.tensors[name][:, :, start : start + part.shape[2]] = part
+        self[name][:, :, start : start + part.shape[2]] = part
 
     def thaw(self) -> None:
         """Make storage that was filled in inference mode writable outside it."""
-        self.tensors = {name: writable(tensor) for name, tensor in self.tensors.items()}
+        for name, tensor in self.items():
+            self[name] = writable(tensor)
 
     def reserve(self, slots: int, room: int) -> None:
         """Make room for ``slots`` entries; ``room`` is what tensors grow to that have to move anyway."""
         self.thaw()
-        for name, tensor in self.tensors.items():
+        for name, tensor in self.items():
             if tensor.shape[2] < slots:
                 larger = tensor.new_empty((*tensor.shape[:2], max(slots, room), *tensor.shape[3:]))
                 larger[:, :, : self.used] = tensor[:, :, : self.used]
-                self.tensors[name] = larger
+                self[name] = larger
 
     def trim(self, room: int) -> None:
         """Give back what exceeds ``room`` slots."""
-        for name, tensor in self.tensors.items():
+        for name, tensor in self.items():
             if tensor.shape[2] > room:
-                self.tensors[name] = self[name].clone()
+                self[name] = self.held(name).clone()
 
     def take(self, index: Tensor, **known: Tensor) -> None:
         """Retain the entries at the indices ``[B, K, n]``, in this order; tensors whose entries are known are given."""
-        self.tensors = {
-            name: known[name] if name in known else _gathered(tensor, index) for name, tensor in self.tensors.items()
-        }
+        for name, tensor in self.items():
+            self[name] = known[name] if name in known else _gathered(tensor, index)
         self.used = index.shape[2]
 
-    def clear(self, empty: Tensor) -> None:
+    def zero(self, empty: Tensor) -> None:
         """Write zeros over keys and values where ``[B, K, used]`` says that a slot is empty."""
         for name in ("keys", "values"):
             if name in self:
-                self[name].masked_fill_(empty[..., None], 0)
+                self.held(name).masked_fill_(empty[..., None], 0)
 
     def refill(self, slots: Tensor) -> None:
         """Evict the entries in the slots ``[B, K, n]``, ascending, and move the last entries into these slots."""
@@ -80,7 +75,7 @@ class Storage:
             # The i-th evicted slot before `left` takes the i-th retained one after it; what is left over stays beyond.
             evicted = slots.new_zeros((*slots.shape[:2], self.used), dtype=torch.int8).scatter_(2, slots, 1)
             tail = left + evicted[..., left:].argsort(dim=-1, stable=True)
-        for tensor in self.tensors.values():
+        for tensor in self.values():
             slot = slots if tensor.dim() == 3 else slots[..., None].expand(-1, -1, -1, tensor.shape[3])
             last = tensor[:, :, left : self.used].clone() if count == 1 else _gathered(tensor, tail)
             tensor.scatter_(2, slot, last)
@@ -88,8 +83,9 @@ class Storage:
 
     def select(self, rows: Tensor) -> None:
         """Make row i what row ``rows[i]`` was."""
-        self.tensors = {name: tensor.index_select(0, rows.to(tensor.device)) for name, tensor in self.tensors.items()}
+        for name, tensor in self.items():
+            self[name] = tensor.index_select(0, rows.to(tensor.device))
 
     def nbytes(self, *names: str) -> int:
         """Bytes of the storage of these tensors."""
-        return sum(self.tensors[name].untyped_storage().nbytes() for name in names if name in self)
+        return sum(self[name].untyped_storage().nbytes() for name in names if name in self)

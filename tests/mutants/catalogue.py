@@ -532,7 +532,7 @@ class BeforehandLayer(PressedLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         super().update(key_states, value_states, *args, **kwargs)
         self.settle()
-        return self.storage["keys"], self.storage["values"]
+        return self.storage.held("keys"), self.storage.held("values")
 
 
 class HoardingLayer(PressedLayer):
@@ -541,10 +541,10 @@ class HoardingLayer(PressedLayer):
     def _evict(self) -> None:
         super()._evict()
         for name in ("keys", "values"):
-            kept = self.storage.tensors[name]
+            kept = self.storage[name]
             whole = kept.new_zeros((*kept.shape[:2], self.columns + kept.shape[2], kept.shape[3]))
             whole[:, :, : kept.shape[2]] = kept
-            self.storage.tensors[name] = whole[:, :, : kept.shape[2]]
+            self.storage[name] = whole[:, :, : kept.shape[2]]
 
 
 def with_layers(kind: type[PressedLayer]) -> type[Press]:

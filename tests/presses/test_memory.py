@@ -59,7 +59,7 @@ def test_a_prompt_is_freed_layer_by_layer() -> None:
     keys = torch.randn(1, HEADS, 1000, 3)
     for layer in range(LAYERS):
         cache.update(keys, keys, layer)
-        whole = [other for other in range(layer + 1) if cache.layers[other].storage.tensors["keys"].shape[2] > 100]
+        whole = [other for other in range(layer + 1) if cache.layers[other].storage["keys"].shape[2] > 100]
         assert whole == [layer]
 
 

@@ -84,7 +84,7 @@ def order(patch: pytest.MonkeyPatch) -> None:
     """What is read is in the order of storage."""
 
     def stored(self: cache.PressedLayer, name: str) -> torch.Tensor | None:
-        return self.storage[name] if self.is_initialized else None
+        return self.storage.held(name) if self.is_initialized else None
 
     patch.setattr(cache.PressedLayer, "_ordered", stored)
 
@@ -97,7 +97,7 @@ def sort(patch: pytest.MonkeyPatch) -> None:
         pending = self.pending
         settle(self)
         if pending and self.is_initialized:
-            self.storage.tensors["keys"].sort(dim=2)
+            self.storage["keys"].sort(dim=2)
 
     patch.setattr(cache.PressedLayer, "settle", careless)
 

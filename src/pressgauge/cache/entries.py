@@ -44,7 +44,7 @@ class Entries:
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Start empty, in the shape, dtype and device of the first entries."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.storage.tensors = {"keys": key_states[:, :, :0], "values": value_states[:, :, :0]}
+        self.storage.update(keys=key_states[:, :, :0], values=value_states[:, :, :0])
         self._votes = self.press.votes() if self.press.needs_queries else None
         self.is_initialized = True
 
@@ -74,7 +74,7 @@ class Entries:
         moves = not self.compressed or self._differentiated(key_states)
         if moves:
             for name, states in given.items():
-                storage.tensors[name] = torch.cat([storage[name], states], dim=2)
+                storage[name] = torch.cat([storage.held(name), states], dim=2)
         if self.compressed:
             # No more than what was held before allows, or an eviction that follows would have to move everything again.
             storage.reserve(end, start + start // _SLACK)
@@ -85,11 +85,11 @@ class Entries:
         self.columns += tokens
         storage.used = end
         self.pending = True
-        return storage["keys"], storage["values"]
+        return storage.held("keys"), storage.held("values")
 
     def _differentiated(self, keys: Tensor) -> bool:
         """Whether a backward pass may need what is stored, so that nothing may be written over."""
-        return torch.is_grad_enabled() and (keys.requires_grad or self.storage.tensors["keys"].requires_grad)
+        return torch.is_grad_enabled() and (keys.requires_grad or self.storage["keys"].requires_grad)
 
     def _own_positions(self, start: int, tokens: int, rows: int, heads: int) -> Tensor:
         positions = torch.arange(start, start + tokens, device=self.device)
@@ -106,7 +106,7 @@ class Entries:
         if "ranks" not in storage or self._ranked == storage.used:
             return
         new = slice(self._ranked, storage.used)
-        keys, positions = (storage.tensors[name][:, :, new] for name in ("keys", "positions"))
+        keys, positions = (storage[name][:, :, new] for name in ("keys", "positions"))
         storage.put("ranks", self._ranked, self._rank(keys, positions))
         self._ranked = storage.used
 
@@ -117,7 +117,7 @@ class Entries:
         if self.ledger.finished:
             self._votes = None
             return
-        keys = self.storage["keys"]
+        keys = self.storage.held("keys")
         filler = self._stored_positions() < 0 if any(self.ledger.padding) else None
         self._votes.observe(Attention(queries, keys, filler, scale))
 
@@ -134,41 +134,41 @@ class Entries:
     def _stored_positions(self) -> Tensor:
         """``[B, K, N]``: the own positions of what is in storage, in the order of storage."""
         if self.compressed:
-            return self.storage["positions"]
-        return self._own_positions(0, self.used, *self.storage.tensors["keys"].shape[:2])
+            return self.storage.held("positions")
+        return self._own_positions(0, self.used, *self.storage["keys"].shape[:2])
 
     def _evict(self) -> None:
         storage = self.storage
         storage.thaw()
         if self._history is None:
-            rows, heads = storage.tensors["keys"].shape[:2]
+            rows, heads = storage["keys"].shape[:2]
             self._history = History(rows, heads, self.device)
-            storage.tensors["positions"] = self._stored_positions().int()
+            storage["positions"] = self._stored_positions().int()
             if self.press.fixed_scores:
-                storage.tensors["ranks"] = torch.empty_like(storage.tensors["positions"], dtype=torch.long)
+                storage["ranks"] = torch.empty_like(storage["positions"], dtype=torch.long)
                 self._ranked = 0
         self._rank_new()
-        positions = storage["positions"]
+        positions = storage.held("positions")
         fixed = "ranks" in storage
-        ranks = storage["ranks"] if fixed else self._rank(storage["keys"], positions)
+        ranks = storage.held("ranks") if fixed else self._rank(storage.held("keys"), positions)
         ranks = spare(self.press, ranks, positions, self.ledger)
         keep = self.ledger.held
         unpadded = not any(self.ledger.padding)
-        in_place = unpadded and fixed and not self._differentiated(storage.tensors["keys"])
-        if in_place and storage.tensors["keys"].shape[2] <= keep[0] + keep[0] // _SLACK:
+        in_place = unpadded and fixed and not self._differentiated(storage["keys"])
+        if in_place and storage["keys"].shape[2] <= keep[0] + keep[0] // _SLACK:
             slots = lowest(ranks, storage.used - keep[0])
             gone = positions.gather(2, slots)
             storage.refill(slots)
         else:
             kept, stays, gone = choose(ranks, positions, keep)
             storage.take(kept)
-            storage.tensors["positions"] = stays
+            storage["positions"] = stays
             if self._votes is not None:
                 self._votes.keep(kept)
             if not unpadded:
-                storage.clear(stays < 0)
+                storage.zero(stays < 0)
                 if fixed:
-                    storage["ranks"].masked_fill_(stays < 0, FILLER)
+                    storage.held("ranks").masked_fill_(stays < 0, FILLER)
         self._ranked = storage.used
         self._history.record(gone, self.ledger.padding, self.ledger.columns)
 
@@ -177,9 +177,9 @@ class Entries:
         if not self.is_initialized:
             return None
         if not self.compressed:
-            return self.storage.tensors[name]
-        order = self.storage["positions"].argsort(dim=-1, stable=True)
-        return taken(self.storage.tensors[name], order)
+            return self.storage[name]
+        order = self.storage.held("positions").argsort(dim=-1, stable=True)
+        return taken(self.storage[name], order)
 
     def crop_to(self, columns: int) -> None:
         """Drop what came after ``columns`` columns. Nothing may have been evicted since, which the cache checks."""
@@ -190,7 +190,7 @@ class Entries:
         left = self.used - (self.columns - columns)
         if self.compressed:
             # In order of position the last ones are those to drop, since none of them was evicted.
-            self.storage.take(self.storage["positions"].argsort(dim=-1, stable=True)[..., :left])
+            self.storage.take(self.storage.held("positions").argsort(dim=-1, stable=True)[..., :left])
             self._ranked = left
         else:
             self.storage.used = left

@@ -58,7 +58,7 @@ class PressedLayer(Entries, CacheLayerMixin):
         mask = torch.ones((tokens, self.used), dtype=torch.bool, device=self.device).tril(held)[None, None]
         if any(padding):
             # Filler lies in front of every head's entries alike, so that the first head speaks for all.
-            mask = mask & (self.storage["positions"][:, :1, None] >= 0)
+            mask = mask & (self.storage.held("positions")[:, :1, None] >= 0)
             # A query of padding sees itself: a row without any key would be NaN, which no mask takes away again.
             itself = torch.eye(tokens, dtype=torch.bool, device=self.device)
             mask[..., held:] |= itself
@@ -88,7 +88,7 @@ class PressedLayer(Entries, CacheLayerMixin):
         self.settle()
         if not self.is_initialized:
             return None
-        rows, heads = self.storage.tensors["keys"].shape[:2]
+        rows, heads = self.storage["keys"].shape[:2]
         history = self._history or History(rows, heads, self.device)
         return history.evicted_at(self.columns, self.ledger.padding)
 
@@ -132,12 +132,12 @@ class PressedLayer(Entries, CacheLayerMixin):
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row ``repeats`` times."""
         if self.is_initialized:
-            self._select(torch.arange(self.storage.tensors["keys"].shape[0]).repeat_interleave(repeats))
+            self._select(torch.arange(self.storage["keys"].shape[0]).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows at ``indices``."""
         if self.is_initialized:
-            self._select(torch.arange(self.storage.tensors["keys"].shape[0])[indices.cpu()])
+            self._select(torch.arange(self.storage["keys"].shape[0])[indices.cpu()])
 
 
 def storage_nbytes(layer: Any) -> int:

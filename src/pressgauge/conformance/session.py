@@ -3,7 +3,7 @@
 import copy
 import inspect
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -317,10 +317,11 @@ class Session:
     def storage(self, layer: int) -> int:
         """Bytes of key and value storage that a layer keeps alive."""
         own = self.cache.layers[layer]
+        values = [part for value in vars(own).values() for part in _parts(value)]
         # Of a tensor that wraps others, such as a quantised one, only its class knows what lies behind it.
         tensors = [
             tensor
-            for tensor in vars(own).values()
+            for tensor in values
             if isinstance(tensor, Tensor)
             and not is_traceable_wrapper_subclass(tensor)
             and tensor.dim() == 4
@@ -340,6 +341,13 @@ class Session:
         other._arrived = {}
         other._watch_cache()
         return other
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """What is in a container; otherwise the value itself."""
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -29,7 +29,7 @@ class _Held:
         offset = torch.tensor(padding, device=keys.device)[:, None, None]
         self._own = (torch.arange(tokens, device=keys.device) - offset).clamp(min=-1).expand(rows, heads, tokens)
         self._storage = Storage()
-        self._storage.tensors = {"keys": keys[:, :, :0], "positions": self._own[..., :0]}
+        self._storage.update(keys=keys[:, :, :0], positions=self._own[..., :0])
         self.padded = any(padding)
         self.known = self.holes = 0
 
@@ -41,12 +41,12 @@ class _Held:
     @property
     def keys(self) -> Tensor:
         """``[B, K, N, D]``, zeros at filler."""
-        return self._storage["keys"]
+        return self._storage.held("keys")
 
     @property
     def positions(self) -> Tensor:
         """``[B, K, N]``, -1 at filler."""
-        return self._storage["positions"]
+        return self._storage.held("positions")
 
     @property
     def filler(self) -> Tensor | None:
@@ -66,7 +66,7 @@ class _Held:
 
     def drop(self, slots: Tensor) -> Tensor:
         """Evict one entry of each head, at ``[B, K, 1]``; their positions."""
-        keys, positions = (self._storage.tensors[name] for name in ("keys", "positions"))
+        keys, positions = (self._storage[name] for name in ("keys", "positions"))
         gone = positions.gather(2, slots)
         positions.scatter_(2, slots, -1)
         keys.scatter_(2, slots[..., None].expand(-1, -1, -1, keys.shape[3]), 0)
@@ -75,9 +75,9 @@ class _Held:
 
     def keep(self, kept: Tensor, positions: Tensor) -> None:
         """Go on with the entries at the indices ``[B, K, n]``, at these positions."""
-        self._storage.take(kept, keys=taken(self._storage.tensors["keys"], kept), positions=positions)
+        self._storage.take(kept, keys=taken(self._storage["keys"], kept), positions=positions)
         if self.padded:
-            self._storage.clear(positions < 0)
+            self._storage.zero(positions < 0)
         self.holes = 0
 
 
