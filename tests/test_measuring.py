@@ -147,7 +147,7 @@ def swept(press: Press, models: tuple[str, ...] = ("reference",)) -> tuple[tuple
 
 def test_a_press_is_measured_by_what_its_cache_still_holds() -> None:
     """One pass has the NLL of decoding with the compressed cache, token by token in float64; and it is another one than
-    that of a pass without a cache for exactly those tokens whose query missed something (design, section 3)."""
+    that of a pass without a cache for exactly those tokens whose query missed something (rule 14)."""
     model, ids = architectures.shared("llama"), architectures.tokens(2, 24)
     press = KnormPress(0.5, prune_after=8)
     onepass, stepwise, plain = (perplexity(model, ids, press, 1, method) for method in ("onepass", "stepwise", "plain"))
@@ -171,7 +171,7 @@ def test_a_row_with_the_name_of_a_press_was_measured_under_it() -> None:
 
 def test_every_arm_and_every_method_scores_the_same_tokens() -> None:
     """Two perplexities compare if they are of the same tokens: those after the prompt that have one before them, in
-    padded rows too, pressed or not (design, section 5)."""
+    padded rows too, pressed or not (rule 11)."""
     ids, mask = padded([walk(14), walk(8, seed=1), walk(3, seed=2)])
     for prompt in (1, 8):
         expected = [[bool(mask[row, i - 1]) for i in range(prompt, 14)] for row in range(3)]
@@ -316,7 +316,7 @@ def test_accuracy_is_the_share_of_scored_tokens_that_were_the_first_choice() -> 
 
 def test_affected_are_the_tokens_after_the_first_pass_that_misses_something() -> None:
     """With P = 8 the pass of a row's ninth token evicts after it has scored the tenth; all from the eleventh on are
-    affected, counted in each row's own tokens (design, section 5)."""
+    affected, counted in each row's own tokens (rule 11)."""
     ids, mask = padded([walk(16), walk(12, seed=1), walk(8, seed=2)])
     for method in COMPRESSED:
         result = perplexity(chain_model(), ids, KnormPress(0.1, prune_after=8), 1, method, attention_mask=mask)
@@ -336,7 +336,7 @@ def test_evictions_count_entries_of_all_layers_heads_and_rows() -> None:
 
 def test_what_met_no_eviction_is_called_vacuous_and_never_unchanged() -> None:
     """A press that never exceeded ``prune_after``, one that evicted after the last token was scored, and a pass that no
-    press can act in say nothing about the press, and no result puts a number to that (design, section 4)."""
+    press can act in say nothing about the press, and no result puts a number to that (rule 14)."""
     ids = torch.tensor([walk(16)])
     base = perplexity(chain_model(), ids)
     measurements: tuple[tuple[Press, Method, int], ...] = (
@@ -504,7 +504,7 @@ def test_times_contain_the_work_of_a_device_that_works_by_itself() -> None:
 
 def test_a_cold_start_is_in_neither_arm() -> None:
     """Where the first run of a process takes ten times as long, equal arms still have a ratio of exactly 1, even in two
-    pairs, and the seconds are those of warm runs (design, section 4)."""
+    pairs, and the seconds are those of warm runs (docs/false-results.md)."""
     result = timed(Accelerator(cost=lambda run: 10 if run == 1 else 1), pairs=2)
     assert result.ttft_ratio == result.tpot_ratio == Ratio(1, (1, 1))
     assert (result.ttft, result.tpot) == (5, 1)

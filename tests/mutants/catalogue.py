@@ -1,6 +1,6 @@
 """The mutants: each breaks one thing, says where that really happened, and names the law that must kill it.
 
-The ids are those of the project's catalogue of bugs; ``own`` marks mutants of rules that it does not list.
+The ids are those of docs/bug-catalogue.md; ``own`` marks mutants of rules that it does not list.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The mutants of measuring: each breaks one thing in the code that measures, and names the law that must kill it.
 
-The ids are those of the project's catalogue of bugs; ``measure`` marks mutants of laws that it does not list.
+The ids are those of docs/bug-catalogue.md; ``measure`` marks mutants of laws that it does not list.
 """
 
 import importlib

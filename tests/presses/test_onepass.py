@@ -1,4 +1,4 @@
-"""Section 3 of the design: perplexity in one pass is exactly what decoding with the compressed cache gives.
+"""Rule 14: perplexity in one pass is exactly what decoding with the compressed cache gives.
 
 A law about the package's own measurement, not about a compressor: what one pass replays is a press of ours. So these
 laws draw their press from the table of subjects, except for the one that names each.

@@ -1,4 +1,4 @@
-"""Section 3 of the design: the history of a layer, replayed from its keys without decoding."""
+"""Rule 13: the history of a layer, replayed from its keys without decoding."""
 
 import pytest
 import torch
