@@ -224,8 +224,8 @@ def forgotten(text: Document, window: int) -> list[int]:
 
 def test_under_step_less_kept_is_better(means: NLL) -> None:
     """KnormPress, ``step``, P = 256, from r = .9 to .1: 1.907 to 1.805 and, for `reference-neox`, 1.999 to 1.840
-    (docs/false-results.md: it is real, since r sets how many entries are evicted at a time, and at .9 the newest compete
-    each time).
+    (docs/false-results.md: it is real, since r sets how many entries are evicted at a time, and at .9 the newest
+    compete each time).
 
     It depends on P. At r = .95, .9, .7, .5, .3, .1 and P = 32 it is 2.582, 2.417, 2.331, 2.303, 2.309, 2.314, and for
     `reference-neox` 2.142, 2.100, 2.224, 2.256, 2.290, 2.308: inverted down to .9 only, for the reason given above.

@@ -67,7 +67,8 @@ def test_the_mutants_that_name_a_bug_name_one_of_the_catalogue() -> None:
     from mutants.catalogue import MUTANTS
     from mutants.measuring import MEASURING
 
-    ids = {match[0] for mutant in [*MUTANTS, *MEASURING] if (match := re.match(r"[SCM]\d+", mutant.id))}
+    names = [mutant.id for mutant in MUTANTS] + [mutant.id for mutant in MEASURING]
+    ids = {match[0] for name in names if (match := re.match(r"[SCM]\d+", name))}
     assert ids
     assert ids <= set(BUGS)
 
