@@ -5,54 +5,31 @@ What is public is imported when it is first used, since torch and transformers t
 
 from typing import TYPE_CHECKING
 
-from pressgauge import lazy
-from pressgauge.presses import PRESS_CLASSES
+from pressgauge import lazy, presses
 
 if TYPE_CHECKING:
-    from pressgauge.cache import PressedCache
-    from pressgauge.decoder import Generation, generate
-    from pressgauge.history import replay
-    from pressgauge.likelihood import Perplexity, perplexity
-    from pressgauge.models.interface import cache_argument
-    from pressgauge.presses.base import Press
-    from pressgauge.presses.h2o import H2OPress
-    from pressgauge.presses.keydiff import KeyDiffPress
-    from pressgauge.presses.knorm import KnormPress
-    from pressgauge.presses.random import RandomPress
-    from pressgauge.presses.snapkv import SnapKVPress
-    from pressgauge.presses.streaming_llm import StreamingLLMPress
-    from pressgauge.presses.tova import TOVAPress
+    from pressgauge.cache import PressedCache as PressedCache
+    from pressgauge.decoder import Generation as Generation
+    from pressgauge.decoder import generate as generate
+    from pressgauge.history import replay as replay
+    from pressgauge.likelihood import Perplexity as Perplexity
+    from pressgauge.likelihood import perplexity as perplexity
+    from pressgauge.models.interface import cache_argument as cache_argument
+    from pressgauge.presses import *  # noqa: F403  # the presses are listed there only
 
 _PUBLIC = {
     "Generation": "decoder",
     "Perplexity": "likelihood",
-    "Press": "presses.base",
     "PressedCache": "cache",
     "cache_argument": "models.interface",
     "generate": "decoder",
     "perplexity": "likelihood",
     "replay": "history",
-    **{kind: f"presses.{module}" for module, kind in PRESS_CLASSES.values()},
+    **dict.fromkeys(presses.PUBLIC, "presses"),
 }
 """Where each public name is defined."""
 
-__all__ = [  # what is computed cannot be sorted
-    "Generation",
-    "H2OPress",
-    "KeyDiffPress",
-    "KnormPress",
-    "Perplexity",
-    "Press",
-    "PressedCache",
-    "RandomPress",
-    "SnapKVPress",
-    "StreamingLLMPress",
-    "TOVAPress",
-    "cache_argument",
-    "generate",
-    "perplexity",
-    "replay",
-]
+__all__ = sorted(_PUBLIC)
 
 __getattr__ = lazy.attributes(__name__, _PUBLIC)
 

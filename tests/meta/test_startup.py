@@ -66,8 +66,6 @@ def test_a_refusal_imports_nothing_heavy(arguments: tuple[str, ...], tmp_path: P
 
 def test_what_measures_imports_torch() -> None:
     """So that the tests above could fail."""
-    script = (
-        "import sys, pressgauge as p; assert 'torch' not in sys.modules; p.KnormPress; print('torch' in sys.modules)"
-    )
+    script = "import sys, pressgauge as p; print('torch' in sys.modules); p.KnormPress; print('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert ended.stdout.strip() == "True"
+    assert ended.stdout.split() == ["False", "True"]
