@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pressgauge.rules import Budget, Ledger, Schedule, pass_lengths
+from pressgauge.rules import Budget, Ledger, Schedule, pass_lengths, usual_prompt
 
 
 def exactly(sentence: str) -> str:
@@ -312,3 +312,20 @@ def test_a_text_is_its_prompt_and_single_tokens(tokens: int, data: st.DataObject
     assert lengths[0] == prompt
     assert set(lengths[1:]) <= {1}
     assert sum(lengths) == tokens
+
+
+@pytest.mark.parametrize(
+    ("schedules", "tokens", "prompt"),
+    [
+        (["budget", "step"], 1024, 1),
+        (["prefill"], 1024, 768),
+        (["budget", "prefill"], 41, 30),
+        (["prefill"], 2, 1),
+        (["prefill"], 1, 1),
+    ],
+)
+def test_the_usual_prompt_is_three_quarters_where_a_press_acts_on_it_only(
+    schedules: list[str], tokens: int, prompt: int
+) -> None:
+    """Whatever the other presses do; it is never empty."""
+    assert usual_prompt(schedules, tokens) == prompt

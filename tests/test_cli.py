@@ -254,7 +254,7 @@ def test_times_are_shown_beside_the_uncompressed_model(tmp_path: Path) -> None:
         for ratio, interval in ((row["ttft_ratio"], row["ttft_interval"]), (row["tpot_ratio"], row["tpot_interval"])):
             assert f"{ratio:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]" in result.stdout
         assert f"{row['peak_memory_bytes']:,}" in result.stdout
-    assert "storage of the cache at the end" in result.stdout
+    assert "the cache's storage at the end of a run" in result.stdout
 
 
 def test_what_was_not_measured_is_null(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_a_perplexity_that_is_not_a_number_is_a_verdict_of_its_own(
     result = run(*SMALL, "--keep-ratios", "0.5", "--json", str(path), "--report", str(report))
     assert result.exit_code == 0, result.stderr
     assert "the press makes the perplexity NaN or infinite" in " ".join(result.stdout.split())
-    assert "aggressive" not in result.stdout
+    assert "above" not in result.stdout
     whole, row = rows(path)
     name = "NaN" if math.isnan(nll) else "Infinity"
     assert (row["verdict"], row["ppl"], row["ppl_change"]) == ("not a number", None, None)
@@ -334,15 +334,36 @@ def test_no_verdict_is_given_on_what_the_model_cannot_predict(tmp_path: Path, mo
     warning = "is worse than that of guessing among the 149 tokens of the vocabulary"
     assert " ".join(result.stdout.split()).count("NO VERDICT: the uncompressed perplexity, ") == 2
     assert " ".join(result.stdout.split()).count(warning) == 2
-    assert "good" not in result.stdout
+    assert "within" not in result.stdout
     assert [row["verdict"] for row in rows(path)] == ["uncompressed", "no verdict", "no verdict"] * 2
     for row in rows(path):
         assert len(row["warnings"]) == 1
         assert warning in row["warnings"][0]
-    assert rows(path)[1]["ppl_change"] < 0  # what would have been called good
+    assert rows(path)[1]["ppl_change"] < 0  # what would have been within every band
     page = (report / "report.html").read_text(encoding="utf-8")
     assert page.count("No verdict can be given on this text.") == 1
     assert "knorm: no verdict at 0.5, 0.3, see the warning." in page
+
+
+def test_verdicts_are_given_by_the_bands_that_were_asked_for(tmp_path: Path) -> None:
+    """In the file, in the caption of the table and on the page; no other number changes, and 20 and 30 % are usual."""
+    usual, path, report = tmp_path / "usual.json", tmp_path / "rows.json", tmp_path / "report"
+    options = (*SMALL, "--keep-ratios", "0.9,0.5")
+    assert run(*options, "--json", str(usual)).exit_code == 0
+    changes = [100 * row["ppl_change"] for row in rows(usual)[1:]]
+    low, high = sorted(changes)
+    bands = f"{low / 2},{(low + high) / 2}"
+    result = run(*options, "--bands", bands, "--json", str(path), "--report", str(report))
+    assert result.exit_code == 0, result.stderr
+    names = [f"within +{float(band):g} %" for band in bands.split(",")] + ["above"]
+    expected = [names[1] if change == low else "above" for change in changes]
+    assert [row["verdict"] for row in rows(path)] == ["uncompressed", *expected]
+    assert rows(path)[0]["bands"] == [float(band) for band in bands.split(",")]
+    assert rows(usual)[0]["bands"] == [20, 30]
+    for one, other in zip(rows(usual), rows(path), strict=True):
+        assert {**one, "bands": None, "verdict": None} == {**other, "bands": None, "verdict": None}
+    assert f"colour of change: {', '.join(names)}" in " ".join(result.stdout.split())
+    assert names[1] in (report / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_report_is_a_page_with_its_figures(tmp_path: Path) -> None:
@@ -360,6 +381,7 @@ def test_a_report_is_a_page_with_its_figures(tmp_path: Path) -> None:
 
 # Mistakes
 
+BANDS = "--bands must be percentages above 0 in ascending order"
 LAYERS = "--skip-layers must be layers from 0 on such as 0,2 or 0-4,6, or none, or unprunable"
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "ratio 0": (("--keep-ratios", "0"), "keep_ratio must be in (0, 1], got 0"),
@@ -367,6 +389,14 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "ratio NaN": (("--keep-ratios", "nan"), "keep_ratio must be in (0, 1], got nan"),
     "ratio in words": (("--keep-ratios", "half"), "--keep-ratios must be numbers with commas between them, got 'half'"),
     "ratio left out": (("--keep-ratios", "0.5,"), "--keep-ratios must be numbers with commas between them"),
+    "bands that descend": (("--bands", "30,20"), f"{BANDS}, got '30,20': give one or more, such as 20,30"),
+    "a band twice": (("--bands", "20,20"), f"{BANDS}, got '20,20'"),
+    "a band of nothing": (("--bands", "0,20"), f"{BANDS}, got '0,20'"),
+    "a band that is negative": (("--bands", "-5"), f"{BANDS}, got '-5'"),
+    "a band without an end": (("--bands", "20,inf"), f"{BANDS}, got '20,inf'"),
+    "a band that is not a number": (("--bands", "nan"), f"{BANDS}, got 'nan'"),
+    "no band": (("--bands", "none"), f"{BANDS}, got 'none'"),
+    "bands in words": (("--bands", "few"), "--bands must be numbers with commas between them, got 'few'"),
     "no ratio": (("--keep-ratios", "none"), "--keep-ratios must name at least one ratio"),
     "press among others": (
         ("--press", "knorm,pyramid"),
@@ -489,6 +519,15 @@ def test_help_names_every_option() -> None:
     assert result.exit_code == 0
     for option in "model text press keep-ratios prune-after skip-layers schedule prompt samples tokens".split():
         assert f"--{option}" in result.stdout
-    for option in ("--device", "--dtype", "--timing", "--json", "--report", "--resume", "--trust-remote-code"):
+    for option in (
+        "--device",
+        "--dtype",
+        "--bands",
+        "--timing",
+        "--json",
+        "--report",
+        "--resume",
+        "--trust-remote-code",
+    ):
         assert option in result.stdout
     assert "knorm, streaming-llm, random, keydiff" in result.stdout

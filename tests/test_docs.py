@@ -4,15 +4,18 @@ import ast
 import itertools
 import re
 import shlex
+from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
+from quantity_table import TABLE, table
 from typer.main import get_group
 from typer.testing import CliRunner
 
 import pressgauge
+from pressgauge.bench.row import Row
 from pressgauge.cli import app
 from pressgauge.presses import PRESSES
 
@@ -142,6 +145,13 @@ def test_every_public_name_has_its_place_in_the_api() -> None:
     """``docs/api.md`` shows all that ``import pressgauge`` offers."""
     shown = re.findall(r"^::: pressgauge\.(\w+)$", (DOCS / "api.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert sorted(shown) == sorted(pressgauge.__all__)
+
+
+def test_the_table_of_quantities_is_that_of_the_declarations() -> None:
+    """Each with its name, unit, direction and meaning; ``python tests/quantity_table.py`` writes it."""
+    (shown,) = TABLE.findall((DOCS / "measuring.md").read_text(encoding="utf-8"))
+    assert shown == table()
+    assert all(f"`{field.name}`" in (DOCS / "measuring.md").read_text(encoding="utf-8") for field in fields(Row))
 
 
 def test_the_two_commands_of_a_fresh_clone_are_in_the_readme() -> None:

@@ -172,13 +172,13 @@ def test_an_id_in_a_text_is_not_taken_for_one() -> None:
 def test_an_overview_shows_six_quantities_and_without_times_three() -> None:
     """What was not measured has no empty panel."""
     times = ["time to first token (TTFT)", "time per later token (TPOT)", "speed"]
-    assert titles(figures.overview(rows(**TIMES))) == [*times, "memory of the cache", "perplexity", "accuracy"]
-    assert titles(figures.overview(rows())) == ["keys and values", "perplexity", "accuracy"]
+    assert titles(figures.overview(rows(**TIMES))) == ["perplexity", "accuracy", "memory of the cache", *times]
+    assert titles(figures.overview(rows())) == ["perplexity", "accuracy", "keys and values"]
 
 
 @pytest.mark.parametrize(
     ("kinds", "title"),
-    [(("device",) * 3, "peak memory of the device"), (("cache",) * 3, "memory of the cache")]
+    [(("device",) * 3, "memory of the device"), (("cache",) * 3, "memory of the cache")]
     + [(kinds, "keys and values") for kinds in (("device", "device", None), ("device", "cache", "cache"))],
 )
 def test_memory_of_different_kinds_is_never_in_one_panel(kinds: tuple[str | None, ...], title: str) -> None:
@@ -191,15 +191,15 @@ def test_memory_of_different_kinds_is_never_in_one_panel(kinds: tuple[str | None
 
 
 def test_values_are_drawn_in_the_unit_of_the_axis_and_relative_below() -> None:
-    """In milliseconds, and with the bars of the intervals; memory relative to the row of ratio 1."""
+    """In milliseconds with the direction, and with the bars of the intervals; memory relative to the row of ratio 1."""
     figure = figures.overview([replace(row, **TIMES) for row in rows()])
     above, below = panel(figure, "time to first token (TTFT)")
-    assert above.get_ylabel() == "ms"
+    assert above.get_ylabel() == "ms\nless is better"
     assert [y for _, y in points(above)] == pytest.approx([30] * 3)
     bars = [[y for _, y in path(line)] for line in below.lines if line.get_marker() == "_"]
     assert bars == [[0.9, 1.25]] * 3
     above, below = panel(figures.overview(rows()), "keys and values")
-    assert above.get_ylabel() == "MiB"
+    assert above.get_ylabel() == "MiB\nless is better"
     assert sum(points(below), ()) == pytest.approx((1, 1, 0.7, 0.7, 0.3, 0.3), abs=1e-5)
 
 
@@ -229,8 +229,8 @@ def test_what_is_not_a_number_is_named_since_it_cannot_be_drawn() -> None:
     assert not any("not drawn" in text for text in legend(figures.overview(rows())))
 
 
-def test_without_a_verdict_there_is_no_good_corner() -> None:
-    """The points stay, and the legend says why nothing is good; no line marks a rise of 20 %."""
+def test_without_a_verdict_there_is_no_shaded_corner() -> None:
+    """The points stay, and the legend says why there is no verdict; no line marks a rise of 20 %."""
     warned = [replace(row, warnings=("the model guesses",)) for row in rows()]
     for figure in (figures.overview(warned), figures.trade_off(warned)):
         assert "no verdict: the model guesses" in legend(figure)
@@ -238,8 +238,8 @@ def test_without_a_verdict_there_is_no_good_corner() -> None:
     assert points(figure.axes[0]) == points(usual.axes[0])
     assert len(usual.axes[0].lines) - len(figure.axes[0].lines) == 1
     assert (len(figure.axes[0].collections), len(usual.axes[0].collections)) == (0, 1)
-    assert any("good corner" in text for text in legend(usual))
-    assert not any("good" in text for text in legend(figure))
+    assert "smaller, perplexity within +20 %" in legend(usual)
+    assert not any("within" in text for text in legend(figure))
 
 
 def test_each_press_has_a_colour_and_a_marker_of_its_own() -> None:
@@ -279,7 +279,7 @@ def test_numbers_that_are_none_or_not_finite_are_left_out() -> None:
 
 
 def test_a_trade_off_is_of_speed_where_every_row_has_times_and_of_memory_elsewhere() -> None:
-    """The good corner is on the side of the gain, below a rise of 20 %."""
+    """The shaded corner is on the side of the gain, below the first band of the rows."""
     fast = figures.trade_off(rows(**TIMES)).axes[0]
     assert "speed" in fast.get_xlabel()
     assert sum(points(fast), ()) == pytest.approx((2, 10, 2, 50))
@@ -294,8 +294,19 @@ def test_a_trade_off_is_of_speed_where_every_row_has_times_and_of_memory_elsewhe
         assert not corner.contains_point((1 / inside[0], 10.0))
 
 
+def test_the_corner_is_that_of_the_rows_bands() -> None:
+    """Its edge, its label and the linear part of the axis."""
+    figure = figures.trade_off([replace(row, bands=(5.0, 40.0)) for row in (*rows(), pressed(0.2, 9.0))])
+    (axes,) = figure.axes
+    assert "smaller, perplexity within +5 %" in legend(figure)
+    assert axes.collections[0].get_paths()[0].contains_point((0.5, 4.9))
+    assert not axes.collections[0].get_paths()[0].contains_point((0.5, 5.1))
+    transform: Any = axes.yaxis.get_transform()
+    assert transform.linthresh == 40
+
+
 def test_a_huge_change_does_not_squash_the_others() -> None:
-    """The band in which presses are good keeps a fifth of the height beside +80,000 %."""
+    """The first band keeps a fifth of the height beside +80,000 %."""
     changes = {0.9: 0.02, 0.7: 0.19, 0.5: 3.0, 0.3: 800.0}
     axes = figures.trade_off([BASE, *(pressed(ratio, change) for ratio, change in changes.items())]).axes[0]
     low, high = (axes.transAxes.inverted().transform(axes.transData.transform((0.5, y)))[1] for y in (0, 20))

@@ -27,6 +27,7 @@ from pressgauge.bench.row import Row, Source, make_row
 from pressgauge.bench.sweep import Plan, prepare, run_sweep
 from pressgauge.conformance import architectures
 from pressgauge.conformance.versions import CACHE
+from pressgauge.formats import DASH
 from pressgauge.likelihood import Method
 from pressgauge.models import load
 from pressgauge.reference.language import document
@@ -269,7 +270,7 @@ def test_nll_does_not_depend_on_the_prompt_where_nothing_is_evicted() -> None:
 
 
 def test_what_is_not_a_number_is_not_left_out() -> None:
-    """A broken model was asked for every token: its NaN count, the perplexity is NaN, and NaN is no good verdict."""
+    """A broken model was asked for every token: its NaN count, the perplexity is NaN, and NaN is within no band."""
     model = copy.deepcopy(chain_model())
     text = [token if token != 7 else 8 for token in walk(20)]
     base = perplexity(model, torch.tensor([text]))
@@ -352,11 +353,11 @@ def test_what_met_no_eviction_is_called_vacuous_and_never_unchanged() -> None:
         assert (result.evictions, result.affected_tokens) == (evictions, 0)
         assert result.vacuous
         assert (row.vacuous, row.verdict, row.change) == (True, "vacuous", "vacuous")
-        assert report.change(row) == report.DASH
+        assert report.COLUMNS["change"](row) == DASH
         assert "nothing can be said" in report.summary("knorm", [row], [row])
     # One token scored after an eviction, and there is something to say.
     press = KnormPress(0.5, prune_after=13)
-    assert row_of(press, perplexity(chain_model(), ids, press), base).verdict == "good"
+    assert row_of(press, perplexity(chain_model(), ids, press), base).verdict == "within +20 %"
 
 
 def test_keeping_everything_is_called_uncompressed() -> None:
@@ -381,22 +382,27 @@ def test_a_change_is_relative_to_the_uncompressed_run_of_the_same_model_and_text
         assert row.ppl_change == pytest.approx((row.ppl - base.ppl) / base.ppl, rel=1e-12)
 
 
-def test_verdicts_are_good_below_20_percent_and_acceptable_up_to_30() -> None:
-    """And what is not a number is neither good nor too aggressive."""
+def test_a_verdict_is_within_the_first_band_below_it_and_within_others_up_to_them() -> None:
+    """By the bands of the row, 20 and 30 % unless others are given; what is not a number is in none of them."""
     ids = torch.tensor([walk(16)])
     result = perplexity(chain_model(), ids, PRESS)
     row = row_of(PRESS, result, result)
     for change, verdict in (
-        (-0.1, "good"),
-        (0.0, "good"),
-        (0.199, "good"),
-        (0.2, "acceptable"),
-        (0.3, "acceptable"),
-        (0.301, "too aggressive"),
+        (-0.1, "within +20 %"),
+        (0.0, "within +20 %"),
+        (0.199, "within +20 %"),
+        (0.2, "within +30 %"),
+        (0.3, "within +30 %"),
+        (0.301, "above"),
         (math.inf, "not a number"),
         (math.nan, "not a number"),
     ):
         assert replace(row, ppl_change=change).verdict == verdict
+    bands = {0.069: "within +7 %", 0.07: "within +12.5 %", 0.125: "within +12.5 %", 0.5: "within +50 %", 0.6: "above"}
+    for change, verdict in bands.items():
+        assert replace(row, ppl_change=change, bands=(7.0, 12.5, 50.0)).verdict == verdict
+    for change, verdict in ((0.049, "within +5 %"), (0.05, "above")):
+        assert replace(row, ppl_change=change, bands=(5.0,)).verdict == verdict
 
 
 # Sizes

@@ -206,6 +206,17 @@ def test_a_sweep_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: p
     assert run_sweep(wanted, prepare(wanted), journal(path)).rows == whole
 
 
+def test_bands_are_no_part_of_a_result(tmp_path: Path) -> None:
+    """A sweep that goes on may have others: nothing is measured again, and all rows have the new ones."""
+    path = tmp_path / "journal"
+    before = run_sweep(plan(), prepare(plan()), journal(path)).rows
+    lines = path.read_text()
+    other = plan(bands=(1.0,))
+    after = run_sweep(other, prepare(other), journal(path)).rows
+    assert path.read_text() == lines
+    assert after == tuple(replace(row, bands=(1.0,)) for row in before)
+
+
 def keys(wanted: Plan, path: Path) -> set[str]:
     """Those of a plan's results."""
     written = Journal(path, resume=False)

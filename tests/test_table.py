@@ -12,7 +12,7 @@ from rich.console import Console
 from pressgauge import KnormPress, Perplexity, Press, perplexity
 from pressgauge.bench.row import Row, Source, make_row
 from pressgauge.conformance import architectures
-from pressgauge.report.table import make_table
+from pressgauge.report.table import make_table, make_timing_table
 
 SOURCE = Source("tiny", "noise", "float64", "cpu")
 
@@ -114,7 +114,13 @@ def test_a_row_as_a_dict_has_every_field_and_is_json() -> None:
     """The keys are the fields, and nothing is lost on the way."""
     data = ROW.as_dict()
     assert list(data) == [*(field.name for field in fields(Row)), "not_finite", "verdict"]
-    assert json.loads(json.dumps(data)) == {**data, "skip_layers": [0], "held": [1024, 717, 717], "warnings": []}
+    assert json.loads(json.dumps(data)) == {
+        **data,
+        "skip_layers": [0],
+        "held": [1024, 717, 717],
+        "warnings": [],
+        "bands": [20, 30],
+    }
 
 
 def test_what_is_not_finite_is_told_from_what_was_not_measured() -> None:
@@ -127,7 +133,7 @@ def test_what_is_not_finite_is_told_from_what_was_not_measured() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"ppl": math.nan}, {"ppl": math.inf}, {"ppl_change": math.nan}])
-def test_a_press_that_makes_perplexity_no_number_is_not_called_aggressive(changes: dict[str, Any]) -> None:
+def test_a_press_that_makes_perplexity_no_number_is_above_no_band(changes: dict[str, Any]) -> None:
     """Whatever else is the matter, unless there is no press."""
     row = replace(ROW, **changes)
     assert (row.verdict, row.change) == ("not a number", "not a number")
@@ -135,7 +141,7 @@ def test_a_press_that_makes_perplexity_no_number_is_not_called_aggressive(change
     assert replace(row, keep_ratio=1.0).verdict == "uncompressed"
     text = " ".join(" ".join(shown(row)).split())
     assert "not a number: the press makes the perplexity NaN or infinite" in text
-    assert "aggressive" not in text
+    assert "above" not in text
     assert "not a number" not in " ".join(shown(ROW))
 
 
@@ -148,7 +154,19 @@ def test_a_warning_takes_the_verdict_and_leaves_the_change() -> None:
     text = " ".join(" ".join(shown(row)).split())
     assert "NO VERDICT: the text [is] in another language NO VERDICT: the model guesses" in text
     assert "-44.7%" in text
-    assert "good" not in text
+    assert "within" not in text
+
+
+@pytest.mark.parametrize("bands", [(20.0,), (20.0, 30.0), (5.0, 20.0, 40.0)])
+def test_a_change_has_the_colour_of_its_band(bands: tuple[float, ...]) -> None:
+    """Green within the first, red above the last, yellow between; the caption shows them. A table of times has none."""
+    rows = [replace(ROW, ppl_change=change / 100, bands=bands) for change in (bands[0] - 1, bands[-1], bands[-1] + 1)]
+    given = list(make_table(rows).columns[2].cells)
+    between = "yellow" if len(bands) > 1 else "red"
+    assert [str(cell).split("]")[0] for cell in given] == ["[green", f"[{between}", "[red"]
+    inner = "".join(f"[yellow]within +{band:g} %[/], " for band in bands[1:])
+    assert f"[green]within +{bands[0]:g} %[/], {inner}[red]above[/]" in str(make_table(rows).caption)
+    assert "[green]" not in str(list(make_timing_table(rows).columns[2].cells))
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -1,8 +1,9 @@
 """The command line: ``pressgauge measure``."""
 
 import json
-import os
+import math
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,10 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from pressgauge.bench.files import write_files
 from pressgauge.bench.provenance import versions
+from pressgauge.bench.quantities import BANDS
 from pressgauge.models import DTYPES, check_dtype, check_model_name
 from pressgauge.presses import PRESSES
-from pressgauge.rules import UNPRUNABLE, Budget, check_prompt, whole_number
+from pressgauge.rules import UNPRUNABLE, Budget, check_prompt, usual_prompt, whole_number
 from pressgauge.texts import check_text_name
 
 # What needs torch is imported once the arguments are checked, so that help and refusals take no seconds.
@@ -73,15 +76,14 @@ def _layers(text: str) -> tuple[int, ...] | Literal["unprunable"]:
     return tuple(layers)
 
 
-def _write_json(path: Path, rows: list[dict[str, object]]) -> None:
-    """Write the file whole or not at all."""
-    text = json.dumps({"rows": rows}, indent=1, allow_nan=False) + "\n"
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+def _bands(text: str) -> tuple[float, ...]:
+    """Percentages, each above the one before."""
+    bands = _numbers("--bands", text)
+    if not bands or not all(below < band for below, band in pairwise((0, *bands, math.inf))):
+        raise ValueError(
+            f"--bands must be percentages above 0 in ascending order, got {text!r}: give one or more, such as 20,30"
+        )
+    return tuple(bands)
 
 
 def _split(option: str, text: str) -> tuple[str, ...]:
@@ -168,6 +170,9 @@ def measure(
     tokens: Annotated[int, typer.Option(help="tokens per sample")] = 1024,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
+    bands: Annotated[
+        str, typer.Option(help="rises of perplexity in %, ascending, by which the verdict is given")
+    ] = ",".join(f"{band:g}" for band in BANDS),
     timing: Annotated[bool, typer.Option("--timing", help="also take times, beside the uncompressed model")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the rows to this file")] = None,
     report: Annotated[Path | None, typer.Option(help="write a page with pictures to this folder")] = None,
@@ -181,7 +186,7 @@ def measure(
         ratios = _numbers("--keep-ratios", keep_ratios)
         if not ratios:
             raise ValueError("--keep-ratios must name at least one ratio, got none")
-        skipped = _layers(skip_layers)
+        skipped, limits = _layers(skip_layers), _bands(bands)
         check_dtype(dtype)
         names = _press_names(press)
         # A ratio of 1 always comes first, since changes are relative to it.
@@ -206,8 +211,7 @@ def measure(
 
         presses = {name: tuple(PRESSES[name](ratio, **options) for ratio in ratios) for name in names}
         if prompt is None:
-            once = any(one.schedule == "prefill" for several in presses.values() for one in several)
-            prompt = tokens * 3 // 4 if once and tokens > 1 else 1
+            prompt = usual_prompt([one.schedule for several in presses.values() for one in several], tokens)
         plan = Plan(
             presses=presses,
             models=models,
@@ -219,6 +223,7 @@ def measure(
             dtype=dtype,
             timing=timing,
             trust_remote_code=trust_remote_code,
+            bands=limits,
         )
         journal = _journal(json_file, report, resume)
         disable_progress_bar()
@@ -233,7 +238,8 @@ def measure(
                 advance=lambda what, steps: bar.update(task, description=escape(what), advance=steps),
             )
         if json_file is not None:
-            _write_json(json_file, [row.as_dict() for row in sweep.rows])
+            rows = json.dumps({"rows": [row.as_dict() for row in sweep.rows]}, indent=1, allow_nan=False) + "\n"
+            write_files(json_file.parent, {json_file.name: rows})
         page = None
         if report is not None:
             from pressgauge.report.page import write_report

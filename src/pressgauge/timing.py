@@ -16,6 +16,7 @@ from scipy.stats import bootstrap
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pressgauge import formats
 from pressgauge.cache import storage_nbytes
 from pressgauge.decoder import generate
 from pressgauge.presses.base import Press
@@ -35,7 +36,7 @@ class Ratio:
     interval: tuple[float, float]
 
     def __str__(self) -> str:
-        return f"{self.median:.3f} [{self.interval[0]:.3f}, {self.interval[1]:.3f}]"
+        return formats.ratio(self.median, self.interval)
 
 
 def interleave(

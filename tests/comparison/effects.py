@@ -15,7 +15,7 @@ from pressgauge import Perplexity, Press, generate, perplexity
 from pressgauge.models import load
 from pressgauge.presses import PRESSES
 from pressgauge.reference.language import document
-from pressgauge.rules import Schedule
+from pressgauge.rules import Schedule, usual_prompt
 from pressgauge.texts import load_text
 
 RATIOS = (0.8, 0.7, 0.5, 0.3, 0.2)
@@ -103,11 +103,6 @@ def texts(case: Case) -> tuple[Any, Tensor]:
     return model, sampled(model, tokenizer, case.documents, case.tokens)
 
 
-def prompt_of(case: Case, schedule: str) -> int:
-    """Three quarters where a press acts on the prompt only, else one token."""
-    return case.tokens * 3 // 4 if schedule == "prefill" else 1
-
-
 @cache
 def uncompressed(case: Case, prompt: int) -> Perplexity:
     """The other arm, which scores the same tokens."""
@@ -130,7 +125,7 @@ def press_of(name: str, schedule: Schedule, keep_ratio: float) -> Press:
 def effect(case: Case, name: str, schedule: Schedule, keep_ratio: float) -> Effect:
     """Of one press on the documents of a case."""
     model, ids = texts(case)
-    prompt = prompt_of(case, schedule)
+    prompt = usual_prompt([schedule], case.tokens)
     plain = uncompressed(case, prompt)
     pressed = perplexity(model, ids, press_of(name, schedule, keep_ratio), prompt)
     difference = pressed.nll - plain.nll

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from comparison.claims import CLAIMS, Claim, Verdict, verdict
-from comparison.effects import PRUNE_AFTER, RATIOS, SAMPLED, SCHEDULES, Case, Change, Effect, prompt_of
+from comparison.effects import PRUNE_AFTER, RATIOS, SAMPLED, SCHEDULES, Case, Change, Effect
 from pressgauge.presses import PRESSES
+from pressgauge.rules import usual_prompt
 from pressgauge.timing import Ratio
 
 Key = tuple[str, str, str, float]
@@ -172,7 +173,11 @@ def page(comparison: Comparison, command: str, names: Mapping[str, str]) -> Iter
     yield "# The claims of reports, measured"
     yield ""
     yield paragraph(
-        INTRODUCTION, command=command, least=PRUNE_AFTER, prompt=prompt_of(longest, "prefill"), all=longest.tokens
+        INTRODUCTION,
+        command=command,
+        least=PRUNE_AFTER,
+        prompt=usual_prompt(["prefill"], longest.tokens),
+        all=longest.tokens,
     )
     yield ""
     for case in comparison.cases:

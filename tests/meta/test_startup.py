@@ -24,6 +24,7 @@ REFUSED = [
     ("--keep-ratios", "many"),
     ("--press", "nothing"),
     ("--skip-layers", "last"),
+    ("--bands", "30,20"),
     ("--schedule", "never"),
     ("--schedule", "prefill", "--prompt", "2000"),
     ("--dtype", "int8"),

@@ -230,12 +230,13 @@ def vacuous_only_at_zero_evictions(real: Any) -> Any:
 
 
 def verdict_by_what_is_above(real: Any) -> Any:
-    """No comparison with NaN is true, and so it falls through to the best verdict."""
+    """No comparison with NaN is true, and so it falls through to the first band."""
 
     def verdict(self: Row) -> str:
         if self.keep_ratio == 1 or self.vacuous:
             return "uncompressed" if self.keep_ratio == 1 else "vacuous"
-        return "too aggressive" if self.ppl_change > 0.3 else "acceptable" if self.ppl_change >= 0.2 else "good"
+        above = self.ppl_change > self.bands[-1] / 100
+        return self.verdicts[-1 if above else int(self.ppl_change >= self.bands[0] / 100)]
 
     return property(verdict)
 
@@ -514,8 +515,8 @@ MEASURING = [
         replacing(sweep, "make_row", first_base_line_for_all),
     ),
     MeasuringMutant(
-        "measure-verdict", "a perplexity that is not a number is good", "plausible",
-        laws.test_verdicts_are_good_below_20_percent_and_acceptable_up_to_30,
+        "measure-verdict", "a perplexity that is not a number is within the first band", "plausible",
+        laws.test_a_verdict_is_within_the_first_band_below_it_and_within_others_up_to_them,
         replacing(Row, "verdict", verdict_by_what_is_above),
     ),
     MeasuringMutant(

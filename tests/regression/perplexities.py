@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from pressgauge import Perplexity, perplexity
 from pressgauge.history import count_evictions
 from pressgauge.presses import PRESSES
+from pressgauge.rules import usual_prompt
 from regression.baseline import Row
 from regression.cases import presses
 
@@ -48,7 +49,7 @@ def perplexities(
 ) -> dict[str, Row]:
     """A row for each press of these kinds, and one for none; or those of them that are wanted."""
     exact = model.dtype == torch.float64
-    cases = [("uncompressed r=1", None, 1), *presses(ids.shape[1], ids.shape[1] * 3 // 4, kinds)]
+    cases = [("uncompressed r=1", None, 1), *presses(ids.shape[1], usual_prompt(["prefill"], ids.shape[1]), kinds)]
     return {
         name: row(perplexity(model, ids, press, prompt), exact)
         for name, press, prompt in cases

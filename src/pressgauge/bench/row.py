@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Literal
 
+from pressgauge.bench.quantities import BANDS, Column, Quantity, declared
+from pressgauge.formats import DASH, number, percent, ratio, size
 from pressgauge.likelihood import Perplexity
 from pressgauge.presses.base import Press
-from pressgauge.timing import Timing
+from pressgauge.timing import Ratio, Timing
 
 
 @dataclass(frozen=True)
@@ -20,28 +22,31 @@ class Source:
     device: str
 
 
-JUDGED = ("good", "acceptable", "too aggressive")
-"""Verdicts on a press by the change that it makes to perplexity."""
 CHANGELESS = ("uncompressed", "vacuous", "not a number")
 """Verdicts of rows that have no change in perplexity to speak of."""
+MEMORY = {
+    "device": "the most that the device had allocated during a run, the model included",
+    "cache": "the bytes of the cache's storage at the end of a run",
+}
+"""What memory is of, by ``peak_memory_of``."""
+
+
+def _span(numbers: tuple[int, ...], dash: str, separator: str = "") -> str:
+    ends = sorted({min(numbers), max(numbers)}) if numbers else []
+    return dash.join(f"{end:{separator}}" for end in ends) or DASH
 
 
 @dataclass(frozen=True)
 class Row:
     """One measurement. ``None`` stands for what was not measured; times are measured only when asked for.
 
+    The names of its fields are those of the JSON. A field that is measured is annotated with its ``Quantity``, and is
+    taken from the property of this name of ``Perplexity`` or ``Timing``.
+
     Attributes:
-        ppl_change: relative to the uncompressed run, .05 for 5 % more.
-        ttft_ratio, tpot_ratio: to the uncompressed arm of the same run, medians of pairs; in the row of ``keep_ratio``
-            1 both arms are uncompressed, so that the interval shows what noise alone does.
-        ttft_interval, tpot_interval: 95 % intervals of these ratios.
-        ttft, tpot: medians in seconds.
-        tokens_per_second: median.
-        peak_memory_bytes: what ``peak_memory_of`` says.
-        peak_memory_of: ``device`` for the most that the device had allocated; ``cache`` for the bytes of the cache's
-            storage at the end; or that it is not available on this device.
         warnings: why nothing that is measured with this model on this text says anything about a press, a sentence
             each; usually none.
+        bands: rises of perplexity in per cent, ascending, by which the verdict is given.
     """
 
     press: str
@@ -53,31 +58,189 @@ class Row:
     text: str
     dtype: str
     device: str
-    ppl: float
-    ppl_change: float
-    accuracy: float
-    scored_tokens: int
-    affected_tokens: int
-    evictions: int
-    held: tuple[int, ...]
-    kv_bytes: int
-    vacuous: bool
-    ttft_ratio: float | None = None
-    ttft_interval: tuple[float, float] | None = None
-    tpot_ratio: float | None = None
-    tpot_interval: tuple[float, float] | None = None
-    ttft: float | None = None
-    tpot: float | None = None
-    tokens_per_second: float | None = None
-    peak_memory_bytes: int | None = None
-    peak_memory_of: str | None = None
+    ppl: Annotated[
+        float,
+        Quantity(
+            "perplexity",
+            "how surprised the model is by the next token: the exponential of the mean NLL of the scored tokens",
+            better="less",
+            page=Column("perplexity", lambda row: number(row.ppl, 4)),
+            terminal=Column("perplexity", lambda row: f"{row.ppl:.3f}"),
+            drawn=True,
+        ),
+    ]
+    ppl_change: Annotated[
+        float,
+        Quantity(
+            "change in perplexity",
+            "change in perplexity from the uncompressed run, 0.05 for 5 % more",
+            better="less",
+            page=Column("change", lambda row: DASH if row.verdict in CHANGELESS else percent(row.ppl_change, "+")),
+            terminal=Column("change", lambda row: row.change),
+        ),
+    ]
+    accuracy: Annotated[
+        float,
+        Quantity(
+            "accuracy",
+            "share of scored tokens that were the model's top-1 choice",
+            "share of tokens",
+            "more",
+            page=Column("accuracy", lambda row: percent(row.accuracy)),
+            terminal=Column("accuracy", lambda row: f"{row.accuracy:.1%}"),
+            drawn=True,
+        ),
+    ]
+    scored_tokens: Annotated[int, Quantity("scored tokens", "tokens that have an NLL", "tokens")]
+    affected_tokens: Annotated[
+        int,
+        Quantity(
+            "affected tokens",
+            "scored tokens whose query missed an entry that had been evicted",
+            "tokens",
+            page=Column("affected / scored", lambda row: f"{row.affected_tokens:,} / {row.scored_tokens:,}"),
+            terminal=Column("affected", lambda row: f"{row.affected_tokens}/{row.scored_tokens}"),
+        ),
+    ]
+    evictions: Annotated[
+        int,
+        Quantity(
+            "evictions",
+            "entries evicted over all layers, KV heads and samples",
+            "entries",
+            page=Column("evictions", lambda row: f"{row.evictions:,}"),
+        ),
+    ]
+    held: Annotated[
+        tuple[int, ...],
+        Quantity(
+            "held",
+            "entries per KV head that a layer holds at the end; tables have the emptiest and the fullest layer",
+            "entries",
+            page=Column("held", lambda row: _span(row.held, DASH, ",")),
+            terminal=Column("held", lambda row: _span(row.held, "-")),
+        ),
+    ]
+    kv_bytes: Annotated[
+        int,
+        Quantity(
+            "keys and values",
+            "memory of the entries that are held at the end",
+            "bytes",
+            "less",
+            page=Column("keys and values", lambda row: size(row.kv_bytes)),
+            terminal=Column("KV bytes", lambda row: f"{row.kv_bytes:,}"),
+            drawn=True,
+        ),
+    ]
+    vacuous: Annotated[
+        bool, Quantity("vacuous", "whether no scored token was affected, although the press was to compress")
+    ]
+    ttft_ratio: Annotated[
+        float | None,
+        Quantity(
+            "TTFT ratio",
+            "time to first token over that of the uncompressed arm of the same run, the median of pairs",
+            better="less",
+            page=Column("TTFT ratio", lambda row: ratio(row.ttft_ratio, row.ttft_interval)),
+            terminal=Column("TTFT ratio", lambda row: ratio(row.ttft_ratio, row.ttft_interval)),
+            timed=True,
+            interval="ttft_interval",
+        ),
+    ] = None
+    ttft_interval: Annotated[
+        tuple[float, float] | None,
+        Quantity("interval of the TTFT ratio", "95 % confidence interval, by bootstrap", timed=True),
+    ] = None
+    tpot_ratio: Annotated[
+        float | None,
+        Quantity(
+            "TPOT ratio",
+            "time per later token over that of the uncompressed arm of the same run, the median of pairs",
+            better="less",
+            page=Column("TPOT ratio", lambda row: ratio(row.tpot_ratio, row.tpot_interval)),
+            terminal=Column("TPOT ratio", lambda row: ratio(row.tpot_ratio, row.tpot_interval)),
+            timed=True,
+            interval="tpot_interval",
+        ),
+    ] = None
+    tpot_interval: Annotated[
+        tuple[float, float] | None,
+        Quantity("interval of the TPOT ratio", "95 % confidence interval, by bootstrap", timed=True),
+    ] = None
+    ttft: Annotated[
+        float | None,
+        Quantity(
+            "time to first token (TTFT)",
+            "from the call to the first generated token, the median",
+            "seconds",
+            "less",
+            drawn=True,
+            timed=True,
+            ratio="ttft_ratio",
+        ),
+    ] = None
+    tpot: Annotated[
+        float | None,
+        Quantity(
+            "time per later token (TPOT)",
+            "the mean time per later token, the median of runs",
+            "seconds",
+            "less",
+            drawn=True,
+            timed=True,
+            ratio="tpot_ratio",
+        ),
+    ] = None
+    tokens_per_second: Annotated[
+        float | None,
+        Quantity(
+            "speed",
+            "generated tokens per second of the whole run, the median",
+            "tokens per second",
+            "more",
+            page=Column("tokens/s", lambda row: number(row.tokens_per_second)),
+            terminal=Column(
+                "tokens/s", lambda row: DASH if row.tokens_per_second is None else f"{row.tokens_per_second:,.1f}"
+            ),
+            drawn=True,
+            timed=True,
+            comparable=False,
+        ),
+    ] = None
+    peak_memory_bytes: Annotated[
+        int | None,
+        Quantity(
+            "memory",
+            "memory of a run: of the device, or of the cache",
+            "bytes",
+            "less",
+            page=Column("memory", lambda row: row.memory or size(row.peak_memory_bytes)),
+            terminal=Column("memory", lambda row: row.memory or f"{row.peak_memory_bytes:,}"),
+            timed=True,
+        ),
+    ] = None
+    peak_memory_of: Annotated[
+        str | None,
+        Quantity(
+            "kind of memory",
+            f"{'; '.join(f'`{kind}`: {words}' for kind, words in MEMORY.items())}; or that it is not available",
+            timed=True,
+        ),
+    ] = None
     warnings: tuple[str, ...] = ()
+    bands: tuple[float, ...] = BANDS
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """The verdicts on a change in perplexity: within each of the bands, and above them all."""
+        return (*(f"within +{band:g} %" for band in self.bands), "above")
 
     @property
     def verdict(self) -> str:
         """What the change in perplexity is called: ``uncompressed``; ``not a number`` if the perplexity is none or is
-        infinite; ``vacuous``; ``no verdict`` if there are warnings; ``good`` if it rises by less than 20 %,
-        ``acceptable`` up to 30 %, else ``too aggressive``.
+        infinite; ``vacuous``; ``no verdict`` if there are warnings; else within which band it is: a rise of less than
+        the first, of up to any other, or ``above``.
         """
         if self.keep_ratio == 1:
             return "uncompressed"
@@ -87,12 +250,30 @@ class Row:
             return "vacuous"
         if self.warnings:
             return "no verdict"
-        return "good" if self.ppl_change < 0.2 else "acceptable" if self.ppl_change <= 0.3 else "too aggressive"
+        first, *others = (band / 100 for band in self.bands)
+        return self.verdicts[(self.ppl_change >= first) + sum(self.ppl_change > band for band in others)]
+
+    @property
+    def band(self) -> Literal["within", "between", "above", ""]:
+        """Whether the change in perplexity is within the first band, between it and the last, or above that; empty if
+        the verdict is none on a change.
+        """
+        if self.verdict not in self.verdicts:
+            return ""
+        place = self.verdicts.index(self.verdict)
+        return "within" if place == 0 else "above" if place == len(self.bands) else "between"
 
     @property
     def change(self) -> str:
         """The change in perplexity: a percentage only where a press was at work, and gave a number."""
         return self.verdict if self.verdict in CHANGELESS else f"{self.ppl_change:+.1%}"
+
+    @property
+    def memory(self) -> str:
+        """Why there is no number for the memory: it was not measured, or is not available; empty if there is one."""
+        if self.peak_memory_bytes is not None:
+            return ""
+        return "not available" if self.peak_memory_of else DASH
 
     @property
     def noise_is_even(self) -> bool:
@@ -120,6 +301,19 @@ class Row:
         return cls(**(values | lists))
 
 
+QUANTITIES = declared(Row)
+"""What is measured, by the fields of a row."""
+
+
+def _measured(result: Perplexity | Timing) -> dict[str, Any]:
+    """The fields of a row that a result has by the same names; a ratio has its interval in another field."""
+    found: dict[str, Any] = {name: getattr(result, name) for name in QUANTITIES if hasattr(result, name)}
+    for name, value in list(found.items()):
+        if isinstance(value, Ratio):
+            found |= {name: value.median, QUANTITIES[name].interval: value.interval}
+    return found
+
+
 def make_row(
     name: str,
     press: Press,
@@ -129,34 +323,14 @@ def make_row(
     timing: Timing | None = None,
 ) -> Row:
     """The row of one result."""
-    row = Row(
+    return Row(
         press=name,
         schedule=press.schedule,
         keep_ratio=float(press.keep_ratio),
         prune_after=press.prune_after,
         skip_layers=press.skipped,
         **asdict(source),
-        ppl=result.ppl,
         ppl_change=result.ppl / uncompressed_ppl - 1,
-        accuracy=result.accuracy,
-        scored_tokens=result.scored_tokens,
-        affected_tokens=result.affected_tokens,
-        evictions=result.evictions,
-        held=result.held,
-        kv_bytes=result.kv_bytes,
-        vacuous=result.vacuous,
-    )
-    if timing is None:
-        return row
-    return replace(
-        row,
-        ttft_ratio=timing.ttft_ratio.median,
-        ttft_interval=timing.ttft_ratio.interval,
-        tpot_ratio=timing.tpot_ratio.median,
-        tpot_interval=timing.tpot_ratio.interval,
-        ttft=timing.ttft,
-        tpot=timing.tpot,
-        tokens_per_second=timing.tokens_per_second,
-        peak_memory_bytes=timing.peak_memory_bytes,
-        peak_memory_of=timing.peak_memory_of,
+        **_measured(result),
+        **({} if timing is None else _measured(timing)),
     )

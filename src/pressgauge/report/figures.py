@@ -5,9 +5,11 @@ import math
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
-from pressgauge.bench.row import Row
+from pressgauge.bench.row import QUANTITIES, Row
+from pressgauge.formats import scale
 
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -51,8 +54,6 @@ _MARKERS = "os^DvPX*p"
 _GREY = "#767676"
 _BETTER = "#e5f3e8"
 
-GOOD = 0.2
-"""Perplexity may rise by less than this and still be called good."""
 CLEARLY = -0.3
 """A correlation below this is called clearly negative."""
 _NUMBERS = 100
@@ -96,46 +97,46 @@ def _finite(values: Sequence[float | None]) -> list[float]:
 
 @dataclass(frozen=True)
 class _Panel:
-    """One quantity: its name and unit, its value, and its value and interval relative to uncompressed."""
+    """A quantity as it is drawn: its field, title and label, its value, and its value and interval relative to
+    uncompressed."""
 
-    name: str
-    unit: str
+    field: str
+    title: str
+    label: str
     value: Value
+    ratio: Value | None
+    interval: Callable[[Row], tuple[float, float] | None]
+
+
+def _panel(name: str, title: str, rows: Sequence[Row]) -> _Panel:
+    """A quantity, in the unit in which its largest value is 1 or more."""
+    quantity = QUANTITIES[name]
+    given: Value = attrgetter(name)
+    unit, one = scale(quantity.unit, max((x for x in _finite([given(row) for row in rows]) if x > 0), default=1.0))
     ratio: Value | None = None
-    interval: Callable[[Row], tuple[float, float] | None] = lambda row: None
+    if quantity.ratio:
+        ratio = attrgetter(quantity.ratio)
+    elif quantity.comparable:
+        ratio = partial(relative, rows=rows, value=given)
+    interval = QUANTITIES[quantity.ratio].interval if quantity.ratio else ""
+    return _Panel(
+        name,
+        title,
+        "\n".join(filter(None, (unit, quantity.direction))),
+        lambda row: None if (value := given(row)) is None else value / one,
+        ratio,
+        attrgetter(interval) if interval else lambda row: None,
+    )
 
 
-def _panels(rows: Sequence[Row]) -> list[_Panel]:
-    """What was measured, in units in which the largest value is 1 or more."""
-
-    def scaled(units: Sequence[str], step: float, value: Value) -> tuple[str, Value]:
-        largest = max((number for number in _finite([value(row) for row in rows]) if number > 0), default=1.0)
-        power = min(max(int(math.log(largest, step) + 1e-9), 0), len(units) - 1)
-        return units[power], lambda row: None if (number := value(row)) is None else number / step**power
-
-    def seconds(value: Value) -> tuple[str, Value]:
-        return scaled(("µs", "ms", "s"), 1e3, lambda row: None if (number := value(row)) is None else number * 1e6)
-
+def _panels(rows: Sequence[Row]) -> Iterator[_Panel]:
+    """What was measured. Memory of a run takes the place of that of keys and values if all rows have it."""
     kind = memory_of(rows)
-    name = {"device": "peak memory of the device", "cache": "memory of the cache"}.get(kind or "", "keys and values")
-    memory: Value = (lambda row: row.peak_memory_bytes) if kind else (lambda row: row.kv_bytes)
-    size = scaled(("bytes", "KiB", "MiB", "GiB", "TiB"), 1024, memory)
-    ttft, tpot = seconds(lambda row: row.ttft), seconds(lambda row: row.tpot)
-    panels = [
-        _Panel("time to first token (TTFT)", *ttft, lambda row: row.ttft_ratio, lambda row: row.ttft_interval),
-        _Panel("time per later token (TPOT)", *tpot, lambda row: row.tpot_ratio, lambda row: row.tpot_interval),
-        # Speeds of different rows are of different moments, and their ratios would be of these.
-        _Panel("speed", "tokens per second", lambda row: row.tokens_per_second),
-        _Panel(name, *size, lambda row: relative(row, rows, memory)),
-        _Panel("perplexity", "perplexity", lambda row: row.ppl, lambda row: 1 + row.ppl_change),
-        _Panel(
-            "accuracy",
-            "% of tokens",
-            lambda row: 100 * row.accuracy,
-            lambda row: relative(row, rows, lambda one: one.accuracy),
-        ),
-    ]
-    return [panel for panel in panels if any(panel.value(row) is not None for row in rows)]
+    for name, quantity in QUANTITIES.items():
+        if name == "kv_bytes" and kind:
+            yield _panel("peak_memory_bytes", f"memory of the {kind}", rows)
+        elif quantity.drawn and any(getattr(row, name) is not None for row in rows):
+            yield _panel(name, quantity.name, rows)
 
 
 def _marks(axes: Axes, x: Sequence[float], y: Sequence[float], rows: Sequence[Row], number: int) -> None:
@@ -191,7 +192,7 @@ def _draw(panel: _Panel, absolute: Axes, ratio: Axes, rows: Sequence[Row]) -> No
     lines = series(rows)
     ratios = sorted({row.keep_ratio for row in rows})
     span = ratios[-1] - ratios[0] or 1.0
-    absolute.set(title=panel.name, ylabel=panel.unit)
+    absolute.set(title=panel.title, ylabel=panel.label)
     crowded = any(after - before < 0.07 * span for before, after in pairwise(ratios))
     for axes, value in ((absolute, panel.value), (ratio, panel.ratio)):
         if value is None:
@@ -215,7 +216,7 @@ def _draw(panel: _Panel, absolute: Axes, ratio: Axes, rows: Sequence[Row]) -> No
         axes.xaxis.set_major_locator(MaxNLocator(6) if crowded else FixedLocator(ratios))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:g}"))
         axes.set_xlim(ratios[0] - 0.07 * span, ratios[-1] + 0.07 * span)
-        if panel.name == "perplexity":
+        if panel.field == "ppl":
             _scale(axes, drawn)
         elif axes is absolute:
             axes.set_ylim(0, 1.1 * max((number for number in drawn if number > 0), default=1))
@@ -228,7 +229,7 @@ def _draw(panel: _Panel, absolute: Axes, ratio: Axes, rows: Sequence[Row]) -> No
 def overview(rows: Sequence[Row]) -> Figure:
     """What was measured over the keep ratio, a line per press: absolute, and below it relative to uncompressed."""
     with rc_context(_STYLE):
-        panels = _panels(rows)
+        panels = list(_panels(rows))
         blocks = math.ceil(len(panels) / 3)
         figure = Figure(figsize=(_WIDTH, 4.4 * blocks + 0.4))
         grid = figure.subplots(2 * blocks, 3, squeeze=False)
@@ -304,29 +305,32 @@ def trade_off(rows: Sequence[Row]) -> Figure:
             texts += [f"{row.keep_ratio:g}" for row, _, _ in shown]
             colours += [colour] * len(shown)
         judged = not any(row.warnings for row in rows)
+        bands = rows[0].bands
         if judged:
-            axes.axhline(100 * GOOD, color="#5a9a68", linewidth=1, zorder=1)
+            axes.axhline(bands[0], color="#5a9a68", linewidth=1, zorder=1)
         axes.axhline(0, color=_GREY, linewidth=1, linestyle="--", zorder=1)
         axes.axvline(1, color=_GREY, linewidth=1, linestyle="--", zorder=1)
         if max((abs(y) for _, y in points), default=0) > 100:
-            # Linear where presses are good or nearly so, logarithmic beyond.
-            axes.set_yscale("symlog", linthresh=30, linscale=2)
+            # Linear within the bands, logarithmic beyond.
+            axes.set_yscale("symlog", linthresh=bands[-1], linscale=2)
+            linear = MaxNLocator(6).tick_values(-bands[-1], bands[-1])
             powers = [factor * 10**power for power in range(2, 9) for factor in (1, 3)]
-            axes.yaxis.set_major_locator(FixedLocator([-20, -10, 0, 10, 20, 30, *powers]))
+            axes.yaxis.set_major_locator(FixedLocator([*linear, *(at for at in powers if at > linear[-1])]))
             axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:+,.6g} %" if y else "0 %"))
         axes.margins(0.07)
         x_limits, y_limits = axes.get_xlim(), axes.get_ylim()
         if judged:
             better = (1, x_limits[1]) if fast else (x_limits[0], 1)
-            axes.fill_between(better, y_limits[0], 100 * GOOD, color=_BETTER, zorder=0)
-        axes.set(xlim=x_limits, ylim=y_limits, ylabel="change in perplexity")
+            axes.fill_between(better, y_limits[0], bands[0], color=_BETTER, zorder=0)
+        rise, memory = QUANTITIES["ppl_change"], QUANTITIES["kv_bytes"]
+        axes.set(xlim=x_limits, ylim=y_limits, ylabel=f"{rise.name}, {rise.direction}")
         axes.set_xlabel(
-            "speed relative to uncompressed (1 / TPOT ratio), more is better"
+            f"speed relative to uncompressed (1 / {QUANTITIES['tpot_ratio'].name}), more is better"
             if fast
-            else "memory of keys and values relative to uncompressed, less is better"
+            else f"memory of {memory.name} relative to uncompressed, {memory.direction}"
         )
-        corner = f"good corner: {'faster' if fast else 'smaller'}, perplexity under +{GOOD:.0%}"
+        corner = f"{'faster' if fast else 'smaller'}, perplexity {rows[0].verdicts[0]}"
         corners = [Patch(facecolor=_BETTER, edgecolor="#5a9a68", label=corner)] if judged else []
         _legend(figure, rows, *corners)
         if points:

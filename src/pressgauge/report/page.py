@@ -1,10 +1,8 @@
 """The page that ``pressgauge measure --report`` writes: all numbers, pictures of them, and how to read both."""
 
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -12,52 +10,13 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pressgauge.bench.row import CHANGELESS, JUDGED, Row
+from pressgauge.bench.files import write_files
+from pressgauge.bench.row import MEMORY, QUANTITIES, Row
+from pressgauge.formats import percent, ratio
 from pressgauge.report import figures
 
-DASH = "\N{EN DASH}"
-"""Stands for what was not measured."""
 _KINDS = ("overview", "trade-off", "eviction-map", "norm-attention")
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """With so many significant digits, but never fewer than the integer has."""
-    if value is None:
-        return DASH
-    if not math.isfinite(value):
-        return "not defined" if math.isnan(value) else "infinite"
-    return f"{value:,.{max(digits - 1 - math.floor(math.log10(abs(value))), 0) if value else 0}f}"
-
-
-def percent(value: float | None, sign: str = "") -> str:
-    """A share or, with the sign ``+``, a change; tenths of a per cent only where they matter."""
-    if value is None or not math.isfinite(value):
-        return number(value)
-    return f"{value:{sign},.{1 if abs(value) < 1 else 0}%}"
-
-
-def size(value: float | None) -> str:
-    """Bytes, in the largest unit of which there is one."""
-    power = min(max((int(value or 1).bit_length() - 1) // 10, 0), 4)
-    return DASH if value is None else f"{number(value / 1024**power)} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
-
-
-def ratio(median: float | None, interval: tuple[float, float] | None) -> str:
-    """A ratio and its interval."""
-    return DASH if median is None or interval is None else f"{median:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
-
-
-def change(row: Row) -> str:
-    """The change in perplexity, where there is one to speak of."""
-    return DASH if row.verdict in CHANGELESS else percent(row.ppl_change, "+")
-
-
-def _held(row: Row) -> str:
-    ends = sorted({min(row.held), max(row.held)}) if row.held else []
-    return DASH.join(f"{end:,}" for end in ends) or DASH
-
-
-COLUMNS: dict[str, Callable[[Row], str]] = {
+_SETTINGS: dict[str, Callable[[Row], str]] = {
     "press": lambda row: row.press,
     "schedule": lambda row: row.schedule,
     "prune after": lambda row: f"{row.prune_after:,}",
@@ -65,25 +24,23 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "dtype": lambda row: row.dtype,
     "device": lambda row: row.device,
     "keep ratio": lambda row: f"{row.keep_ratio:g}",
-    "perplexity": lambda row: number(row.ppl, 4),
-    "change": change,
-    "verdict": lambda row: row.verdict,
-    "accuracy": lambda row: percent(row.accuracy),
-    "affected / scored": lambda row: f"{row.affected_tokens:,} / {row.scored_tokens:,}",
-    "evictions": lambda row: f"{row.evictions:,}",
-    "held": _held,
-    "keys and values": lambda row: size(row.kv_bytes),
-    "TTFT ratio": lambda row: ratio(row.ttft_ratio, row.ttft_interval),
-    "TPOT ratio": lambda row: ratio(row.tpot_ratio, row.tpot_interval),
-    "tokens/s": lambda row: number(row.tokens_per_second),
-    "memory": lambda row: (
-        "not available" if row.peak_memory_of and row.peak_memory_bytes is None else size(row.peak_memory_bytes)
-    ),
 }
-"""The columns of the table, and what they say of a row."""
 _SHARED = ("prune after", "skip layers", "dtype", "device")
 """Columns that are left out where all rows say the same, which is then said once."""
-_TIMES = ("TTFT ratio", "TPOT ratio", "tokens/s", "memory")
+
+
+def _columns() -> Iterator[tuple[str, Callable[[Row], str]]]:
+    yield from _SETTINGS.items()
+    for name, quantity in QUANTITIES.items():
+        if quantity.page:
+            yield quantity.page.heading, quantity.page.text
+        if name == "ppl_change":
+            yield "verdict", lambda row: row.verdict
+
+
+COLUMNS = dict(_columns())
+"""The columns of the table, and what they say of a row."""
+_TIMES = {quantity.page.heading for quantity in QUANTITIES.values() if quantity.page and quantity.timed}
 
 
 def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
@@ -91,7 +48,7 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
     at: dict[str, list[str]] = {}
     for row in line:
         at.setdefault(row.verdict, []).append(f"{row.keep_ratio:g}")
-    real = [row for row in line if row.verdict in JUDGED]
+    real = [row for row in line if row.band]
     rest = f" Vacuous at {', '.join(at['vacuous'])}: nothing can be said there." if "vacuous" in at else ""
     if "not a number" in at:
         rest += f" At {', '.join(at['not a number'])} the perplexity is not a number or infinite."
@@ -99,16 +56,16 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
         return f"{name}: no verdict at {', '.join(at['no verdict'])}, see the warning.{rest}"
     if not real:
         return f"{name}: {'only the uncompressed run was measured' if not rest else 'nothing can be said'}.{rest}"
-    verdicts = [f"{word} at {', '.join(at[word])}" for word in JUDGED if word in at]
-    good = [row for row in real if row.verdict == "good"]
-    best = good[-1] if good else real[0]
-    memory = figures.relative(best, rows, lambda row: row.kv_bytes)
-    facts = [f"perplexity changes by {change(best)}"]
+    verdicts = [f"{verdict} at {', '.join(at[verdict])}" for verdict in line[0].verdicts if verdict in at]
+    within = [row for row in real if row.band == "within"]
+    shown = within[-1] if within else real[0]
+    memory = figures.relative(shown, rows, lambda row: row.kv_bytes)
+    facts = [f"perplexity changes by {percent(shown.ppl_change, '+')}"]
     facts += [] if memory is None else [f"keys and values take {memory:.0%} of the memory"]
-    if best.tpot_ratio is not None:
-        facts.append(f"a later token takes {best.tpot_ratio:.2f} times as long")
-    which = "smallest good" if good else "largest"
-    return f"{name}: {'; '.join(verdicts)}. At the {which} ratio, {best.keep_ratio:g}, {', '.join(facts)}.{rest}"
+    if shown.tpot_ratio is not None:
+        facts.append(f"a later token takes {shown.tpot_ratio:.2f} times as long")
+    which = f"smallest ratio {shown.verdict}" if within else "largest ratio"
+    return f"{name}: {'; '.join(verdicts)}. At the {which}, {shown.keep_ratio:g}, {', '.join(facts)}.{rest}"
 
 
 def _noise(rows: Sequence[Row]) -> list[tuple[bool, str]]:
@@ -164,11 +121,20 @@ def write_report(
             "where": where,
             "shared": shared,
             "columns": [name for name in names if name not in shared],
-            "rows": [{name: COLUMNS[name](row) for name in names} for row in own],
+            "rows": [
+                {
+                    "press": row.press,
+                    "class": "no-number" if row.verdict == "not a number" else row.band or row.verdict,
+                    "cells": {name: COLUMNS[name](row) for name in names if name not in shared},
+                }
+                for row in own
+            ],
             "summaries": [summary(name, line, own) for name, line in figures.series(own).items()],
             "timed": timed,
             "noise": _noise(own),
-            "memories": sorted({row.peak_memory_of for row in own if row.peak_memory_of}),
+            "memories": sorted(
+                {MEMORY.get(row.peak_memory_of, row.peak_memory_of) for row in own if row.peak_memory_of}
+            ),
             "vacuous": any(row.vacuous for row in own),
             "warnings": list(dict.fromkeys(warning for row in own for warning in row.warnings)),
             "maps": [],
@@ -188,20 +154,10 @@ def write_report(
     page = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).get_template("report.html.jinja")
-    files["report.html"] = page.render(sections=sections, provenance=provenance)
-    return _replace(folder.resolve(), files)
-
-
-def _replace(folder: Path, files: Mapping[str, str]) -> Path:
-    """Put files, of which the last is the page, in a folder when all are written; remove what an older report left."""
-    # An existing folder may be on a device of its own, across which no file can be moved.
-    beside = folder if folder.exists() else folder.parent
-    with TemporaryDirectory(prefix=f".{folder.name}.", dir=beside) as unfinished:
-        for name, text in files.items():
-            (Path(unfinished) / name).write_text(text, encoding="utf-8")
-        folder.mkdir(exist_ok=True)
-        for name in files:
-            (Path(unfinished) / name).replace(folder / name)
+    shown = [quantity for quantity in QUANTITIES.values() if quantity.page]
+    files["report.html"] = page.render(sections=sections, provenance=provenance, quantities=shown)
+    folder = folder.resolve()
+    write_files(folder, files)
     for old in folder.glob("*.svg"):
         if old.name not in files and re.fullmatch(rf"({'|'.join(_KINDS)})-\d+\.svg", old.name):
             old.unlink()

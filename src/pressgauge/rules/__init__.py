@@ -1,6 +1,6 @@
 """When a press evicts and how many entries it retains: integers only, and nothing of torch."""
 
-from pressgauge.rules.budget import UNPRUNABLE, Budget, Schedule, check_prompt
+from pressgauge.rules.budget import UNPRUNABLE, Budget, Schedule, check_prompt, usual_prompt
 from pressgauge.rules.ledger import Ledger, pass_lengths
 from pressgauge.rules.numbers import exact_ceil, exact_floor, whole_number, whole_numbers
 
@@ -13,6 +13,7 @@ __all__ = [
     "exact_ceil",
     "exact_floor",
     "pass_lengths",
+    "usual_prompt",
     "whole_number",
     "whole_numbers",
 ]

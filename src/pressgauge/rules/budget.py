@@ -91,6 +91,13 @@ class Budget:
         return min(size, held)
 
 
+def usual_prompt(schedules: Iterable[str], tokens: int) -> int:
+    """Tokens of a text that are its prompt unless a user says otherwise: three quarters if one of these
+    schedules acts on the prompt only, else 1.
+    """
+    return max(1, tokens * 3 // 4) if "prefill" in schedules else 1
+
+
 def check_prompt(budget: Budget | None, prompt: int, columns: int, longest: int | None = None) -> None:
     """Raise a ``ValueError`` if a text of ``columns`` tokens cannot be measured with this prompt.
 

@@ -1,0 +1,62 @@
+"""What there is to say of a measured quantity, and the bands of the verdicts on one of them. Without torch."""
+
+from collections.abc import Callable
+from dataclasses import Field, dataclass, fields
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+BANDS = (20.0, 30.0)
+"""Rises of perplexity in per cent, between which verdicts are told apart unless others are given: the reports' own."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its heading, and how it writes the quantity of a row."""
+
+    heading: str
+    text: Callable[[Any], str]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A measured quantity. A field of ``Row`` is annotated with it; whatever shows the field reads it from there.
+
+    Attributes:
+        name: its name in titles, on axes and in the docs.
+        meaning: what it is, for the docs.
+        unit: of the value in a row; empty if it has none.
+        better: which values are; empty if it depends.
+        page: its column in the table of a report, None if it has none.
+        terminal: its column in the table of a terminal, which has 80 characters for all; None if it has none.
+        drawn: whether the overview of a report has a panel of it.
+        timed: whether it is measured only when times are taken.
+        ratio: the field that has its ratio to uncompressed, of runs side by side; empty if two rows give it.
+        comparable: whether two rows give that ratio.
+        interval: the field that has its 95 % interval; empty if it has none.
+    """
+
+    name: str
+    meaning: str
+    unit: str = ""
+    better: Literal["less", "more", ""] = ""
+    page: Column | None = None
+    terminal: Column | None = None
+    drawn: bool = False
+    timed: bool = False
+    ratio: str = ""
+    comparable: bool = True
+    interval: str = ""
+
+    @property
+    def direction(self) -> str:
+        """Which values are better, in words; empty if it depends."""
+        return f"{self.better} is better" if self.better else ""
+
+
+def _quantity(field: Field[Any]) -> Quantity | None:
+    given = get_args(field.type)[1:] if get_origin(field.type) is Annotated else ()
+    return next((one for one in given if isinstance(one, Quantity)), None)
+
+
+def declared(kind: type[Any]) -> dict[str, Quantity]:
+    """The quantities of a dataclass, by its fields that are annotated with one."""
+    return {field.name: found for field in fields(kind) if (found := _quantity(field)) is not None}
