@@ -6,7 +6,7 @@ from pathlib import Path
 from pressgauge.bench.row import QUANTITIES
 
 PAGE = Path(__file__).parents[1] / "docs" / "measuring.md"
-TABLE = re.compile(r"(?<=<!-- quantities -->\n).*?(?=<!-- /quantities -->)", re.DOTALL)
+TABLE = re.compile(r"(?<=<!-- quantities -->\n\n).*?(?=\n<!-- /quantities -->)", re.DOTALL)
 
 
 def table() -> str:

@@ -73,8 +73,9 @@ class Row:
         float,
         Quantity(
             "change in perplexity",
-            "change in perplexity from the uncompressed run, 0.05 for 5 % more",
-            better="less",
+            "rise of perplexity relative to the uncompressed run",
+            "share",
+            "less",
             page=Column("change", lambda row: DASH if row.verdict in CHANGELESS else percent(row.ppl_change, "+")),
             terminal=Column("change", lambda row: row.change),
         ),
@@ -172,7 +173,7 @@ class Row:
         float | None,
         Quantity(
             "time to first token (TTFT)",
-            "from the call to the first generated token, the median",
+            "from the call to the first generated token, the median of runs",
             "seconds",
             "less",
             drawn=True,
@@ -184,7 +185,7 @@ class Row:
         float | None,
         Quantity(
             "time per later token (TPOT)",
-            "the mean time per later token, the median of runs",
+            "the mean over the later tokens of a run, the median of runs",
             "seconds",
             "less",
             drawn=True,
@@ -196,7 +197,7 @@ class Row:
         float | None,
         Quantity(
             "speed",
-            "generated tokens per second of the whole run, the median",
+            "generated tokens per second of a whole run, the median of runs",
             "tokens per second",
             "more",
             page=Column("tokens/s", lambda row: number(row.tokens_per_second)),
