@@ -269,7 +269,7 @@ def test_nll_does_not_depend_on_the_prompt_where_nothing_is_evicted() -> None:
 
 
 def test_what_is_not_a_number_is_not_left_out() -> None:
-    """A broken model was asked for every token: its NaN count, the perplexity is NaN, and NaN is no good verdict."""
+    """A broken model was asked for every token: its NaN count, the perplexity is NaN, and NaN is in no band."""
     model = copy.deepcopy(chain_model())
     text = [token if token != 7 else 8 for token in walk(20)]
     base = perplexity(model, torch.tensor([text]))
@@ -356,7 +356,7 @@ def test_what_met_no_eviction_is_called_vacuous_and_never_unchanged() -> None:
         assert "nothing can be said" in report.summary("knorm", [row], [row])
     # One token scored after an eviction, and there is something to say.
     press = KnormPress(0.5, prune_after=13)
-    assert row_of(press, perplexity(chain_model(), ids, press), base).verdict == "good"
+    assert row_of(press, perplexity(chain_model(), ids, press), base).verdict == "within +20 %"
 
 
 def test_keeping_everything_is_called_uncompressed() -> None:
@@ -381,22 +381,25 @@ def test_a_change_is_relative_to_the_uncompressed_run_of_the_same_model_and_text
         assert row.ppl_change == pytest.approx((row.ppl - base.ppl) / base.ppl, rel=1e-12)
 
 
-def test_verdicts_are_good_below_20_percent_and_acceptable_up_to_30() -> None:
-    """And what is not a number is neither good nor too aggressive."""
+def test_verdicts_are_the_bands_below_20_percent_up_to_30_and_above() -> None:
+    """Or others, if they are asked for; and what is not a number is in none."""
     ids = torch.tensor([walk(16)])
     result = perplexity(chain_model(), ids, PRESS)
     row = row_of(PRESS, result, result)
     for change, verdict in (
-        (-0.1, "good"),
-        (0.0, "good"),
-        (0.199, "good"),
-        (0.2, "acceptable"),
-        (0.3, "acceptable"),
-        (0.301, "too aggressive"),
+        (-0.1, "within +20 %"),
+        (0.0, "within +20 %"),
+        (0.199, "within +20 %"),
+        (0.2, "within +30 %"),
+        (0.3, "within +30 %"),
+        (0.301, "above"),
         (math.inf, "not a number"),
         (math.nan, "not a number"),
     ):
         assert replace(row, ppl_change=change).verdict == verdict
+    others = replace(row, bands=(0.05, 0.1, 0.5))
+    found = [replace(others, ppl_change=change).verdict for change in (0.04, 0.05, 0.1, 0.11, 0.5, 0.51)]
+    assert found == ["within +5 %", "within +10 %", "within +10 %", "within +50 %", "within +50 %", "above"]
 
 
 # Sizes

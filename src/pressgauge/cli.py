@@ -1,8 +1,10 @@
 """The command line: ``pressgauge measure``."""
 
 import json
+import math
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -53,6 +55,15 @@ def _numbers(option: str, text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{option} must be numbers with commas between them, got {text!r}") from None
+
+
+def _bands(text: str) -> tuple[float, ...]:
+    """Ascending changes in perplexity, of percentages with commas between them."""
+    percentages = _numbers("--bands", text)
+    ascending = all(one < other for one, other in pairwise(percentages))
+    if not percentages or not ascending or not all(0 <= number < math.inf for number in percentages):
+        raise ValueError(f"--bands must be percentages from 0 on in ascending order, such as 20,30, got {text!r}")
+    return tuple(number / 100 for number in percentages)
 
 
 def _layers(text: str) -> tuple[int, ...] | Literal["unprunable"]:
@@ -173,6 +184,7 @@ def measure(
     report: Annotated[Path | None, typer.Option(help="write a page with pictures to this folder")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a sweep that was interrupted")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="run the model's own code")] = False,
+    bands: Annotated[str, typer.Option(help="changes in perplexity, in %, that verdicts are told apart by")] = "20,30",
 ) -> None:
     """Measure the perplexity of texts under compressed caches, for several shares of tokens kept."""
     console = Console()
@@ -183,6 +195,7 @@ def measure(
             raise ValueError("--keep-ratios must name at least one ratio, got none")
         skipped = _layers(skip_layers)
         check_dtype(dtype)
+        limits = _bands(bands)
         names = _press_names(press)
         # A ratio of 1 always comes first, since changes are relative to it.
         ratios = list(dict.fromkeys([1.0, *ratios]))
@@ -219,6 +232,7 @@ def measure(
             dtype=dtype,
             timing=timing,
             trust_remote_code=trust_remote_code,
+            bands=limits,
         )
         journal = _journal(json_file, report, resume)
         disable_progress_bar()

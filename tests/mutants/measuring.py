@@ -235,7 +235,7 @@ def verdict_by_what_is_above(real: Any) -> Any:
     def verdict(self: Row) -> str:
         if self.keep_ratio == 1 or self.vacuous:
             return "uncompressed" if self.keep_ratio == 1 else "vacuous"
-        return "too aggressive" if self.ppl_change > 0.3 else "acceptable" if self.ppl_change >= 0.2 else "good"
+        return "above" if self.ppl_change > 0.3 else "within +30 %" if self.ppl_change >= 0.2 else "within +20 %"
 
     return property(verdict)
 
@@ -514,8 +514,8 @@ MEASURING = [
         replacing(sweep, "make_row", first_base_line_for_all),
     ),
     MeasuringMutant(
-        "measure-verdict", "a perplexity that is not a number is good", "plausible",
-        laws.test_verdicts_are_good_below_20_percent_and_acceptable_up_to_30,
+        "measure-verdict", "a perplexity that is not a number is in the first band", "plausible",
+        laws.test_verdicts_are_the_bands_below_20_percent_up_to_30_and_above,
         replacing(Row, "verdict", verdict_by_what_is_above),
     ),
     MeasuringMutant(

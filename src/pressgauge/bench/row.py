@@ -1,7 +1,7 @@
 """One row of results: a press on a text under a model, measured."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -20,10 +20,21 @@ class Source:
     device: str
 
 
-JUDGED = ("good", "acceptable", "too aggressive")
-"""Verdicts on a press by the change that it makes to perplexity."""
+BANDS = (0.2, 0.3)
+"""Changes in perplexity that verdicts are told apart by: the reports' own, who called them good and acceptable."""
 CHANGELESS = ("uncompressed", "vacuous", "not a number")
 """Verdicts of rows that have no change in perplexity to speak of."""
+
+
+def band_names(bands: Sequence[float]) -> list[str]:
+    """``within +20 %`` and so on, and ``above``."""
+    return [*(f"within +{100 * band:g} %" for band in bands), "above"]
+
+
+def bands_in_words(bands: Sequence[float]) -> str:
+    """``below +20 %, up to +30 %, above``."""
+    first, *others = (f"+{100 * band:g} %" for band in bands)
+    return ", ".join([f"below {first}", *(f"up to {band}" for band in others), "above"])
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,7 @@ class Row:
             storage at the end; or that it is not available on this device.
         warnings: why nothing that is measured with this model on this text says anything about a press, a sentence
             each; usually none.
+        bands: changes in perplexity that verdicts are told apart by, ascending.
     """
 
     press: str
@@ -72,12 +84,23 @@ class Row:
     peak_memory_bytes: int | None = None
     peak_memory_of: str | None = None
     warnings: tuple[str, ...] = ()
+    bands: tuple[float, ...] = BANDS
+
+    @property
+    def band(self) -> int | None:
+        """The band of the change in perplexity: 0 below the first of ``bands``, 1 up to the second, and so on; None if
+        there is no verdict on a press."""
+        finite = math.isfinite(self.ppl) and math.isfinite(self.ppl_change)
+        if self.keep_ratio == 1 or not finite or self.vacuous or self.warnings:
+            return None
+        first, *others = self.bands
+        return 0 if self.ppl_change < first else 1 + sum(self.ppl_change > band for band in others)
 
     @property
     def verdict(self) -> str:
         """What the change in perplexity is called: ``uncompressed``; ``not a number`` if the perplexity is none or is
-        infinite; ``vacuous``; ``no verdict`` if there are warnings; ``good`` if it rises by less than 20 %,
-        ``acceptable`` up to 30 %, else ``too aggressive``.
+        infinite; ``vacuous``; ``no verdict`` if there are warnings; else its band, by default ``within +20 %``,
+        ``within +30 %`` or ``above``.
         """
         if self.keep_ratio == 1:
             return "uncompressed"
@@ -85,9 +108,9 @@ class Row:
             return "not a number"
         if self.vacuous:
             return "vacuous"
-        if self.warnings:
+        if self.band is None:
             return "no verdict"
-        return "good" if self.ppl_change < 0.2 else "acceptable" if self.ppl_change <= 0.3 else "too aggressive"
+        return band_names(self.bands)[self.band]
 
     @property
     def change(self) -> str:

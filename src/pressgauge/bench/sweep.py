@@ -18,7 +18,7 @@ from pressgauge.arguments import check_context
 from pressgauge.attach import meet
 from pressgauge.bench.journal import Journal, digest
 from pressgauge.bench.provenance import versions
-from pressgauge.bench.row import Row, Source, make_row
+from pressgauge.bench.row import BANDS, Row, Source, make_row
 from pressgauge.likelihood import Perplexity, perplexity
 from pressgauge.models import load, load_parts
 from pressgauge.models.support import of_config
@@ -45,6 +45,7 @@ class Plan:
         device, dtype: of the models.
         timing: whether to take times.
         trust_remote_code: run code that comes with a model.
+        bands: changes in perplexity that verdicts are told apart by, ascending.
     """
 
     presses: dict[str, tuple[Press, ...]]
@@ -57,6 +58,7 @@ class Plan:
     dtype: str
     timing: bool = False
     trust_remote_code: bool = False
+    bands: tuple[float, ...] = BANDS
 
     def timed(self, press: Press | None) -> tuple[int, int]:
         """How many tokens of a prompt times are taken behind, and how many are generated."""
@@ -175,7 +177,7 @@ def run_sweep(
             for label, presses in resolved.items():
                 found = [measure.renamed(base, label, presses[0])]
                 found += [measure.row(label, press, base.ppl, advance) for press in presses[1:]]
-                rows += [replace(row, warnings=warnings) for row in found]
+                rows += [replace(row, warnings=warnings, bands=plan.bands) for row in found]
                 if pictures and len(presses) > 1:
                     tightest = min(presses, key=lambda press: press.keep_ratio)
                     title = f"{where}: {label}, keep ratio {tightest.keep_ratio:g}"

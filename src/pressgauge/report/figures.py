@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
-from pressgauge.bench.row import Row
+from pressgauge.bench.row import Row, band_names
 
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -51,8 +51,6 @@ _MARKERS = "os^DvPX*p"
 _GREY = "#767676"
 _BETTER = "#e5f3e8"
 
-GOOD = 0.2
-"""Perplexity may rise by less than this and still be called good."""
 CLEARLY = -0.3
 """A correlation below this is called clearly negative."""
 _NUMBERS = 100
@@ -303,13 +301,13 @@ def trade_off(rows: Sequence[Row]) -> Figure:
             points += [(x, y) for _, x, y in shown]
             texts += [f"{row.keep_ratio:g}" for row, _, _ in shown]
             colours += [colour] * len(shown)
-        judged = not any(row.warnings for row in rows)
+        judged, band = not any(row.warnings for row in rows), rows[0].bands[0]
         if judged:
-            axes.axhline(100 * GOOD, color="#5a9a68", linewidth=1, zorder=1)
+            axes.axhline(100 * band, color="#5a9a68", linewidth=1, zorder=1)
         axes.axhline(0, color=_GREY, linewidth=1, linestyle="--", zorder=1)
         axes.axvline(1, color=_GREY, linewidth=1, linestyle="--", zorder=1)
         if max((abs(y) for _, y in points), default=0) > 100:
-            # Linear where presses are good or nearly so, logarithmic beyond.
+            # Linear in the usual bands and near them, logarithmic beyond.
             axes.set_yscale("symlog", linthresh=30, linscale=2)
             powers = [factor * 10**power for power in range(2, 9) for factor in (1, 3)]
             axes.yaxis.set_major_locator(FixedLocator([-20, -10, 0, 10, 20, 30, *powers]))
@@ -319,14 +317,14 @@ def trade_off(rows: Sequence[Row]) -> Figure:
         x_limits, y_limits = axes.get_xlim(), axes.get_ylim()
         if judged:
             better = (1, x_limits[1]) if fast else (x_limits[0], 1)
-            axes.fill_between(better, y_limits[0], 100 * GOOD, color=_BETTER, zorder=0)
+            axes.fill_between(better, y_limits[0], 100 * band, color=_BETTER, zorder=0)
         axes.set(xlim=x_limits, ylim=y_limits, ylabel="change in perplexity")
         axes.set_xlabel(
             "speed relative to uncompressed (1 / TPOT ratio), more is better"
             if fast
             else "memory of keys and values relative to uncompressed, less is better"
         )
-        corner = f"good corner: {'faster' if fast else 'smaller'}, perplexity under +{GOOD:.0%}"
+        corner = f"{'faster' if fast else 'smaller'}, and perplexity {band_names(rows[0].bands)[0]}"
         corners = [Patch(facecolor=_BETTER, edgecolor="#5a9a68", label=corner)] if judged else []
         _legend(figure, rows, *corners)
         if points:

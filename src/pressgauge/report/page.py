@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pressgauge.bench.row import CHANGELESS, JUDGED, Row
+from pressgauge.bench.row import BANDS, CHANGELESS, Row, band_names, bands_in_words
 from pressgauge.report import figures
 
 DASH = "\N{EN DASH}"
@@ -91,7 +91,7 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
     at: dict[str, list[str]] = {}
     for row in line:
         at.setdefault(row.verdict, []).append(f"{row.keep_ratio:g}")
-    real = [row for row in line if row.verdict in JUDGED]
+    real = [row for row in line if row.band is not None]
     rest = f" Vacuous at {', '.join(at['vacuous'])}: nothing can be said there." if "vacuous" in at else ""
     if "not a number" in at:
         rest += f" At {', '.join(at['not a number'])} the perplexity is not a number or infinite."
@@ -99,16 +99,24 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
         return f"{name}: no verdict at {', '.join(at['no verdict'])}, see the warning.{rest}"
     if not real:
         return f"{name}: {'only the uncompressed run was measured' if not rest else 'nothing can be said'}.{rest}"
-    verdicts = [f"{word} at {', '.join(at[word])}" for word in JUDGED if word in at]
-    good = [row for row in real if row.verdict == "good"]
-    best = good[-1] if good else real[0]
+    names = band_names(line[0].bands)
+    verdicts = [f"{word} at {', '.join(at[word])}" for word in names if word in at]
+    within = [row for row in real if row.band == 0]
+    best = within[-1] if within else real[0]
     memory = figures.relative(best, rows, lambda row: row.kv_bytes)
     facts = [f"perplexity changes by {change(best)}"]
     facts += [] if memory is None else [f"keys and values take {memory:.0%} of the memory"]
     if best.tpot_ratio is not None:
         facts.append(f"a later token takes {best.tpot_ratio:.2f} times as long")
-    which = "smallest good" if good else "largest"
-    return f"{name}: {'; '.join(verdicts)}. At the {which} ratio, {best.keep_ratio:g}, {', '.join(facts)}.{rest}"
+    which = f"smallest ratio {names[0]}" if within else "largest ratio"
+    return f"{name}: {'; '.join(verdicts)}. At the {which}, {best.keep_ratio:g}, {', '.join(facts)}.{rest}"
+
+
+def _kind(row: Row) -> str:
+    """The class of a verdict, by which it is coloured."""
+    if row.band is None:
+        return "bad" if row.verdict == "not a number" else "neutral"
+    return "within" if row.band == 0 else "bad" if row.band == len(row.bands) else "between"
 
 
 def _noise(rows: Sequence[Row]) -> list[tuple[bool, str]]:
@@ -165,6 +173,7 @@ def write_report(
             "shared": shared,
             "columns": [name for name in names if name not in shared],
             "rows": [{name: COLUMNS[name](row) for name in names} for row in own],
+            "kinds": [_kind(row) for row in own],
             "summaries": [summary(name, line, own) for name, line in figures.series(own).items()],
             "timed": timed,
             "noise": _noise(own),
@@ -188,7 +197,9 @@ def write_report(
     page = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).get_template("report.html.jinja")
-    files["report.html"] = page.render(sections=sections, provenance=provenance)
+    files["report.html"] = page.render(
+        sections=sections, provenance=provenance, bands=bands_in_words(rows[0].bands if rows else BANDS)
+    )
     return _replace(folder.resolve(), files)
 
 

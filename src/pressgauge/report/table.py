@@ -7,9 +7,14 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from pressgauge.bench.row import JUDGED, Row
+from pressgauge.bench.row import Row, bands_in_words
 
-_COLOURS = {"good": "green", "acceptable": "yellow", "too aggressive": "red", "not a number": "red"}
+
+def _colour(row: Row) -> str | None:
+    """Of the change: green in the first band, red above all, yellow between."""
+    if row.band is None:
+        return "red" if row.verdict == "not a number" else None
+    return "green" if row.band == 0 else "red" if row.band == len(row.bands) else "yellow"
 
 
 def _span(numbers: tuple[int, ...]) -> str:
@@ -29,8 +34,8 @@ def make_table(rows: Sequence[Row]) -> Table:
     """Perplexity and cache: the rows of one press on one text."""
     first = rows[0]
     caption = "affected: scored tokens that met an eviction; held: entries per KV head, emptiest to fullest layer"
-    if any(row.verdict in JUDGED for row in rows):
-        caption += "\nchange: good below +20 %, acceptable up to +30 %, too aggressive above"
+    if any(row.band is not None for row in rows):
+        caption += f"\nbands of change: {bands_in_words(first.bands)}"
     if any(row.verdict == "not a number" for row in rows):
         caption += "\nnot a number: the press makes the perplexity NaN or infinite"
     if any(row.vacuous for row in rows):
@@ -43,7 +48,7 @@ def make_table(rows: Sequence[Row]) -> Table:
         ("keep ratio", "perplexity", "change", "accuracy", "affected", "held", "KV bytes"),
     )
     for row in rows:
-        colour = _COLOURS.get(row.verdict)
+        colour = _colour(row)
         table.add_row(
             f"{row.keep_ratio:g}",
             f"{row.ppl:.3f}",
