@@ -40,7 +40,7 @@ def install(session: nox.Session, *groups: str, locked: bool = True) -> None:
     # To compile all modules of torch and transformers takes longer than the rest together; few are ever imported. These
     # are compiled once, then, and not by each process, even where the environment says that nothing is to be written.
     session.env["PYTHONDONTWRITEBYTECODE"] = ""
-    session.install("--no-compile", *releases, "--editable", ".", *requirements, env=builds)
+    session.install("--no-compile", *releases, "--editable", ".[bench]", *requirements, env=builds)
 
 
 def require(session: nox.Session, device: str, condition: str) -> None:
@@ -132,7 +132,7 @@ def installs(session: nox.Session) -> None:
 
 @nox.session
 def mutate(session: nox.Session) -> None:
-    """Change budget.py, press.py and history.py in one place at a time: no change may pass the tests unless it is
+    """Change the rules, the presses and the history in one place at a time: no change may pass the tests unless it is
     listed as equivalent."""
     install(session, "mutate")
     copy = Path(session.create_tmp()).resolve() / "copy"
@@ -141,7 +141,7 @@ def mutate(session: nox.Session) -> None:
         shutil.copytree(name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy("pyproject.toml", copy)
     # mutmut leaves decorated functions alone. A memo changes no result, so that the copy does without.
-    for path in (copy / "src").glob("*/*.py"):
+    for path in (copy / "src").rglob("*.py"):
         code = path.read_text(encoding="utf-8")
         path.write_text(re.sub(r"^@lru_cache\(.*\)\n", "", code, flags=re.MULTILINE), encoding="utf-8")
     session.chdir(copy)

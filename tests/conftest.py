@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-# What is heavy to import is imported where tests are run, see ``conformance.plugin``.
+# What is heavy to import is imported where tests are run, see ``pressgauge.conformance.plugin``.
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,7 +18,7 @@ if os.environ.get("ATEN_CPU_CAPABILITY", "avx512") != "avx512":
     # Else oneDNN packs bfloat16 for a processor that torch's other kernels were told not to see, which torch refuses.
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
-pytest_plugins = ["conformance.plugin", "regression.plugin"]
+pytest_plugins = ["pressgauge.conformance.plugin", "regression.plugin"]
 
 SHARED = Path(__file__).parents[2] / "shared"
 """A folder beside the project, with a real model and real texts; it is not part of the project."""
@@ -84,14 +84,14 @@ def device(pytestconfig: pytest.Config) -> "torch.device":
     """The device that was asked for."""
     import torch
 
-    return torch.device(pytestconfig.getoption("--device"))
+    return torch.device(pytestconfig.getoption("pressgauge_device"))
 
 
 @pytest.fixture(scope="session")
 def reference() -> "Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]":
     """A reference model and its tokenizer: ``reference("reference", dtype="float64")``, on the CPU unless a device is
     given. Shared: not to be changed."""
-    from conformance.trained import trained_model
+    from pressgauge.conformance.trained import trained_model
 
     return lambda name="reference", dtype="float32", device="cpu": trained_model(name, dtype, device)
 
@@ -107,7 +107,7 @@ def shared_folder() -> Path:
 @pytest.fixture(scope="session")
 def tinystories(shared_folder: Path) -> "Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]":
     """The pretrained 260K-parameter Llama and its tokenizer. Shared: not to be changed."""
-    from conformance.trained import trained_model
+    from pressgauge.conformance.trained import trained_model
 
     return lambda dtype="float32": trained_model(str(shared_folder / "models" / "tinystories-260k"), dtype)
 
@@ -115,7 +115,7 @@ def tinystories(shared_folder: Path) -> "Callable[..., tuple[PreTrainedModel, Pr
 @pytest.fixture(autouse=True)
 def shared_models_are_left_alone() -> Iterator[None]:
     """Fail the test that changed a model that tests share."""
-    from conformance import guard
+    from pressgauge.conformance import guard
 
     yield
     assert not guard.changed(), "this test changed a model that all tests share"
@@ -124,7 +124,7 @@ def shared_models_are_left_alone() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="module")
 def models_of_other_tests_are_left_alone() -> Iterator[None]:
     """Fail the last test of a file that changed a model without asking for it, as one that a fixture keeps."""
-    from conformance import guard
+    from pressgauge.conformance import guard
 
     yield
     assert not guard.changed(everywhere=True), "a test of this file changed a model that all tests share"

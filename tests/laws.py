@@ -8,22 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import (
-    architectures,
-    test_attention,
-    test_counts,
-    test_entries,
-    test_identity,
-    test_leaks,
-    test_rows,
-    test_trends,
-)
-from conformance.session import Refused
-from conformance.subjects import Subject
-from conformance.trained import trained_model
+from conformance import test_attention, test_counts, test_entries, test_identity, test_leaks, test_rows, test_trends
 from hypothesis.errors import FlakyFailure
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from pressgauge.conformance import architectures
+from pressgauge.conformance.session import Refused
+from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.trained import trained_model
 
 Law = Callable[..., None]
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from pressgauge import Press
-from pressgauge.votes import LastQueries, Votes
+from pressgauge.presses.attention_scores import LastQueries, Votes
 
 
 @dataclass(frozen=True)

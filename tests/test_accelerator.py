@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 from accelerator import Away, accelerator
-from conformance import architectures, place, test_attention, test_counts, test_entries, test_identity, test_leaks
+from conformance import test_attention, test_counts, test_entries, test_identity, test_leaks
 from conformance import test_rows as rows
-from conformance.subjects import Subject, ours_by_default
+from conformance.ours import ours_by_default
 from laws import Law, judged, words
 from mutants.catalogue import cached, with_layers
 from mutants.plain import Plain, plain
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from pressgauge import KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress, generate, perplexity
 from pressgauge.cache import PressedLayer
-from pressgauge.perplexity import Method
+from pressgauge.conformance import architectures, devices
+from pressgauge.conformance.subjects import Subject
+from pressgauge.likelihood import Method
 
 OURS = {subject.name: subject for subject in ours_by_default()}
 LAWS: list[Law] = [
@@ -51,11 +53,11 @@ PRESSES: dict[str, Press | None] = {
 def device() -> Iterator[torch.device]:
     """The accelerator, and models under test on it."""
     with accelerator() as device:
-        place.choose(device)
+        devices.choose(device)
         try:
             yield device
         finally:
-            place.choose(torch.device("cpu"))
+            devices.choose(torch.device("cpu"))
 
 
 def test_it_is_as_strict_as_a_real_one(device: torch.device) -> None:
@@ -93,7 +95,7 @@ def test_who_forgets_the_device_is_found_out(device: torch.device) -> None:
     law = test_counts.test_heads_and_layers_agree_on_the_shape
     subject: Subject = plain(OnTheCPU)
     assert judged(law, subject)[0] == "crashed"
-    place.choose(torch.device("cpu"))
+    devices.choose(torch.device("cpu"))
     assert judged(law, subject)[0] == "held"
 
 
@@ -107,8 +109,8 @@ class LeftOnTheCPU(Plain):
 class MovedLayer(PressedLayer):
     """What is read of a cache is on the CPU."""
 
-    def _ordered(self, buffer: Tensor | None) -> Tensor | None:
-        found = super()._ordered(buffer)
+    def _ordered(self, name: str) -> Tensor | None:
+        found = super()._ordered(name)
         return None if found is None else found.cpu()
 
 
@@ -120,7 +122,7 @@ def test_what_is_held_elsewhere_is_a_finding(subject: Subject, device: torch.dev
     assert result == "broken"
     assert "on meta" in finding
     assert "on cpu" in finding
-    place.choose(torch.device("cpu"))
+    devices.choose(torch.device("cpu"))
     assert judged(law, subject)[0] == "held"
 
 
@@ -160,5 +162,5 @@ def test_what_is_read_from_a_cache_is_what_it_is_on_the_cpu(device: torch.device
     """A row of the baseline ``entries``."""
     press = dict(cases(64))["knorm budget sinks=2 recent=3"]
     found = read(press, torch.float32)
-    place.choose(torch.device("cpu"))
+    devices.choose(torch.device("cpu"))
     assert found == read(press, torch.float32)

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import pytest
 import torch
-from conformance import architectures
 from transformers import DynamicCache, FalconConfig, GPT2Config, LlamaConfig
 
 from pressgauge import KnormPress, generate, perplexity, replay
 from pressgauge.arguments import check_context, context_of
+from pressgauge.conformance import architectures
 
 IDS = architectures.tokens(2, 9)
 KEYS = torch.zeros(1, 1, 4, 2)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pressgauge.budget import Budget, Ledger, Schedule, pass_lengths
+from pressgauge.rules import Budget, Ledger, Schedule, pass_lengths
 
 
 def exactly(sentence: str) -> str:

@@ -68,7 +68,7 @@ def test_the_nightly_run_draws_new_examples_and_keeps_those_that_failed() -> Non
     """With a profile that there is, and Hypothesis's own folder."""
     nightly = WORKFLOW["jobs"]["nightly"]
     script = f"""
-from conformance import plugin
+from pressgauge.conformance import plugin
 profile = plugin.settings.get_profile({nightly["env"]["HYPOTHESIS_PROFILE"]!r})
 print(profile.derandomize, profile.database.path, plugin.settings().derandomize)
 """

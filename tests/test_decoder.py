@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import architectures
-from conformance.versions import using
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -26,8 +24,10 @@ from pressgauge import (
     TOVAPress,
     generate,
 )
+from pressgauge.conformance import architectures
+from pressgauge.conformance.versions import using
 from pressgauge.decoder import attached
-from pressgauge.interface import feed
+from pressgauge.models.interface import feed
 
 NAMES = sorted(architectures.ARCHITECTURES)
 NEW = 12

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from conformance.versions import using
 from false_results import PAGE, Output, mended, run, same
 
 from pressgauge import KnormPress, perplexity
+from pressgauge.conformance.versions import using
 
 
 @pytest.fixture(scope="module")

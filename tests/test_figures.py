@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 
-from pressgauge import figures
+from pressgauge.bench.row import Row
 from pressgauge.history import NEVER
-from pressgauge.row import Row
+from pressgauge.report import figures
 
 BASE = Row(
     press="knorm",
@@ -230,7 +230,7 @@ def test_what_is_not_a_number_is_named_since_it_cannot_be_drawn() -> None:
 
 
 def test_without_a_verdict_there_is_no_good_corner() -> None:
-    """The points stay, and the legend says why nothing is good; no line marks a rise of 20 %."""
+    """The points stay, and the legend says why there is no verdict; no line marks a rise of 20 %."""
     warned = [replace(row, warnings=("the model guesses",)) for row in rows()]
     for figure in (figures.overview(warned), figures.trade_off(warned)):
         assert "no verdict: the model guesses" in legend(figure)
@@ -238,8 +238,8 @@ def test_without_a_verdict_there_is_no_good_corner() -> None:
     assert points(figure.axes[0]) == points(usual.axes[0])
     assert len(usual.axes[0].lines) - len(figure.axes[0].lines) == 1
     assert (len(figure.axes[0].collections), len(usual.axes[0].collections)) == (0, 1)
-    assert any("good corner" in text for text in legend(usual))
-    assert not any("good" in text for text in legend(figure))
+    assert any("within +20 %" in text for text in legend(usual))
+    assert not any("within" in text for text in legend(figure))
 
 
 def test_each_press_has_a_colour_and_a_marker_of_its_own() -> None:
@@ -279,7 +279,7 @@ def test_numbers_that_are_none_or_not_finite_are_left_out() -> None:
 
 
 def test_a_trade_off_is_of_speed_where_every_row_has_times_and_of_memory_elsewhere() -> None:
-    """The good corner is on the side of the gain, below a rise of 20 %."""
+    """The corner of small changes is on the side of the gain, below a rise of 20 %."""
     fast = figures.trade_off(rows(**TIMES)).axes[0]
     assert "speed" in fast.get_xlabel()
     assert sum(points(fast), ()) == pytest.approx((2, 10, 2, 50))
@@ -295,7 +295,7 @@ def test_a_trade_off_is_of_speed_where_every_row_has_times_and_of_memory_elsewhe
 
 
 def test_a_huge_change_does_not_squash_the_others() -> None:
-    """The band in which presses are good keeps a fifth of the height beside +80,000 %."""
+    """The first band keeps a fifth of the height beside +80,000 %."""
     changes = {0.9: 0.02, 0.7: 0.19, 0.5: 3.0, 0.3: 800.0}
     axes = figures.trade_off([BASE, *(pressed(ratio, change) for ratio, change in changes.items())]).axes[0]
     low, high = (axes.transAxes.inverted().transform(axes.transData.transform((0.5, y)))[1] for y in (0, 20))

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from conformance import architectures
-from conformance.versions import using
 from torch import Tensor
 
 from pressgauge import KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress, generate, perplexity, replay
-from pressgauge.votes import Votes
+from pressgauge.conformance import architectures
+from pressgauge.conformance.versions import using
+from pressgauge.presses.attention_scores import Votes
 
 PROMPT = 6
 

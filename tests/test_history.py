@@ -13,8 +13,9 @@ from query_press import QueryPress
 from torch import Tensor
 
 from pressgauge import H2OPress, KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress, replay
-from pressgauge.history import NEVER, History, count_evictions, visible, writable
-from pressgauge.votes import Votes
+from pressgauge.history import NEVER, History, count_evictions, visible
+from pressgauge.presses.attention_scores import Votes
+from pressgauge.storage import writable
 
 CPU = torch.device("cpu")
 META = torch.device("meta")
@@ -126,7 +127,7 @@ def test_replay_is_the_plain_loop_for_padded_rows(
     layer: int,
     seed: int,
 ) -> None:
-    """Section 3 of the design: whatever ``replay`` skips, it equals the loop that sorts and cuts after every pass, in
+    """Rule 13: whatever ``replay`` skips, it equals the loop that sorts and cuts after every pass, in
     every layer and for every padding, chunk and prompt."""
     press = factory(
         percent / 100,
@@ -318,7 +319,7 @@ def test_a_history_that_began_in_inference_mode_goes_on_outside() -> None:
 
 @given(start=st.integers(0, 9), length=st.integers(0, 5), seed=st.integers(0, 99))
 def test_a_query_sees_a_key_from_its_own_column_until_its_eviction(start: int, length: int, seed: int) -> None:
-    """Section 3 of the design: query t sees key j if and only if ``j <= t < evicted_at[b, k, j]``."""
+    """Rule 13: query t sees key j if and only if ``j <= t < evicted_at[b, k, j]``."""
     generator = torch.Generator().manual_seed(seed)
     table = torch.randint(0, 16, (2, 2, 10), generator=generator, dtype=torch.int32)
     table[table > 12] = NEVER

@@ -109,10 +109,10 @@ def test_every_session_installs_what_a_lock_pins(
         return
     where = arguments.index("--constraint")
     lock = arguments[where + 1]
-    options = ("--no-compile", "--editable", ".")
+    options = ("--no-compile", "--editable", ".[bench]")
     asked = [each for each in (*arguments[:where], *arguments[where + 2 :]) if each not in options]
-    if "." in arguments:
-        asked += PROJECT["project"]["dependencies"]
+    if ".[bench]" in arguments:
+        asked += [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["bench"]]
         # What builds the package is pinned as well.
         assert session.builds["PIP_CONSTRAINT"] == session.builds["PIP_BUILD_CONSTRAINT"] == (ROOT / lock).as_uri()
         asked += PROJECT["build-system"]["requires"]

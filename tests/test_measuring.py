@@ -18,18 +18,19 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import architectures
-from conformance.versions import CACHE
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pressgauge import KnormPress, Perplexity, Press, generate, perplexity, report, timing
+from pressgauge import KnormPress, Perplexity, Press, generate, perplexity, timing
+from pressgauge.bench.row import Row, Source, make_row
+from pressgauge.bench.sweep import Plan, prepare, run_sweep
+from pressgauge.conformance import architectures
+from pressgauge.conformance.versions import CACHE
+from pressgauge.likelihood import Method
 from pressgauge.models import load
-from pressgauge.perplexity import Method
 from pressgauge.reference.language import document
-from pressgauge.row import Row, Source, make_row
-from pressgauge.sweep import Plan, prepare, run_sweep
+from pressgauge.report import page as report
 from pressgauge.timing import Ratio, Timing, measure_timing
 
 METHODS: tuple[Method, ...] = ("onepass", "stepwise", "plain")
@@ -146,7 +147,7 @@ def swept(press: Press, models: tuple[str, ...] = ("reference",)) -> tuple[tuple
 
 def test_a_press_is_measured_by_what_its_cache_still_holds() -> None:
     """One pass has the NLL of decoding with the compressed cache, token by token in float64; and it is another one than
-    that of a pass without a cache for exactly those tokens whose query missed something (design, section 3)."""
+    that of a pass without a cache for exactly those tokens whose query missed something (rule 14)."""
     model, ids = architectures.shared("llama"), architectures.tokens(2, 24)
     press = KnormPress(0.5, prune_after=8)
     onepass, stepwise, plain = (perplexity(model, ids, press, 1, method) for method in ("onepass", "stepwise", "plain"))
@@ -170,7 +171,7 @@ def test_a_row_with_the_name_of_a_press_was_measured_under_it() -> None:
 
 def test_every_arm_and_every_method_scores_the_same_tokens() -> None:
     """Two perplexities compare if they are of the same tokens: those after the prompt that have one before them, in
-    padded rows too, pressed or not (design, section 5)."""
+    padded rows too, pressed or not (rule 11)."""
     ids, mask = padded([walk(14), walk(8, seed=1), walk(3, seed=2)])
     for prompt in (1, 8):
         expected = [[bool(mask[row, i - 1]) for i in range(prompt, 14)] for row in range(3)]
@@ -268,7 +269,7 @@ def test_nll_does_not_depend_on_the_prompt_where_nothing_is_evicted() -> None:
 
 
 def test_what_is_not_a_number_is_not_left_out() -> None:
-    """A broken model was asked for every token: its NaN count, the perplexity is NaN, and NaN is no good verdict."""
+    """A broken model was asked for every token: its NaN count, the perplexity is NaN, and NaN is in no band."""
     model = copy.deepcopy(chain_model())
     text = [token if token != 7 else 8 for token in walk(20)]
     base = perplexity(model, torch.tensor([text]))
@@ -315,7 +316,7 @@ def test_accuracy_is_the_share_of_scored_tokens_that_were_the_first_choice() -> 
 
 def test_affected_are_the_tokens_after_the_first_pass_that_misses_something() -> None:
     """With P = 8 the pass of a row's ninth token evicts after it has scored the tenth; all from the eleventh on are
-    affected, counted in each row's own tokens (design, section 5)."""
+    affected, counted in each row's own tokens (rule 11)."""
     ids, mask = padded([walk(16), walk(12, seed=1), walk(8, seed=2)])
     for method in COMPRESSED:
         result = perplexity(chain_model(), ids, KnormPress(0.1, prune_after=8), 1, method, attention_mask=mask)
@@ -335,7 +336,7 @@ def test_evictions_count_entries_of_all_layers_heads_and_rows() -> None:
 
 def test_what_met_no_eviction_is_called_vacuous_and_never_unchanged() -> None:
     """A press that never exceeded ``prune_after``, one that evicted after the last token was scored, and a pass that no
-    press can act in say nothing about the press, and no result puts a number to that (design, section 4)."""
+    press can act in say nothing about the press, and no result puts a number to that (rule 14)."""
     ids = torch.tensor([walk(16)])
     base = perplexity(chain_model(), ids)
     measurements: tuple[tuple[Press, Method, int], ...] = (
@@ -355,7 +356,7 @@ def test_what_met_no_eviction_is_called_vacuous_and_never_unchanged() -> None:
         assert "nothing can be said" in report.summary("knorm", [row], [row])
     # One token scored after an eviction, and there is something to say.
     press = KnormPress(0.5, prune_after=13)
-    assert row_of(press, perplexity(chain_model(), ids, press), base).verdict == "good"
+    assert row_of(press, perplexity(chain_model(), ids, press), base).verdict == "within +20 %"
 
 
 def test_keeping_everything_is_called_uncompressed() -> None:
@@ -380,22 +381,25 @@ def test_a_change_is_relative_to_the_uncompressed_run_of_the_same_model_and_text
         assert row.ppl_change == pytest.approx((row.ppl - base.ppl) / base.ppl, rel=1e-12)
 
 
-def test_verdicts_are_good_below_20_percent_and_acceptable_up_to_30() -> None:
-    """And what is not a number is neither good nor too aggressive."""
+def test_verdicts_are_the_bands_below_20_percent_up_to_30_and_above() -> None:
+    """Or others, if they are asked for; and what is not a number is in none."""
     ids = torch.tensor([walk(16)])
     result = perplexity(chain_model(), ids, PRESS)
     row = row_of(PRESS, result, result)
     for change, verdict in (
-        (-0.1, "good"),
-        (0.0, "good"),
-        (0.199, "good"),
-        (0.2, "acceptable"),
-        (0.3, "acceptable"),
-        (0.301, "too aggressive"),
+        (-0.1, "within +20 %"),
+        (0.0, "within +20 %"),
+        (0.199, "within +20 %"),
+        (0.2, "within +30 %"),
+        (0.3, "within +30 %"),
+        (0.301, "above"),
         (math.inf, "not a number"),
         (math.nan, "not a number"),
     ):
         assert replace(row, ppl_change=change).verdict == verdict
+    others = replace(row, bands=(0.05, 0.1, 0.5))
+    found = [replace(others, ppl_change=change).verdict for change in (0.04, 0.05, 0.1, 0.11, 0.5, 0.51)]
+    assert found == ["within +5 %", "within +10 %", "within +10 %", "within +50 %", "within +50 %", "above"]
 
 
 # Sizes
@@ -503,7 +507,7 @@ def test_times_contain_the_work_of_a_device_that_works_by_itself() -> None:
 
 def test_a_cold_start_is_in_neither_arm() -> None:
     """Where the first run of a process takes ten times as long, equal arms still have a ratio of exactly 1, even in two
-    pairs, and the seconds are those of warm runs (design, section 4)."""
+    pairs, and the seconds are those of warm runs (docs/false-results.md)."""
     result = timed(Accelerator(cost=lambda run: 10 if run == 1 else 1), pairs=2)
     assert result.ttft_ratio == result.tpot_ratio == Ratio(1, (1, 1))
     assert (result.ttft, result.tpot) == (5, 1)

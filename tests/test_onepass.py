@@ -6,18 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import architectures
-from conformance.strategies import options
-from conformance.subjects import SUBJECTS, Subject
+from conformance.ours import SUBJECTS
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pressgauge import KnormPress, perplexity, replay
-from pressgauge.budget import pass_lengths
+from pressgauge.conformance import architectures
+from pressgauge.conformance.strategies import options
+from pressgauge.conformance.subjects import Subject
 from pressgauge.history import NEVER, visible
 from pressgauge.onepass import _attend, attend
+from pressgauge.rules import pass_lengths
 
 SCALE = 0.4
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import architectures, oracle
-from conformance.versions import using
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from pressgauge import KeyDiffPress, KnormPress, Perplexity, Press, RandomPress, StreamingLLMPress, perplexity
+from pressgauge.conformance import architectures, oracle
+from pressgauge.conformance.versions import using
 from pressgauge.reference.language import document
 
 NAMES = sorted(architectures.ARCHITECTURES)
@@ -258,7 +258,7 @@ def test_rows_are_scored_alike_however_many_go_through_the_model_together(monkey
     ids, mask = architectures.padded([18, 9, 18, 18, 9])
     expected = perplexity(model, ids, COMPRESSING["knorm"], 3, attention_mask=mask)
     for rows in (1, 2):
-        module = importlib.import_module("pressgauge.perplexity")  # the package's attribute is the function
+        module = importlib.import_module("pressgauge.likelihood")  # the package's attribute is the function
         monkeypatch.setattr(module, "_MOST_LOGITS", rows * 18 * architectures.VOCABULARY)
         result = perplexity(model, ids, COMPRESSING["knorm"], 3, attention_mask=mask)
         torch.testing.assert_close(result.nll, expected.nll, rtol=0, atol=1e-9, equal_nan=True)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from conformance.versions import cache_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from query_press import QueryPress
@@ -14,7 +13,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pressgauge import KeyDiffPress, KnormPress, Press, PressedCache, RandomPress, StreamingLLMPress
-from pressgauge.press import FILLER, choose, protect, rank, wide
+from pressgauge.conformance.versions import cache_of
+from pressgauge.presses.ranking import FILLER, choose, protect, rank, wide
 
 CONFIG = LlamaConfig(
     vocab_size=16,
@@ -298,7 +298,7 @@ def plain_hash(seed: int, layer: int, head: int, position: int) -> int:
 
 @pytest.mark.parametrize(("seed", "layer"), [(0, 0), (0, 3), (1, 0), (12345, 7), (-1, 1), (2**40, 100)])
 def test_a_random_score_is_a_hash_of_seed_layer_head_and_position(seed: int, layer: int) -> None:
-    """Section 5 of the design: of these four and of nothing else, the same on every machine, filler or not."""
+    """Its score is a hash: of these four and of nothing else, the same on every machine, filler or not."""
     positions = torch.tensor([[[0, 1, 2, 500], [7, 8, 9, 10**6]], [[3, 3, 3, 3], [-1, -1, 0, 1]]], dtype=torch.int32)
     scores = RandomPress(0.5, seed=seed).score(torch.zeros(2, 2, 4, 3), positions=positions, layer=layer)
     heads = [[head] * 4 for head in range(2)]

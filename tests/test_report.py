@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import architectures
 from matplotlib.figure import Figure
 
-from pressgauge import KnormPress, figures, perplexity, report
+from pressgauge import KnormPress, perplexity
+from pressgauge.bench.row import Row, Source, make_row
+from pressgauge.conformance import architectures
 from pressgauge.history import NEVER
-from pressgauge.report import change, number, percent, size, summary, write_report
-from pressgauge.row import Row, Source, make_row
-from pressgauge.salience import norm_attention
+from pressgauge.norm_attention import norm_attention
+from pressgauge.report import figures
+from pressgauge.report import page as report
+from pressgauge.report.page import change, number, percent, size, summary, write_report
 
 PROVENANCE = {"torch": "2.13.0", "command": "pressgauge measure --report out"}
 UNCOMPRESSED = Row(
@@ -229,7 +231,7 @@ def test_the_table_has_every_number_of_every_row(tmp_path: Path) -> None:
         "keep ratio": "0.7",
         "perplexity": "4.400",
         "change": "+10.0%",
-        "verdict": "good",
+        "verdict": "within +20 %",
         "accuracy": "50.0%",
         "affected / scored": "2,874 / 3,069",
         "evictions": "12,345",
@@ -242,8 +244,8 @@ def test_the_table_has_every_number_of_every_row(tmp_path: Path) -> None:
     }
     assert [(row["perplexity"], row["change"], row["verdict"]) for row in page.cells] == [
         ("4.000", report.DASH, "uncompressed"),
-        ("4.400", "+10.0%", "good"),
-        ("4,000", "+99,900%", "too aggressive"),
+        ("4.400", "+10.0%", "within +20 %"),
+        ("4,000", "+99,900%", "above"),
     ]
     assert "prune after 64, skip layers 0, dtype float32, device cpu" in page.text
     assert all(name in page.text and value in page.text for name, value in PROVENANCE.items())
@@ -260,15 +262,15 @@ def test_settings_that_differ_are_columns(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("plain_pictures")
 def test_a_verdict_is_a_word_and_a_colour(tmp_path: Path) -> None:
     """The class carries the colour, the cell the word."""
-    acceptable = replace(GOOD, ppl_change=0.25)
+    between = replace(GOOD, ppl_change=0.25)
     broken = replace(BAD, ppl=math.nan, ppl_change=math.nan)
-    page = write(tmp_path, [UNCOMPRESSED, VACUOUS, GOOD, acceptable, BAD, broken])
-    words = ["uncompressed", "vacuous", "good", "acceptable", "too aggressive", "not a number"]
+    page = write(tmp_path, [UNCOMPRESSED, VACUOUS, GOOD, between, BAD, broken])
+    words = ["uncompressed", "vacuous", "within +20 %", "within +30 %", "above", "not a number"]
     assert [row["verdict"] for row in page.cells] == words
     classes = [str(attributes.get("class")) for tag, attributes in page.tags if tag == "td" and attributes]
-    assert classes == [f"verdict {word}" for word in (*words[:4], "bad", "bad")]
+    assert classes == [f"verdict {kind}" for kind in ("neutral", "neutral", "within", "between", "bad", "bad")]
     colours = "".join(page.styles)
-    assert all(re.search(rf"^{name} {{ color: var", colours, re.M) for name in (".good", ".acceptable", ".bad"))
+    assert all(re.search(rf"^{name} {{ color: var", colours, re.M) for name in (".within", ".between", ".bad"))
 
 
 @pytest.mark.usefixtures("plain_pictures")
@@ -396,22 +398,22 @@ def test_models_and_texts_have_sections_with_their_own_rows_and_pictures(tmp_pat
         ([UNCOMPRESSED, VACUOUS], "knorm: nothing can be said. Vacuous at 0.9: nothing can be said there."),
         (
             [UNCOMPRESSED, GOOD, BAD],
-            "knorm: good at 0.7; too aggressive at 0.3. At the smallest good ratio, 0.7, perplexity changes by +10.0%, "
-            "keys and values take 70% of the memory.",
+            "knorm: within +20 % at 0.7; above at 0.3. At the smallest ratio within +20 %, 0.7, perplexity "
+            "changes by +10.0%, keys and values take 70% of the memory.",
         ),
         (
             [UNCOMPRESSED, GOOD, replace(GOOD, keep_ratio=0.5, ppl_change=0.15, kv_bytes=1 << 19)],
-            "knorm: good at 0.7, 0.5. At the smallest good ratio, 0.5, perplexity changes by +15.0%, "
+            "knorm: within +20 % at 0.7, 0.5. At the smallest ratio within +20 %, 0.5, perplexity changes by +15.0%, "
             "keys and values take 50% of the memory.",
         ),
         (
             [GOOD, replace(BAD, **TIMES), VACUOUS],
-            "knorm: good at 0.7; too aggressive at 0.3. At the smallest good ratio, 0.7, perplexity changes by +10.0%. "
-            "Vacuous at 0.9: nothing can be said there.",
+            "knorm: within +20 % at 0.7; above at 0.3. At the smallest ratio within +20 %, 0.7, perplexity "
+            "changes by +10.0%. Vacuous at 0.9: nothing can be said there.",
         ),
         (
             [UNCOMPRESSED, GOOD, replace(BAD, ppl=math.nan)],
-            "knorm: good at 0.7. At the smallest good ratio, 0.7, perplexity changes by +10.0%, "
+            "knorm: within +20 % at 0.7. At the smallest ratio within +20 %, 0.7, perplexity changes by +10.0%, "
             "keys and values take 70% of the memory. At 0.3 the perplexity is not a number or infinite.",
         ),
         (
@@ -424,13 +426,13 @@ def test_models_and_texts_have_sections_with_their_own_rows_and_pictures(tmp_pat
         ),
         (
             [UNCOMPRESSED, replace(BAD, **TIMES)],
-            "knorm: too aggressive at 0.3. At the largest ratio, 0.3, perplexity changes by +99,900%, "
+            "knorm: above at 0.3. At the largest ratio, 0.3, perplexity changes by +99,900%, "
             "keys and values take 30% of the memory, a later token takes 0.91 times as long.",
         ),
     ],
 )
 def test_a_press_is_summed_up_in_a_sentence(rows: list[Row], words: str) -> None:
-    """What is good, and what the smallest good ratio gives; a vacuous row is never a good one."""
+    """The bands, and what the smallest ratio in the first gives; a vacuous row is in none."""
     assert summary("knorm", rows, rows) == words
 
 
@@ -494,7 +496,7 @@ def test_a_new_report_takes_the_place_of_the_old_one_and_of_nothing_else(tmp_pat
     for path in mine:
         path.write_text("mine", encoding="utf-8")
     page = write(tmp_path, [UNCOMPRESSED, BAD])
-    assert "too aggressive" in page.text
+    assert "above" in page.text
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
         ["report.html", "overview-1.svg", "trade-off-1.svg", *(path.name for path in mine)]
     )

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import architectures
-from conformance.versions import cache_of, using
 from torch import Tensor
 from transformers import DynamicCache
 
-from pressgauge.salience import LATER, norm_attention
+from pressgauge.conformance import architectures
+from pressgauge.conformance.versions import cache_of, using
+from pressgauge.norm_attention import LATER, norm_attention
 
 
 def ranks(values: list[float]) -> list[float]:

@@ -14,17 +14,18 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import architectures
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from pressgauge import KnormPress, Press, RandomPress, perplexity, sweep
+from pressgauge import KnormPress, Press, RandomPress, perplexity
+from pressgauge.bench import sweep
+from pressgauge.bench.journal import Journal, digest
+from pressgauge.bench.row import Row
+from pressgauge.bench.sweep import Plan, fingerprint, prepare, run_sweep
 from pressgauge.cli import app
-from pressgauge.journal import Journal, digest
+from pressgauge.conformance import architectures
 from pressgauge.models import load
-from pressgauge.row import Row
-from pressgauge.sweep import Plan, fingerprint, prepare, run_sweep
 
 
 def plan(**changes: Any) -> Plan:

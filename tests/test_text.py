@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from pressgauge.reference.language import INDEX, document
 from pressgauge.reference.train import build_tokenizer
-from pressgauge.text import load_text, unknown_share
+from pressgauge.texts import load_text
+from pressgauge.texts.loading import unknown_share
 
 MARK = 5000
 """Id of the first-token mark of the tokenizers below; word ``i`` has id i."""

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conformance import architectures
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from pressgauge import KnormPress, Press, timing
+from pressgauge.conformance import architectures
 from pressgauge.decoder import Generation, generate
 from pressgauge.timing import PAIRS, Ratio, interleave, measure_timing, ratio
 

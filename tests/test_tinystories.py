@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from comparison.effects import sampled
-from conformance.masked import masked_logits
-from conformance.versions import using
 from presses.drive import run
 from torch import Tensor
 
 from pressgauge import KnormPress, perplexity
-from pressgauge.text import load_text
+from pressgauge.conformance.masked_attention import masked_logits
+from pressgauge.conformance.versions import using
+from pressgauge.texts import load_text
 
 Load = Callable[..., tuple[Any, Any]]
 
@@ -26,7 +26,7 @@ def stories(tinystories: Load) -> Tensor:
 
 
 def test_keeping_more_is_worse_under_step_and_better_under_budget(tinystories: Load, stories: Tensor) -> None:
-    """Section 4 of the design: the U-curve is real under ``step``, and there is none under ``budget``."""
+    """docs/false-results.md: the U-curve is real under ``step``, and there is none under ``budget``."""
     model, _ = tinystories("float64")
 
     def ppl(ratio: float, schedule: Any) -> float:
@@ -37,7 +37,7 @@ def test_keeping_more_is_worse_under_step_and_better_under_budget(tinystories: L
 
 
 def test_positions_from_held_explode(tinystories: Load, stories: Tensor) -> None:
-    """Section 4 of the design: perplexity explodes if a query's position is the number held."""
+    """docs/false-results.md: perplexity explodes if a query's position is the number held."""
     model, _ = tinystories("float64")
     press = KnormPress(0.9, prune_after=128, schedule="step")
     true = perplexity(model, stories, press).nll.mean()

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conformance.trends import holm, judged, p_values
 from numpy.typing import NDArray
 from scipy.stats import binom
 
 from pressgauge import KnormPress, Press, StreamingLLMPress, perplexity
+from pressgauge.conformance.trends import holm, judged, p_values
 from pressgauge.models import REFERENCES
 from pressgauge.reference.language import VALUES, Document, document
 
@@ -113,7 +113,7 @@ def test_the_family_wise_error_is_one_percent() -> None:
 
 def test_nll_does_not_fall_as_less_is_kept(means: NLL) -> None:
     """Under ``budget`` and ``prefill`` along r = 1, .9, .7, .5, .1, under ``budget`` also along P = 512, 128, 32 at
-    r = .3: 40 comparisons, one family (design, section 4: under ``budget`` it is monotone).
+    r = .3: 40 comparisons, one family (docs/false-results.md: under ``budget`` it is monotone).
 
     It is false nearby: `reference-neox`, KnormPress, ``budget`` with a prompt of 768, from P = 512 to 128 at r = .3:
     2.239 to 2.185. With more held it takes more of what is gone for something held: a value that is recalled costs 5.19
@@ -224,7 +224,8 @@ def forgotten(text: Document, window: int) -> list[int]:
 
 def test_under_step_less_kept_is_better(means: NLL) -> None:
     """KnormPress, ``step``, P = 256, from r = .9 to .1: 1.907 to 1.805 and, for `reference-neox`, 1.999 to 1.840
-    (design, section 4: it is real, since r sets how many entries go at a time, and at .9 the newest compete each time).
+    (docs/false-results.md: it is real, since r sets how many entries are evicted at a time, and at .9 the newest
+    compete each time).
 
     It depends on P. At r = .95, .9, .7, .5, .3, .1 and P = 32 it is 2.582, 2.417, 2.331, 2.303, 2.309, 2.314, and for
     `reference-neox` 2.142, 2.100, 2.224, 2.256, 2.290, 2.308: inverted down to .9 only, for the reason given above.

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from conformance.oracle import NEVER, Accumulated, Attention, Last, Voter, Window
 from mutants.votes import (
     AverageOverAge,
     BlindToOrder,
@@ -21,8 +20,10 @@ from mutants.votes import (
 )
 from torch import Tensor
 
-from pressgauge import H2OPress, Press, SnapKVPress, TOVAPress, replay, votes
-from pressgauge.history import _Held, _Voting
+from pressgauge import H2OPress, Press, SnapKVPress, TOVAPress, replay
+from pressgauge.conformance.oracle import NEVER, Accumulated, Attention, Last, Voter, Window
+from pressgauge.history.changing import _Held, _Voting
+from pressgauge.presses import attention_scores as votes
 
 Vectors = list[list[list[float]]]
 
@@ -188,7 +189,7 @@ def test_votes_need_not_look_at_every_pass(monkeypatch: pytest.MonkeyPatch) -> N
     kind: Any = counting(H2OPress, lambda press: NowAndThen())
     press = kind(0.5, prune_after=500, recent_share=0)
     found = replay(press, keys, [1] * 700, queries=queries)
-    monkeypatch.setattr("pressgauge.history.MOST", 0)
+    monkeypatch.setattr("pressgauge.history.changing.MOST", 0)
     assert found.equal(replay(press, keys, [1] * 700, queries=queries))
     assert int((found < NEVER).sum())
 
@@ -232,7 +233,7 @@ def test_attention_known_beforehand_is_what_each_pass_finds(
     known = replay(press, keys, passes, queries=queries)
     assert looks[True] < len(passes) / (4 if kind == "plain" else 1)
     assert not looks[False]
-    monkeypatch.setattr("pressgauge.history.MOST", 0)
+    monkeypatch.setattr("pressgauge.history.changing.MOST", 0)
     looks.clear()
     assert known.equal(replay(press, keys, passes, queries=queries))
     assert looks[False]
@@ -263,7 +264,7 @@ def test_a_stretch_serves_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None
         torch.testing.assert_close(found, alone.received(), rtol=1e-12, atol=0)
     assert starts == [2, 67, 66, 100]
     for since, ahead, fewer in [(99, 20, 0), (98, 10, 0), (97, 0, 0), (96, 0, 1)]:
-        monkeypatch.setattr("pressgauge.history.MOST", 2 * 6 * (140 - since + ahead) * (140 + ahead) - fewer)
+        monkeypatch.setattr("pressgauge.history.changing.MOST", 2 * 6 * (140 - since + ahead) * (140 + ahead) - fewer)
         assert (voting.received(since) is None) == bool(fewer)
         assert voting._stop == 140 + ahead
 
@@ -275,7 +276,7 @@ def test_attention_is_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     attention = votes.Attention(queries, keys, None, 0.5)
     whole = attention.received()
     for most in (1, 2 * 6 * 24 * 5):
-        monkeypatch.setattr("pressgauge.votes.MOST", most)
+        monkeypatch.setattr("pressgauge.presses.attention_scores.MOST", most)
         torch.testing.assert_close(attention.received(), whole, rtol=1e-12, atol=0)
     torch.testing.assert_close(whole.sum(dim=-1), torch.full((2, 2), 24.0, dtype=torch.float64))
 

@@ -1,35 +1,38 @@
-"""pressgauge: a bench for KV-cache compression."""
+"""pressgauge: a bench for KV-cache compression.
 
-from pressgauge.cache import PressedCache
-from pressgauge.decoder import Generation, generate
-from pressgauge.history import replay
-from pressgauge.interface import cache_argument
-from pressgauge.perplexity import Perplexity, perplexity
-from pressgauge.press import (
-    H2OPress,
-    KeyDiffPress,
-    KnormPress,
-    Press,
-    RandomPress,
-    SnapKVPress,
-    StreamingLLMPress,
-    TOVAPress,
-)
+What is public is imported when it is first used, since torch and transformers take seconds.
+"""
 
-__all__ = [
-    "Generation",
-    "H2OPress",
-    "KeyDiffPress",
-    "KnormPress",
-    "Perplexity",
-    "Press",
-    "PressedCache",
-    "RandomPress",
-    "SnapKVPress",
-    "StreamingLLMPress",
-    "TOVAPress",
-    "cache_argument",
-    "generate",
-    "perplexity",
-    "replay",
-]
+from typing import TYPE_CHECKING
+
+from pressgauge import lazy, presses
+
+if TYPE_CHECKING:
+    from pressgauge.cache import PressedCache as PressedCache
+    from pressgauge.decoder import Generation as Generation
+    from pressgauge.decoder import generate as generate
+    from pressgauge.history import replay as replay
+    from pressgauge.likelihood import Perplexity as Perplexity
+    from pressgauge.likelihood import perplexity as perplexity
+    from pressgauge.models.interface import cache_argument as cache_argument
+    from pressgauge.presses import *  # noqa: F403  # the presses are listed there only
+
+_PUBLIC = {
+    "Generation": "decoder",
+    "Perplexity": "likelihood",
+    "PressedCache": "cache",
+    "cache_argument": "models.interface",
+    "generate": "decoder",
+    "perplexity": "likelihood",
+    "replay": "history",
+    **dict.fromkeys(presses.PUBLIC, "presses"),
+}
+"""Where each public name is defined."""
+
+__all__ = sorted(_PUBLIC)
+
+__getattr__ = lazy.attributes(__name__, _PUBLIC)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -1,44 +1,33 @@
 """The command line: ``pressgauge measure``."""
 
 import json
+import math
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
-from transformers.utils.logging import disable_progress_bar
 
-from pressgauge.budget import UNPRUNABLE
-from pressgauge.journal import Journal
-from pressgauge.models import DTYPES, pick_device
-from pressgauge.press import (
-    H2OPress,
-    KeyDiffPress,
-    KnormPress,
-    Press,
-    RandomPress,
-    SnapKVPress,
-    StreamingLLMPress,
-    TOVAPress,
-)
-from pressgauge.report import write_report
-from pressgauge.sweep import Plan, prepare, run_sweep, versions
-from pressgauge.table import make_tables
+from pressgauge.bench.provenance import versions
+from pressgauge.models import DTYPES, check_dtype, check_model_name
+from pressgauge.presses import PRESSES
+from pressgauge.rules import UNPRUNABLE, Budget, check_prompt, whole_number
+from pressgauge.texts import check_text_name
 
-PRESSES: dict[str, type[Press]] = {
-    "knorm": KnormPress,
-    "streaming-llm": StreamingLLMPress,
-    "random": RandomPress,
-    "keydiff": KeyDiffPress,
-    "h2o": H2OPress,
-    "snapkv": SnapKVPress,
-    "tova": TOVAPress,
+# What needs torch is imported once the arguments are checked, so that help and refusals take no seconds.
+if TYPE_CHECKING:
+    from pressgauge.bench.journal import Journal
+
+EXTRAS = {
+    **dict.fromkeys(("datasets", "jinja2", "matplotlib", "scipy"), "bench"),
+    **dict.fromkeys(("hypothesis", "pytest"), "conformance"),
 }
+"""By package, the extra that it comes with."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -66,6 +55,15 @@ def _numbers(option: str, text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{option} must be numbers with commas between them, got {text!r}") from None
+
+
+def _bands(text: str) -> tuple[float, ...]:
+    """Ascending changes in perplexity, of percentages with commas between them."""
+    percentages = _numbers("--bands", text)
+    ascending = all(one < other for one, other in pairwise(percentages))
+    if not percentages or not ascending or not all(0 <= number < math.inf for number in percentages):
+        raise ValueError(f"--bands must be percentages from 0 on in ascending order, such as 20,30, got {text!r}")
+    return tuple(number / 100 for number in percentages)
 
 
 def _layers(text: str) -> tuple[int, ...] | Literal["unprunable"]:
@@ -105,18 +103,16 @@ def _split(option: str, text: str) -> tuple[str, ...]:
     return names
 
 
-def _presses(names: str, ratios: list[float], **options: Any) -> dict[str, tuple[Press, ...]]:
-    """By name, one press per ratio; a ratio of 1 always comes first, since changes are relative to it."""
-    chosen = _split("--press", names)
+def _press_names(text: str) -> tuple[str, ...]:
+    chosen = _split("--press", text)
     for name in chosen:
         if name not in PRESSES:
             raise ValueError(f"press must be one of {', '.join(PRESSES)}, got {name!r}")
-    ordered = list(dict.fromkeys([1.0, *ratios]))
-    return {name: tuple(PRESSES[name](ratio, **options) for ratio in ordered) for name in chosen}
+    return chosen
 
 
-def _journal(json_file: Path | None, report: Path | None, resume: bool) -> Journal | None:
-    """The journal of a sweep whose results are written somewhere. It lies beside them."""
+def _check_places(json_file: Path | None, report: Path | None, resume: bool) -> None:
+    """Raise a ``ValueError`` if results cannot be written where they are to go."""
     if json_file is not None and json_file == report:
         raise ValueError(f"--json is a file and --report a folder, got {str(report)!r} for both")
     if json_file is not None and json_file.exists() and not json_file.is_file():
@@ -127,13 +123,35 @@ def _journal(json_file: Path | None, report: Path | None, resume: bool) -> Journ
         raise ValueError(f"--report must be in a folder that exists, got {str(report)!r}")
     if report is not None and report.exists() and not report.is_dir():
         raise ValueError(f"--report must be a folder, got the file {str(report)!r}")
-    if json_file is not None:
-        return Journal(json_file.with_name(f"{json_file.name}.unfinished"), resume=resume)
-    if report is not None:
-        return Journal(report.with_name(f"{report.name}.unfinished"), resume=resume)
-    if resume:
+    if resume and json_file is None and report is None:
         raise ValueError("--resume goes on with a sweep that was to write --json or --report: give the same one again")
-    return None
+
+
+def _journal(json_file: Path | None, report: Path | None, resume: bool) -> "Journal | None":
+    """The journal of a sweep whose results are written somewhere. It lies beside them."""
+    from pressgauge.bench.journal import Journal
+
+    place = json_file or report
+    return None if place is None else Journal(place.with_name(f"{place.name}.unfinished"), resume=resume)
+
+
+def _sentence(error: Exception) -> str:
+    """What is wrong, and for a package that is not installed the way out."""
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        extra = EXTRAS[error.name]
+        return (
+            f"this command needs {error.name}, which is not installed: install the extra {extra}, "
+            f"python -m pip install 'path/to/pressgauge[{extra}]'"
+        )
+    return str(error)
+
+
+def _expected(error: Exception) -> bool:
+    """Whether an error says what is wrong with the arguments or the machine, in a sentence for the user."""
+    # The last is torch's own, which must not be imported to ask.
+    return (
+        isinstance(error, ValueError | TypeError | OSError | ImportError) or type(error).__name__ == "OutOfMemoryError"
+    )
 
 
 @app.command()
@@ -166,6 +184,7 @@ def measure(
     report: Annotated[Path | None, typer.Option(help="write a page with pictures to this folder")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a sweep that was interrupted")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="run the model's own code")] = False,
+    bands: Annotated[str, typer.Option(help="changes in perplexity, in %, that verdicts are told apart by")] = "20,30",
 ) -> None:
     """Measure the perplexity of texts under compressed caches, for several shares of tokens kept."""
     console = Console()
@@ -175,17 +194,37 @@ def measure(
         if not ratios:
             raise ValueError("--keep-ratios must name at least one ratio, got none")
         skipped = _layers(skip_layers)
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        given = {} if schedule is None else {"schedule": schedule}
-        presses = _presses(press, ratios, prune_after=prune_after, skip_layers=skipped, **given)
+        check_dtype(dtype)
+        limits = _bands(bands)
+        names = _press_names(press)
+        # A ratio of 1 always comes first, since changes are relative to it.
+        ratios = list(dict.fromkeys([1.0, *ratios]))
+        options: dict[str, Any] = {"prune_after": prune_after, "skip_layers": skipped}
+        options |= {} if schedule is None else {"schedule": schedule}
+        for ratio in ratios:
+            Budget(ratio, **options)
+        whole_number("samples", samples, 1)
+        whole_number("tokens", tokens, 2)
+        check_prompt(None, 1 if prompt is None else prompt, tokens)
+        _check_places(json_file, report, resume)
+        models, texts = _split("--model", model), _split("--text", text)
+        for name in models:
+            check_model_name(name)
+        for name in texts:
+            check_text_name(name)
+        from transformers.utils.logging import disable_progress_bar
+
+        from pressgauge.bench.sweep import Plan, prepare, run_sweep
+        from pressgauge.models import pick_device
+
+        presses = {name: tuple(PRESSES[name](ratio, **options) for ratio in ratios) for name in names}
         if prompt is None:
             once = any(one.schedule == "prefill" for several in presses.values() for one in several)
             prompt = tokens * 3 // 4 if once and tokens > 1 else 1
         plan = Plan(
             presses=presses,
-            models=_split("--model", model),
-            texts=_split("--text", text),
+            models=models,
+            texts=texts,
             samples=samples,
             tokens=tokens,
             prompt=prompt,
@@ -193,6 +232,7 @@ def measure(
             dtype=dtype,
             timing=timing,
             trust_remote_code=trust_remote_code,
+            bands=limits,
         )
         journal = _journal(json_file, report, resume)
         disable_progress_bar()
@@ -210,19 +250,45 @@ def measure(
             _write_json(json_file, [row.as_dict() for row in sweep.rows])
         page = None
         if report is not None:
+            from pressgauge.report.page import write_report
+
             page = write_report(
                 report, sweep.rows, maps=sweep.maps, correlations=sweep.correlations, provenance=plan.provenance()
             )
         if journal is not None:
             journal.close()
-    except (ValueError, TypeError, OSError, ImportError, torch.OutOfMemoryError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    except Exception as error:
+        if not _expected(error):
+            raise
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(_sentence(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         kept = "; what was measured is kept, and --resume goes on with it" if json_file or report else ""
         Console(stderr=True).print(f"[bold red]interrupted[/]{kept}", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
+    from pressgauge.report.table import make_tables
+
     for table in make_tables(sweep.rows):
         console.print(table)
     if page is not None:
         console.print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
+
+
+audit = typer.Typer(no_args_is_help=True, help="Run the laws on somebody's compressor.")
+app.add_typer(audit, name="audit")
+
+
+@audit.command()
+def compressor(
+    subject: Annotated[str, typer.Argument(metavar="MODULE:FACTORY", help="the factory of the compressor")],
+    options: Annotated[list[str] | None, typer.Argument(metavar="[-- PYTEST...]", help="options of pytest")] = None,
+) -> None:
+    """Run every law on a compressor: which it obeys, which it breaks, and by which finding."""
+    try:
+        from pressgauge.conformance.running import run
+
+        code = run(subject, options or ())
+    except (ValueError, ModuleNotFoundError) as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(_sentence(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    raise typer.Exit(code)

@@ -21,11 +21,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from pressgauge import interface
 from pressgauge.arguments import check_context, check_ids, check_model, check_tensor, described
-from pressgauge.budget import whole_number, whole_numbers
 from pressgauge.cache import PressedCache
-from pressgauge.press import Press, check_press
+from pressgauge.models import interface
+from pressgauge.presses.base import Press, check_press
+from pressgauge.rules import whole_number, whole_numbers
 
 
 @dataclass(frozen=True)

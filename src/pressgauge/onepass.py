@@ -14,13 +14,14 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from pressgauge import interface
-from pressgauge.attention import OUTSIDE, Problems, misfit, strange_mask
-from pressgauge.budget import pass_lengths
 from pressgauge.cache import Handed
-from pressgauge.history import NEVER, entries, replay
-from pressgauge.press import Press
-from pressgauge.support import Support
+from pressgauge.history import NEVER, replay
+from pressgauge.models import interface
+from pressgauge.models.support import Support
+from pressgauge.presses.base import Press
+from pressgauge.proof import OUTSIDE, Problems, misfit, strange_mask
+from pressgauge.rules import pass_lengths
+from pressgauge.storage import taken
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -93,10 +94,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, evicted_at: Tensor, scale:
         if query_heads > heads:
             bias = bias.repeat(1, 1, query_heads // heads, 1)
         columns = changing.to(key.device)
-        attended, total = _attend(rows, entries(key, columns), entries(value, columns), scale, bias)
+        attended, total = _attend(rows, taken(key, columns), taken(value, columns), scale, bias)
         if stay:
             columns = order[:, :, :stay].to(key.device)
-            held_on, held_total = _attend(rows, entries(key, columns), entries(value, columns), scale, None)
+            held_on, held_total = _attend(rows, taken(key, columns), taken(value, columns), scale, None)
             weight = (total - held_total).sigmoid()[..., None]
             attended = held_on.lerp(attended, weight.to(attended.dtype))
         output[:, :, start:stop] = attended.reshape(batch, query_heads, stop - start, -1)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from pressgauge.cache import storage_nbytes
 from pressgauge.decoder import generate
-from pressgauge.press import Press
+from pressgauge.presses.base import Press
 
 T = TypeVar("T")
 

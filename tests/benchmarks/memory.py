@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.shapes import llama, tokens
 from pressgauge import perplexity
-from pressgauge.cli import PRESSES
+from pressgauge.presses import PRESSES
 
 What = Literal["perplexity", "prompt"]
 """A one-pass perplexity, or a prompt that goes into a cache."""

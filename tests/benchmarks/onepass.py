@@ -11,7 +11,7 @@ from benchmarks import memory
 from benchmarks.shapes import llama, pythia, tokens
 from pressgauge import KnormPress, Press, perplexity
 from pressgauge.models import load
-from pressgauge.text import load_text
+from pressgauge.texts import load_text
 from pressgauge.timing import Ratio, interleave, ratio
 
 

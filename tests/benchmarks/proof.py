@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from unittest.mock import patch
 
 from benchmarks.shapes import llama, tokens
-from pressgauge import KnormPress, attention, generate
+from pressgauge import KnormPress, attach, generate
 from pressgauge.models import load
 from pressgauge.timing import interleave, ratio
 
@@ -20,8 +20,8 @@ def proof() -> Iterator[str]:
 
         def unproven() -> float:
             with (
-                patch.object(attention, "misfit", lambda *given: None),
-                patch.object(attention, "strange_mask", lambda *given: None),
+                patch.object(attach, "misfit", lambda *given: None),
+                patch.object(attach, "strange_mask", lambda *given: None),
             ):
                 return proven()  # called in the same round
 

@@ -7,7 +7,7 @@ from benchmarks import memory
 from benchmarks.onepass import compare
 from benchmarks.shapes import pythia, tokens
 from pressgauge import perplexity
-from pressgauge.cli import PRESSES
+from pressgauge.presses import PRESSES
 
 KINDS = {name: kind for name, kind in PRESSES.items() if kind.needs_queries}
 

@@ -26,10 +26,10 @@ from comparison.effects import (
     texts,
 )
 from comparison.page import Comparison, Key, page, picture
-from pressgauge.budget import Schedule
-from pressgauge.cli import PRESSES
-from pressgauge.figures import to_svg
 from pressgauge.models import load
+from pressgauge.presses import PRESSES
+from pressgauge.report.figures import to_svg
+from pressgauge.rules import Schedule
 from pressgauge.timing import Ratio, measure_timing
 
 PROJECT = Path(__file__).parents[2]

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from pressgauge import Perplexity, Press, generate, perplexity
-from pressgauge.budget import Schedule
-from pressgauge.cli import PRESSES
 from pressgauge.models import load
+from pressgauge.presses import PRESSES
 from pressgauge.reference.language import document
-from pressgauge.text import load_text
+from pressgauge.rules import Schedule
+from pressgauge.texts import load_text
 
 RATIOS = (0.8, 0.7, 0.5, 0.3, 0.2)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
@@ -32,7 +32,7 @@ class Case:
     Attributes:
         name: of the case, for people.
         model: a model that ``pressgauge.models.load`` knows.
-        text: a text that ``pressgauge.text.load_text`` knows, or ``sampled``.
+        text: a text that ``pressgauge.texts.load_text`` knows, or ``sampled``.
         documents, tokens: how many documents of how many tokens.
         remark: what a reader has to know to judge what comes out; ends with a full stop.
     """

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import get_args
 
 from matplotlib.figure import Figure
@@ -10,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from comparison.claims import CLAIMS, Claim, Verdict, verdict
 from comparison.effects import PRUNE_AFTER, RATIOS, SAMPLED, SCHEDULES, Case, Change, Effect, prompt_of
-from pressgauge.cli import PRESSES
+from pressgauge.presses import PRESSES
 from pressgauge.timing import Ratio
 
 Key = tuple[str, str, str, float]
@@ -18,7 +19,8 @@ Key = tuple[str, str, str, float]
 
 UNSIZED = "step"
 """The schedule under which the ratio does not say how much is held, so that it says nothing of a claim."""
-COLOURS = dict(zip(PRESSES, ("#0072B2", "#D55E00", "#767676", "#CC79A7", "#009E73", "#E69F00", "#56B4E9"), strict=True))
+_COLOURS = ("#0072B2", "#D55E00", "#767676", "#CC79A7", "#009E73", "#E69F00", "#56B4E9")
+COLOURS = dict(zip(PRESSES, cycle(_COLOURS)))
 
 
 @dataclass(frozen=True)

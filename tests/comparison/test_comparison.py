@@ -13,7 +13,7 @@ from comparison import __main__ as command
 from comparison.claims import CLAIMS, Claim, Verdict, verdict
 from comparison.effects import RATIOS, SCHEDULES, Case, Change, Effect, change, effect
 from comparison.page import nats, percent
-from pressgauge.cli import PRESSES
+from pressgauge.presses import PRESSES
 
 PAGE = Path(__file__).parents[2] / "docs" / "comparison.md"
 BETWEEN = Claim("h2o", 0.8, 0.02, 0.03)

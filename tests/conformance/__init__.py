@@ -1,1 +1,1 @@
-"""Laws that any KV-cache compressor must obey, and the oracle that decides what is right."""
+"""Laws that any KV-cache compressor must obey."""

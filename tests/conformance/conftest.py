@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 
-from . import architectures, place
-from .subjects import find, ours_by_default
-from .trained import trained_model
+from pressgauge.conformance import architectures, devices
+from pressgauge.conformance.plugin import option
+from pressgauge.conformance.subjects import find
+from pressgauge.conformance.trained import trained_model
+
+from .ours import ours_by_default
 
 EVERYWHERE = ("knorm-budget", "streaming-llm-prefill", "plain-KnormPress-step", "compress-function")
 """Of our presses, those that meet every architecture; the others meet one, since a press never looks at the model."""
@@ -18,7 +21,7 @@ def _name(value: Any) -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every law runs on every subject, and laws about what a model computes on several models."""
-    reference, asked = (metafunc.config.getoption(name) for name in ("--subject", "--model"))
+    reference, asked = (option(metafunc.config, name) for name in ("subject", "model"))
     subjects = [find(reference)] if reference else ours_by_default()
     everywhere = [asked] if asked else list(architectures.ARCHITECTURES)
     if "trained" in metafunc.fixturenames and not reference:
@@ -51,11 +54,11 @@ def one_model(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture(scope="session")
 def trained() -> Any:
     """A trained Llama in float32 and its tokenizer. Not to be changed."""
-    return trained_model("reference", "float32", str(place.chosen()))
+    return trained_model("reference", "float32", str(devices.chosen()))
 
 
 def specimen(name: str) -> Any:
     """The model of this name: an architecture, a folder, a hub's name, or a reference model."""
     if name in architectures.ARCHITECTURES:
         return architectures.under_test(name)
-    return trained_model(name, "float64", str(place.chosen()))[0]
+    return trained_model(name, "float64", str(devices.chosen()))[0]

@@ -3,13 +3,11 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from . import architectures
-from .evidence import audited
-from .masked import masked_logits
-from .session import Departure, Refused, Session, Trace, not_applicable, run
-from .subjects import Subject
+from pressgauge.conformance import architectures
+from pressgauge.conformance.checks import check_attention, wrong_tokens
+from pressgauge.conformance.session import Departure, Refused, Session, not_applicable, run
+from pressgauge.conformance.subjects import Subject
 
 LENGTH = 20
 FEEDINGS: dict[str, list[int]] = {
@@ -25,60 +23,12 @@ VARIANTS: list[dict[str, Any]] = [
     {"prune_after": 6, "interval": 3},
     {"prune_after": 6, "skip_layers": (1,)},
 ]
-EXACT = 1e-10
-"""Part of the largest logit by which float64 may err."""
 
 
 def options(subject: Subject, turn: int) -> dict[str, Any]:
     """One of the variants, without the options that the subject does not take."""
     takes = {"prune_after", "skip_layers", *subject.declares.takes}
     return {"keep_ratio": 0.5, **{name: value for name, value in VARIANTS[turn % 4].items() if name in takes}}
-
-
-def off(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """``[T]``: by which part of the largest logit each token's logits are off."""
-    return (found - expected).abs().amax(dim=(0, 2)) / expected.abs().max()
-
-
-def wrong_tokens(found: torch.Tensor, expected: torch.Tensor) -> list[int]:
-    """The tokens whose logits are off by more than float64 may err, or are not numbers."""
-    return torch.nonzero(~(off(found, expected) < EXACT))[:, 0].tolist()
-
-
-def _before_their_pass(trace: Trace, tables: list[Tensor]) -> list[Tensor]:
-    """``evicted_at`` as if each pass evicted before it attended, the tokens of the pass itself apart."""
-    starts = {one.end: one.start for one in trace.passes}
-    result = []
-    for table in tables:
-        early = table.clone()
-        for end, start in starts.items():
-            old = torch.arange(table.shape[-1]) < start
-            early[(table == end) & old] = start
-        result.append(early)
-    return result
-
-
-def check_attention(trace: Trace) -> None:
-    """The logits of every pass are those of full attention, masked by what the subject itself evicted."""
-    audit = audited(trace)
-    expected = masked_logits(trace.model, trace.ids, audit.evicted_at)
-    wrong = wrong_tokens(trace.logits, expected)
-    if not wrong:
-        return
-    token = wrong[0]
-    error = off(trace.logits, expected)
-    number = next(n for n, one in enumerate(trace.passes) if token < one.end)
-    one = trace.passes[number]
-    counts = [keys.shape[2] for keys, _ in trace.passes[number - 1].held] if number else [0]
-    early = masked_logits(trace.model, trace.ids, _before_their_pass(trace, audit.evicted_at))
-    reason = "they are not those of attention to what was held and, causally, to the pass itself"
-    if token not in wrong_tokens(trace.logits, early):
-        reason = "they are those of attention to what is held after the pass: it evicts before it attends"
-    ambiguous = f" ({audit.ambiguous} entries equal several tokens)" if audit.ambiguous else ""
-    raise Departure(
-        "attention", f"pass {number} (tokens {one.start} to {one.end - 1}, {max(counts)} entries held before it) gives "
-        f"token {token} logits that are off by {float(error[token]):.2g} of the largest: {reason}{ambiguous}",
-    )  # fmt: skip
 
 
 def test_logits_are_those_of_attention_to_what_is_held(subject: Subject, model: architectures.Model) -> None:

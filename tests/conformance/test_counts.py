@@ -4,53 +4,15 @@ import math
 from decimal import Decimal
 from typing import Any
 
-import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from . import architectures, oracle
-from .evidence import drawn
-from .session import Departure, Refused, Trace, not_applicable, run
-from .strategies import FEW, options_of, pass_lists, pruning
-from .subjects import Subject
-from .versions import CACHE, CACHE_NAMES
-
-
-def check_counts(subject: Subject, trace: Trace, law: str = "counts") -> None:
-    """Held after each pass is what the schedule says."""
-    declares = subject.declares
-    for layer in range(trace.layers):
-        rules = subject.rules(trace.options, layer)
-        expected = oracle.counts(rules, trace.lengths)
-        for number, (one, wanted) in enumerate(zip(trace.passes, expected, strict=True)):
-            held = one.held[layer][0].shape[2]
-            if declares.held == "per-head":
-                keys, values = one.held[layer]
-                real = ((keys != 0).any(-1) | (values != 0).any(-1)).sum(-1)
-                if int(real.sum()) == wanted * real.numel():
-                    continue
-                held = round(float(real.double().mean()), 2)  # type: ignore[assignment]
-            if held != wanted:
-                rule = "its own rule" if declares.target else f"{rules.schedule} with keep_ratio {rules.keep_ratio}"
-                raise Departure(
-                    law, f"layer {layer} holds {held} entries after pass {number} ({one.end} tokens seen); {rule} and "
-                    f"prune_after {rules.prune_after} leaves {wanted}",
-                )  # fmt: skip
-
-
-def check_threshold(subject: Subject, trace: Trace) -> None:
-    """No layer that holds ``prune_after`` entries or fewer loses one."""
-    for layer in range(trace.layers):
-        before = 0
-        rules = subject.rules(trace.options, layer)
-        for one in trace.passes:
-            arrived = before + one.length
-            before = one.held[layer][0].shape[2]
-            if before < arrived and not (rules.may_prune(arrived) or rules.keep_ratio == 1):
-                raise Departure(
-                    "prune_after",
-                    f"layer {layer} was pruned while it held {arrived} entries; prune_after is {rules.prune_after}",
-                )
+from pressgauge.conformance import architectures, oracle
+from pressgauge.conformance.checks import check_acts, check_counts, check_threshold
+from pressgauge.conformance.session import Departure, not_applicable, run
+from pressgauge.conformance.strategies import FEW, normal_keys, options_of, pass_lists, pruning
+from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.traces import drawn, run_scripted
 
 
 def test_nothing_is_pruned_up_to_prune_after(subject: Subject) -> None:
@@ -78,6 +40,10 @@ def test_every_layer_holds_what_the_schedule_says(subject: Subject, data: st.Dat
     """Rule 2: after every pass, each layer holds what its schedule leaves, however the text was fed."""
     trace = drawn(subject, data, options_of(subject), st.one_of(pruning(), pass_lists(24)))
     check_counts(subject, trace)
+    if "interval" in subject.declares.takes:
+        # Few draws show whether an interval is kept to.
+        options = {"keep_ratio": 0.5, "prune_after": 4, "interval": 3}
+        check_counts(subject, run_scripted(subject, normal_keys(14), [8] + [1] * 6, **options))
 
 
 def test_a_skipped_layer_keeps_everything(subject: Subject) -> None:
@@ -146,22 +112,7 @@ def test_something_is_evicted(subject: Subject) -> None:
     says, perfectly. A subject that breaks this law is held to no other."""
     if subject.declares.target:
         not_applicable("the subject follows a rule of its own")
-    model = architectures.under_test("llama")
-    try:
-        trace = run(subject, model, architectures.text(model, 1, 40), [36] + [1] * 4, keep_ratio=0.5, prune_after=8)
-    except Refused as refusal:
-        raise Departure("acts", f"a plain Llama is refused: {refusal}") from refusal
-    except (KeyError, AttributeError, TypeError) as error:
-        # Under another release the cache has another name.
-        if not any(name in str(error) for name in CACHE_NAMES):
-            raise
-        raise Departure(
-            "acts", f"the compressor never got to see a cache: {type(error).__name__}: {error}; in transformers "
-            f"{transformers.__version__} models and layers take it as {CACHE!r}",
-        ) from error  # fmt: skip
-    held = [keys.shape[2] for keys, _ in trace.passes[-1].held]
-    if min(held) == 40:
-        raise Departure("acts", "nothing was evicted from 40 tokens with keep_ratio 0.5 and prune_after 8")
+    check_acts(subject)
 
 
 def test_heads_and_layers_agree_on_the_shape(subject: Subject) -> None:

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from . import architectures
-from .evidence import audited
-from .masked import masked_logits
-from .session import Departure, Refused, Session, Trace, not_applicable, run
-from .subjects import Subject
-from .test_attention import EXACT, off, wrong_tokens
-from .versions import using
+from pressgauge.conformance import architectures
+from pressgauge.conformance.checks import EXACT, off, wrong_tokens
+from pressgauge.conformance.masked_attention import masked_logits
+from pressgauge.conformance.session import Departure, Refused, Session, Trace, not_applicable, provided_for, run
+from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.traces import audited
+from pressgauge.conformance.versions import using
 
 PASSES = [9, 1, 1, 5, 1, 1]
 LENGTH = sum(PASSES)
@@ -36,7 +36,7 @@ def plain(model: architectures.Model, ids: Tensor) -> tuple[Tensor, DynamicCache
 def check_identity(subject: Subject, trace: Trace, why: str) -> None:
     """Logits and cache are those of a ``DynamicCache``: to the bit, but for a function, whose attention is ours."""
     logits, cache = plain(trace.model, trace.ids)
-    exact = subject.declares.kind != "function"
+    exact = subject.adapter.exact
     if not torch.equal(trace.logits, logits) if exact else wrong_tokens(trace.logits, logits):
         error = off(trace.logits, logits)
         first = torch.nonzero(~(error <= (0 if exact else EXACT)))[0]
@@ -85,8 +85,7 @@ def test_a_ratio_of_one_changes_nothing_in_any_dtype(subject: Subject, dtype: to
     """Rule 7 in float32, float16 and bfloat16."""
     if subject.declares.entries == "altered":
         not_applicable("entries are declared as altered")
-    if subject.declares.kind == "function":
-        not_applicable("the harness's own attention drives a function, which rounds otherwise than transformers'")
+    provided_for(subject, "dtypes")
     model = architectures.under_test("llama", dtype)
     ids = architectures.text(model, 1, LENGTH)
     check_identity(
@@ -96,8 +95,7 @@ def test_a_ratio_of_one_changes_nothing_in_any_dtype(subject: Subject, dtype: to
 
 def test_generate_with_a_ratio_of_one_is_as_without(subject: Subject, one_model: architectures.Model) -> None:
     """Rule 7 through ``model.generate``: with keep_ratio 1 it gives the tokens of the model alone."""
-    if subject.declares.kind == "function":
-        not_applicable("model.generate does not know functions over a cache")
+    provided_for(subject, "generate")
     if subject.declares.entries == "altered":
         not_applicable("entries are declared as altered")
     ids = architectures.text(one_model, 1, 11).to(one_model.device)
@@ -111,8 +109,7 @@ def test_generate_with_a_ratio_of_one_is_as_without(subject: Subject, one_model:
 
 def test_generate_attends_to_what_is_held(subject: Subject, model: architectures.Model) -> None:
     """Rules 1 and 6 through ``model.generate``: each step's logits are those of attention to what was held."""
-    if subject.declares.kind == "function":
-        not_applicable("model.generate does not know functions over a cache")
+    provided_for(subject, "generate")
     ids = architectures.text(model, 1, 16)
     options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
     try:

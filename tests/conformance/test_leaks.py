@@ -12,13 +12,12 @@ from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from . import architectures, place
-from .evidence import drawn, run_scripted
-from .guard import difference, fingerprint
-from .session import Departure, Session, Trace, not_applicable, run
-from .strategies import FEW, options_of, pruning
-from .subjects import Subject
-from .test_entries import normal_keys
+from pressgauge.conformance import architectures, devices
+from pressgauge.conformance.guard import difference, fingerprint
+from pressgauge.conformance.session import Departure, Session, Trace, not_applicable, provided_for, run
+from pressgauge.conformance.strategies import FEW, normal_keys, options_of, pruning
+from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.traces import drawn, run_scripted
 
 SLACK = 1.02
 """Storage may be this many times what is held."""
@@ -57,16 +56,13 @@ def test_a_second_sequence_is_as_fresh_as_the_first(subject: Subject, one_model:
             if not _same(again, fresh[index]):
                 raise Departure(
                     "fresh", f"a text of {texts[index].shape[1]} tokens is treated otherwise as number {turn + 1} "
-                    f"{'in one context ' if session.kind == 'context' else ''}than as the first",
+                    f"{session.adapter.shared}than as the first",
                 )  # fmt: skip
 
 
 def test_two_sequences_side_by_side_do_not_meet(subject: Subject, one_model: architectures.Model) -> None:
     """Two caches of one compressor, fed in turns, are as if each were alone."""
-    if subject.declares.kind == "context":
-        not_applicable("a context is around one model, and a cache at a time goes through it")
-    if subject.declares.kind == "function":
-        not_applicable("a function keeps no cache of its own")
+    provided_for(subject, "side by side")
     texts = [architectures.text(one_model, 1, 14, seed=seed) for seed in (1, 2)]
     lengths = [8] + [1] * 6
     options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
@@ -117,7 +113,7 @@ class InterruptedPassError(Exception):
 def test_the_model_is_left_as_it_was(subject: Subject) -> None:
     """C6 of the bug catalogue: hooks, patches and registrations are gone from the same model, after an exception in the
     middle of a pass too, and it computes as before."""
-    model = architectures.build("llama").to(place.chosen())
+    model = architectures.build("llama").to(devices.chosen())
     ids = architectures.text(model, 1, 16)
     own = ids.to(model.device)
     options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}

@@ -4,12 +4,14 @@ from typing import Any
 
 import torch
 
-from . import architectures
-from .evidence import audited
-from .oracle import NEVER
-from .session import Departure, Trace, not_applicable, run
-from .subjects import Subject
-from .test_attention import LENGTH, off, wrong_tokens
+from pressgauge.conformance import architectures
+from pressgauge.conformance.checks import off, wrong_tokens
+from pressgauge.conformance.oracle import NEVER
+from pressgauge.conformance.session import Departure, Trace, not_applicable, provided_for, run
+from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.traces import audited
+
+LENGTH = 20
 
 LENGTHS = [5, 9, 15]
 
@@ -62,8 +64,7 @@ def test_permuting_rows_permutes_the_result(subject: Subject, one_model: archite
 
 def test_padding_counts_for_nothing(subject: Subject, model: architectures.Model) -> None:
     """Rule 11: rows of 5, 9 and 15 tokens, padded on the left, are what they are alone (C9 of the bug catalogue)."""
-    if subject.declares.kind == "function":
-        not_applicable("a function over the cache is never told what is padding")
+    provided_for(subject, "padding")
     if not subject.declares.padding:
         not_applicable("the subject declares that padded rows are beyond it")
     columns, new = max(LENGTHS), 6

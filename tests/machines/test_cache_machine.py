@@ -4,9 +4,7 @@ import copy
 from typing import Any
 
 import torch
-from conformance import oracle
-from conformance.strategies import DIMENSION, HEADS, LAYERS, options
-from conformance.subjects import SUBJECTS
+from conformance.ours import SUBJECTS
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -14,6 +12,8 @@ from presses.drive import CONFIG, values_of
 from torch import Tensor
 
 from pressgauge import PressedCache
+from pressgauge.conformance import oracle
+from pressgauge.conformance.strategies import DIMENSION, HEADS, LAYERS, options
 
 LONGEST = 120
 

@@ -4,15 +4,17 @@ prompts, copies and fresh starts, each against what the sequence is alone and ag
 from typing import Any
 
 import torch
-from conformance import architectures, oracle
-from conformance.audit import Audit
-from conformance.session import Session, Trace, run
-from conformance.subjects import Subject, ours_by_default
-from conformance.test_attention import EXACT, off
+from conformance.ours import ours_by_default
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from torch import Tensor
+
+from pressgauge.conformance import architectures, oracle
+from pressgauge.conformance.audit import Audit
+from pressgauge.conformance.checks import EXACT, off
+from pressgauge.conformance.session import Session, Trace, run
+from pressgauge.conformance.subjects import Subject
 
 SUBJECTS = {subject.name: subject for subject in ours_by_default()}
 MOST = 4

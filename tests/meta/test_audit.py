@@ -4,14 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-from conformance.audit import Audit
-from conformance.oracle import NEVER
-from conformance.scripted import scripted
-from conformance.session import Departure, Pass, Trace
-from conformance.strategies import HEADS
-from conformance.subjects import SUBJECTS
-from conformance.versions import cache_of
+from conformance.ours import SUBJECTS
 from torch import Tensor
+
+from pressgauge.conformance.audit import Audit
+from pressgauge.conformance.oracle import NEVER
+from pressgauge.conformance.scripted import scripted
+from pressgauge.conformance.session import Departure, Pass, Trace
+from pressgauge.conformance.strategies import HEADS
+from pressgauge.conformance.versions import cache_of
 
 KEYS = torch.arange(1.0, 13).view(1, 1, 6, 2)
 VALUES = -KEYS

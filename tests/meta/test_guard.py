@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conformance import architectures, guard
+
+from pressgauge.conformance import architectures, guard
 
 
 @pytest.fixture(autouse=True)

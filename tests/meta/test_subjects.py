@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conformance import oracle
-from conformance.declares import Declares, read_declares
-from conformance.subjects import find, kind_of, ours_by_default, subject_of
+from conformance.ours import ours_by_default
 from laws import LAWS, judged
 
 from pressgauge import KnormPress
+from pressgauge.conformance import oracle
+from pressgauge.conformance.adapters import adapter_of
+from pressgauge.conformance.declares import Declares, read_declares
+from pressgauge.conformance.subjects import find, subject_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
 
@@ -40,7 +42,7 @@ class Context:
 )
 def test_the_three_conventions_are_told_apart(compressor: object, kind: str) -> None:
     """By what the factory returns."""
-    assert kind_of(compressor) == kind
+    assert adapter_of(compressor).kind == kind
 
 
 def test_what_follows_no_convention_is_refused() -> None:
@@ -48,7 +50,7 @@ def test_what_follows_no_convention_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"the factory returned a int: it has to return an object with \.cache\(config\)"
     ):
-        kind_of(3)
+        adapter_of(3)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_the_example_of_the_page_is_right_once_it_is_mended() -> None:
 
 def test_a_factory_is_found_by_its_name() -> None:
     """With the version of the package that it is from."""
-    subject = find("pressgauge.press:KnormPress")
+    subject = find("pressgauge.presses.knorm:KnormPress")
     assert subject.declares.kind == "cache"
     assert re.fullmatch(r"pressgauge [\d.]+", subject.version)
 
@@ -140,10 +142,10 @@ def test_a_factory_is_found_by_its_name() -> None:
     [
         ("nowhere:factory", "--subject nowhere:factory was not found: No module named 'nowhere'"),
         (
-            "pressgauge.press:Nothing",
-            "--subject pressgauge.press:Nothing was not found: module ",
+            "pressgauge.presses.knorm:Nothing",
+            "--subject pressgauge.presses.knorm:Nothing was not found: module ",
         ),
-        ("pressgauge.press", "--subject must be package.module:factory, got 'pressgauge.press'"),
+        ("pressgauge.presses.knorm", "--subject must be package.module:factory, got 'pressgauge.presses.knorm'"),
         ("builtins:print", "--subject builtins:print cannot be used: "),
     ],
 )

@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 from _pytest._code.code import ReprFileLocation
-from conformance import architectures, session, test_counts
-from conformance.plugin import REFUSED, Laws, _require_a_compressor
-from conformance.session import Departure, run
-from conformance.subjects import Subject, subject_of
-from conformance.test_attention import check_attention
-from conformance.versions import CACHE, CACHE_NAMES
+from conformance import test_counts
 from mutants.catalogue import BeforehandLayer, cached, with_layers
 from torch import Tensor
 
 from pressgauge.cache import PressedLayer
+from pressgauge.conformance import architectures, session
+from pressgauge.conformance.checks import check_attention
+from pressgauge.conformance.plugin import IDLENESS, REFUSED, Laws, _require_a_compressor
+from pressgauge.conformance.session import Departure, run
+from pressgauge.conformance.subjects import Subject, subject_of
+from pressgauge.conformance.versions import CACHE, CACHE_NAMES
 
 
 def reported(name: str, case: str = "", message: str = "", refused: tuple[str, ...] = ()) -> pytest.TestReport:
@@ -56,12 +57,12 @@ def summary(*reports: pytest.TestReport) -> list[str]:
 
 def test_a_finding_says_of_which_models_it_is() -> None:
     """Of one law one line for each finding, with all models that show it; none where there is but one."""
-    same = "conformance.session.Departure: order: layer 1 is out of order"
+    same = "pressgauge.conformance.session.Departure: order: layer 1 is out of order"
     assert summary(
         reported("test_a_law", "-llama", same),
         reported("test_a_law", "-neox", same),
         reported("test_a_law", "-qwen3"),
-        reported("test_another", "", "conformance.session.Departure: counts: too many"),
+        reported("test_another", "", "pressgauge.conformance.session.Departure: counts: too many"),
     ) == [
         "broken a law",
         "order: layer 1 is out of order (llama, neox)",
@@ -149,10 +150,10 @@ def test_a_compressor_that_never_sees_a_cache_has_one_finding(hooks: bool, findi
     subject = unseeing(hooks)
     with pytest.raises(Departure, match=finding):
         test_counts.test_something_is_evicted(subject)
-    _require_a_compressor(test_counts.test_something_is_evicted, subject)
+    _require_a_compressor(IDLENESS, subject)
     with pytest.raises(pytest.skip.Exception, match=f"the subject does not act: acts: {finding}"):
-        _require_a_compressor(check_attention, subject)
-    _require_a_compressor(check_attention, cached(with_layers(PressedLayer)))
+        _require_a_compressor("test_another", subject)
+    _require_a_compressor("test_another", cached(with_layers(PressedLayer)))
 
 
 def test_a_cache_that_a_model_ignores_is_the_first_finding(monkeypatch: pytest.MonkeyPatch) -> None:

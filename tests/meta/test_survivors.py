@@ -9,16 +9,16 @@ from mutants import survivors
 LIST = """# What stands behind # is for people.
 
 Nothing can tell.
-    budget.Ledger.crop
+    rules.ledger.Ledger.crop
     - a = 1
     + a = 2
-    history._slots
+    history.fixed._slots
     - b = 1
     - c = 1
     + b = c = 1
 
 Nor this.
-    press.rank
+    presses.ranking.rank
     - return x
     + return -(-x)
 """
@@ -30,26 +30,29 @@ DIFF = """--- budget.py
 +    a = 2
      return a
 """
-CROP = "pressgauge.budget.xǁLedgerǁcrop__mutmut_3"
-MUTANTS = {"known": ("budget.Ledger.crop", "- a = 1", "+ a = 2"), "new": ("budget.Ledger.crop", "- a = 1", "+ a = 3")}
+CROP = "pressgauge.rules.ledger.xǁLedgerǁcrop__mutmut_3"
+MUTANTS = {
+    "known": ("rules.ledger.Ledger.crop", "- a = 1", "+ a = 2"),
+    "new": ("rules.ledger.Ledger.crop", "- a = 1", "+ a = 3"),
+}
 
 
 def test_a_list_is_read() -> None:
     """A reason stands for all changes below it."""
     assert survivors.listed(LIST) == {
-        ("budget.Ledger.crop", "- a = 1", "+ a = 2"): "Nothing can tell.",
-        ("history._slots", "- b = 1", "- c = 1", "+ b = c = 1"): "Nothing can tell.",
-        ("press.rank", "- return x", "+ return -(-x)"): "Nor this.",
+        ("rules.ledger.Ledger.crop", "- a = 1", "+ a = 2"): "Nothing can tell.",
+        ("history.fixed._slots", "- b = 1", "- c = 1", "+ b = c = 1"): "Nothing can tell.",
+        ("presses.ranking.rank", "- return x", "+ return -(-x)"): "Nor this.",
     }
 
 
 @pytest.mark.parametrize(
     ("mutant", "name"),
     [
-        (CROP, "budget.Ledger.crop"),
-        ("pressgauge.history.x__slots__mutmut_12", "history._slots"),
-        ("pressgauge.press.x_rank__mutmut_1", "press.rank"),
-        ("pressgauge.history.xǁHistoryǁ__init____mutmut_2", "history.History.__init__"),
+        (CROP, "rules.ledger.Ledger.crop"),
+        ("pressgauge.history.fixed.x__slots__mutmut_12", "history.fixed._slots"),
+        ("pressgauge.presses.ranking.x_rank__mutmut_1", "presses.ranking.rank"),
+        ("pressgauge.history.record.xǁHistoryǁ__init____mutmut_2", "history.record.History.__init__"),
     ],
 )
 def test_a_mutant_is_named_by_its_function(mutant: str, name: str) -> None:

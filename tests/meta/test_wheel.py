@@ -25,23 +25,33 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def run(site: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """``python -m pytest`` with what the wheel has in front of this project."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:randomly", *options]
+def run(site: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """``python -m`` with what the wheel, or the clone, has in front of what is installed."""
     environment = {**os.environ, "PYTHONPATH": str(site)}
+    command = (sys.executable, "-m", *command)
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_the_example_of_the_page_is_found_out(site: Path, tmp_path: Path) -> None:
-    """The compressor of the page, the command of the page, from the wheel: the first line of the summary is the one
-    that the page shows; laws that do not apply say why."""
+PYTEST = ("pytest", "-p", "no:cacheprovider", "-p", "no:randomly")
+COMMANDS = {
+    "pytest": (*PYTEST, "--pyargs", "pressgauge.conformance", "--subject", "my_module:my_factory"),
+    "pressgauge audit": ("pressgauge", "audit", "compressor", "my_module:my_factory", "--", "-p", "no:randomly"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("where", ["wheel", "clone"])
+def test_the_example_of_the_page_is_found_out(site: Path, tmp_path: Path, where: str, command: str) -> None:
+    """The compressor of the page, the commands of the page, from a wheel and from a clone, as an editable install has
+    it: the first line of the summary is the one that the page shows; laws that do not apply say why."""
+    place = site if where == "wheel" else ROOT / "src"
     example = re.search(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
     finding = re.search(r"<!-- finding -->\n`(.*)`\n<!-- /finding -->", PAGE)
     assert example is not None
     assert finding is not None
     (tmp_path / "my_module.py").write_text(example.group(1), encoding="utf-8")
     laws = "prune_after or something_is_evicted or padding or equal_entries"
-    result = run(site, tmp_path, "--pyargs", "pressgauge.conformance", "--subject", "my_module:my_factory", "-k", laws)
+    result = run(place, tmp_path, *COMMANDS[command], "-k", laws)
     assert result.returncode == 1, result.stdout + result.stderr
     lines = result.stdout.splitlines()
     what = "a function over the whole cache, held to schedule step"
@@ -63,5 +73,5 @@ def test_the_example_of_the_page_is_found_out(site: Path, tmp_path: Path) -> Non
 def test_other_runs_of_pytest_know_nothing_of_it(site: Path, tmp_path: Path) -> None:
     """Where the suite is not what is run, its options are not there, and torch is not imported for it."""
     (tmp_path / "test_own.py").write_text("import sys\n\ndef test_it():\n    assert 'torch' not in sys.modules\n")
-    assert run(site, tmp_path, "test_own.py").returncode == 0
-    assert "--subject" not in run(site, tmp_path, "--help").stdout
+    assert run(site, tmp_path, *PYTEST, "test_own.py").returncode == 0
+    assert "--subject" not in run(site, tmp_path, *PYTEST, "--help").stdout

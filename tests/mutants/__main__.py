@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from conformance import plugin
 from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
 from rich.progress import track
+
+from pressgauge.conformance import plugin
 
 # How many examples a law draws is read when it is imported.
 plugin.load_profile()

@@ -1,6 +1,6 @@
 """The mutants: each breaks one thing, says where that really happened, and names the law that must kill it.
 
-The ids are those of the project's catalogue of bugs; ``own`` marks mutants of rules that it does not list.
+The ids are those of docs/bug-catalogue.md; ``own`` marks mutants of rules that it does not list.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conformance import test_attention, test_counts, test_entries, test_identity, test_leaks, test_rows, test_trends
-from conformance.subjects import SUBJECTS, Subject, ours, subject_of
+from conformance.ours import SUBJECTS, ours
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -21,8 +21,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mutants.mutant import Mutant
 from mutants.plain import HOOKED, Hooked, Plain, hooked, plain
 from mutants.votes import VOTES
-from pressgauge import KnormPress, Press, PressedCache, attention
+from pressgauge import KnormPress, Press, PressedCache, attach
 from pressgauge.cache import PressedLayer
+from pressgauge.conformance.subjects import Subject, subject_of
 
 KNORM = next(subject for subject in SUBJECTS if subject.name == "knorm-budget")
 
@@ -531,9 +532,7 @@ class BeforehandLayer(PressedLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         super().update(key_states, value_states, *args, **kwargs)
         self.settle()
-        assert self._keys is not None
-        assert self._values is not None
-        return self._keys[:, :, : self.used], self._values[:, :, : self.used]
+        return self.storage.held("keys"), self.storage.held("values")
 
 
 class HoardingLayer(PressedLayer):
@@ -541,11 +540,11 @@ class HoardingLayer(PressedLayer):
 
     def _evict(self) -> None:
         super()._evict()
-        for name in ("_keys", "_values"):
-            kept = getattr(self, name)
+        for name in ("keys", "values"):
+            kept = self.storage[name]
             whole = kept.new_zeros((*kept.shape[:2], self.columns + kept.shape[2], kept.shape[3]))
             whole[:, :, : kept.shape[2]] = kept
-            setattr(self, name, whole[:, :, : kept.shape[2]])
+            self.storage[name] = whole[:, :, : kept.shape[2]]
 
 
 def with_layers(kind: type[PressedLayer]) -> type[Press]:
@@ -669,7 +668,7 @@ def everything_is_seen(layer: PressedLayer, tokens: int) -> Tensor:
 
 def attached(kind: Callable[..., Press]) -> Subject:
     """A press under ``budget``, attached."""
-    return ours(kind, "budget", "knorm")
+    return ours("knorm", "budget", kind)
 
 
 MUTANTS = [
@@ -785,7 +784,7 @@ MUTANTS = [
            attached(while_attached(PressedLayer, mask=everything_is_seen)),
            test_attention.test_later_tokens_change_no_earlier_logit, KNORM),
     Mutant("C9", "padding is scored and kept as if it were text", "KIVI issue 18",
-           attached(while_attached(attention, _padding=padding_is_text, strange_mask=not_looked_at)),
+           attached(while_attached(attach, _padding=padding_is_text, strange_mask=not_looked_at)),
            test_rows.test_padding_counts_for_nothing, KNORM),
     Mutant("own-trend", "keep_ratio is the share that goes", "plausible, where others count compression_ratio",
            attached(ShareThatGoes), test_trends.test_nll_does_not_fall_as_less_is_kept, KNORM),

@@ -1,6 +1,6 @@
 """The mutants of measuring: each breaks one thing in the code that measures, and names the law that must kill it.
 
-The ids are those of the project's catalogue of bugs; ``measure`` marks mutants of laws that it does not list.
+The ids are those of docs/bug-catalogue.md; ``measure`` marks mutants of laws that it does not list.
 """
 
 import importlib
@@ -14,17 +14,18 @@ from typing import Any
 import pytest
 import test_measuring as laws
 import torch
-from conformance.versions import using
 from torch import Tensor
 from transformers import DynamicCache
 
-from pressgauge import Perplexity, decoder, sweep, timing
+from pressgauge import Perplexity, decoder, timing
+from pressgauge.bench import sweep
+from pressgauge.bench.row import Row
+from pressgauge.conformance.versions import using
 from pressgauge.onepass import OnePass
-from pressgauge.row import Row
 from pressgauge.timing import Ratio
 
 # The package's attribute of this name is the function.
-scoring: Any = importlib.import_module("pressgauge.perplexity")
+scoring: Any = importlib.import_module("pressgauge.likelihood")
 
 Breaks = Callable[[pytest.MonkeyPatch], None]
 
@@ -234,7 +235,7 @@ def verdict_by_what_is_above(real: Any) -> Any:
     def verdict(self: Row) -> str:
         if self.keep_ratio == 1 or self.vacuous:
             return "uncompressed" if self.keep_ratio == 1 else "vacuous"
-        return "too aggressive" if self.ppl_change > 0.3 else "acceptable" if self.ppl_change >= 0.2 else "good"
+        return "above" if self.ppl_change > 0.3 else "within +30 %" if self.ppl_change >= 0.2 else "within +20 %"
 
     return property(verdict)
 
@@ -513,8 +514,8 @@ MEASURING = [
         replacing(sweep, "make_row", first_base_line_for_all),
     ),
     MeasuringMutant(
-        "measure-verdict", "a perplexity that is not a number is good", "plausible",
-        laws.test_verdicts_are_good_below_20_percent_and_acceptable_up_to_30,
+        "measure-verdict", "a perplexity that is not a number is in the first band", "plausible",
+        laws.test_verdicts_are_the_bands_below_20_percent_up_to_30_and_above,
         replacing(Row, "verdict", verdict_by_what_is_above),
     ),
     MeasuringMutant(

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from conformance import architectures
-from conformance.versions import CACHE
 from transformers.cache_utils import DynamicLayer
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaModel
+
+from pressgauge.conformance import architectures
+from pressgauge.conformance.versions import CACHE
 
 
 def another_name(model: Any) -> None:

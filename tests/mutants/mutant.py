@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from conformance.subjects import Subject
 from laws import Law
 
 from mutants.plain import SOUND
+from pressgauge.conformance.subjects import Subject
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from conformance.subjects import SUBJECTS, VOTING, Subject
+from conformance.ours import SCORED_BY_ATTENTION, SUBJECTS
 from presses import test_onepass
 from torch import Tensor
 
 from pressgauge import onepass, replay
+from pressgauge.conformance.subjects import Subject
 from pressgauge.history import NEVER
 
 KNORM = next(subject for subject in SUBJECTS if subject.name == "knorm-budget")
 RANDOM = next(subject for subject in SUBJECTS if subject.name == "random-budget")
-TOVA = next(subject for subject in VOTING if subject.name == "tova-budget")
+TOVA = next(subject for subject in SCORED_BY_ATTENTION if subject.name == "tova-budget")
 
 
 @dataclass(frozen=True)

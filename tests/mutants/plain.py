@@ -8,9 +8,10 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from conformance.subjects import Subject, subject_of
-from conformance.versions import CACHE
 from torch import Tensor
+
+from pressgauge.conformance.subjects import Subject, subject_of
+from pressgauge.conformance.versions import CACHE
 
 Layers = list[tuple[Tensor, Tensor]]
 

@@ -36,7 +36,7 @@ def listed(text: str) -> dict[Change, str]:
 
 
 def function(mutant: str) -> str:
-    """``budget.Ledger.crop`` for ``pressgauge.budget.xǁLedgerǁcrop__mutmut_1``."""
+    """``rules.ledger.Ledger.crop`` for ``pressgauge.rules.ledger.xǁLedgerǁcrop__mutmut_1``."""
     module, _, name = mutant.removeprefix("pressgauge.").rpartition(".")
     name = re.sub(r"__mutmut_\d+$", "", name)
     return f"{module}.{name.removeprefix('x').strip('ǁ').replace('ǁ', '.') if 'ǁ' in name else name.removeprefix('x_')}"

@@ -6,13 +6,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from conformance.subjects import Subject
 from laws import LAWS, Law, outcome, words
 
 from mutants.catalogue import MUTANTS
 from mutants.mutant import Mutant
 from mutants.onepass import LAW, ONEPASS, OnePassMutant
 from mutants.variants import VARIANTS
+from pressgauge.conformance.subjects import Subject
 
 TREND = LAWS["test_nll_does_not_fall_as_less_is_kept"]
 """A law only for those that declare it, which no variant does."""

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from conformance.subjects import subject_of
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
@@ -11,6 +10,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from mutants.catalogue import Boundary, ByScore, FloatCeiling, Floor, LaterWins, Rounded
 from mutants.plain import HOOKED, SOUND, Layers, Plain, plain
 from pressgauge import StreamingLLMPress
+from pressgauge.conformance.subjects import subject_of
 
 
 def by_hand(keep_ratio: float, prune_after: int = 512, skip_layers: tuple[int, ...] = ()) -> Any:

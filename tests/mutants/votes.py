@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 from conformance import test_counts, test_entries
-from conformance.subjects import VOTING, ours, subject_of
+from conformance.ours import SCORED_BY_ATTENTION, ours
 from torch import Tensor
 
 from mutants.mutant import Mutant
 from pressgauge import H2OPress, Press, SnapKVPress, TOVAPress
-from pressgauge.votes import Attention, AttentionSums, LastQueries, Votes
+from pressgauge.conformance.subjects import subject_of
+from pressgauge.presses.attention_scores import Attention, AttentionSums, LastQueries, Votes
 
-BY_NAME = {subject.name: subject for subject in VOTING}
+BY_NAME = {subject.name: subject for subject in SCORED_BY_ATTENTION}
 BEST = test_entries.test_the_best_entries_of_a_long_text_stay
 
 
@@ -160,31 +161,31 @@ QUESTIONED = subject_of(
 
 VOTES = [
     Mutant("own-votes-causal", "the score has no causal mask: later entries of a pass get votes of earlier queries",
-           "plausible", ours(counting(H2OPress, lambda press: BlindToOrder()), "budget", "h2o"), BEST,
+           "plausible", ours("h2o", "budget", counting(H2OPress, lambda press: BlindToOrder())), BEST,
            BY_NAME["h2o-budget"]),
     Mutant("own-votes-groups", "query heads vote for KV heads grouped the wrong way round", "kvpress b1d2865",
-           ours(counting(H2OPress, lambda press: WrongGroups()), "budget", "h2o"), BEST, BY_NAME["h2o-budget"]),
+           ours("h2o", "budget", counting(H2OPress, lambda press: WrongGroups())), BEST, BY_NAME["h2o-budget"]),
     Mutant("own-votes-first", "of the query heads of a KV head only the first votes", "plausible",
-           ours(counting(H2OPress, lambda press: FirstOfGroup()), "prefill", "h2o"), BEST, BY_NAME["h2o-prefill"]),
+           ours("h2o", "prefill", counting(H2OPress, lambda press: FirstOfGroup())), BEST, BY_NAME["h2o-prefill"]),
     Mutant("own-votes-behind", "sums of attention stay behind when entries move", "plausible",
-           ours(counting(H2OPress, lambda press: StayBehind()), "budget", "h2o"), BEST, BY_NAME["h2o-budget"]),
+           ours("h2o", "budget", counting(H2OPress, lambda press: StayBehind())), BEST, BY_NAME["h2o-budget"]),
     Mutant("own-votes-forgotten", "only the last pass's votes count", "plausible",
-           ours(counting(H2OPress, lambda press: FromNowOn()), "budget", "h2o"), BEST, BY_NAME["h2o-budget"]),
+           ours("h2o", "budget", counting(H2OPress, lambda press: FromNowOn())), BEST, BY_NAME["h2o-budget"]),
     Mutant("own-votes-average", "votes are averaged over age where they are to be summed", "plausible",
-           ours(AverageOverAge, "prefill", "h2o"), BEST, BY_NAME["h2o-prefill"]),
+           ours("h2o", "prefill", AverageOverAge), BEST, BY_NAME["h2o-prefill"]),
     Mutant("own-votes-age", "all queries vote, so that the older an entry the more votes it has", "plausible",
-           ours(SumsInTheWindow, "prefill", "snapkv", recent=2), BEST, BY_NAME["snapkv-prefill"]),
+           ours("snapkv", "prefill", SumsInTheWindow, recent=2), BEST, BY_NAME["snapkv-prefill"]),
     Mutant("own-votes-window", "the observation window votes for itself", "plausible",
-           ours(WindowVotesForItself, "prefill", "snapkv", recent=2), BEST, BY_NAME["snapkv-prefill"]),
+           ours("snapkv", "prefill", WindowVotesForItself, recent=2), BEST, BY_NAME["snapkv-prefill"]),
     Mutant("own-votes-pass", "the window ends where the pass began", "plausible",
-           ours(counting(SnapKVPress, lambda press: OnlyThisPass(press.recent)), "budget", "snapkv", recent=2),
+           ours("snapkv", "budget", counting(SnapKVPress, lambda press: OnlyThisPass(press.recent)), recent=2),
            BEST, BY_NAME["snapkv-budget"]),
     Mutant("own-votes-question", "the question behind the prompt is in the observation window", "plausible",
            QUESTIONED, test_counts.test_every_layer_holds_what_the_schedule_says, BY_NAME["snapkv-prefill"]),
     Mutant("own-votes-scale", "products are not divided by the root of the dimension", "plausible",
-           ours(counting(TOVAPress, lambda press: Unscaled(1)), "budget", "tova"), BEST, BY_NAME["tova-budget"]),
+           ours("tova", "budget", counting(TOVAPress, lambda press: Unscaled(1))), BEST, BY_NAME["tova-budget"]),
     Mutant("own-votes-query", "the first query of a pass votes instead of the last", "plausible",
-           ours(counting(TOVAPress, lambda press: FirstQueries(1)), "prefill", "tova"), BEST, BY_NAME["tova-prefill"]),
+           ours("tova", "prefill", counting(TOVAPress, lambda press: FirstQueries(1))), BEST, BY_NAME["tova-prefill"]),
     Mutant("own-votes-heads", "heads that are to agree decide for themselves", "plausible",
-           ours(HeadsAlone, "budget", "tova"), BEST, BY_NAME["tova-budget"]),
+           ours("tova", "budget", HeadsAlone), BEST, BY_NAME["tova-budget"]),
 ]  # fmt: skip

@@ -7,8 +7,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import transformers
-from conformance import plugin
 from rich.progress import track
+
+from pressgauge.conformance import plugin
 
 # How many examples a law draws is read when it is imported.
 plugin.load_profile()

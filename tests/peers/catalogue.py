@@ -1,11 +1,11 @@
 """The peers: by the name of their file of deviations."""
 
-from conformance.subjects import Subject, subject_of
 from mutants.variants import DYNAMIC, WINDOW_SIZE, SlidingWindow
 
 from peers import kvpress_presses
 from peers.l2compress import l2compress
 from peers.quantized import Quantized
+from pressgauge.conformance.subjects import Subject, subject_of
 
 NEITHER = {"prune_after": None, "skip_layers": None}
 

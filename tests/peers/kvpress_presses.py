@@ -3,7 +3,6 @@
 from decimal import Decimal
 from typing import Any
 
-from conformance.subjects import Subject, subject_of
 from kvpress import (
     CompressionRatioDecodingPress,
     DecodingPress,
@@ -15,6 +14,8 @@ from kvpress import (
     TOVAPress,
 )
 from torch import Tensor
+
+from pressgauge.conformance.subjects import Subject, subject_of
 
 TARGET_SIZE = 8
 WINDOW = 4

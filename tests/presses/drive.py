@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from conformance.strategies import DIMENSION, HEADS, LAYERS
-from conformance.versions import using
 from torch import Tensor
 from transformers import LlamaConfig, PreTrainedModel
 
 from pressgauge import Press, PressedCache
+from pressgauge.conformance.strategies import DIMENSION, HEADS, LAYERS
+from pressgauge.conformance.versions import using
 
 CONFIG = LlamaConfig(
     vocab_size=8,

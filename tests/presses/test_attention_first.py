@@ -5,12 +5,12 @@ The oracle is one full forward pass in float64 with explicit attention, masked b
 
 import pytest
 import torch
-from conformance import architectures
-from conformance.masked import masked_logits
-from conformance.subjects import Subject
 
 from presses.drive import run
 from pressgauge import KnormPress, replay
+from pressgauge.conformance import architectures
+from pressgauge.conformance.masked_attention import masked_logits
+from pressgauge.conformance.subjects import Subject
 
 LENGTH = 30
 FEEDINGS: dict[str, list[int]] = {

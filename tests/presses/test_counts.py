@@ -6,15 +6,15 @@ from fractions import Fraction
 
 import pytest
 import torch
-from conformance import oracle
-from conformance.strategies import LAYERS, Case, cases, pass_lists, ratios
-from conformance.subjects import Subject
 from hypothesis import given
 from hypothesis import strategies as st
 
 from presses.drive import feed
 from pressgauge import KnormPress, PressedCache
-from pressgauge.budget import Budget, Ledger, exact_ceil
+from pressgauge.conformance import oracle
+from pressgauge.conformance.strategies import LAYERS, Case, cases, pass_lists, ratios
+from pressgauge.conformance.subjects import Subject
+from pressgauge.rules import Budget, Ledger, exact_ceil
 
 
 @given(data=st.data())

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import architectures
-from conformance.subjects import Subject
-from conformance.versions import using
 from transformers import DynamicCache
 
 from presses.drive import run
 from pressgauge import KnormPress
+from pressgauge.conformance import architectures
+from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.versions import using
 
 LENGTH = 24
 PASSES = [9, 1, 1, 5] + [1] * 8

@@ -6,17 +6,17 @@ import sys
 
 import pytest
 import torch
-from conformance import architectures
-from conformance.guard import fingerprint
-from conformance.strategies import DIMENSION, HEADS
-from conformance.subjects import Subject
-from conformance.versions import cache_of, using
 from transformers import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from presses.drive import feed, run
 from pressgauge import KnormPress, PressedCache, RandomPress
+from pressgauge.conformance import architectures
+from pressgauge.conformance.guard import fingerprint
+from pressgauge.conformance.strategies import DIMENSION, HEADS
+from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.versions import cache_of, using
 
 
 def test_a_press_is_an_immutable_value(subject: Subject) -> None:

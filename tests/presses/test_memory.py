@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from conformance import architectures
-from conformance.strategies import HEADS, LAYERS, Case, cases
-from conformance.subjects import Subject
 from hypothesis import given
 from hypothesis import strategies as st
 
 from presses.drive import CONFIG, feed, run
 from pressgauge import KnormPress, PressedCache
+from pressgauge.conformance import architectures
+from pressgauge.conformance.strategies import HEADS, LAYERS, Case, cases
+from pressgauge.conformance.subjects import Subject
 
 
 @given(data=st.data())
@@ -59,7 +59,7 @@ def test_a_prompt_is_freed_layer_by_layer() -> None:
     keys = torch.randn(1, HEADS, 1000, 3)
     for layer in range(LAYERS):
         cache.update(keys, keys, layer)
-        whole = [other for other in range(layer + 1) if cache.layers[other]._keys.shape[2] > 100]
+        whole = [other for other in range(layer + 1) if cache.layers[other].storage["keys"].shape[2] > 100]
         assert whole == [layer]
 
 

@@ -1,4 +1,4 @@
-"""Section 3 of the design: perplexity in one pass is exactly what decoding with the compressed cache gives.
+"""Rule 14: perplexity in one pass is exactly what decoding with the compressed cache gives.
 
 A law about the package's own measurement, not about a compressor: what one pass replays is a press of ours. So these
 laws draw their press from the table of subjects, except for the one that names each.
@@ -14,13 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conformance import architectures
-from conformance.guard import fingerprint
-from conformance.masked import masked_logits
-from conformance.oracle import NEVER
-from conformance.strategies import options
-from conformance.subjects import SUBJECTS, VOTING, Subject
-from conformance.versions import CACHE
+from conformance.ours import SCORED_BY_ATTENTION, SUBJECTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from query_press import QueryPress
@@ -30,8 +24,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from presses.test_refusals import SMALL
 from pressgauge import KnormPress, Perplexity, Press, RandomPress, StreamingLLMPress, perplexity, replay
-from pressgauge.attention import attach
-from pressgauge.perplexity import Method
+from pressgauge.attach import attach
+from pressgauge.conformance import architectures
+from pressgauge.conformance.guard import fingerprint
+from pressgauge.conformance.masked_attention import masked_logits
+from pressgauge.conformance.oracle import NEVER
+from pressgauge.conformance.strategies import options
+from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.versions import CACHE
+from pressgauge.likelihood import Method
 
 TOLERANCE = 1e-9
 """Nats per token, between two ways of computing the same in float64."""
@@ -70,7 +71,7 @@ class Case:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """Any press under any schedule, on up to three padded rows; a prompt of one token, some, or all but one."""
-    subject: Subject = draw(st.sampled_from([*SUBJECTS, *VOTING]))
+    subject: Subject = draw(st.sampled_from([*SUBJECTS, *SCORED_BY_ATTENTION]))
     # The first row is long enough for every rule to be met; the others may have no token at all.
     lengths = [draw(st.integers(2, 28)), *draw(st.lists(st.integers(0, 28), max_size=2))]
     columns = max(lengths)

@@ -4,11 +4,11 @@ import re
 
 import pytest
 import torch
-from conformance import architectures
-from conformance.versions import using
 from mutants.models import MODELS, BrokenModel
 
 from pressgauge import KnormPress, generate, perplexity
+from pressgauge.conformance import architectures
+from pressgauge.conformance.versions import using
 
 PRESS = KnormPress(0.5, prune_after=4)
 PASSES = (12, 1, 3, 1)

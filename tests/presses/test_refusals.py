@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import architectures
-from conformance.subjects import Subject
-from conformance.versions import cache_of, using
 from query_press import QueryPress
 from transformers import (
     DynamicCache,
@@ -24,8 +21,11 @@ from transformers import (
 
 from presses.drive import CONFIG, run
 from pressgauge import KnormPress, Press, PressedCache, StreamingLLMPress, replay
-from pressgauge.attention import attach
-from pressgauge.votes import Attention, LastQueries, Votes
+from pressgauge.attach import attach
+from pressgauge.conformance import architectures
+from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.versions import cache_of, using
+from pressgauge.presses.attention_scores import Attention, LastQueries, Votes
 
 MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"keep_ratio": 1.5}, ValueError, "keep_ratio must be in (0, 1], got 1.5"),

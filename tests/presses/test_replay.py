@@ -1,15 +1,15 @@
-"""Section 3 of the design: the history of a layer, replayed from its keys without decoding."""
+"""Rule 13: the history of a layer, replayed from its keys without decoding."""
 
 import pytest
 import torch
-from conformance import oracle
-from conformance.strategies import HEADS, LAYERS, Case, cases, key_tensors
-from conformance.subjects import Subject
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from presses.drive import feed
 from pressgauge import KnormPress, replay
+from pressgauge.conformance import oracle
+from pressgauge.conformance.strategies import HEADS, LAYERS, Case, cases, key_tensors
+from pressgauge.conformance.subjects import Subject
 from pressgauge.history import NEVER, History, visible
 
 

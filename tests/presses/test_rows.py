@@ -2,12 +2,6 @@
 
 import pytest
 import torch
-from conformance import architectures
-from conformance.masked import masked_logits
-from conformance.oracle import NEVER
-from conformance.strategies import key_tensors, ratios
-from conformance.subjects import Subject
-from conformance.versions import cache_of, using
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,6 +9,12 @@ from torch import Tensor
 from presses.drive import feed, run
 from pressgauge import KnormPress, PressedCache, replay
 from pressgauge.cache import PressedLayer
+from pressgauge.conformance import architectures
+from pressgauge.conformance.masked_attention import masked_logits
+from pressgauge.conformance.oracle import NEVER
+from pressgauge.conformance.strategies import key_tensors, ratios
+from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.versions import cache_of, using
 
 LENGTHS = (3, 17, 64)
 NEW = 8

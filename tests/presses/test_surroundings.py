@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import architectures
-from conformance.masked import masked_logits
-from conformance.versions import cache_of, using
 from transformers import DynamicCache
 
 from presses.drive import run
 from pressgauge import KnormPress, PressedCache
+from pressgauge.conformance import architectures
+from pressgauge.conformance.masked_attention import masked_logits
+from pressgauge.conformance.versions import cache_of, using
 
 PRESS = KnormPress(0.5, prune_after=4)
 PASSES = [12, 1, 1, 3, 1, 1, 1]

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conformance import architectures
-from conformance.versions import cache_of, using
 from test_votes import PRESSES
 
 from pressgauge import H2OPress, Press, TOVAPress, perplexity
+from pressgauge.conformance import architectures
+from pressgauge.conformance.versions import cache_of, using
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,6 @@
 
 import pytest
 import torch
-from conformance import oracle
-from conformance.strategies import DIMENSION, FEW, HEADS, LAYERS, Case, cases, key_tensors, options
-from conformance.subjects import Subject
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -12,7 +9,10 @@ from torch import Tensor
 from presses.drive import feed, values_of
 from pressgauge import KeyDiffPress, KnormPress, PressedCache, StreamingLLMPress
 from pressgauge.cache import PressedLayer
-from pressgauge.press import rank
+from pressgauge.conformance import oracle
+from pressgauge.conformance.strategies import DIMENSION, FEW, HEADS, LAYERS, Case, cases, key_tensors, options
+from pressgauge.conformance.subjects import Subject
+from pressgauge.presses.ranking import rank
 
 NEVER = oracle.NEVER
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import get_args
 
 from pressgauge import Press
-from pressgauge.budget import Ledger, Schedule, pass_lengths
-from pressgauge.cli import PRESSES
+from pressgauge.presses import PRESSES
+from pressgauge.rules import Ledger, Schedule, pass_lengths
 
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 RATIOS = (0.9, 0.8, 0.7, 0.5, 0.3, 0.1)

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from conformance.versions import using
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -14,8 +13,9 @@ from transformers import PreTrainedModel
 
 from pressgauge import Press, perplexity
 from pressgauge.cache import storage_nbytes
-from pressgauge.cli import PRESSES
+from pressgauge.conformance.versions import using
 from pressgauge.decoder import attached, new_cache
+from pressgauge.presses import PRESSES
 from regression.baseline import Row
 from regression.cases import SCHEDULES
 

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from pressgauge import KnormPress, budget, cache, press
+from pressgauge import KnormPress, cache
+from pressgauge.presses import ranking
+from pressgauge.rules import budget, numbers
 
 Breaks = Callable[[pytest.MonkeyPatch], None]
 
@@ -53,14 +55,14 @@ def boundary(patch: pytest.MonkeyPatch) -> None:
 
 def floor(patch: pytest.MonkeyPatch) -> None:
     """A share is rounded down."""
-    ceil = budget.exact_ceil
+    ceil = numbers.exact_ceil
     patch.setattr(budget, "exact_ceil", lambda ratio, count: count - ceil(1 - ratio, count))
 
 
 def recent(patch: pytest.MonkeyPatch) -> None:
     """One token fewer is protected."""
-    protect = press.protect
-    patch.setattr(press, "protect", lambda ranks, positions, first: protect(ranks, positions, first + 1))
+    protect = ranking.protect
+    patch.setattr(ranking, "protect", lambda ranks, positions, first: protect(ranks, positions, first + 1))
 
 
 def position(patch: pytest.MonkeyPatch) -> None:
@@ -81,8 +83,8 @@ def narrow(patch: pytest.MonkeyPatch) -> None:
 def order(patch: pytest.MonkeyPatch) -> None:
     """What is read is in the order of storage."""
 
-    def stored(self: cache.PressedLayer, buffer: torch.Tensor | None) -> torch.Tensor | None:
-        return None if buffer is None else buffer[:, :, : self.used]
+    def stored(self: cache.PressedLayer, name: str) -> torch.Tensor | None:
+        return self.storage.held(name) if self.is_initialized else None
 
     patch.setattr(cache.PressedLayer, "_ordered", stored)
 
@@ -94,8 +96,8 @@ def sort(patch: pytest.MonkeyPatch) -> None:
     def careless(self: cache.PressedLayer) -> None:
         pending = self.pending
         settle(self)
-        if pending and self._keys is not None:
-            self._keys.sort(dim=2)
+        if pending and self.is_initialized:
+            self.storage["keys"].sort(dim=2)
 
     patch.setattr(cache.PressedLayer, "settle", careless)
 

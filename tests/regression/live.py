@@ -6,15 +6,15 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from conformance.scripted import queries_of, scripted
-from conformance.strategies import DIMENSION, HEADS
-from conformance.versions import using
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from pressgauge import Press, PressedCache
-from pressgauge.cli import PRESSES
+from pressgauge.conformance.scripted import queries_of, scripted
+from pressgauge.conformance.strategies import DIMENSION, HEADS
+from pressgauge.conformance.versions import using
+from pressgauge.presses import PRESSES
 from regression.baseline import Row
 from regression.cases import SCHEDULES
 from regression.perplexities import digest

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-import pressgauge.press
-from pressgauge import H2OPress, KeyDiffPress, KnormPress, Press, SnapKVPress, TOVAPress, interface, replay
+from pressgauge import H2OPress, KeyDiffPress, KnormPress, Press, SnapKVPress, TOVAPress, replay
 from pressgauge.history import NEVER
-from pressgauge.models import load
-from pressgauge.text import load_text
+from pressgauge.models import interface, load
+from pressgauge.presses import ranking
+from pressgauge.texts import load_text
 
 NOISE = 2.0**-20
 BITS = (8, 10, 11, 12, 14, 16, 18, 20, 23)
@@ -84,7 +84,7 @@ def moved_places(scores: Tensor, draws: int, generator: torch.Generator) -> floa
     """The share of scores ``[..., heads, T]`` float64 that noise moves into another cell, over all draws."""
     factors = grids((draws, *scores.shape[:-1], 1), generator)
     clean, other = scores * factors, noisy(scores.expand(draws, *scores.shape), generator) * factors
-    places = [pressgauge.press._places(one.float()) for one in (clean, other)]
+    places = [ranking._places(one.float()) for one in (clean, other)]
     return float((places[0] != places[1]).double().mean())
 
 
@@ -92,7 +92,7 @@ def moved_places(scores: Tensor, draws: int, generator: torch.Generator) -> floa
 def ranked(bits: int | None, factors: Tensor | None = None) -> Iterator[None]:
     """Scores are multiplied by factors ``[B, K, 1]`` and rounded to so many bits; or, for None, not rounded at all but
     for ties: what differs from the next score of the head by 2 ** -22 of its size or less is one with it."""
-    own = pressgauge.press._places
+    own = ranking._places
 
     def rounded(scores: Tensor) -> Tensor:
         return own(scores if factors is None else scores.float() * factors.float())
@@ -104,9 +104,9 @@ def ranked(bits: int | None, factors: Tensor | None = None) -> Iterator[None]:
         return torch.empty_like(steps).scatter_(-1, order, steps)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pressgauge.press, "_places", told_apart if bits is None else rounded)
+        patch.setattr(ranking, "_places", told_apart if bits is None else rounded)
         if bits is not None:
-            patch.setattr(pressgauge.press, "_SIGNIFICANT_BITS", bits)
+            patch.setattr(ranking, "_SIGNIFICANT_BITS", bits)
         yield
 
 

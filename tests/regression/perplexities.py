@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pressgauge import Perplexity, perplexity
-from pressgauge.cli import PRESSES
 from pressgauge.history import count_evictions
+from pressgauge.presses import PRESSES
 from regression.baseline import Row
 from regression.cases import presses
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pressgauge.sweep import versions
+from pressgauge.bench.provenance import versions
 
 BASELINES = Path(__file__).parents[2] / "baselines"
 

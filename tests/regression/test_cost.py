@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pressgauge.text import load_text
+from pressgauge.texts import load_text
 from regression.costs import TOKENS, costs
 from regression.golden import Golden
 from regression.provenance import folder, series

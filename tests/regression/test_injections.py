@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from pressgauge import history
-from pressgauge.text import load_text
+from pressgauge.history import fixed
+from pressgauge.texts import load_text
 from regression.baseline import Baseline, Rows, changes, read, table
 from regression.costs import costs
 from regression.golden import Golden
@@ -48,9 +48,9 @@ def measured(golden: Golden, reference: Callable[..., Any]) -> Callable[[str], t
         path = golden.path(file)
         if not path.is_file():
             pytest.skip(f"not comparable: there is no {path.name}")
-        history._slots.cache_clear()
+        fixed.slots.cache_clear()
         now = works[file]()
-        history._slots.cache_clear()
+        fixed.slots.cache_clear()
         was = read(path)
         return Baseline(was.provenance, was.tolerance, {name: was.rows[name] for name in now}), now
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import pressgauge.press
 from pressgauge import KnormPress
-from pressgauge.text import load_text
+from pressgauge.presses import ranking
+from pressgauge.texts import load_text
 from regression.noise import NOISE, Fates, States, fates, moved_places, noisy, states_of
 
 MOST = 1 / 1024
@@ -67,13 +67,13 @@ def test_noise_leaves_scores_in_their_cells(first: States) -> None:
 @pytest.mark.parametrize("bits", [16, 23])
 def test_more_bits_leave_scores_to_the_noise(first: States, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The law above is shown to fail for a press that rounds to 16 bits, and for one that hardly rounds."""
-    monkeypatch.setattr(pressgauge.press, "_SIGNIFICANT_BITS", bits)
+    monkeypatch.setattr(ranking, "_SIGNIFICANT_BITS", bits)
     assert moved_places(norms(first), DRAWS, torch.Generator().manual_seed(0)) > 4 * MOST
 
 
 def test_noise_settles_no_ties(first: States) -> None:
     """Rule 4: what is evicted in a first layer, where every repeated word is a tie, and when, is the same with noise,
     for all but as few entries as leave their cells. With 16 bits, and hardly rounded, it is not."""
-    bits = pressgauge.press._SIGNIFICANT_BITS
+    bits = ranking._SIGNIFICANT_BITS
     kept, more, all_of_them = (shares(fates(PRESS, first, torch.float32, n, REPLAYS)) for n in (bits, 16, 23))
     assert kept <= MOST < 2 * MOST < more < all_of_them

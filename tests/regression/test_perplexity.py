@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from pressgauge.cli import PRESSES
-from pressgauge.text import load_text
+from pressgauge.presses import PRESSES
+from pressgauge.texts import load_text
 from regression.golden import Golden
 from regression.live import decoding, entries
 from regression.perplexities import EXACT, TOKENS, perplexities

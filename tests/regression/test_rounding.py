@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import architectures
 
+from pressgauge.conformance import architectures
 from regression.baseline import Rows
 from regression.rounding import EVERY, TIMES, rounded_otherwise, tolerance
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pressgauge.text import load_text
+from pressgauge.texts import load_text
 from regression import timings
 from regression.baseline import Baseline, Change, table, write
 from regression.golden import Golden

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from pressgauge import Generation, KnormPress, Press, StreamingLLMPress, generate, perplexity
 from pressgauge.models import load
-from pressgauge.text import load_text
+from pressgauge.texts import load_text
 from pressgauge.timing import interleave
 from regression.baseline import Row
 

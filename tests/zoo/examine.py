@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from conformance.versions import using
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.utils import logging
 
 from pressgauge import KnormPress, Press, PressedCache, TOVAPress, perplexity
+from pressgauge.conformance.versions import using
 from zoo import oracle, reasons, specimens
 
 LENGTH, PROMPT = 36, 12

@@ -13,7 +13,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, DynamicCache
 from transformers.models.llama import modeling_llama
 
 from pressgauge import KnormPress, PressedCache
-from pressgauge.support import Support
+from pressgauge.models.support import Support
 from zoo import examine, oracle, reasons, specimens
 from zoo.examine import BAD, CRASH, FALSE, LENGTH, NOT_BUILT, PATTERNS, REFUSED, RIGHT, WRONG, Verdict
 from zoo.page import KINDS, page

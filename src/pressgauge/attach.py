@@ -1,0 +1,306 @@
+"""What is at work while a press is attached to a model: ``with press(model):``.
+
+A hook on the decoder prepares the cache of each pass, and while the press is attached the attention of every layer goes
+through ``_Attachment.attend``, which gives the layer its own mask and lets it evict once its attention has run. Every
+pass ends with proof that it did: each layer that may be pruned was handed the tokens of the pass, once, and attended to
+what it holds.
+"""
+
+import copy
+import functools
+import threading
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from pressgauge.cache import ASSISTED, PressedCache, PressedLayer
+from pressgauge.models import interface, support
+from pressgauge.models.support import Support
+from pressgauge.presses.base import Press
+from pressgauge.proof import OUTSIDE, UNFED, Problems, misfit, strange_mask
+
+_ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+"""Arguments of ``generate`` under which several candidate tokens are fed at once and some are taken back."""
+
+_IMPLEMENTATIONS = ("sdpa", "eager")
+
+
+class _Pass(threading.local):
+    """What a thread's running pass is about. Threads may share one attached model."""
+
+    prompt_length: int | None = None
+    mask: Tensor | None = None
+    """The 2-D attention mask that the whole model was given; a wrapper hands its decoder something else."""
+    cache: PressedCache | None = None
+    tokens: int
+    layers: int
+    problems: Problems
+    attended: set[int]
+    """The layers whose attention has run."""
+    checked: object
+    """The mask that was looked at last: layers share one."""
+
+
+class _Attachment:
+    """A press at work on a model."""
+
+    def __init__(self, press: Press, model: PreTrainedModel, supported: Support) -> None:
+        self.press = press
+        self.config = model.config
+        self.support = supported
+        self.decoder: Any = interface.decoder_of(model)
+        self.implementation: str = self.decoder.config._attn_implementation
+        self.cache_name = interface.cache_argument(model)
+        self.layers = interface.layer_indices(self.decoder)
+        self.running = _Pass()
+        self.attached = True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Attachment":
+        """A copy of an attached model carries no press: its hooks do nothing."""
+        copied = copy.copy(self)
+        copied.attached = False
+        return copied
+
+    def enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Learn the 2-D mask that the whole model was given: a wrapper makes others of it before its decoder runs. They
+        have to be as long as without compression."""
+        if not self.attached:
+            return
+        given = interface.named(module, args, kwargs)
+        mask = given.get("attention_mask")
+        self.running.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        for cache in interface.pop_caches(given):
+            if isinstance(cache, PressedCache):
+                cache.attached = cache.ledger.padding
+
+    def leave(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Let go of the cache that the whole model was given, also when the pass failed before its decoder ran."""
+        self.running.mask = None
+        for cache in interface.pop_caches(interface.named(module, args, kwargs)):
+            if isinstance(cache, PressedCache):
+                cache.attached = None
+
+    def before(
+        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[()], dict[str, Any]] | None:
+        """Find or make the pass's cache, and learn from the mask which columns are padding."""
+        if not self.attached:
+            return None
+        kwargs = interface.named(module, args, kwargs)
+        use_cache = kwargs.get("use_cache")
+        if not (getattr(module.config, "use_cache", True) if use_cache is None else use_cache):
+            raise ValueError(
+                "use_cache=False leaves a press nothing to compress, so the result would be the uncompressed one: "
+                "leave it out, or leave the press"
+            )
+        given = interface.pop_caches(kwargs)
+        if len(given) > 1:
+            raise ValueError(f"a pass was given {len(given)} caches: pass one")
+        cache = given[0] if given else None
+        if cache is None:
+            cache = PressedCache(self.press, self.config, prompt_length=self.running.prompt_length)
+        elif isinstance(cache, PressedCache):
+            if cache.press != self.press:
+                raise ValueError(f"the cache belongs to {cache.press}, but the model carries {self.press}")
+        elif isinstance(cache, DynamicCache):
+            cache = PressedCache.adopt(cache, self.press, self.config, prompt_length=self.running.prompt_length)
+        else:
+            raise ValueError(f"a press cannot compress a {type(cache).__name__}: pass a DynamicCache, or none at all")
+        kwargs[self.cache_name] = cache
+        inputs = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Mapping):
+            # A wrapper made the masks of the kinds of layers, of the mask that it was given itself.
+            mask = self.running.mask
+        cache.attached = _padding(mask, cache, inputs.shape[0], inputs.shape[1])
+        running = self.running
+        running.cache, running.tokens, running.attended, running.checked = cache, inputs.shape[1], set(), running
+        running.layers = len(cache.layers)
+        running.problems = Problems(self.support, self.decoder, self.press.skipped)
+        return (), kwargs
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Let go of the pass's cache, also when the pass failed; prove that every layer did its part."""
+        cache, self.running.cache = self.running.cache, None
+        if cache is None:
+            return
+        cache.attached = None
+        pressed, problems = cache.pressed, self.running.problems
+        self.support.check_added(self.running.layers, len(cache.layers))
+        if len(self.running.attended) == len(pressed) and not problems.reasons:
+            return
+        for layer in pressed:
+            if layer.index not in self.running.attended:
+                problems.reasons.setdefault(layer.index, UNFED if layer.handed is None else OUTSIDE)
+            layer.handed = None
+        # After a failed pass there is no output, and its own error is the one to show.
+        if output is not None:
+            raise problems.error()
+
+    def attend(
+        self,
+        own: interface.Attention,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention over what the layer holds, by the model's own implementation; then the layer evicts."""
+        running = self.running
+        cache, index = running.cache, self.layers.get(id(module))
+        layer = None
+        if cache is not None and index is not None:
+            self.support.check_index(index)
+            layer = interface.cached_layer(cache, index)
+        if not isinstance(layer, PressedLayer):
+            return own(module, query, key, value, attention_mask, **kwargs)
+        assert cache is not None
+        reason = misfit(kwargs, index in running.attended, layer.handed, running.tokens, query, key, value)
+        if reason is None and attention_mask is not running.checked:
+            reason = self._strange(module, attention_mask, query.shape[2], cache)
+            running.checked = attention_mask
+        if reason is not None:
+            plainly = functools.partial(own, module, query, key, value, attention_mask, **kwargs)
+            return running.problems.go_on(layer.index, reason, plainly)
+        if layer.compressed:
+            mask = layer.mask(query.shape[2])
+            if self.implementation == "eager" and attention_mask is not None:
+                # Some models add the mask whatever it is.
+                mask = torch.ones_like(key[:1, :1, None, :, 0], dtype=torch.bool) if mask is None else mask
+                least = torch.finfo(query.dtype).min
+                attention_mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, least)
+            else:
+                attention_mask = mask
+        output = own(module, query, key, value, attention_mask, **kwargs)
+        layer.observe(query, interface.scaling(key, kwargs))
+        layer.settle()
+        layer.handed = None
+        running.attended.add(layer.index)
+        return output
+
+    def _strange(self, module: nn.Module, mask: Tensor | None, tokens: int, cache: PressedCache) -> str | None:
+        """Look at the mask of a pass. To look at its numbers synchronises an accelerator: there, that of the first pass
+        only."""
+        first = cache.ledger.columns == tokens
+        if mask is not None and mask.device.type != "cpu" and not first:
+            return None
+        return strange_mask(module, mask, tokens, cache.ledger.columns, cache.ledger.padding)
+
+    def generate(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """``model.generate``, whose input is the prompt."""
+        settings = kwargs.get("generation_config")
+        for name in _ASSISTED:
+            if kwargs.get(name) is not None or getattr(settings, name, None) is not None:
+                raise ValueError(f"{ASSISTED}: leave {name} out")
+        inputs = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids", kwargs.get("inputs_embeds")))
+        self.running.prompt_length = inputs.shape[1] if isinstance(inputs, Tensor) and inputs.dim() > 1 else None
+        try:
+            return own(*args, **kwargs)
+        finally:
+            self.running.prompt_length = None
+
+
+class _Generate:
+    """``model.generate`` while a press is attached."""
+
+    def __init__(self, attachment: _Attachment, model: PreTrainedModel) -> None:
+        self.attachment, self.model = attachment, model
+        self.own: Any = cast(Any, model).generate
+        functools.update_wrapper(self, self.own)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.attachment.generate(self.own, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Of a copy of the model, its own."""
+        kind: Any = type(self.model)
+        return types.MethodType(kind.generate, copy.deepcopy(self.model, memo))
+
+
+def _padding(mask: Tensor | Mapping[str, Tensor] | None, cache: PressedCache, rows: int, tokens: int) -> list[int]:
+    """Per row, how many of the first columns are padding, after a pass of ``tokens`` columns."""
+    before = cache.ledger.columns
+    known = cache.ledger.padding or [0] * rows
+    if mask is None:
+        if any(known):
+            raise ValueError("this cache holds padded rows: pass the attention_mask of all columns seen and new")
+        return [0] * rows
+    if isinstance(mask, Mapping) or mask.dim() != 2:
+        raise ValueError("a press makes the masks of its layers itself: pass a 2-D attention_mask, or none")
+    if mask.shape != (rows, before + tokens):
+        raise ValueError(
+            f"attention_mask must cover the {before} columns seen and the {tokens} new ones of {rows} rows, "
+            f"got {list(mask.shape)}"
+        )
+    real = mask != 0
+    if bool(real.all()):
+        padding, counts = [0] * rows, [before + tokens] * rows
+    else:
+        padding, counts = (~real).cumprod(dim=-1).sum(dim=-1).tolist(), real.sum(dim=-1).tolist()
+    for row in range(rows):
+        if padding[row] + counts[row] != before + tokens:
+            raise ValueError(f"row {row} has padding between or after its tokens: pad on the left")
+        if min(padding[row], before) != known[row]:
+            raise ValueError(
+                f"row {row} of attention_mask has {padding[row]} columns of padding, in earlier passes {known[row]}"
+            )
+    return padding
+
+
+def refuse_implementation(decoder: Any) -> None:
+    """Raise a ``ValueError`` if a decoder's attention cannot be routed through a press."""
+    if interface.carries_a_press(decoder):
+        raise ValueError("the model already carries a press: leave that one first")
+    implementation = decoder.config._attn_implementation
+    if implementation not in _IMPLEMENTATIONS:
+        raise ValueError(
+            f"a press works with the attention implementations 'sdpa' and 'eager', got {implementation!r}: "
+            "load the model with attn_implementation='sdpa'"
+        )
+
+
+def meet(press: Press, model: PreTrainedModel) -> tuple[Press, Support]:
+    """The press with its ``skip_layers`` resolved, and what it can do with the model, attached.
+
+    Raises:
+        ValueError: for what the press cannot do with this model, with all reasons.
+    """
+    supported = support.of_model(model)
+    press = supported.resolve(press)
+    refuse_implementation(interface.decoder_of(model))
+    return press, supported
+
+
+@contextmanager
+def attach(press: Press, model: PreTrainedModel) -> Iterator[None]:
+    """Compress every cache of ``model`` while the context is open. See ``Press.__call__``."""
+    press, supported = meet(press, model)
+    attachment = _Attachment(press, model, supported)
+    decoder = attachment.decoder
+    owner: Any = model  # mypy takes every attribute of a module for a tensor or a module
+    handles: list[Any] = []
+    own_generate = model.__dict__.get("generate")
+    with interface.routed(decoder, attachment.attend):
+        try:
+            if decoder is not model:
+                handles.append(owner.register_forward_pre_hook(attachment.enter, with_kwargs=True))
+                handles.append(owner.register_forward_hook(attachment.leave, with_kwargs=True, always_call=True))
+            handles.append(decoder.register_forward_pre_hook(attachment.before, with_kwargs=True))
+            handles.append(decoder.register_forward_hook(attachment.after, always_call=True))
+            if hasattr(model, "generate"):
+                owner.generate = _Generate(attachment, model)
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            if own_generate is None:
+                owner.__dict__.pop("generate", None)
+            else:
+                owner.generate = own_generate

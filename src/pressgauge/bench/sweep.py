@@ -1,0 +1,281 @@
+"""Many measurements in a row: models, texts and presses, each result keyed by everything that determines it."""
+
+import gc
+import hashlib
+import math
+import platform
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pressgauge.arguments import check_context
+from pressgauge.attach import meet
+from pressgauge.bench.journal import Journal, digest
+from pressgauge.bench.provenance import versions
+from pressgauge.bench.row import BANDS, Row, Source, make_row
+from pressgauge.likelihood import Perplexity, perplexity
+from pressgauge.models import load, load_parts
+from pressgauge.models.support import of_config
+from pressgauge.norm_attention import norm_attention
+from pressgauge.presses.base import Press
+from pressgauge.rules import check_prompt
+from pressgauge.texts import load_text
+from pressgauge.texts.loading import MOST_UNKNOWN, unknown_share
+from pressgauge.timing import PAIRS, measure_timing
+
+MOST_NEW_TOKENS = 32
+"""Tokens that are generated to take times: a quarter of a sample's, but no more than this."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure, and on what.
+
+    Attributes:
+        presses: by name, one per share of tokens kept, the first with ``keep_ratio`` 1.
+        models, texts: names, as ``load`` and ``load_text`` know them.
+        samples, tokens: of each text.
+        prompt: tokens of the prompt.
+        device, dtype: of the models.
+        timing: whether to take times.
+        trust_remote_code: run code that comes with a model.
+        bands: changes in perplexity that verdicts are told apart by, ascending.
+    """
+
+    presses: dict[str, tuple[Press, ...]]
+    models: tuple[str, ...]
+    texts: tuple[str, ...]
+    samples: int
+    tokens: int
+    prompt: int
+    device: torch.device
+    dtype: str
+    timing: bool = False
+    trust_remote_code: bool = False
+    bands: tuple[float, ...] = BANDS
+
+    def timed(self, press: Press | None) -> tuple[int, int]:
+        """How many tokens of a prompt times are taken behind, and how many are generated."""
+        new = max(2, min(MOST_NEW_TOKENS, self.tokens // 4))
+        # A press that acts once acts after the same prompt.
+        least = self.prompt if press is not None and press.schedule == "prefill" else 1
+        return max(least, self.tokens - new), new
+
+    @property
+    def steps(self) -> int:
+        """How often a sweep calls ``advance``."""
+        measurements = 1 + sum(len(presses) - 1 for presses in self.presses.values())
+        each = 1 + (2 * (PAIRS + 1) if self.timing else 0)
+        return len(self.models) * len(self.texts) * measurements * each
+
+    def provenance(self) -> dict[str, str]:
+        """What a report says about where its numbers come from."""
+        return {
+            **versions(),
+            "device": f"{self.device} ({device_name(self.device)}), {torch.get_num_threads()} threads",
+            "dtype": self.dtype,
+            "samples": f"{self.samples} of {self.tokens} tokens, of which {self.prompt} are fed in one pass",
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            "command": shlex.join(["pressgauge", *sys.argv[1:]]),
+        }
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep found.
+
+    Attributes:
+        rows: one per model, text, press and ratio, in this order.
+        maps: ``evicted_at`` of each text's first sample, by what it is of, for the smallest ratio of each press.
+        correlations: of key norm and attention, by model and text, see ``pressgauge.norm_attention``.
+    """
+
+    rows: tuple[Row, ...]
+    maps: dict[str, tuple[Tensor, ...]]
+    correlations: dict[str, Tensor]
+
+
+def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
+    """The token ids of each model's samples of each text, once all is found to fit together.
+
+    Raises:
+        ValueError: for whatever can be told without the weights.
+    """
+    samples = {}
+    for model in plan.models:
+        config, tokenizer = load_parts(model, trust_remote_code=plan.trust_remote_code)
+        check_context(config, plan.tokens, "--tokens")
+        for presses in plan.presses.values():
+            of_config(config).resolve(presses[0])
+            for press in presses if plan.timing else ():
+                check_context(config, sum(plan.timed(press)), "--prompt and what --timing generates behind it")
+        for text in plan.texts:
+            samples[model, text] = load_text(text, tokenizer, samples=plan.samples, tokens=plan.tokens)
+    for presses in plan.presses.values():
+        for press in presses:
+            check_prompt(press, plan.prompt, plan.tokens)
+    return samples
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A digest of a model's configuration and weights."""
+    state = hashlib.sha256(model.config.to_json_string(use_diff=False).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        state.update(name.encode())
+        state.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
+
+
+def device_name(device: torch.device) -> str:
+    """The device as its maker calls it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+
+
+def run_sweep(
+    plan: Plan,
+    samples: dict[tuple[str, str], Tensor],
+    journal: Journal | None = None,
+    *,
+    pictures: bool = False,
+    advance: Callable[[str, int], None] = lambda what, steps: None,
+) -> Sweep:
+    """Measure everything in a plan.
+
+    Args:
+        plan: the plan.
+        samples: what ``prepare`` gave for it.
+        journal: where results are kept until all are there, and found if they were there before.
+        pictures: also find what the report's pictures show.
+        advance: called with what is being measured, and how many of ``plan.steps`` were done since the last call.
+    """
+    rows: list[Row] = []
+    maps: dict[str, tuple[Tensor, ...]] = {}
+    correlations: dict[str, Tensor] = {}
+    for name in plan.models:
+        model, tokenizer = load(name, device=plan.device, dtype=plan.dtype, trust_remote_code=plan.trust_remote_code)
+        resolved = {name: tuple(meet(press, model)[0] for press in presses) for name, presses in plan.presses.items()}
+        weights = fingerprint(model) if journal is not None else ""
+        for text in plan.texts:
+            ids = samples[name, text].to(plan.device)
+            where = f"{name} on {text}"
+            measure = _Measurement(
+                replace(plan, presses=resolved),
+                journal,
+                model,
+                weights,
+                ids,
+                Source(name, text, plan.dtype, str(plan.device)),
+            )
+            base = measure.row("uncompressed", None, None, advance)
+            warnings = _warnings(base, model, unknown_share(ids, tokenizer))
+            for label, presses in resolved.items():
+                found = [measure.renamed(base, label, presses[0])]
+                found += [measure.row(label, press, base.ppl, advance) for press in presses[1:]]
+                rows += [replace(row, warnings=warnings, bands=plan.bands) for row in found]
+                if pictures and len(presses) > 1:
+                    tightest = min(presses, key=lambda press: press.keep_ratio)
+                    title = f"{where}: {label}, keep ratio {tightest.keep_ratio:g}"
+                    maps[title] = perplexity(model, ids[:1], tightest, plan.prompt).evicted_at
+            if pictures:
+                correlations[where] = norm_attention(model, ids[:1])
+        # The next model may need the memory of this one.
+        del model, measure
+        gc.collect()
+    return Sweep(tuple(rows), maps, correlations)
+
+
+def _warnings(uncompressed: Row, model: PreTrainedModel, unknown: float) -> tuple[str, ...]:
+    """Why what is measured with a model on a text says nothing about a press.
+
+    Args:
+        uncompressed: the row without a press.
+        model: the model.
+        unknown: the share of the text's tokens that its tokenizer does not know.
+    """
+    found = []
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    if uncompressed.ppl > vocabulary:
+        found.append(
+            f"the uncompressed perplexity, {uncompressed.ppl:,.0f}, is worse than that of guessing among the "
+            f"{vocabulary:,} tokens of the vocabulary: the model does not know such text, or its weights are wrong"
+        )
+    if unknown > MOST_UNKNOWN:
+        found.append(f"{unknown:.0%} of the text's tokens are unknown to the model's tokenizer")
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """All that the measurements of one text under one model share."""
+
+    plan: Plan
+    journal: Journal | None
+    model: PreTrainedModel
+    weights: str
+    ids: Tensor
+    source: Source
+
+    def key(self, press: Press | None) -> str:
+        """Differs if anything does that a result could depend on."""
+        return digest(
+            {
+                "press": None if press is None else {"class": type(press).__name__, **asdict(press)},
+                "source": asdict(self.source),
+                "weights": self.weights,
+                "ids": self.ids.tolist(),
+                "prompt": self.plan.prompt,
+                "timing": self.plan.timing,
+                "device": device_name(self.plan.device),
+                "threads": torch.get_num_threads(),
+                "versions": versions(),
+            }
+        )
+
+    @staticmethod
+    def renamed(row: Row, name: str, press: Press) -> Row:
+        """The uncompressed row, as that of a press which keeps everything."""
+        return replace(
+            row, press=name, schedule=press.schedule, prune_after=press.prune_after, skip_layers=press.skipped
+        )
+
+    def nothing_to_compare(self, result: Perplexity) -> ValueError:
+        """The error for an uncompressed perplexity that is NaN or infinite."""
+        scores = result.nll[result.scored]
+        kind = "not a number" if math.isnan(result.ppl) else "infinite"
+        wider = {"float32": "float64", "float64": None}.get(self.source.dtype, "float32")
+        way_out = "check the weights and the text" if wider is None else f"give --dtype {wider}, or check the weights"
+        return ValueError(
+            f"the uncompressed perplexity of {self.source.model} on {self.source.text} in {self.source.dtype} is "
+            f"{kind} ({int((~scores.isfinite()).sum())} of {len(scores)} scored tokens have an NLL that is not "
+            f"finite), so no press can be compared with it: {way_out}"
+        )
+
+    def row(self, name: str, press: Press | None, base: float | None, advance: Callable[[str, int], None]) -> Row:
+        """Measure a press, None for no press, or find what was measured before."""
+        what = f"{self.source.model} on {self.source.text}: {name}"
+        what += "" if press is None else f" {press.keep_ratio:g}"
+        advance(what, 0)
+        key = self.key(press) if self.journal is not None else ""
+        known = self.journal.find(key) if self.journal is not None else None
+        if known is not None:
+            advance(what, 1 + (2 * (PAIRS + 1) if self.plan.timing else 0))
+            return known
+        result = perplexity(self.model, self.ids, press, self.plan.prompt)
+        if press is None and not math.isfinite(result.ppl):
+            raise self.nothing_to_compare(result)
+        advance(what, 1)
+        timing = None
+        if self.plan.timing:
+            prompt, new = self.plan.timed(press)
+            timing = measure_timing(self.model, self.ids[:1, :prompt], press, new, advance=lambda: advance(what, 1))
+        shown = press or next(iter(self.plan.presses.values()))[0]
+        row = make_row(name, shown, self.source, result, base or result.ppl, timing)
+        if self.journal is not None:
+            self.journal.add(key, row)
+        return row

@@ -1,0 +1,6 @@
+"""The cache whose layers evict: ``PressedCache``, a ``DynamicCache`` of transformers."""
+
+from pressgauge.cache.cache import ASSISTED, PressedCache
+from pressgauge.cache.layer import Handed, PressedLayer, held_tokens, storage_nbytes
+
+__all__ = ["ASSISTED", "Handed", "PressedCache", "PressedLayer", "held_tokens", "storage_nbytes"]

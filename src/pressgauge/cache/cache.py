@@ -1,0 +1,315 @@
+"""``PressedCache``: a transformers ``DynamicCache`` whose layers evict entries by a press's rules.
+
+A pass hands attention everything that is held plus the new entries; only then is anything evicted. A cache does not
+learn when attention has run, so a layer settles its eviction when the next layer is updated or somebody looks.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+from pressgauge.cache.layer import Handed, PressedLayer, held_tokens, storage_nbytes
+from pressgauge.history import NEVER, History, count_evictions
+from pressgauge.models import interface, support
+from pressgauge.presses.base import Press
+from pressgauge.rules import Ledger
+
+ASSISTED = "assisted decoding feeds candidate tokens and takes some back, and what they evicted is lost"
+
+_ATTACHED = "use with press(model):"
+
+
+def _meet(press: Press, config: PretrainedConfig) -> tuple[Press, list[Any]]:
+    """The press with its ``skip_layers`` resolved, and the model's own empty cache layers.
+
+    Raises:
+        ValueError: if the press does not support the model.
+    """
+    layers = interface.layer_classes(config)
+    return support.of_config(config, layers).resolve(press), layers
+
+
+class _Readings:
+    """What can be read of a pressed cache. Reading settles an eviction that is due, and changes nothing else."""
+
+    ledger: Ledger
+    layers: list[Any]
+
+    @property
+    def pressed(self) -> list[PressedLayer]:
+        """The layers that may be pruned."""
+        return [layer for layer in self.layers if isinstance(layer, PressedLayer)]
+
+    @property
+    def seen(self) -> int:
+        """Tokens fed so far: the longest row's."""
+        return max(self.ledger.seen, default=0)
+
+    @property
+    def held(self) -> list[int]:
+        """Entries that each layer holds per KV head: the longest row's."""
+        return [int(self.held_rows(layer).max()) if self.ledger.padding else 0 for layer in range(len(self.layers))]
+
+    def held_rows(self, layer: int) -> Tensor:
+        """``[B]``: entries that a layer holds per KV head, of each row."""
+        own = self.layers[layer]
+        if isinstance(own, PressedLayer):
+            return torch.tensor(self.ledger.held)
+        return torch.tensor([held_tokens(own, seen) for seen in self.ledger.seen])
+
+    @property
+    def evicted_at(self) -> list[Tensor]:
+        """One int32 ``[B, K, columns]`` per layer, see ``pressgauge.history``; empty before the first pass.
+
+        No press evicts from a layer that it skips. One without keys has the table of a single head.
+        """
+        if not self.ledger.columns:
+            return []
+        tables = []
+        for layer in self.layers:
+            if isinstance(layer, PressedLayer):
+                table = layer.evicted_at
+            else:
+                keys = getattr(layer, "keys", None)
+                heads, device = (1, torch.device("cpu")) if keys is None else (keys.shape[1], keys.device)
+                history = History(len(self.ledger.padding), heads, device)
+                table = history.evicted_at(self.ledger.columns, self.ledger.padding)
+            # A first pass that is under way, or failed, has not come to every layer.
+            if table is None:
+                return []
+            tables.append(table)
+        return tables
+
+    @property
+    def evictions(self) -> int:
+        """Entries evicted so far, over layers, KV heads and rows."""
+        return count_evictions(self.evicted_at)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of key and value storage of all layers."""
+        return sum(storage_nbytes(layer) for layer in self.layers)
+
+    @property
+    def overhead_nbytes(self) -> int:
+        """Bytes of positions and scores of what is held, and of what is remembered of queries; the record in
+        ``evicted_at`` is not counted."""
+        return sum(layer.overhead_nbytes for layer in self.pressed)
+
+
+class PressedCache(_Readings, DynamicCache):
+    """A cache for one batch of sequences, compressed by a press. Usually made by ``press.cache(config)``.
+
+    Args:
+        press: the press.
+        config: the model's configuration.
+        prompt_length: columns of the prompt; the first pass is the prompt if it is not given.
+        unpadded: a promise that no row is padded; a plain cache with more than one row needs it.
+
+    Raises:
+        ValueError: if the press cannot do right by the model.
+    """
+
+    def __init__(
+        self, press: Press, config: PretrainedConfig, *, prompt_length: int | None = None, unpadded: bool = False
+    ) -> None:
+        super().__init__()
+        self._begin(*_meet(press, config), config, prompt_length=prompt_length, unpadded=unpadded)
+
+    @classmethod
+    def adopt(
+        cls, cache: DynamicCache, press: Press, config: PretrainedConfig, *, prompt_length: int | None = None
+    ) -> "PressedCache":
+        """Turn an empty ``DynamicCache`` into a pressed one, the same object.
+
+        Raises:
+            ValueError: if it is not empty, or of another kind.
+        """
+        if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
+            raise ValueError(
+                f"a press cannot compress a {type(cache).__name__} of this kind (a subclass, or with offloading): "
+                "pass a plain DynamicCache, or none at all"
+            )
+        if cache.get_seq_length():
+            raise ValueError(
+                f"the cache holds {cache.get_seq_length()} tokens that no press has seen: start from an empty one"
+            )
+        met = _meet(press, config)
+        cache.__class__ = cls
+        assert isinstance(cache, PressedCache)
+        cache._begin(*met, config, prompt_length=prompt_length, unpadded=False)
+        return cache
+
+    def _begin(
+        self,
+        press: Press,
+        layers: list[Any],
+        config: PretrainedConfig,
+        *,
+        prompt_length: int | None,
+        unpadded: bool,
+    ) -> None:
+        self.layers: list[Any] = layers
+        self.layer_class_to_replicate = None
+        self.press = press
+        self.config = config
+        self.ledger = Ledger(press, prompt_length)
+        self.unpadded = unpadded
+        self.attached: list[int] | None = None
+        """While an attached pass runs, the padding of each row after it."""
+        self.fed: Tensor | None = None
+        """``[B, T]``: the first tokens that it has seen, where ``pressgauge.generate`` fed them."""
+        self._declared = prompt_length
+        self._open: PressedLayer | None = None
+        self._first = next((i for i, layer in enumerate(self.layers) if isinstance(layer, DynamicLayer)), 0)
+        for index in range(len(self.layers)):
+            if index not in press.skipped:
+                self.layers[index] = PressedLayer(press, index, self.ledger)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add a pass's entries to a layer and return all that it holds.
+
+        Raises:
+            ValueError: before anything is stored, if a plain cache cannot go on rightly.
+        """
+        if self._open is not None:
+            # Attached, what has not attended yet never will, and the end of the pass tells.
+            if self.attached is None:
+                self._open.settle()
+            self._open = None
+        if layer_idx == self._first:
+            rows, _, tokens, _ = key_states.shape
+            self._start_pass(rows, tokens)
+        layer = self.layers[layer_idx]
+        if isinstance(layer, PressedLayer):
+            self._open = layer
+        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if self.attached is not None and isinstance(layer, PressedLayer):
+            layer.handed = Handed.add(layer.handed, key_states.shape[2], keys, values)
+        return keys, values
+
+    def _start_pass(self, rows: int, tokens: int) -> None:
+        if any(layer.columns != self.ledger.columns for layer in self.pressed):
+            raise RuntimeError("an earlier pass through this cache was interrupted: start again with a new cache")
+        if self.ledger.padding and len(self.ledger.padding) != rows:
+            raise ValueError(f"this cache serves {len(self.ledger.padding)} rows, got a pass of {rows}")
+        if self.attached is not None:
+            padding = self.attached
+        else:
+            padding = self.ledger.padding or [0] * rows
+            if any(padding):
+                raise ValueError(
+                    f"this cache holds padded rows, which only an attached press knows how to mask: {_ATTACHED}"
+                )
+            if rows > 1 and not self.unpadded and self.pressed and self.ledger.would_cut(tokens, padding):
+                raise ValueError(
+                    f"a plain cache never sees the attention mask, so it cannot evict from a batch of {rows} rows that "
+                    f"may be padded: {_ATTACHED} or, if no row is padded, press.cache(config, unpadded=True)"
+                )
+        self.ledger.feed(tokens, padding)
+
+    def get_mask_sizes(self, query: int | Tensor, layer_idx: int) -> tuple[int, int]:
+        """Length and offset of the keys that the next pass hands to attention.
+
+        Raises:
+            ValueError: if one mask cannot serve all layers of a plain cache.
+        """
+        tokens = interface.query_length(query)
+        if self.attached is not None:
+            # The mask of an uncompressed cache: right for layers that have evicted nothing; the others make their own.
+            if isinstance(self.layers[layer_idx], PressedLayer):
+                return self.ledger.columns + tokens, 0
+            return super().get_mask_sizes(query, layer_idx)  # type: ignore[arg-type]  # transformers 5.2 passes positions
+        held = {layer.get_mask_sizes(0)[0] for layer in self.pressed}
+        if any(type(layer) is DynamicLayer for layer in self.layers):
+            held.add(self.ledger.columns)
+        if len(held) > 1:
+            implementation = getattr(self.config.get_text_config(decoder=True), "_attn_implementation", None)
+            if tokens > 1:
+                raise ValueError(
+                    f"after an eviction, layers hold different numbers of entries ({min(held)} to {max(held)}), and a "
+                    f"plain cache has one mask for all: feed single tokens, or {_ATTACHED}"
+                )
+            if implementation not in (None, "sdpa"):
+                raise ValueError(
+                    f"attention {implementation!r} makes one mask for all layers, which hold {min(held)} to "
+                    f"{max(held)} entries: load the model with attn_implementation='sdpa', or {_ATTACHED}"
+                )
+        return super().get_mask_sizes(query, layer_idx)  # type: ignore[arg-type]  # transformers 5.2 passes positions
+
+    def _settle(self) -> None:
+        for layer in self.pressed:
+            layer.settle()
+
+    def reset(self) -> None:
+        """Forget everything and be as new."""
+        layers = interface.layer_classes(self.config)
+        self._begin(self.press, layers, self.config, prompt_length=self._declared, unpadded=self.unpadded)
+
+    def crop(self, length: int) -> None:
+        """Go back to ``length`` columns, or by ``-length`` if it is negative, as transformers' caches do.
+
+        Raises:
+            ValueError: if an entry was evicted after that point, so that what it was cannot be had back, the press
+                has counted the votes of what is to go, or this is assisted decoding.
+        """
+        if self.press.keep_ratio < 1 and interface.in_assisted_decoding():
+            raise ValueError(f"{ASSISTED}: generate without assistant_model and prompt_lookup_num_tokens")
+        before = self.ledger.columns
+        columns = length if length > 0 else before + length
+        if not 0 <= columns < before:
+            return
+        if self.press.needs_queries:
+            raise ValueError(
+                f"cannot crop to {columns} tokens: {type(self.press).__name__} has counted the votes of the tokens "
+                "after them; start again with a new cache"
+            )
+        self._settle()
+        for index, table in enumerate(self.evicted_at):
+            last = table.masked_fill(table == NEVER, 0).max()
+            if last > columns:
+                raise ValueError(
+                    f"cannot crop to {columns} tokens: layer {index} evicted entries after token {int(last)}, and "
+                    "they are gone; crop before anything is evicted, or start again with a new cache"
+                )
+        # transformers' own layers first: some of them refuse.
+        for layer in self.layers:
+            if not isinstance(layer, PressedLayer):
+                layer.crop(columns - before)
+                if getattr(layer, "keys", None) is not None:
+                    # transformers keeps a view, and with it the whole storage.
+                    layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+        for layer in self.pressed:
+            layer.crop_to(columns)
+        self.ledger.crop(columns)
+        self.fed = None if self.fed is None else self.fed[:, :columns]
+
+    def _select_rows(self, rows: Sequence[int]) -> None:
+        self.ledger.select(rows)
+        self.fed = None if self.fed is None else self.fed[list(rows)]
+        if self.attached is not None:
+            self.attached = [self.attached[row] for row in rows]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Make row i what row ``beam_idx[i]`` was, as beam search asks for."""
+        self._settle()
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
+        self._select_rows(beam_idx.tolist())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row ``repeats`` times."""
+        self._settle()
+        super().batch_repeat_interleave(repeats)
+        self._select_rows([row for row in range(len(self.ledger.padding)) for _ in range(repeats)])
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows at ``indices``."""
+        self._settle()
+        super().batch_select_indices(indices)
+        self._select_rows(torch.arange(len(self.ledger.padding))[indices.cpu()].tolist())

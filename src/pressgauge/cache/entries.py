@@ -1,0 +1,206 @@
+"""The entries of one layer: what it stores, and how it evicts."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pressgauge.history import History
+from pressgauge.presses.attention_scores import Attention, Votes
+from pressgauge.presses.base import Press, rank_entries
+from pressgauge.presses.ranking import FILLER, choose, lowest, spare
+from pressgauge.rules import Ledger
+from pressgauge.storage import Storage, taken
+
+_SLACK = 50
+"""Storage may exceed what is held by one part in this many."""
+
+
+class Entries:
+    """One layer's entries. Until the first eviction they are stored exactly as transformers' ``DynamicLayer`` would.
+
+    After that, entries lie in slots in any order, ``positions`` says whose they are, and where scores are fixed an
+    evicted entry's slot is taken by another entry instead of moving the whole storage.
+
+    Args:
+        press: the press.
+        index: index of the layer.
+        ledger: the counts that all layers of the cache share.
+    """
+
+    def __init__(self, press: Press, index: int, ledger: Ledger) -> None:
+        self.press = press
+        self.index = index
+        self.ledger = ledger
+        self.is_initialized = False
+        self.columns = 0
+        self.pending = False
+        self.storage = Storage()
+        """``keys`` and ``values``; from the first eviction on also ``positions``, and ``ranks`` if scores are fixed."""
+        self._ranked = 0
+        self._history: History | None = None
+        self._votes: Votes | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Start empty, in the shape, dtype and device of the first entries."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.storage.update(keys=key_states[:, :, :0], values=value_states[:, :, :0])
+        self._votes = self.press.votes() if self.press.needs_queries else None
+        self.is_initialized = True
+
+    @property
+    def compressed(self) -> bool:
+        """Whether anything has been evicted."""
+        return "positions" in self.storage
+
+    @property
+    def used(self) -> int:
+        """Entries in storage, those of the last pass included."""
+        return self.storage.used
+
+    def _offset(self) -> Tensor | int:
+        """What to take from a column's number to get the row's own position."""
+        padding = self.ledger.padding
+        return torch.tensor(padding, device=self.device)[:, None, None] if any(padding) else 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Add ``[B, K, q, D]`` entries and return all that is held, ``[B, K, N + q, D]``, in the order of storage."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        storage = self.storage
+        rows, heads, tokens, _ = key_states.shape
+        start, end = storage.used, storage.used + tokens
+        given = {"keys": key_states, "values": value_states}
+        moves = not self.compressed or self._differentiated(key_states)
+        if moves:
+            for name, states in given.items():
+                storage[name] = torch.cat([storage.held(name), states], dim=2)
+        if self.compressed:
+            # No more than what was held before allows, or an eviction that follows would have to move everything again.
+            storage.reserve(end, start + start // _SLACK)
+            storage.put("positions", start, self._own_positions(self.columns, tokens, rows, heads))
+        if not moves:
+            for name, states in given.items():
+                storage.put(name, start, states)
+        self.columns += tokens
+        storage.used = end
+        self.pending = True
+        return storage.held("keys"), storage.held("values")
+
+    def _differentiated(self, keys: Tensor) -> bool:
+        """Whether a backward pass may need what is stored, so that nothing may be written over."""
+        return torch.is_grad_enabled() and (keys.requires_grad or self.storage["keys"].requires_grad)
+
+    def _own_positions(self, start: int, tokens: int, rows: int, heads: int) -> Tensor:
+        positions = torch.arange(start, start + tokens, device=self.device)
+        if any(self.ledger.padding):
+            positions = (positions - self._offset()).clamp(min=-1)
+        return positions.expand(rows, heads, tokens)
+
+    def _rank(self, keys: Tensor, positions: Tensor) -> Tensor:
+        return rank_entries(self.press, keys, positions.long(), self.index, self._votes, first=not self._ranked)
+
+    def _rank_new(self) -> None:
+        """Rank the entries that came since the last eviction."""
+        storage = self.storage
+        if "ranks" not in storage or self._ranked == storage.used:
+            return
+        new = slice(self._ranked, storage.used)
+        keys, positions = (storage[name][:, :, new] for name in ("keys", "positions"))
+        storage.put("ranks", self._ranked, self._rank(keys, positions))
+        self._ranked = storage.used
+
+    def observe(self, queries: Tensor, scale: float) -> None:
+        """Let the queries ``[B, H, q, D]`` of the last pass vote, for presses that need them."""
+        if self._votes is None:
+            return
+        if self.ledger.finished:
+            self._votes = None
+            return
+        keys = self.storage.held("keys")
+        filler = self._stored_positions() < 0 if any(self.ledger.padding) else None
+        self._votes.observe(Attention(queries, keys, filler, scale))
+
+    def settle(self) -> None:
+        """Evict what the last pass is to evict, once its attention has run."""
+        if not self.pending:
+            return
+        self.pending = False
+        if self.ledger.cut:
+            self._evict()
+        elif self.compressed:
+            self.storage.trim(self.used + self.used // _SLACK)
+
+    def _stored_positions(self) -> Tensor:
+        """``[B, K, N]``: the own positions of what is in storage, in the order of storage."""
+        if self.compressed:
+            return self.storage.held("positions")
+        return self._own_positions(0, self.used, *self.storage["keys"].shape[:2])
+
+    def _evict(self) -> None:
+        storage = self.storage
+        storage.thaw()
+        if self._history is None:
+            rows, heads = storage["keys"].shape[:2]
+            self._history = History(rows, heads, self.device)
+            storage["positions"] = self._stored_positions().int()
+            if self.press.fixed_scores:
+                storage["ranks"] = torch.empty_like(storage["positions"], dtype=torch.long)
+                self._ranked = 0
+        self._rank_new()
+        positions = storage.held("positions")
+        fixed = "ranks" in storage
+        ranks = storage.held("ranks") if fixed else self._rank(storage.held("keys"), positions)
+        ranks = spare(self.press, ranks, positions, self.ledger)
+        keep = self.ledger.held
+        unpadded = not any(self.ledger.padding)
+        in_place = unpadded and fixed and not self._differentiated(storage["keys"])
+        if in_place and storage["keys"].shape[2] <= keep[0] + keep[0] // _SLACK:
+            slots = lowest(ranks, storage.used - keep[0])
+            gone = positions.gather(2, slots)
+            storage.refill(slots)
+        else:
+            kept, stays, gone = choose(ranks, positions, keep)
+            storage.take(kept)
+            storage["positions"] = stays
+            if self._votes is not None:
+                self._votes.keep(kept)
+            if not unpadded:
+                storage.zero(stays < 0)
+                if fixed:
+                    storage.held("ranks").masked_fill_(stays < 0, FILLER)
+        self._ranked = storage.used
+        self._history.record(gone, self.ledger.padding, self.ledger.columns)
+
+    def _ordered(self, name: str) -> Tensor | None:
+        """A tensor in storage, in order of position; None before the first pass."""
+        if not self.is_initialized:
+            return None
+        if not self.compressed:
+            return self.storage[name]
+        order = self.storage.held("positions").argsort(dim=-1, stable=True)
+        return taken(self.storage[name], order)
+
+    def crop_to(self, columns: int) -> None:
+        """Drop what came after ``columns`` columns. Nothing may have been evicted since, which the cache checks."""
+        self.settle()
+        if not self.is_initialized or columns >= self.columns:
+            return
+        self._rank_new()
+        left = self.used - (self.columns - columns)
+        if self.compressed:
+            # In order of position the last ones are those to drop, since none of them was evicted.
+            self.storage.take(self.storage.held("positions").argsort(dim=-1, stable=True)[..., :left])
+            self._ranked = left
+        else:
+            self.storage.used = left
+            self.storage.trim(left)
+        self.columns = columns
+
+    def _select(self, rows: Tensor) -> None:
+        self.settle()
+        self.storage.select(rows)
+        if self._history is not None:
+            self._history.select(rows)
+        if self._votes is not None:
+            self._votes.select(rows)

@@ -1,0 +1,155 @@
+"""The conventions that compressors follow, one class each: how it is started, put to work, and given a pass's entries.
+
+To add a convention, write its class here and list it in ``ADAPTERS``.
+"""
+
+import functools
+import types
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from pressgauge.conformance.masked_attention import attend, attention
+
+Layers = list[tuple[Tensor, Tensor]]
+"""Keys ``[B, K, N, D]`` and values ``[B, K, N, D']`` of each layer."""
+
+
+class Adapter(ABC):
+    """A compressor at work on a model, whatever its convention.
+
+    Args:
+        compressor: what a subject's factory made.
+        model: the model.
+    """
+
+    kind: ClassVar[str]
+    """Its name in ``declares``."""
+    words: ClassVar[str]
+    """The convention in words."""
+    schedule: ClassVar[str]
+    """The schedule that a subject is held to unless it declares another."""
+    supplies_positions: ClassVar[bool] = False
+    """Whether the caller supplies true positions."""
+    exact: ClassVar[bool] = True
+    """Whether attention is transformers' own, so that an uncompressed run is bit-identical to a ``DynamicCache``."""
+    between_passes: ClassVar[bool] = False
+    """Whether the compressor is called between passes."""
+    declines_batches: ClassVar[bool] = False
+    """Whether it may decline several rows, since it never sees which columns are padding."""
+    beyond: ClassVar[Mapping[str, str]] = {}
+    """What the convention does not provide for, with the reason: laws about it are not applicable."""
+    shared: ClassVar[str] = ""
+    """What further sequences through one compressor share, in findings."""
+
+    def __init__(self, compressor: Any, model: Any) -> None:
+        self.compressor, self.model = compressor, model
+
+    @staticmethod
+    @abstractmethod
+    def fits(compressor: object) -> bool:
+        """Whether an object follows this convention and none listed before it."""
+
+    def start(self) -> Any:
+        """A new, empty cache."""
+        return DynamicCache(config=self.model.config)
+
+    def at_work(self) -> AbstractContextManager[Any]:
+        """A context in which the model runs with the compressor."""
+        return nullcontext()
+
+    def compress(self, layers: Layers) -> Layers:
+        """What is to replace the entries held after a pass, for a convention that is called between passes."""
+        raise NotImplementedError(f"{self.kind} is not called between passes")
+
+
+class FunctionAdapter(Adapter):
+    """``compress(layers) -> layers``, called after every pass."""
+
+    kind, words, schedule = "function", "a function over the whole cache", "step"
+    supplies_positions, exact, between_passes = True, False, True
+    beyond: ClassVar[Mapping[str, str]] = {
+        "dtypes": "the harness's own attention drives a function, which rounds otherwise than transformers'",
+        "generate": "model.generate does not know functions over a cache",
+        "side by side": "a function keeps no cache of its own",
+        "padding": "a function over the cache is never told what is padding",
+    }
+
+    @staticmethod
+    def fits(compressor: object) -> bool:
+        kinds = types.FunctionType | types.MethodType | types.BuiltinFunctionType | functools.partial  # type: ignore[type-arg]
+        return isinstance(compressor, kinds)
+
+    def at_work(self) -> AbstractContextManager[Any]:
+        return attention(self.model, _bottom_right)
+
+    def compress(self, layers: Layers) -> Layers:
+        return self.compressor(layers)  # type: ignore[no-any-return]  # somebody else's; the session looks at it
+
+
+class CacheAdapter(Adapter):
+    """An object with ``.cache(config)``, which makes a transformers cache."""
+
+    kind, words, schedule = "cache", "a transformers cache", "budget"
+    declines_batches = True
+
+    @staticmethod
+    def fits(compressor: object) -> bool:
+        return callable(getattr(compressor, "cache", None))
+
+    def start(self) -> Any:
+        return self.compressor.cache(self.model.config)
+
+
+class ContextAdapter(Adapter):
+    """An object that is used as ``with obj(model):``."""
+
+    kind, words, schedule = "context", "a context manager around a model", "prefill"
+    beyond: ClassVar[Mapping[str, str]] = {
+        "side by side": "a context is around one model, and a cache at a time goes through it"
+    }
+    shared = "in one context "
+
+    @staticmethod
+    def fits(compressor: object) -> bool:
+        return callable(compressor)
+
+    def at_work(self) -> AbstractContextManager[Any]:
+        return self.compressor(self.model)  # type: ignore[no-any-return]  # somebody else's
+
+
+ADAPTERS: dict[str, type[Adapter]] = {
+    adapter.kind: adapter for adapter in (FunctionAdapter, CacheAdapter, ContextAdapter)
+}
+"""By kind; what follows several conventions follows the first."""
+
+
+def adapter_of(compressor: object) -> type[Adapter]:
+    """The convention that an object follows.
+
+    Raises:
+        ValueError: if it follows none.
+    """
+    for adapter in ADAPTERS.values():
+        if adapter.fits(compressor):
+            return adapter
+    raise ValueError(
+        f"the factory returned a {type(compressor).__name__}: it has to return an object with .cache(config), one that "
+        "is used as `with obj(model):`, or a function compress(layers) -> layers"
+    )
+
+
+def _bottom_right(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    """Attention to everything held and, causally, to the new entries, however many each layer holds; not to the zeros
+    that stand where a head holds fewer than others."""
+    new, total = query.shape[2], key.shape[2]
+    sees = torch.ones((new, total), dtype=torch.bool, device=query.device).tril(total - new)
+    there = (key != 0).any(dim=-1) | (value != 0).any(dim=-1)
+    return attend(query, key, value, sees & there[:, :, None], scaling), None

@@ -1,0 +1,169 @@
+"""Tiny random models of the architectures that are supported, built in code, in float64."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    cache_utils,
+)
+
+from pressgauge.conformance import devices
+from pressgauge.conformance.guard import guarded
+
+Model = Any
+"""A causal model. transformers' own types know neither ``generate`` nor a layer's keys."""
+
+VOCABULARY = 61
+LAYERS = 3
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "num_hidden_layers": LAYERS,
+    "intermediate_size": 40,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+_GROUPED: dict[str, Any] = {
+    **_COMMON,
+    "hidden_size": 48,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,  # each serves 3 query heads
+    "head_dim": 8,
+}
+
+
+def neox(**changes: Any) -> Model:
+    """A GPT-NeoX: every query head has its own KV head."""
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**{**_COMMON, "hidden_size": 32, "num_attention_heads": 4, **changes}))
+
+
+def llama(**changes: Any) -> Model:
+    """A Llama with grouped queries."""
+    return LlamaForCausalLM(LlamaConfig(**{**_GROUPED, **changes}))
+
+
+def mistral(**changes: Any) -> Model:
+    """A Mistral without a sliding window, unless one is asked for."""
+    return MistralForCausalLM(MistralConfig(**{**_GROUPED, "sliding_window": None, **changes}))
+
+
+def qwen2(**changes: Any) -> Model:
+    """A Qwen2: biases on queries, keys and values."""
+    settings = {key: value for key, value in _GROUPED.items() if key != "head_dim"}
+    return Qwen2ForCausalLM(Qwen2Config(**{**settings, **changes}))
+
+
+def qwen3(**changes: Any) -> Model:
+    """A Qwen3: norms on queries and keys, so that every key would have one length if their weights were all 1."""
+    model = Qwen3ForCausalLM(Qwen3Config(**{**_GROUPED, **changes}))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "q_norm" in name or "k_norm" in name:
+                weight.uniform_(0.3, 2.0)
+    return model
+
+
+ARCHITECTURES: dict[str, Callable[..., Model]] = {
+    "neox": neox,
+    "llama": llama,
+    "mistral": mistral,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+}
+
+
+def build(architecture: str, **changes: Any) -> Model:
+    """A new model, in float64. Weights are drawn wide, so that attention is far from uniform."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = ARCHITECTURES[architecture](initializer_range=0.3, **changes)
+    model.double()
+    model.eval()
+    return model
+
+
+LINEAR = (0, 1, 2)
+"""The layers of ``hybrid()`` that have no keys."""
+
+
+def hybrid() -> Model:
+    """A Qwen3-Next of one layer of attention and three of linear attention; skips the test where a cache has none."""
+    if not hasattr(cache_utils, "LinearAttentionLayer"):
+        pytest.skip(f"transformers {transformers.__version__} has no cache layers for linear attention")
+    config = transformers.Qwen3NextConfig(
+        **{**_GROUPED, "num_hidden_layers": 4},
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        mlp_only_layers=[0, 1, 2, 3],
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model: Model = transformers.Qwen3NextForCausalLM(config)
+    model.double()
+    model.eval()
+    return model
+
+
+_built = cache(build)
+
+
+def shared(architecture: str) -> Model:
+    """The one model of this architecture that all tests share and none may change."""
+    return guarded(_built(architecture))
+
+
+def tokens(rows: int, length: int, seed: int = 0, vocabulary: int = VOCABULARY) -> torch.Tensor:
+    """Token ids ``[rows, length]``, none of them one of the first three, which may be special."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, vocabulary, (rows, length), generator=generator)
+
+
+def text(model: Model, rows: int, length: int, seed: int = 0) -> torch.Tensor:
+    """Token ids ``[rows, length]`` that this model knows, on the CPU."""
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    return tokens(rows, length, seed, vocabulary)
+
+
+@cache
+def _cast(architecture: str, dtype: torch.dtype, device: torch.device) -> Model:
+    model = build(architecture)
+    model.to(device=device, dtype=dtype)
+    return model
+
+
+def cast(architecture: str, dtype: torch.dtype, device: torch.device) -> Model:
+    """A copy of the shared model in another dtype or on another device; shared as well."""
+    return guarded(_cast(architecture, dtype, device))
+
+
+def under_test(architecture: str, dtype: torch.dtype = torch.float64) -> Model:
+    """The shared model in this dtype, on the device of models under test."""
+    device = devices.chosen()
+    return shared(architecture) if (dtype, device.type) == (torch.float64, "cpu") else cast(architecture, dtype, device)
+
+
+def padded(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of rows of these lengths, padded on the left, and its mask; the padding is not a token of any row."""
+    columns = max(lengths)
+    ids = tokens(len(lengths), columns, seed)
+    mask = torch.tensor([[int(column >= columns - length) for column in range(columns)] for length in lengths])
+    return ids.masked_fill(mask == 0, 0), mask

@@ -1,0 +1,181 @@
+"""The black-box audit: what a cache held after each pass, found out by matching it with what it was handed.
+
+Nothing is taken on trust. Each entry that is held is looked for among the entries that arrived; that gives the
+history of every token, ``evicted_at``, and the first place at which something is not as it should be.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pressgauge.conformance.oracle import NEVER
+from pressgauge.conformance.session import Departure, Trace
+
+GONE = -1
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one layer held after one pass, as tokens."""
+
+    positions: Tensor
+    """``[B, K, N]`` in the order of storage; -1 at filler."""
+    ambiguous: int
+    """How many entries equal several tokens, so that it cannot be told which they are."""
+
+
+class Audit:
+    """What a trace says, token by token.
+
+    Args:
+        trace: what a subject did with a text, in which no row is padded.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+
+    @cached_property
+    def held(self) -> list[list[Held]]:
+        """Per pass and layer.
+
+        Raises:
+            Departure: at the first entry that is not one of those that came in, or comes twice.
+        """
+        trace = self.trace
+        result: list[list[Held]] = []
+        for number, one in enumerate(trace.passes):
+            layers = []
+            for layer in range(trace.layers):
+                before = result[-1][layer].positions if result else None
+                layers.append(self._match(layer, number, before))
+            result.append(layers)
+            assert len(one.held) >= trace.layers, "the harness cannot read all layers of this cache"
+        return result
+
+    def _match(self, layer: int, number: int, before: Tensor | None) -> Held:
+        one = self.trace.passes[number]
+        keys, values = one.held[layer]
+        own_keys, own_values = self.trace.arrived(layer, number + 1)
+        where = f"after pass {number} ({one.end} tokens seen), layer {layer}"
+        for name, tensor, own in (("keys", keys, own_keys), ("values", values, own_values)):
+            if tensor.dtype != own.dtype:
+                raise Departure("dtype", f"{where} holds {name} in {tensor.dtype}, and was handed them in {own.dtype}")
+        if keys.shape[:2] != own_keys.shape[:2] or keys.shape[:3] != values.shape[:3]:
+            raise Departure("shape", f"{where} holds keys {list(keys.shape)} and values {list(values.shape)}")
+        same_key, same_value = _equal(keys, own_keys), _equal(values, own_values)
+        both = same_key & same_value
+        matches = both.sum(-1)
+        filler = (keys == 0).all(-1) & (values == 0).all(-1) & (matches == 0)
+        missing = torch.nonzero((matches == 0) & ~filler)
+        if len(missing):
+            self._explain(missing[0].tolist(), layer, number, same_key, same_value)
+        positions = both.int().argmax(-1).masked_fill(filler, GONE)
+        ambiguous = int((matches > 1).sum())
+        if ambiguous:
+            self._resolve(positions, both, before, one.start)
+        return Held(positions, ambiguous)
+
+    @staticmethod
+    def _resolve(positions: Tensor, both: Tensor, before: Tensor | None, start: int) -> None:
+        """Give equal entries different tokens: of those still there, the earliest that is not taken."""
+        rows, heads, _ = positions.shape
+        for row in range(rows):
+            for head in range(heads):
+                there = set() if before is None else set(before[row, head].tolist())
+                taken: set[int] = set()
+                for place, position in enumerate(positions[row, head].tolist()):
+                    if position == GONE:
+                        continue
+                    options = torch.nonzero(both[row, head, place])[:, 0].tolist()
+                    free = [token for token in options if token not in taken] or options
+                    alive = [token for token in free if token >= start or token in there] or free
+                    positions[row, head, place] = alive[0]
+                    taken.add(alive[0])
+
+    def _explain(self, at: list[int], layer: int, number: int, same_key: Tensor, same_value: Tensor) -> None:
+        row, head, place = at
+        one = self.trace.passes[number]
+        where = f"after pass {number} ({one.end} tokens seen), layer {layer}, row {row}, KV head {head}, entry {place}"
+        tokens = [torch.nonzero(same[row, head, place])[:, 0].tolist() for same in (same_key, same_value)]
+        if tokens[0] and tokens[1]:
+            raise Departure("alignment", f"{where} has the key of token {tokens[0][0]} and the value of {tokens[1][0]}")
+        name, index = ("value", 1) if tokens[0] else ("key", 0)
+        mine = one.held[layer][index][row, head, place]
+        arrived = self.trace.arrived(layer, number + 1)[index][row, head]
+        change = (arrived - mine).double().norm(dim=-1) / arrived.double().norm(dim=-1).clamp(min=1e-30)
+        nearest = int(change.nan_to_num(torch.inf).argmin())
+        raise Departure(
+            "altered", f"{where} has a {name} that never came in; the nearest is that of token {nearest}, "
+            f"{float(change[nearest]):.2g} of its size away",
+        )  # fmt: skip
+
+    @cached_property
+    def alive(self) -> list[Tensor]:
+        """Per layer, ``[passes, B, K, T]``: whether a token was held after a pass.
+
+        Raises:
+            Departure: if an entry is held twice, or comes back.
+        """
+        trace = self.trace
+        tokens = trace.ids.shape[1]
+        layers = []
+        for layer in range(trace.layers):
+            states: list[Tensor] = []
+            for number, one in enumerate(trace.passes):
+                positions = self.held[number][layer].positions
+                count = torch.zeros((*positions.shape[:2], tokens + 1), dtype=torch.int, device=positions.device)
+                index = positions.long().masked_fill(positions < 0, tokens)
+                count.scatter_add_(2, index, torch.ones_like(index, dtype=torch.int))
+                count = count[..., :tokens]
+                if len(twice := torch.nonzero(count > 1)):
+                    row, head, token = twice[0].tolist()
+                    raise Departure(
+                        "twice", f"after pass {number} ({one.end} tokens seen), layer {layer}, row {row}, KV head "
+                        f"{head} holds token {token} {int(count[row, head, token])} times",
+                    )  # fmt: skip
+                now = count.bool()
+                if states:
+                    old = states[-1].clone()
+                    old[..., one.start : one.end] = True
+                    if len(back := torch.nonzero(now & ~old)):
+                        row, head, token = back[0].tolist()
+                        raise Departure(
+                            "revived", f"layer {layer}, row {row}, KV head {head} had evicted token {token} before "
+                            f"pass {number}, and holds it again after {one.end} tokens",
+                        )  # fmt: skip
+                states.append(now)
+            layers.append(torch.stack(states))
+        return layers
+
+    @cached_property
+    def evicted_at(self) -> list[Tensor]:
+        """Per layer, int32 ``[B, K, T]``: tokens seen right after the pass that evicted a token."""
+        tables = []
+        ends = torch.tensor([one.end for one in self.trace.passes])
+        for states in self.alive:
+            tokens = states.shape[-1]
+            table = torch.full(states.shape[1:], NEVER, dtype=torch.int32, device=states.device)
+            # From the last pass to the first, so that the earliest pass after which a token is missing stands.
+            for number in reversed(range(len(ends))):
+                fed = torch.arange(tokens, device=states.device) < ends[number]
+                table = torch.where(fed & ~states[number], int(ends[number]), table)
+            tables.append(table)
+        return tables
+
+    @property
+    def ambiguous(self) -> int:
+        """How many times an entry equalled several tokens."""
+        return sum(layer.ambiguous for one in self.held for layer in one)
+
+
+def _equal(held: Tensor, arrived: Tensor) -> Tensor:
+    """``[B, K, N, T]``: which held vectors equal which that arrived; NaN equals NaN."""
+    if held.isnan().any() or arrived.isnan().any():
+        marker = torch.finfo(arrived.dtype).max
+        held, arrived = (
+            held.nan_to_num(marker, torch.inf, -torch.inf),
+            arrived.nan_to_num(marker, torch.inf, -torch.inf),
+        )
+    return (held[:, :, :, None] == arrived[:, :, None]).all(-1)

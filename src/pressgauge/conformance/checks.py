@@ -1,0 +1,124 @@
+"""Checks that several laws share: counts, the threshold, attention."""
+
+import torch
+import transformers
+from torch import Tensor
+
+from pressgauge.conformance import architectures, oracle
+from pressgauge.conformance.masked_attention import masked_logits
+from pressgauge.conformance.session import Departure, Refused, Trace, run
+from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.traces import audited
+from pressgauge.conformance.versions import CACHE, CACHE_NAMES
+
+EXACT = 1e-10
+"""Part of the largest logit by which float64 may err."""
+TELLING_APART = 2.0**-9
+"""Scores that differ by less than this part of their size, but are not equal, may be ranked either way."""
+
+
+def check_counts(subject: Subject, trace: Trace, law: str = "counts") -> None:
+    """Held after each pass is what the schedule says."""
+    declares = subject.declares
+    for layer in range(trace.layers):
+        rules = subject.rules(trace.options, layer)
+        expected = oracle.counts(rules, trace.lengths)
+        for number, (one, wanted) in enumerate(zip(trace.passes, expected, strict=True)):
+            held = one.held[layer][0].shape[2]
+            if declares.held == "per-head":
+                keys, values = one.held[layer]
+                real = ((keys != 0).any(-1) | (values != 0).any(-1)).sum(-1)
+                if int(real.sum()) == wanted * real.numel():
+                    continue
+                held = round(float(real.double().mean()), 2)  # type: ignore[assignment]
+            if held != wanted:
+                rule = "its own rule" if declares.target else f"{rules.schedule} with keep_ratio {rules.keep_ratio}"
+                raise Departure(
+                    law, f"layer {layer} holds {held} entries after pass {number} ({one.end} tokens seen); {rule} and "
+                    f"prune_after {rules.prune_after} leaves {wanted}",
+                )  # fmt: skip
+
+
+def check_threshold(subject: Subject, trace: Trace) -> None:
+    """No layer that holds ``prune_after`` entries or fewer loses one."""
+    for layer in range(trace.layers):
+        before = 0
+        rules = subject.rules(trace.options, layer)
+        for one in trace.passes:
+            arrived = before + one.length
+            before = one.held[layer][0].shape[2]
+            if before < arrived and not (rules.may_prune(arrived) or rules.keep_ratio == 1):
+                raise Departure(
+                    "prune_after",
+                    f"layer {layer} was pruned while it held {arrived} entries; prune_after is {rules.prune_after}",
+                )
+
+
+def check_acts(subject: Subject) -> None:
+    """Something is evicted from a text that is long enough.
+
+    Raises:
+        Departure: if nothing is, a plain Llama is refused, or the compressor never got to see a cache.
+    """
+    model = architectures.under_test("llama")
+    try:
+        trace = run(subject, model, architectures.text(model, 1, 40), [36] + [1] * 4, keep_ratio=0.5, prune_after=8)
+    except Refused as refusal:
+        raise Departure("acts", f"a plain Llama is refused: {refusal}") from refusal
+    except (KeyError, AttributeError, TypeError) as error:
+        # Under another release the cache has another name.
+        if not any(name in str(error) for name in CACHE_NAMES):
+            raise
+        raise Departure(
+            "acts", f"the compressor never got to see a cache: {type(error).__name__}: {error}; in transformers "
+            f"{transformers.__version__} models and layers take it as {CACHE!r}",
+        ) from error  # fmt: skip
+    held = [keys.shape[2] for keys, _ in trace.passes[-1].held]
+    if min(held) == 40:
+        raise Departure("acts", "nothing was evicted from 40 tokens with keep_ratio 0.5 and prune_after 8")
+
+
+def off(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """``[T]``: by which part of the largest logit each token's logits are off."""
+    return (found - expected).abs().amax(dim=(0, 2)) / expected.abs().max()
+
+
+def wrong_tokens(found: torch.Tensor, expected: torch.Tensor) -> list[int]:
+    """The tokens whose logits are off by more than float64 may err, or are not numbers."""
+    return torch.nonzero(~(off(found, expected) < EXACT))[:, 0].tolist()
+
+
+def _before_their_pass(trace: Trace, tables: list[Tensor]) -> list[Tensor]:
+    """``evicted_at`` as if each pass evicted before it attended, the tokens of the pass itself apart."""
+    starts = {one.end: one.start for one in trace.passes}
+    result = []
+    for table in tables:
+        early = table.clone()
+        for end, start in starts.items():
+            old = torch.arange(table.shape[-1]) < start
+            early[(table == end) & old] = start
+        result.append(early)
+    return result
+
+
+def check_attention(trace: Trace) -> None:
+    """The logits of every pass are those of full attention, masked by what the subject itself evicted."""
+    audit = audited(trace)
+    expected = masked_logits(trace.model, trace.ids, audit.evicted_at)
+    wrong = wrong_tokens(trace.logits, expected)
+    if not wrong:
+        return
+    token = wrong[0]
+    error = off(trace.logits, expected)
+    number = next(n for n, one in enumerate(trace.passes) if token < one.end)
+    one = trace.passes[number]
+    counts = [keys.shape[2] for keys, _ in trace.passes[number - 1].held] if number else [0]
+    early = masked_logits(trace.model, trace.ids, _before_their_pass(trace, audit.evicted_at))
+    reason = "they are not those of attention to what was held and, causally, to the pass itself"
+    if token not in wrong_tokens(trace.logits, early):
+        reason = "they are those of attention to what is held after the pass: it evicts before it attends"
+    ambiguous = f" ({audit.ambiguous} entries equal several tokens)" if audit.ambiguous else ""
+    raise Departure(
+        "attention", f"pass {number} (tokens {one.start} to {one.end - 1}, {max(counts)} entries held before it) gives "
+        f"token {token} logits that are off by {float(error[token]):.2g} of the largest: {reason}{ambiguous}",
+    )  # fmt: skip

@@ -1,0 +1,232 @@
+"""The options, the header and the summary of a run."""
+
+import functools
+import os
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
+
+# Whatever imports torch and transformers, which takes as long as many tests do, is imported where tests are run: with
+# pytest-xdist there is a process that only hands them out.
+
+# Everything is drawn anew with HYPOTHESIS_PROFILE=random or nightly, and reproducible otherwise.
+# One failure at a time: a law that a mutant breaks in two ways fails by an assertion, not by a group of them.
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=24, report_multiple_bugs=False)
+# On a machine that says it is a CI's, Hypothesis would repeat itself and keep nothing, so that both are said.
+ANEW = settings(
+    derandomize=False, database=DirectoryBasedExampleDatabase(".hypothesis/examples"), deadline=None, print_blob=True
+)
+settings.register_profile("random", ANEW, max_examples=32, report_multiple_bugs=False)
+settings.register_profile("nightly", ANEW, max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+
+
+REFUSED = "refused"
+"""What reports say of what a subject refused."""
+
+
+def load_profile() -> None:
+    """Let Hypothesis draw as the environment says."""
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("pressgauge")
+
+    def add(name: str, **given: Any) -> None:
+        """Add ``--pressgauge-NAME``, and the short ``--NAME`` where no other plugin has claimed it."""
+        try:
+            group.addoption(f"--pressgauge-{name}", f"--{name}", dest=f"pressgauge_{name}", **given)
+        except ValueError:
+            group.addoption(f"--pressgauge-{name}", dest=f"pressgauge_{name}", **given)
+
+    add("subject", metavar="M:F", help="the compressor under test: package.module:factory")
+    add(
+        "model", metavar="M", help="run laws about what a model computes on this one: an architecture, a folder, or "
+        "a name on the hub",
+    )  # fmt: skip
+    add("device", default="cpu", help="device that model-level tests run on: cpu, cuda or mps")
+
+
+def option(config: pytest.Config, name: str) -> Any:
+    """The value of ``--pressgauge-NAME``."""
+    return config.getoption(f"pressgauge_{name}")
+
+
+def _runs_tests(config: pytest.Config) -> bool:
+    """Whether this process runs tests, and does not only hand them out to others."""
+    return hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    profile = settings.get_current_profile_name()
+    config.add_cleanup(lambda: settings.load_profile(profile))
+    load_profile()
+    if _runs_tests(config):
+        import torch
+
+        from pressgauge.conformance import devices
+
+        device, threads = devices.chosen(), torch.get_num_threads()
+        config.add_cleanup(lambda: devices.choose(device))
+        config.add_cleanup(lambda: torch.set_num_threads(threads))
+        if option(config, "device") != "mps":
+            # Laws are exact in float64, which Apple's devices have not.
+            devices.choose(torch.device(option(config, "device")))
+        # Two workers on two cores: more threads only get in each other's way. One thread also repeats to the bit.
+        torch.set_num_threads(1)
+    if reference := option(config, "subject"):
+        from pressgauge.conformance.subjects import find
+
+        # A name that is not found is one sentence, before anything is collected.
+        find(reference)
+        if config.getoption("tbstyle") == "auto":
+            # Each finding is one line, and is listed in the summary.
+            config.option.tbstyle = "no"
+        config.pluginmanager.register(Laws(), "pressgauge-laws")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    lines = [f"torch {version('torch')}, transformers {version('transformers')}, device {option(config, 'device')}"]
+    if reference := option(config, "subject"):
+        from pressgauge.conformance.subjects import find
+
+        lines.append(f"subject: {find(reference)}")
+    return lines
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """What a subject refuses, in a sentence of its own, is not applicable to it. Our presses refuse nothing here when
+    they are attached; as plain caches, batches, which may be padded. Laws that draw their cases draw another one;
+    what was refused there is noted, so that nobody takes it for held."""
+    from pressgauge.conformance.session import REFUSALS, Refused, not_applicable
+    from pressgauge.conformance.subjects import Subject
+
+    REFUSALS.clear()
+    subject = pyfuncitem.funcargs.get("subject")
+    try:
+        if option(pyfuncitem.config, "subject") and isinstance(subject, Subject):
+            _require_a_compressor(pyfuncitem.originalname, subject)
+        return (yield)
+    except Refused as refusal:
+        ours = not any(option(pyfuncitem.config, name) for name in ("subject", "model"))
+        if ours and not (isinstance(subject, Subject) and subject.adapter.declines_batches):
+            raise
+        not_applicable(f"the subject refuses: {refusal}")
+    finally:
+        pyfuncitem.user_properties.append((REFUSED, list(dict.fromkeys(REFUSALS))))
+
+
+IDLENESS = "test_something_is_evicted"
+"""The law that a subject which never acts is held to, and no other: one cause, one finding."""
+
+
+def _require_a_compressor(law: str, subject: Any) -> None:
+    from pressgauge.conformance.session import not_applicable
+
+    if law != IDLENESS and (finding := _idle(subject)):
+        not_applicable(f"the subject does not act: {finding}")
+
+
+@functools.cache
+def _idle(subject: Any) -> str:
+    """Why a subject never acts; empty if it does, or follows a rule of its own."""
+    from pressgauge.conformance.checks import check_acts
+    from pressgauge.conformance.session import Departure
+
+    if subject.declares.target:
+        return ""
+    try:
+        check_acts(subject)
+    except Departure as finding:
+        return str(finding)
+    except Exception:
+        # A crash is a finding of the law itself.
+        return ""
+    return ""
+
+
+@dataclass
+class Law:
+    """What came out for one law, over all its cases."""
+
+    words: str
+    place: tuple[str, int]
+    """Where it stands, which is the order of the summary."""
+    held: int = 0
+    broken: dict[str, list[str]] = field(default_factory=dict)
+    """Findings, each with the models or dtypes of which it is, where there are several."""
+    refused: list[str] = field(default_factory=list)
+    """Sentences of the subject about cases that were not looked at."""
+    not_applicable: list[str] = field(default_factory=list)
+
+
+class Laws:
+    """Collects what becomes of each law, and prints it in the summary: broken, held, not applicable."""
+
+    def __init__(self) -> None:
+        self.laws: dict[str, Law] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        file, line, name = report.location
+        if Path(file).parent.name not in ("conformance", "laws"):
+            return
+        name = name.partition("[")[0]
+        law = self.laws.setdefault(name, Law(name.removeprefix("test_").replace("_", " "), (file, line or 0)))
+        if report.failed:
+            law.broken.setdefault(_finding(report), []).append(_case(report))
+        elif report.skipped:
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            law.not_applicable.append(reason.removeprefix("Skipped: ").removeprefix("not applicable: "))
+        elif report.when == "call":
+            law.held += 1
+            noted: list[Any] = [value for what, value in report.user_properties if what == REFUSED]
+            law.refused += [sentence for sentences in noted for sentence in sentences]
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        write = terminalreporter
+        write.section("laws")
+        laws = sorted(self.laws.values(), key=lambda law: law.place)
+        broken = [law for law in laws if law.broken]
+        held = [law for law in laws if law.held and not law.broken]
+        idle = [law for law in laws if not law.held and not law.broken]
+        for law in broken:
+            write.write_line(f"broken          {law.words}", red=True)
+            for finding, cases in law.broken.items():
+                which = ", ".join(case for case in cases if case)
+                write.write_line(f"                {finding}{f' ({which})' if which else ''}")
+        for law in held:
+            write.write_line(f"held            {law.words}", green=True)
+            for reason in dict.fromkeys(law.not_applicable):
+                write.write_line(f"                but for some models: {reason}")
+            for sentence in dict.fromkeys(law.refused):
+                write.write_line(f"                but for cases that the subject refuses: {sentence}")
+        for law in idle:
+            write.write_line(f"not applicable  {law.words}", yellow=True)
+            for reason in dict.fromkeys(law.not_applicable):
+                write.write_line(f"                {reason}")
+        write.write_line(f"{len(broken)} laws broken, {len(held)} held, {len(idle)} not applicable")
+
+
+def _case(report: pytest.TestReport) -> str:
+    """The model or dtype that a law was held to, if it was held to several."""
+    parameters = report.location[2].partition("[")[2].removesuffix("]").split("-")
+    # A subject's name has a colon.
+    return "-".join(part for part in parameters if ":" not in part)
+
+
+def _finding(report: pytest.TestReport) -> str:
+    """The first line of what went wrong."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    message = crash.message if crash is not None else str(report.longrepr)
+    line = next((line for line in message.splitlines() if line.strip()), "no message")
+    kind, _, rest = line.partition(": ")
+    if kind.endswith("Departure"):
+        return rest
+    return f"it crashes: {line}" if kind.endswith(("Error", "Exception")) and kind != "AssertionError" else line

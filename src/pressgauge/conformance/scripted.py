@@ -1,0 +1,107 @@
+"""A Llama whose keys and values are chosen: so that any compressor, whatever its convention, meets given entries."""
+
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pressgauge.conformance import devices
+from pressgauge.conformance.strategies import DIMENSION, HEADS, LAYERS
+
+TOKENS = (256, 1024)
+"""How many tokens a model may know. Powers of 4: then the norm of a token's vector makes powers of 2 of its ones, and
+nothing is rounded."""
+
+
+class Nothing(nn.Module):
+    """Adds nothing, at no cost."""
+
+    def forward(self, given: Tensor) -> Tensor:
+        """Zeros."""
+        return torch.zeros_like(given)
+
+
+@cache
+def _model(dtype: torch.dtype, tokens: int, device: torch.device, group: int) -> Any:
+    config = LlamaConfig(
+        vocab_size=tokens,
+        hidden_size=HEADS * tokens,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS * group,
+        num_key_value_heads=HEADS,
+        head_dim=DIMENSION,
+        intermediate_size=8,
+        rms_norm_eps=0.0,
+        max_position_embeddings=tokens,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        model: Any = LlamaForCausalLM(config)
+    model.missing = torch.zeros(0)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(torch.eye(tokens).repeat(1, HEADS))
+        for layer in model.model.layers:
+            # Nothing is added to the token's vector, so that every layer sees which token it is.
+            layer.self_attn.q_proj.weight.zero_()
+            layer.self_attn.o_proj.register_forward_hook(lambda module, given, output: torch.zeros_like(output))
+            layer.mlp = Nothing()
+            layer.post_attention_layernorm = nn.Identity()
+            layer.self_attn.k_proj.register_forward_hook(partial(_with_missing, model))
+        # Keys are not rotated.
+        model.model.rotary_emb.inv_freq.zero_()
+        model.lm_head = nn.Linear(HEADS * tokens, 2, bias=False)
+    model.to(device, dtype)
+    model.eval()
+    return model
+
+
+def _with_missing(model: Any, module: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
+    """A NaN among the weights would be everybody's, so that it is put where it belongs."""
+    if not len(model.missing):
+        return output
+    return output.masked_fill(model.missing[given[0][..., : model.config.vocab_size].argmax(dim=-1)], torch.nan)
+
+
+def queries_of(keys: Tensor) -> Tensor:
+    """Queries ``[B, 2 * HEADS, T, DIMENSION]`` for keys ``[B, HEADS, T, DIMENSION]``: each is made of the key of the
+    same token and KV head, so that what is done to keys is done to queries. None is so large that products overflow."""
+    small = keys.nan_to_num().clamp(-8, 8)
+    return torch.stack([small.flip(-1), -small.roll(1, dims=-1)], dim=2).flatten(1, 2)
+
+
+def scripted(keys: Tensor, queries: Tensor | None = None) -> tuple[Any, Tensor]:
+    """A model and the tokens ``[B, T]`` that make every layer hand its cache these keys.
+
+    Values tell which key they belong to: each names its row, head and position.
+
+    Args:
+        keys: ``[B, HEADS, T, DIMENSION]``, finite or NaN, with B times T at most the last of TOKENS.
+        queries: ``[B, H, T, DIMENSION]``, finite; zeros, one for each KV head, unless given.
+    """
+    rows, heads, tokens, _ = keys.shape
+    known = next(known for known in TOKENS if rows * tokens <= known)
+    model = _model(keys.dtype, known, devices.chosen(), 1 if queries is None else queries.shape[1] // heads)
+    ids = torch.arange(rows * tokens).view(rows, tokens)
+    values = torch.zeros_like(keys)
+    values[..., 0] = 1 + torch.arange(tokens, dtype=keys.dtype)
+    values[..., 1] = torch.arange(heads, dtype=keys.dtype)[:, None]
+    values[..., 2] = torch.arange(rows, dtype=keys.dtype)[:, None, None]
+    # [B * T, K * D]
+    missing = keys.isnan().permute(0, 2, 1, 3).reshape(rows * tokens, heads * DIMENSION)
+    model.missing = missing.to(model.device) if missing.any() else torch.zeros(0)
+    finite = keys.nan_to_num()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            of_layer = [(layer.self_attn.k_proj, finite), (layer.self_attn.v_proj, values)]
+            layer.self_attn.q_proj.weight.zero_()
+            if queries is not None:
+                of_layer.append((layer.self_attn.q_proj, queries))
+            for projection, wanted in of_layer:
+                # [B, K, T, D] to [K * D, B * T]; the ones of a token's vector become known ** .5 by its norm.
+                columns = wanted.permute(1, 3, 0, 2).reshape(-1, rows * tokens)
+                projection.weight.zero_()
+                projection.weight[:, : rows * tokens] = columns / known**0.5
+    return model, ids

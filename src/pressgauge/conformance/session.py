@@ -1,0 +1,422 @@
+"""Drives a model with a compressor of any convention at work, pass by pass, and records what happens to its cache."""
+
+import copy
+import inspect
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import PreTrainedModel
+
+from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.versions import CACHE, using
+
+Entries = tuple[Tensor, Tensor]
+"""Keys ``[B, K, N, D]`` and values ``[B, K, N, D']`` of one layer."""
+
+
+class Departure(AssertionError):  # noqa: N818  # the law is broken, not the program
+    """A law that a subject does not keep, said in one line: the law's name, a colon, and what was found."""
+
+    def __init__(self, law: str, finding: str) -> None:
+        super().__init__(f"{law}: {finding}")
+
+
+DECLINES = (ValueError, NotImplementedError, AssertionError)
+"""With these, and a sentence, compressors say that something is beyond them."""
+
+OF_OTHERS = ("torch", "transformers", "pressgauge")
+"""Where a failed assertion is a fault, and no way to decline."""
+
+
+REFUSALS: list[str] = []
+"""The sentences with which subjects declined something, for whoever reports what was not looked at."""
+
+
+class Refused(Exception):  # noqa: N818  # it is an answer, not a failure
+    """A subject's own sentence, with which it declines to do something."""
+
+
+@dataclass
+class Pass:
+    """One forward call."""
+
+    start: int
+    """Tokens seen before."""
+    length: int
+    logits: Tensor
+    """``[B, q, V]``, on the CPU as all that is recorded."""
+    arrived: dict[int, Entries]
+    """What the cache was handed, per layer."""
+    held: list[Entries]
+    """What each layer holds afterwards."""
+    positions: Tensor | None
+    """``[B, q]``: the positions that queries and keys were rotated by, if the model tells."""
+
+    @property
+    def end(self) -> int:
+        """Tokens seen after it."""
+        return self.start + self.length
+
+
+def not_applicable(reason: str) -> NoReturn:
+    """Say that a law means nothing here, and why."""
+    pytest.skip(f"not applicable: {reason}")
+
+
+def provided_for(subject: Subject, what: str) -> None:
+    """Say that a law is not applicable if it is about something that the subject's convention does not provide for."""
+    if reason := subject.adapter.beyond.get(what):
+        not_applicable(reason)
+
+
+def _sentence(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".strip().rstrip(":").splitlines()[0]
+
+
+@contextmanager
+def _refusals(*kinds: type[BaseException]) -> Iterator[None]:
+    """What a subject raises with a sentence of its own is an answer."""
+    try:
+        yield
+    except Departure:
+        raise
+    except kinds as error:
+        if not str(error) or (isinstance(error, AssertionError) and _raised_in(error) in OF_OTHERS):
+            raise
+        REFUSALS.append(_sentence(error))
+        raise Refused(REFUSALS[-1]) from error
+
+
+def _raised_in(error: BaseException) -> str:
+    """The package in which an error was raised."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0]
+
+
+class Session:
+    """One batch of sequences going through a model with a compressor at work. Use it as a context.
+
+    Args:
+        subject: whose compressor it is.
+        compressor: what the subject's factory made.
+        model: the model.
+    """
+
+    def __init__(self, subject: Subject, compressor: Any, model: PreTrainedModel) -> None:
+        self.adapter = subject.adapter(compressor, model)
+        self.supplies_positions = self.adapter.supplies_positions or subject.declares.positions == "caller"
+        self.model: Any = model
+        self.passes: list[Pass] = []
+        self.cache: Any = None
+        self._arrived: dict[int, list[Entries]] = {}
+        self._devices: dict[int, torch.device] = {}
+        self._positions: Tensor | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Session":
+        self.begin()
+        with _refusals(*DECLINES, TypeError, AttributeError):
+            self.resume()
+        return self
+
+    def begin(self) -> None:
+        """Start with a new cache, and leave all else as it is: a further sequence in the same context."""
+        with _refusals(*DECLINES, TypeError, AttributeError):
+            self.cache = self.adapter.start()
+        self.passes = []
+        self._arrived.clear()
+        self._watch_cache()
+
+    def resume(self) -> None:
+        """Go on after ``pause``."""
+        with ExitStack() as stack:
+            stack.enter_context(self.adapter.at_work())
+            stack.enter_context(self._watched_positions())
+            self._stack = stack.pop_all()
+
+    def pause(self) -> None:
+        """Leave the model alone, so that another session can use it, and keep the cache."""
+        self._stack.close()
+
+    def __exit__(self, *exception: Any) -> None:
+        # The compressor is told of the exception, as it would be without the session around it.
+        self._stack.__exit__(*exception)
+
+    def _watch_cache(self) -> None:
+        cache = self.cache
+
+        def recording(keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> Any:
+            given = keys.clone(), values.clone()
+            self._arrived.setdefault(layer, []).append((given[0].cpu(), given[1].cpu()))
+            self._devices[layer] = keys.device
+            # The class may change under our hands: a press that adopts a cache makes another one of it.
+            result = type(cache).update(cache, keys, values, layer, *args, **kwargs)
+            for name, before, after in zip(("keys", "values"), given, (keys, values), strict=True):
+                if not _same(before, after):
+                    raise Departure("inputs", f"the {name} that layer {layer} was handed were written to")
+            return result
+
+        cache.update = recording
+
+    @contextmanager
+    def _watched_positions(self) -> Iterator[None]:
+        """Learn by which positions the model rotates, where it has one module that does."""
+        rotary = getattr(self.model.get_decoder(), "rotary_emb", None)
+        if rotary is None:
+            yield
+            return
+        names = list(inspect.signature(rotary.forward).parameters)
+
+        def note(module: Any, args: Any, kwargs: Any) -> None:
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            positions = given.get("position_ids")
+            self._positions = positions.cpu().clone() if isinstance(positions, Tensor) else None
+
+        handle = rotary.register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @property
+    def seen(self) -> int:
+        """Tokens fed so far."""
+        return self.passes[-1].end if self.passes else 0
+
+    def feed(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One pass; the logits ``[B, q, V]`` of its tokens, on the CPU.
+
+        Args:
+            ids: ``[B, q]``, anywhere.
+            mask: ``[B, seen + q]``, for padded rows.
+
+        Raises:
+            Refused: if the subject declines, by one of ``DECLINES``.
+            Departure: if it hands back something that no cache can be made of.
+        """
+        given: dict[str, Any] = {}
+        end = self.seen + ids.shape[1]
+        ids = ids.to(self.model.device)
+        if mask is not None:
+            mask = mask.to(self.model.device)
+            given = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, self.seen : end]}
+        elif self.supplies_positions:
+            given = {"position_ids": torch.arange(self.seen, end, device=ids.device).expand(ids.shape)}
+        self._positions = None
+        with torch.no_grad(), _refusals(*DECLINES):
+            logits: Tensor = self.model(ids, **using(self.cache), use_cache=True, **given).logits.cpu()
+        if not self._arrived:
+            raise Departure(
+                "cache", f"the model was fed {end} tokens and never called update on the cache that it was given as "
+                f"{CACHE!r} (transformers {transformers.__version__})",
+            )  # fmt: skip
+        self._finish(logits, ids.shape[1])
+        return logits
+
+    def generate(self, ids: Tensor, new_tokens: int) -> Tensor:
+        """The tokens ``[B, T + new]`` of ``model.generate``, greedily, from a new cache, with every pass recorded, on
+        the CPU; not for functions.
+
+        Raises:
+            Refused: if the subject declines.
+        """
+
+        def note(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            given = kwargs.get("input_ids")
+            length = given.shape[1] if given is not None else output.logits.shape[1]
+            self._finish(output.logits.cpu(), length)
+
+        ids = ids.to(self.model.device)
+        handle = self.model.register_forward_hook(note, with_kwargs=True)
+        try:
+            with _refusals(*DECLINES):
+                tokens: Tensor = self.model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    **using(self.cache),
+                    max_new_tokens=new_tokens,
+                    do_sample=False,
+                    eos_token_id=None,
+                )
+                return tokens.cpu()
+        finally:
+            handle.remove()
+
+    def _finish(self, logits: Tensor, length: int) -> None:
+        """Call a compressor that is called between passes, and record the pass."""
+        if self.adapter.between_passes:
+            self._compress()
+        arrived = {
+            layer: (torch.cat([k for k, _ in parts], dim=2), torch.cat([v for _, v in parts], dim=2))
+            for layer, parts in sorted(self._arrived.items())
+        }
+        self._arrived.clear()
+        self.passes.append(Pass(self.seen, length, logits, arrived, self.held(), self._positions))
+
+    def _compress(self) -> None:
+        layers = [(layer.keys, layer.values) for layer in self.cache.layers]
+        before = [(keys.clone(), values.clone()) for keys, values in layers]
+        with _refusals(*DECLINES):
+            result = self.adapter.compress(list(layers))
+        if not isinstance(result, list | tuple) or len(result) != len(layers):
+            raise Departure("result", f"compress has to return {len(layers)} pairs of keys and values, got {result!r}")
+        for index, (pair, own, old) in enumerate(zip(result, layers, before, strict=True)):
+            keys, values = pair
+            if keys.dim() != 4 or keys.shape[:3] != values.shape[:3] or keys.shape[:2] != own[0].shape[:2]:
+                raise Departure(
+                    "result", f"layer {index} came back as {list(keys.shape)} and {list(values.shape)}, which no "
+                    f"cache of {list(own[0].shape)} can become",
+                )  # fmt: skip
+            for name, given, kept, returned in zip(("keys", "values"), own, old, (keys, values), strict=True):
+                if returned.dtype != given.dtype or returned.device != given.device:
+                    raise Departure(
+                        "dtype", f"the {name} of layer {index} went in in {given.dtype} on {given.device} and came "
+                        f"back in {returned.dtype} on {returned.device}",
+                    )  # fmt: skip
+                if not _same(given, kept):
+                    raise Departure("inputs", f"the {name} of layer {index} were written to by compress")
+                shares = returned.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
+                if returned.shape[2] < given.shape[2] and shares and returned.numel():
+                    raise Departure(
+                        "storage", f"the {name} of layer {index} that stay are a view of the "
+                        f"{given.shape[2]} entries that came in, so none of these can be freed",
+                    )  # fmt: skip
+            self.cache.layers[index].keys, self.cache.layers[index].values = keys, values
+
+    def held(self) -> list[Entries]:
+        """What each layer holds now, as anybody can read it from the cache: copies on the CPU.
+
+        Raises:
+            Departure: if it is not where it came in.
+        """
+        layers = []
+        for index, layer in enumerate(self.cache.layers):
+            keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+            if keys is None or values is None:
+                break
+            if hasattr(layer, "_quantized_keys"):
+                # Under these names lie the newest only; the rest comes first.
+                keys, values = (
+                    torch.cat([layer._dequantize(rest), *([newest] if newest.dim() == 4 else [])], dim=2)
+                    for rest, newest in ((layer._quantized_keys, keys), (layer._quantized_values, values))
+                )
+            there = self._devices.get(index, keys.device)
+            if keys.device != there:
+                raise Departure("dtype", f"layer {index} was handed entries on {there} and holds them on {keys.device}")
+            layers.append((keys.cpu().clone(), values.cpu().clone()))
+        return layers
+
+    def storage(self, layer: int) -> int:
+        """Bytes of key and value storage that a layer keeps alive."""
+        own = self.cache.layers[layer]
+        values = [part for value in vars(own).values() for part in _parts(value)]
+        # Of a tensor that wraps others, such as a quantised one, only its class knows what lies behind it.
+        tensors = [
+            tensor
+            for tensor in values
+            if isinstance(tensor, Tensor)
+            and not is_traceable_wrapper_subclass(tensor)
+            and tensor.dim() == 4
+            and tensor.is_floating_point()
+        ]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+    def fork(self) -> "Session":
+        """Another session that goes on from here with a copy of the cache, and leaves this one alone."""
+        other = copy.copy(self)
+        own_update = self.cache.__dict__.pop("update")
+        try:
+            other.cache = copy.deepcopy(self.cache)
+        finally:
+            self.cache.update = own_update
+        other.passes = list(self.passes)
+        other._arrived = {}
+        other._watch_cache()
+        return other
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """What is in a container; otherwise the value itself."""
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Equal to the bit, but for which NaN it is."""
+    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+@dataclass
+class Trace:
+    """What a subject did with a text."""
+
+    subject: Subject
+    options: dict[str, Any]
+    model: PreTrainedModel
+    ids: Tensor
+    passes: list[Pass] = field(default_factory=list)
+    storage: list[int] = field(default_factory=list)
+    """Bytes that each layer keeps alive at the end."""
+    queries: Tensor | None = None
+    """``[B, H, T, D]``, where they are known."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """The lengths of the passes."""
+        return [one.length for one in self.passes]
+
+    @property
+    def logits(self) -> Tensor:
+        """``[B, T, V]``."""
+        return torch.cat([one.logits for one in self.passes], dim=1)
+
+    def arrived(self, layer: int, passes: int | None = None) -> Entries:
+        """All that a layer was handed in the first ``passes`` passes."""
+        parts = [one.arrived[layer] for one in self.passes[:passes]]
+        return torch.cat([keys for keys, _ in parts], dim=2), torch.cat([values for _, values in parts], dim=2)
+
+    @property
+    def layers(self) -> int:
+        """How many layers there are."""
+        return len(self.passes[0].arrived)
+
+
+def run(
+    subject: Subject,
+    model: PreTrainedModel,
+    ids: Tensor,
+    lengths: list[int],
+    mask: Tensor | None = None,
+    compressor: Any = None,
+    **options: Any,
+) -> Trace:
+    """Feed a model a text in passes of these lengths, with a compressor of the subject at work.
+
+    Args:
+        subject: the subject.
+        model: the model.
+        ids: ``[B, T]``.
+        lengths: of the passes; together T.
+        mask: ``[B, T]``, for padded rows.
+        compressor: one that is there already; made from the options otherwise.
+        options: of the compressor.
+    """
+    options = {"keep_ratio": 1, **options}
+    compressor = subject(**options) if compressor is None else compressor
+    result = Trace(subject, options, model, ids)
+    with Session(subject, compressor, model) as session:
+        for length in lengths:
+            end = session.seen + length
+            session.feed(ids[:, session.seen : end], None if mask is None else mask[:, :end])
+        result.storage = [session.storage(layer) for layer in range(len(session.held()))]
+    result.passes = session.passes
+    return result

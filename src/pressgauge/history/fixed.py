@@ -1,0 +1,82 @@
+"""Replays evictions where an entry's score never changes: from the order of the scores alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pressgauge.history.record import NEVER
+from pressgauge.rules import Budget, Ledger
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """The places of a row's eviction history: the same for every head of every layer of a model.
+
+    Attributes:
+        seen: per slot, ascending, the columns fed after the pass that evicts it; a pass has as many slots as it evicts.
+        first: per own token, the first slot that it can take: of the first acting pass at which it is neither a sink
+            nor recent; the number of slots if there is none.
+    """
+
+    seen: list[int]
+    first: list[int]
+
+
+@lru_cache(maxsize=8)
+def slots(
+    budget: Budget, written: str, passes: tuple[int, ...], prompt_length: int | None, padding: tuple[int, ...]
+) -> list[_Slots]:
+    """The slots of each row. ``written`` is the ``keep_ratio`` as written, by which equal budgets may differ."""
+    ledger = Ledger(budget, prompt_length)
+    slots = [_Slots([], []) for _ in padding]
+    held, seen = [0] * len(padding), [0] * len(padding)
+    for tokens in passes:
+        ledger.feed(tokens, [min(pad, ledger.columns + tokens) for pad in padding])
+        if ledger.cut:
+            for row, slot in enumerate(slots):
+                count = held[row] + ledger.seen[row] - seen[row] - ledger.held[row]
+                if count:
+                    released = ledger.seen[row] - budget.recent - len(slot.first)
+                    slot.first.extend([len(slot.seen)] * released)
+                    slot.seen.extend([ledger.columns] * count)
+        held, seen = ledger.held, ledger.seen
+    for row, slot in enumerate(slots):
+        sinks = min(budget.sinks, len(slot.first))
+        slot.first[:sinks] = [len(slot.seen)] * sinks
+        slot.first.extend([len(slot.seen)] * (ledger.seen[row] - len(slot.first)))
+    return slots
+
+
+def _replay_head(worst_first: list[int], slots: _Slots) -> list[int]:
+    """``evicted_at`` of one head's own tokens: in this order, each takes the first slot that it can and that is free.
+
+    For the worst of all tokens goes as soon as it can, and without it and its slot the same holds for the next one.
+    """
+    evicted = [NEVER] * len(worst_first)
+    seen, first = slots.seen, slots.first
+    none = len(seen)
+    free = list(range(none + 1))  # what is free at or after each slot, or a slot in between that leads there
+    for token in worst_first:
+        slot = found = first[token]
+        while free[found] != found:
+            found = free[found]
+        if found < none:
+            evicted[token] = seen[found]
+            free[found] = found + 1
+        while slot < found:
+            free[slot], slot = found, free[slot]
+    return evicted
+
+
+def replay_fixed(ranks: Tensor, slots: list[_Slots], padding: Sequence[int]) -> Tensor:
+    """Evictions where a score never changes."""
+    table = torch.zeros(ranks.shape, dtype=torch.int32)
+    for row, pad in enumerate(padding):
+        orders = ranks[row, :, pad:].argsort(dim=-1).tolist()
+        evicted = [_replay_head(order, slots[row]) for order in orders]
+        table[row, :, pad:] = torch.from_numpy(np.array(evicted, dtype=np.int32))
+    return table.to(ranks.device)

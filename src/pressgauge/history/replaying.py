@@ -1,0 +1,86 @@
+"""``replay``: what a press evicts from given keys, without decoding."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from pressgauge.arguments import check_tensor
+from pressgauge.history.changing import replay_changing
+from pressgauge.history.fixed import replay_fixed, slots
+from pressgauge.history.record import History
+from pressgauge.presses.base import Press, check_press, rank_entries
+from pressgauge.rules import Budget, Ledger, whole_number, whole_numbers
+
+
+def replay(
+    press: Press,
+    keys: Tensor,
+    passes: Sequence[int],
+    *,
+    layer: int = 0,
+    prompt_length: int | None = None,
+    padding: Sequence[int] | None = None,
+    queries: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """What a press evicts from a layer that is fed these keys, without decoding.
+
+    Given the keys that a cache was handed, it equals the cache's own record exactly, in every dtype. Votes of queries
+    are summed in another order than they came in, so that with them it does in float64.
+
+    Args:
+        press: the press.
+        keys: ``[B, K, T, D]``, as rotated when they were new.
+        passes: how many tokens each pass feeds; they add up to T.
+        layer: index of the layer.
+        prompt_length: tokens of the prompt; the first pass is the prompt if it is not given.
+        padding: per row, how many of the first columns are padding.
+        queries: ``[B, H, T, D]``, for presses that need them.
+        scale: what attention multiplies products of queries and keys by; ``D ** -0.5`` unless given.
+
+    Returns:
+        ``evicted_at``: ``[B, K, T]`` int32.
+
+    Raises:
+        TypeError: for arguments of the wrong kind.
+        ValueError: if the passes do not add up to T, the padding does not fit, or the press needs queries and there
+            are none.
+    """
+    if press is None:
+        raise TypeError("press must be a press such as KnormPress(0.5), got None: without one nothing is evicted")
+    check_press(press)
+    check_tensor("keys", keys, "[batch, KV heads, tokens, dimension]")
+    if keys.dim() != 4:
+        raise ValueError(f"keys must be [batch, KV heads, tokens, dimension], got {list(keys.shape)}")
+    rows, heads, columns, _ = keys.shape
+    passes = whole_numbers("passes", passes)
+    if sum(passes) != columns or any(tokens < 1 for tokens in passes):
+        raise ValueError(
+            f"passes must be positive and add up to the {columns} tokens of keys, got {len(passes)} passes "
+            f"of {sum(passes)} tokens"
+        )
+    pads = [0] * rows if padding is None else whole_numbers("padding", padding)
+    if len(pads) != rows or any(not 0 <= pad <= columns for pad in pads):
+        raise ValueError(f"padding must give each of the {rows} rows a number from 0 to {columns}, got {pads}")
+    if press.needs_queries and queries is None:
+        raise ValueError(f"{type(press).__name__} needs queries: pass those of all {columns} tokens")
+    if queries is not None:
+        check_tensor("queries", queries, "[batch, heads, tokens, dimension]")
+    if queries is not None and (queries.dim() != 4 or (queries.shape[0], queries.shape[2]) != (rows, columns)):
+        raise ValueError(f"queries must be [{rows}, heads, {columns}, dimension] like keys, got {list(queries.shape)}")
+    if whole_number("layer", layer, 0) in press.skipped:
+        return History(rows, heads, keys.device).evicted_at(columns, pads)
+    if not press.fixed_scores:
+        scale = keys.shape[3] ** -0.5 if scale is None else scale
+        return replay_changing(press, keys, layer, passes, Ledger(press, prompt_length), pads, queries, scale)
+    # What a subclass adds has no part in when and how many.
+    budget = Budget(**{field.name: getattr(press, field.name) for field in fields(Budget)})
+    places = slots(budget, str(press.keep_ratio), tuple(passes), prompt_length, tuple(pads))
+    if not any(slot.seen for slot in places):
+        return History(rows, heads, keys.device).evicted_at(columns, pads)
+    positions = torch.arange(columns, device=keys.device) - torch.tensor(pads, device=keys.device)[:, None, None]
+    positions = positions.clamp(min=-1).expand(rows, heads, columns)
+    ranks = rank_entries(press, keys, positions, layer, first=True)
+    return replay_fixed(ranks, places, pads)

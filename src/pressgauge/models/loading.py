@@ -1,0 +1,141 @@
+"""Models by name: the embedded reference models, a local folder, or a hub's."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from pressgauge.models import check_dtype, location, not_loaded
+
+HUB_TIMEOUT = 2.0
+"""Seconds that the hub has to answer before only its cache is looked into."""
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is the accelerator where there is one, else the CPU.
+
+    Raises:
+        ValueError: if this machine does not have it.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(f"device must be auto, cpu or an accelerator of this machine, got {name!r}") from None
+    return device
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Whatever goes wrong with a model, as one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        if len(reason) > 300:
+            reason = reason[:300] + "..."
+        raise not_loaded(name, reason) from error
+
+
+def _hub_answers(url: str) -> bool:
+    """Whether the hub answers at all, asked once. transformers would ask for a file that is not in the cache six times
+    in 23 seconds."""
+    try:
+        get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
+    except HfHubHTTPError:
+        return True  # that there is no such model, or that it may not be read: transformers says it better
+    except Exception:
+        # The errors of httpx, or of httpx2, as the release of huggingface_hub has it, share no narrower class.
+        return False
+    return True
+
+
+def _only_cached(name: str) -> bool:
+    """Whether only the hub's cache can have the model, since the hub does not answer; false for a folder.
+
+    Raises:
+        ValueError: if it is neither a folder nor a name that the hub could know, or neither a folder nor in the cache.
+    """
+    if Path(location(name)).is_dir():
+        return False
+    try:
+        url = hf_hub_url(name, "config.json")
+    except HFValidationError:
+        raise ValueError("there is no such folder, and no name on the hub has this form") from None
+    if _hub_answers(url):
+        return False
+    if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        raise ValueError("there is no such folder, the hub does not answer, and its cache does not have the model")
+    return True
+
+
+def load_parts(name: str, *, trust_remote_code: bool = False) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """A model's configuration and tokenizer, without its weights.
+
+    Raises:
+        ValueError: if there is no such model, or it cannot be loaded, with what to do about it.
+    """
+    with _explained(name):
+        return _parts(location(name), _options(name, trust_remote_code))
+
+
+def _options(name: str, trust_remote_code: bool) -> dict[str, Any]:
+    """What every ``from_pretrained`` of a model is given; asks the hub whether it answers."""
+    return {"trust_remote_code": trust_remote_code, "local_files_only": _only_cached(name)}
+
+
+def _parts(place: str, options: dict[str, Any]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    if Path(place).is_dir() and not any(Path(place).glob("*token*")) and not any(Path(place).glob("vocab*")):
+        # Some versions of transformers make up a tokenizer that knows no word.
+        raise ValueError("it has no tokenizer files")
+    return AutoConfig.from_pretrained(place, **options), AutoTokenizer.from_pretrained(place, **options)
+
+
+def load(
+    name: str, *, device: torch.device | str = "cpu", dtype: str = "float32", trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal model and its tokenizer, ready for evaluation. Weights load as safetensors only.
+
+    Args:
+        name: ``reference`` (a Llama), ``reference-neox`` (a GPT-NeoX), a local folder, or a name on the hub.
+        device: where to put the model.
+        dtype: one of ``DTYPES``.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        ValueError: if there is no such dtype, or no such model can be loaded, with what to do about it.
+    """
+    check_dtype(dtype)
+    with _explained(name):
+        options = _options(name, trust_remote_code)
+        _, tokenizer = _parts(location(name), options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            location(name),
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+        model, loading = loaded
+        if loading["missing_keys"]:
+            # transformers draws them at random, and every number measured would be false.
+            raise ValueError(f"weights are missing: {', '.join(sorted(loading['missing_keys']))}")
+    model.to(device)
+    model.eval()
+    return model, tokenizer

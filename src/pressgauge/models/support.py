@@ -1,0 +1,224 @@
+"""Which layers of a model can be pruned, and why the others cannot: the one table of refusals."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from pressgauge.models import interface
+from pressgauge.rules import UNPRUNABLE, Budget
+
+P = TypeVar("P", bound=Budget)
+
+_OUTSIDE = "does not go through transformers' attention interface"
+_STEPWISE = "measure it without a press (press=None, method='stepwise' or 'plain')"
+_ALONE = f"no press supports this model: {_STEPWISE}"
+
+
+@dataclass(frozen=True)
+class Support:
+    """What a press can do with a model.
+
+    Attributes:
+        name: of the model, for sentences.
+        layers: how many layers it has.
+        whole: why none of its layers can be pruned, however many are skipped; None if some may.
+        reasons: why a layer cannot be pruned, by index.
+        selecting: whether some layers index, compress or select keys.
+    """
+
+    name: str
+    layers: int
+    whole: str | None
+    reasons: Mapping[int, str]
+    selecting: bool = False
+
+    def resolve(self, press: P) -> P:
+        """The press with ``skip_layers`` as indices, all of which the model has.
+
+        Raises:
+            ValueError: if the press cannot be used with the model, with all the reasons.
+        """
+        if self.whole is not None:
+            raise ValueError(f"{self.name} ({interface.VERSION}) {self.whole}")
+        if press.skip_layers == UNPRUNABLE:
+            if len(self.reasons) == self.layers:
+                raise self.refusal(self.reasons)
+            return replace(press, skip_layers=tuple(self.reasons))
+        if missing := [layer for layer in press.skip_layers if layer >= self.layers]:
+            raise ValueError(
+                f"skip_layers names layer {missing[0]}, but the model has {self.layers} layers, 0 to {self.layers - 1}"
+            )
+        if set(self.reasons) - set(press.skip_layers):
+            raise self.refusal(self.reasons, press.skip_layers)
+        return press
+
+    def refusal(self, reasons: Mapping[int, str], skipped: Iterable[int] = ()) -> ValueError:
+        """The error for layers that a press was to prune and cannot, with all of them and the way out.
+
+        Args:
+            reasons: by index, why a layer cannot be pruned.
+            skipped: layers that are skipped already.
+        """
+        alike: dict[str, list[int]] = {}
+        for layer, reason in sorted(reasons.items()):
+            if layer not in skipped:
+                alike.setdefault(reason, []).append(layer)
+        grouped = "; ".join(f"{_layers(layers)} ({reason})" for reason, layers in alike.items())
+        away = tuple(sorted({*reasons, *skipped}))
+        left = [layer for layer in range(self.layers) if layer not in away]
+        start = f"{self.name} ({interface.VERSION}): a press cannot prune {grouped}"
+        if not left:
+            return ValueError(f"{start}; that leaves no layer to prune, so {_ALONE}")
+        short = f" or skip_layers={UNPRUNABLE!r}" if set(reasons) <= set(self.reasons) else ""
+        return ValueError(f"{start}; pass skip_layers={away}{short}, which leaves {_layers(left)} to prune")
+
+    def check_index(self, index: int) -> None:
+        """Raise a ``ValueError`` if a module attends that says it is of a layer which the model does not have."""
+        if not 0 <= index < self.layers:
+            raise ValueError(
+                f"{self.name} ({interface.VERSION}) attends by modules whose layer_idx is {index}, outside 0 to "
+                f"{self.layers - 1}, and which layer they serve cannot be told: {_ALONE}"
+            )
+
+    def check_added(self, before: int, after: int) -> None:
+        """Raise a ``ValueError`` if a pass has left a cache of so many layers with another number of them."""
+        if before != after:
+            raise ValueError(
+                f"{self.name} ({interface.VERSION}) was given a cache of {before} layers and made it one of {after}, "
+                f"and which of its layers they serve cannot be told: {_ALONE}"
+            )
+
+
+def _layers(layers: Iterable[int]) -> str:
+    """``layer 2``, or ``layers 0-3, 5``."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    spans = ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return f"layer {spans}" if spans.isdigit() else f"layers {spans}"
+
+
+_ORDER_FREE = (
+    "big_bird",
+    "codegen",
+    "falcon",
+    "gpt_neo",
+    "gpt_neox_japanese",
+    "gptj",
+    "megatron-bert",
+    "mvp",
+    "rembert",
+    "roformer",
+    "trocr",
+    "xglm",
+)
+"""Architectures with attention code of their own, which gives the same in whatever order entries lie (`nox -s zoo`)."""
+
+
+_OWN_WAYS = {
+    "diffllama": "joins the values of several heads that lie in one slot",
+    "dory": "adds layers to the cache that it is given",
+    "doge": "makes masks of its own from all values that lie in the cache",
+}
+"""What architectures do with entries that only they do, of which a plain cache learns nothing."""
+
+
+def _slots(config: Any, kind: Any) -> str | None:
+    """Why stock attention over what a plain cache holds would be wrong; None if it is right."""
+    if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
+        return "adds ALiBi biases by the slot of an entry, not its position"
+    if config.model_type in _OWN_WAYS:
+        return _OWN_WAYS[config.model_type]
+    if kind is not None and not interface.goes_through_interface(kind) and config.model_type not in _ORDER_FREE:
+        return (
+            "is not known to attend through transformers' interface, and may take the slot of an entry for its position"
+        )
+    return None
+
+
+def _sharing(text: Any) -> set[int]:
+    """The layers that lend keys and values to others, or borrow them."""
+    modes = getattr(text, "kv_sharing_modes", None)
+    if modes is None:
+        # Before transformers 5.23: the last layers borrow, each from the last one of its type before them.
+        first = text.num_hidden_layers - (getattr(text, "num_kv_shared_layers", 0) or 0)
+        types = text.layer_types if first < text.num_hidden_layers else []
+        lending = {first - 1 - types[:first][::-1].index(kind) for kind in types[first:] if kind in types[:first]}
+        return lending | set(range(first, text.num_hidden_layers))
+    # Where none borrows, what a layer stores is for itself.
+    used = {index: str(getattr(mode, "value", mode)) for index, mode in enumerate(modes) if mode is not None}
+    return set(used) if set(used.values()) - {"store"} else set()
+
+
+def of_config(config: PretrainedConfig, classes: Sequence[Any] | None = None) -> Support:
+    """What a press can do with a model, as far as its configuration tells.
+
+    Args:
+        config: the configuration.
+        classes: the layers of the model's own cache, if they are at hand.
+    """
+    text: Any = config.get_text_config(decoder=True)
+    kind = interface.model_class(config)
+    name = kind.__name__ if kind is not None else type(config).__name__
+    count = text.num_hidden_layers
+    classes = interface.layer_classes(config) if classes is None else classes
+    whole = None
+    if config.is_encoder_decoder:
+        whole = f"is an encoder-decoder, whose cache a press cannot serve: {_ALONE}"
+    elif kind is not None and interface.cache_name(kind) is None:
+        whole = f"keeps no key-value cache, so there is nothing to compress: {interface.PLAIN}"
+    elif not any(map(interface.caches_keys, classes)):
+        whole = f"has no layer that caches keys, so there is nothing to compress: {_STEPWISE}"
+    elif kind is not None and not interface.takes_dynamic_cache(kind):
+        whole = f"decodes with a cache of its own: {interface.PLAIN}"
+    elif slots := _slots(text, kind):
+        whole = f"{slots}: {_STEPWISE}"
+    reasons = {}
+    types = getattr(text, "layer_types", None) or [None] * count
+    # GPT-Neo's windows are of slots.
+    local = getattr(text, "attention_layers", None) or [None] * count
+    shared = _sharing(text)
+    for index in range(count):
+        if index in shared:
+            reasons[index] = "keys and values shared between layers"
+        elif index >= len(classes) or not interface.caches_keys(classes[index]):
+            reasons[index] = f"{types[index] or 'no attention'}, which caches no keys".replace("_", " ")
+        elif local[index] == "local":
+            reasons[index] = f"local attention of {text.window_size} slots, whatever their positions"
+        elif type(classes[index]) is not DynamicLayer:
+            window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
+            layer_type = (types[index] or "sliding_attention").replace("_", " ")
+            reasons[index] = layer_type + (f" of {window}" if window else "")
+    return Support(name, count, whole, reasons, any(map(interface.selects_keys, classes)))
+
+
+def refuse_outside(model: PreTrainedModel) -> None:
+    """Raise a ``ValueError`` if the layers of a model attend in a way of their own, which no pass can look at."""
+    if not interface.goes_through_interface(type(interface.decoder_of(model))):
+        raise ValueError(f"{type(model).__name__} ({interface.VERSION}) {_OUTSIDE}: {_STEPWISE}")
+
+
+def of_model(model: PreTrainedModel) -> Support:
+    """What an attached press can do with a model."""
+    support = of_config(model.config)
+    name, decoder = type(model).__name__, interface.decoder_of(model)
+    whole, reasons = support.whole, dict(support.reasons)
+    if whole is None and not interface.goes_through_interface(type(decoder)):
+        whole = f"{_OUTSIDE}: {_STEPWISE}"
+    softcap = getattr(model.config.get_text_config(decoder=True), "attn_logit_softcapping", None)
+    indices = interface.layer_indices(decoder)
+    for module in decoder.modules():
+        index = indices.get(id(module))
+        if index is None or index in reasons:
+            continue
+        if softcap:
+            reasons[index] = f"attention with softcap {softcap}"
+        elif getattr(module, "sinks", None) is not None:
+            reasons[index] = "attention with sinks"
+    return replace(support, name=name, whole=whole, reasons=reasons)

@@ -1,0 +1,104 @@
+"""Does a key of low norm get much attention in this model? KnormPress assumes so (arXiv 2406.11430)."""
+
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pressgauge.models import interface
+from pressgauge.presses.ranking import wide
+
+LATER = 32
+"""How many later queries a key must have to be counted. Attention is mostly a few large weights, so that the mean over
+fewer says more about these queries than about the key."""
+_BLOCK = 64
+"""Queries whose attention is held at a time."""
+
+
+def _spearman(norms: Tensor, received: Tensor) -> float:
+    """Spearman's rank correlation of two ``[n]``; NaN where one is constant, or there are fewer than three keys."""
+    # Equal up to rounding is equal, as when a press ranks scores: 10 significant bits.
+    mantissa, exponent = torch.frexp(norms.double())
+    norms = torch.ldexp((mantissa * 2**10).round(), exponent)
+    if norms.numel() < 3 or norms.min() == norms.max() or received.min() == received.max():
+        return float("nan")
+    return float(spearmanr(norms.numpy(), received.numpy()).statistic)
+
+
+def _received(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, **kwargs: Any) -> Tensor:
+    """``[K, T]`` on the CPU: the mean attention of later queries, from ``[1, H, T, D]`` and ``[1, K, T, D]``."""
+    heads, tokens = key.shape[1:3]
+    columns = torch.arange(tokens, device=key.device)
+    total = torch.zeros(query.shape[1], tokens, dtype=torch.float64)
+    for start in range(0, tokens, _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        part = wide(query[:, :, rows])
+        seen = (columns <= columns[rows, None])[None, None]
+        bias = part.new_zeros(1)
+        if mask is not None and mask.dtype == torch.bool:
+            seen = seen & mask[:, :, rows, :tokens]
+        elif mask is not None:
+            bias = mask[:, :, rows, :tokens].to(part.dtype)
+        bias = bias.where(seen, torch.finfo(part.dtype).min)
+        # What the values are does not matter; one column of anything makes their product cheap.
+        _, weights = interface.eager_attention(module)(module, part, wide(key), wide(key[..., :1]), bias, **kwargs)
+        assert weights is not None
+        total += weights[0].tril(start - 1).sum(dim=-2).cpu().double()
+    mean = total / (tokens - 1 - torch.arange(tokens)).clamp(min=1)
+    return mean.view(heads, -1, tokens).mean(dim=1)
+
+
+@torch.no_grad()
+def norm_attention(model: PreTrainedModel, input_ids: Tensor, *, later: int = LATER) -> Tensor:
+    """Spearman's rank correlation of the keys' L2 norms with the mean attention that they get from later queries.
+
+    A key's own query is left out. With grouped-query attention, what a key gets is the mean over the query heads that
+    read its KV head. Nothing is evicted. The attention is the model's own eager one, of queries and keys in float32 or
+    wider, a block of queries at a time.
+
+    Args:
+        model: any causal model that goes through transformers' attention interface.
+        input_ids: ``[1, T]``, one text without padding.
+        later: how many later queries a key must have to be counted.
+
+    Returns:
+        ``[layers, K]`` float64 on the CPU, from -1 (the lower the norm, the more attention) to 1. NaN where there is no
+        correlation: all norms are equal, fewer than three keys count, or the layer has no such attention.
+
+    Raises:
+        ValueError: if there is not exactly one text, or ``later`` is below 1.
+    """
+    if input_ids.dim() != 2 or input_ids.shape[0] != 1:
+        raise ValueError(f"input_ids must be one text, [1, tokens], got {list(input_ids.shape)}")
+    if later < 1:
+        raise ValueError(f"later must be at least 1, got {later}")
+    decoder = interface.decoder_of(model)
+    layers = interface.layer_indices(decoder)
+    found: dict[int, list[float]] = {}
+
+    def attend(
+        own: interface.Attention,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        index = layers.get(id(module))
+        if index is not None:
+            counted = slice(max(key.shape[2] - later, 0))
+            received = _received(module, query, key, attention_mask, **{**kwargs, "dropout": 0.0})
+            norms = wide(key[0]).norm(dim=-1).cpu()
+            found[index] = [_spearman(*pair) for pair in zip(norms[:, counted], received[:, counted], strict=True)]
+        return own(module, query, key, value, attention_mask, **kwargs)
+
+    with interface.routed(decoder, attend):
+        interface.feed(model, input_ids, {})
+    layer_count = model.config.get_text_config(decoder=True).num_hidden_layers
+    table = torch.full((layer_count, max(map(len, found.values()), default=1)), float("nan"), dtype=torch.float64)
+    for index, numbers in found.items():
+        table[index, : len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
+    return table

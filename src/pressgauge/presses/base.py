@@ -1,0 +1,209 @@
+"""The base class of presses, and the checks of what their scores are.
+
+Scores follow kvpress: higher means keep. Shapes: B batch, K KV heads, N entries held, D head dimension.
+"""
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from pressgauge.arguments import check_config, check_model, check_tensor, described
+from pressgauge.models.support import of_model
+from pressgauge.presses.attention_scores import Votes
+from pressgauge.presses.ranking import choose, rank, spare
+from pressgauge.rules import Budget, Ledger
+
+if TYPE_CHECKING:
+    from pressgauge.cache import PressedCache
+
+_KEYS = "[batch, KV heads, tokens, dimension]"
+
+
+@dataclass(frozen=True)
+class Press(Budget, ABC):
+    """A compression method: a budget, and a score that says which entries to spend it on.
+
+    A press is an immutable value and keeps no state: what it does to a batch is kept by the cache.
+    """
+
+    fixed_scores: ClassVar[bool] = False
+    """Whether an entry's score depends on that entry alone and never changes. It lets caches and ``replay`` skip work,
+    and is checked at a layer's first eviction, see ``check_fixed``."""
+    needs_queries: ClassVar[bool] = False
+    """Whether ``score`` needs ``votes``. Only an attached press sees queries, and such scores are not fixed."""
+
+    def votes(self) -> Votes:
+        """What a layer is to remember of queries, empty; for presses that need them."""
+        raise NotImplementedError(f"{type(self).__name__} needs queries, so it has to say which: define votes()")
+
+    @abstractmethod
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
+        """Score entries; those of highest score stay.
+
+        Args:
+            keys: ``[B, K, N, D]``, as rotated when they were new.
+            positions: ``[B, K, N]``, ascending, counted in the row's own tokens; -1 where there is filler, whose score
+                is ignored: keys of zeros in front of padded rows and, for presses that need votes, anywhere.
+            layer: index of the layer.
+            votes: what the layer remembers of queries, the last pass's included, for presses that need them.
+
+        Returns:
+            ``[B, K, N]``. Floating scores are ranked by their first 10 significant bits, integers exactly.
+        """
+
+    def compress(self, keys: Tensor, values: Tensor, *, layer: int = 0) -> tuple[Tensor, Tensor]:
+        """Cut one layer's keys and values as if they had been fed in one pass.
+
+        Args:
+            keys: ``[B, K, N, D]``.
+            values: ``[B, K, N, D']``.
+            layer: index of the layer.
+
+        Returns:
+            What stays, in order of position; the arguments themselves if nothing is evicted.
+
+        Raises:
+            TypeError: if these are no tensors.
+            ValueError: if the shapes do not fit, or the press needs queries.
+        """
+        check_tensor("keys", keys, _KEYS)
+        check_tensor("values", values, _KEYS)
+        if keys.dim() != 4 or values.dim() != 4 or keys.shape[:3] != values.shape[:3]:
+            raise ValueError(
+                "keys and values must be [batch, KV heads, tokens, dimension] and agree in the first three, "
+                f"got {list(keys.shape)} and {list(values.shape)}"
+            )
+        if self.needs_queries:
+            raise ValueError(f"{type(self).__name__} needs queries, so it works attached only: with press(model):")
+        rows, heads, tokens, _ = keys.shape
+        if layer in self.skipped or not tokens or not rows or self.target(tokens, tokens) == tokens:
+            return keys, values
+        ledger = Ledger(self)
+        ledger.feed(tokens, [0] * rows)
+        positions = torch.arange(tokens, device=keys.device).expand(rows, heads, tokens)
+        ranks = rank_entries(self, keys, positions, layer)
+        kept, _, _ = choose(spare(self, ranks, positions, ledger), positions, ledger.held)
+        return tuple(t.gather(2, kept[..., None].expand(-1, -1, -1, t.shape[-1])) for t in (keys, values))  # type: ignore[return-value]
+
+    # The two ways to use a press lie above it, so each is imported where it is called.
+
+    def cache(
+        self, config: PretrainedConfig, *, prompt_length: int | None = None, unpadded: bool = False
+    ) -> "PressedCache":
+        """A cache for ``model.generate`` and plain forward calls, with stock attention: ``cache=`` since transformers
+        5.24, see ``pressgauge.cache_argument``.
+
+        Args:
+            config: the model's configuration.
+            prompt_length: tokens of the prompt; the first pass is the prompt if it is not given.
+            unpadded: a promise that no row is padded, which a cache cannot see; needed with more than one row.
+
+        Raises:
+            TypeError: if this is no configuration.
+            ValueError: if this press does not support this model, or needs queries.
+        """
+        from pressgauge.cache import PressedCache
+
+        check_config(config)
+        if self.needs_queries:
+            raise ValueError(f"{type(self).__name__} needs queries, which a cache never sees: use with press(model):")
+        return PressedCache(self, config, prompt_length=prompt_length, unpadded=unpadded)
+
+    def __call__(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """Attach the press to a model: inside ``with press(model):`` every cache of the model is compressed.
+
+        Raises:
+            TypeError: if this is no model.
+            ValueError: if this press does not support this model, or the model already carries a press.
+        """
+        from pressgauge.attach import attach
+
+        check_model(model)
+        return attach(self, model)
+
+    def resolved(self, model: PreTrainedModel) -> Self:
+        """This press with ``skip_layers`` as indices of layers of a model, as it would be attached to it.
+
+        Raises:
+            TypeError: if this is no model.
+            ValueError: if this press does not support this model, with all reasons.
+        """
+        check_model(model)
+        return of_model(model).resolve(self)
+
+
+def check_press(press: object) -> None:
+    """Raise a ``TypeError`` unless this is a press, or None for an uncompressed cache."""
+    if press is not None and not isinstance(press, Press):
+        raise TypeError(f"press must be a press such as KnormPress(0.5), or None for no press, got {described(press)}")
+
+
+def rank_entries(
+    press: Press, keys: Tensor, positions: Tensor, layer: int, votes: Votes | None = None, *, first: bool = False
+) -> Tensor:
+    """``rank`` of what a press scores, once that was checked. Arguments are those of ``Press.score``.
+
+    Args:
+        first: these are the first entries of the layer that are ranked, so that a claim of ``fixed_scores`` is checked.
+
+    Raises:
+        TypeError, ValueError: if the scores are no tensor ``[B, K, N]``, or depend on more than ``fixed_scores`` says.
+    """
+    scores = press.score(keys, positions=positions, layer=layer, votes=votes)
+    shape = "[batch, KV heads, entries] with one score per key"
+    check_tensor(f"the scores of {type(press).__name__}", scores, shape)
+    if scores.shape != positions.shape:
+        raise ValueError(
+            f"the scores of {type(press).__name__} must be {list(positions.shape)}, {shape}, got {list(scores.shape)}"
+        )
+    if first and press.fixed_scores:
+        check_fixed(press, scores, keys, positions, layer)
+    return rank(scores, positions, press.sinks)
+
+
+_LOOKED_AT = 64
+"""Entries whose scores are asked for again, at most."""
+
+
+def check_fixed(press: Press, scores: Tensor, keys: Tensor, positions: Tensor, layer: int) -> None:
+    """Raise a ``ValueError`` if scores of a press that claims ``fixed_scores`` are others when fewer entries are asked.
+
+    Asked again are the first entries without the later ones, and the one in the middle alone: a score that depends on
+    other entries, on how many there are, or on when it is asked, changes in one of the two.
+
+    Args:
+        press: the press.
+        scores: ``[B, K, N]``, what it gave for all entries.
+        keys, positions, layer: what it was given for them, as in ``Press.score``.
+    """
+    entries = scores.shape[-1]
+    middle = entries // 2
+    allowed: Tensor | None = None
+    if scores.is_floating_point():
+        # For another shape a kernel may sum in another order, even for an honest press. The difference is in the last
+        # digits of the terms, which may be larger than their sum: so it is held against the largest score of the head,
+        # with 12 of the 24 bits of float32, or all but two of dtypes that have fewer.
+        eps = max(torch.finfo(t.dtype).eps for t in (scores, keys) if t.is_floating_point())
+        sizes = scores.masked_fill(positions < 0, 0).abs().nan_to_num(0, 0, 0)
+        allowed = sizes.amax(dim=-1, keepdim=True) * max(2**-12, 4 * eps)
+    for part in (slice(0, max(1, min(middle, _LOOKED_AT))), slice(middle, middle + 1)):
+        again = press.score(keys[:, :, part], positions=positions[:, :, part], layer=layer)
+        before, own = scores[..., part], positions[..., part] >= 0
+        same = (again == before) | again.isnan() & before.isnan()
+        if allowed is not None:
+            same |= (again - before).abs() <= allowed
+        if bool((same | ~own).all()):
+            continue
+        row, head, entry = (~same & own).nonzero()[0].tolist()
+        position = int(positions[row, head, part.start + entry])
+        raise ValueError(
+            f"{type(press).__name__} says fixed_scores = True, but in layer {layer} the score of the entry at position "
+            f"{position} was {float(before[row, head, entry]):.6g} among {entries} entries and then "
+            f"{float(again[row, head, entry]):.6g} among {part.stop - part.start}: set fixed_scores = False in the "
+            "class"
+        )

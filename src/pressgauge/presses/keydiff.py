@@ -1,0 +1,22 @@
+"""``KeyDiffPress``."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pressgauge.presses.attention_scores import Votes
+from pressgauge.presses.base import Press
+from pressgauge.presses.ranking import wide
+
+
+@dataclass(frozen=True)
+class KeyDiffPress(Press):
+    """Keeps the keys that differ most from the others: the score is minus the cosine between a key and the mean of the
+    unit keys that are held now (Park et al. 2025, arXiv 2504.15364)."""
+
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
+        """``[B, K, N]``: minus the cosine to the mean direction, in float32 or wider."""
+        unit = torch.nn.functional.normalize(wide(keys), dim=-1)
+        mean = unit.masked_fill((positions < 0)[..., None], 0).sum(dim=2, keepdim=True)
+        return -(unit * torch.nn.functional.normalize(mean, dim=-1)).sum(dim=-1)

@@ -1,0 +1,1 @@
+"""What shows results to people: tables, figures and the page."""

@@ -1,0 +1,18 @@
+"""When a press evicts and how many entries it retains: integers only, and nothing of torch."""
+
+from pressgauge.rules.budget import UNPRUNABLE, Budget, Schedule, check_prompt
+from pressgauge.rules.ledger import Ledger, pass_lengths
+from pressgauge.rules.numbers import exact_ceil, exact_floor, whole_number, whole_numbers
+
+__all__ = [
+    "UNPRUNABLE",
+    "Budget",
+    "Ledger",
+    "Schedule",
+    "check_prompt",
+    "exact_ceil",
+    "exact_floor",
+    "pass_lengths",
+    "whole_number",
+    "whole_numbers",
+]

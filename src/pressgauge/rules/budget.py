@@ -1,0 +1,110 @@
+"""How many entries a layer retains, and when it evicts: integers only, exact."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
+from typing import Literal, get_args
+
+from pressgauge.rules.numbers import exact_ceil, whole_number
+
+Schedule = Literal["budget", "step", "prefill"]
+
+UNPRUNABLE: Literal["unprunable"] = "unprunable"
+"""As ``skip_layers``: the layers of the model at hand that no press can prune."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a press acts and how many entries it leaves, per layer and KV head.
+
+    Attributes:
+        keep_ratio: fraction of tokens kept, in (0, 1]; the decimal value as written counts.
+        prune_after: a layer that holds this many entries or fewer is never pruned.
+        skip_layers: indices of layers that are never pruned, or ``"unprunable"`` for those of the model at hand that
+            cannot be.
+        sinks: how many of the first tokens by position are never evicted.
+        recent: how many of the last tokens by position are never evicted.
+        schedule: ``budget`` acts after every pass and keeps a share of the tokens seen; ``step`` acts after every
+            pass and keeps a share of the entries held; ``prefill`` acts once, after the prompt's pass.
+        interval: after the prompt, act after every ``interval``-th pass only.
+
+    Raises:
+        TypeError: for a value of the wrong kind.
+        ValueError: for a value out of its range.
+    """
+
+    keep_ratio: float
+    prune_after: int = 512
+    skip_layers: tuple[int, ...] | Literal["unprunable"] = ()
+    sinks: int = 0
+    recent: int = 0
+    schedule: Schedule = "budget"
+    interval: int = 1
+
+    def __post_init__(self) -> None:
+        ratio: object = self.keep_ratio
+        if isinstance(ratio, bool) or not isinstance(ratio, Real | Decimal):
+            raise TypeError(f"keep_ratio must be a number in (0, 1], got {ratio!r}")
+        if not 0 < float(ratio) <= 1:
+            raise ValueError(f"keep_ratio must be in (0, 1], got {ratio}")
+        if self.skip_layers != UNPRUNABLE:
+            if isinstance(self.skip_layers, str) or not isinstance(self.skip_layers, Iterable):
+                raise TypeError(
+                    f"skip_layers must be a sequence of layer indices or {UNPRUNABLE!r}, got {self.skip_layers!r}"
+                )
+            skipped = sorted({whole_number("a layer index in skip_layers", layer, 0) for layer in self.skip_layers})
+            object.__setattr__(self, "skip_layers", tuple(skipped))
+        for name, least in (("prune_after", 0), ("sinks", 0), ("recent", 0), ("interval", 1)):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
+        if self.schedule not in get_args(Schedule):
+            raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}, got {self.schedule!r}")
+        if self.schedule == "prefill" and self.interval != 1:
+            raise ValueError(f"interval must be 1 with schedule 'prefill', which acts only once, got {self.interval}")
+
+    @property
+    def skipped(self) -> tuple[int, ...]:
+        """``skip_layers`` as indices.
+
+        Raises:
+            ValueError: if they were not resolved against a model.
+        """
+        if isinstance(self.skip_layers, str):
+            raise ValueError(
+                f"skip_layers={self.skip_layers!r} means layers of a model, and there is none here: "
+                "give their indices, or press.resolved(model)"
+            )
+        return self.skip_layers
+
+    def newest(self, kept: int) -> int:
+        """How many of the newest tokens are never evicted by a pass that leaves ``kept`` entries."""
+        return self.recent
+
+    def target(self, seen: int, held: int) -> int:
+        """How many of ``held`` entries an acting pass leaves, after ``seen`` tokens: never more than ``held``."""
+        if held <= self.prune_after:
+            return held
+        if self.schedule == "budget":
+            size = max(self.prune_after, self.sinks + self.recent, exact_ceil(self.keep_ratio, seen))
+        else:
+            size = max(1, self.sinks + self.recent, exact_ceil(self.keep_ratio, held))
+        return min(size, held)
+
+
+def check_prompt(budget: Budget | None, prompt: int, columns: int, longest: int | None = None) -> None:
+    """Raise a ``ValueError`` if a text of ``columns`` tokens cannot be measured with this prompt.
+
+    Args:
+        budget: the rules of the press; None for no press.
+        prompt: columns of the prompt.
+        columns: columns of the text.
+        longest: tokens in the prompt of the longest row; all of its columns if it is not given.
+    """
+    if not 1 <= prompt < columns:
+        raise ValueError(f"prompt must be at least 1 and leave one of the {columns} tokens to score, got {prompt}")
+    longest = prompt if longest is None else longest
+    if budget is not None and budget.keep_ratio < 1 and budget.schedule == "prefill" and longest <= budget.prune_after:
+        raise ValueError(
+            f"schedule 'prefill' acts once, after the prompt, and never with a prompt of {longest} tokens and "
+            f"prune_after={budget.prune_after}: give a longer prompt or a smaller prune_after"
+        )

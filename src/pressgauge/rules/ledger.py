@@ -1,0 +1,98 @@
+"""What a batch was fed and how many entries each row retains."""
+
+from collections.abc import Sequence
+
+from pressgauge.rules.budget import Budget
+from pressgauge.rules.numbers import whole_number
+
+
+class Ledger:
+    """Counts what a batch of sequences was fed, and what is to stay of it: the same for every layer that is pruned.
+
+    A batch is a rectangle of columns; the first ``padding[b]`` columns of row b are padding and count for nothing.
+
+    Args:
+        budget: the rules.
+        prompt_length: columns of the prompt; the first pass is the prompt if it is not given.
+
+    Raises:
+        TypeError, ValueError: if ``prompt_length`` is not a positive whole number.
+    """
+
+    def __init__(self, budget: Budget, prompt_length: int | None = None) -> None:
+        self.budget = budget
+        self.prompt_length = None if prompt_length is None else whole_number("prompt_length", prompt_length, 1)
+        self.columns = 0
+        self.padding: list[int] = []
+        self.held: list[int] = []
+        self.cut = False
+        """Whether the last pass evicts."""
+        self._ends: list[int] = []
+        self._later_passes = 0
+
+    @property
+    def seen(self) -> list[int]:
+        """Tokens fed so far, per row."""
+        return [self.columns - padding for padding in self.padding]
+
+    def _after(self, tokens: int) -> tuple[bool, int, int]:
+        """Whether a pass of ``tokens`` acts, and the prompt's length and number of later passes it leaves."""
+        prompt = tokens if self.prompt_length is None else self.prompt_length
+        later = self._later_passes + (self.columns >= prompt)
+        if later:
+            return self.budget.schedule != "prefill" and later % self.budget.interval == 0, prompt, later
+        return self.budget.schedule != "prefill" or self.columns + tokens >= prompt, prompt, 0
+
+    def _held_after(self, tokens: int, padding: Sequence[int], acts: bool) -> tuple[list[int], list[int]]:
+        before = self.held or [0] * len(padding)
+        old = self.padding or [0] * len(padding)
+        columns = self.columns + tokens
+        arrived: dict[tuple[int, int, int], tuple[int, int]] = {}
+        rows = list(zip(before, old, padding, strict=True))
+        for row in rows:
+            if row not in arrived:
+                held = row[0] + (columns - row[2]) - (self.columns - row[1])
+                arrived[row] = held, self.budget.target(columns - row[2], held) if acts else held
+        return [arrived[row][0] for row in rows], [arrived[row][1] for row in rows]
+
+    @property
+    def finished(self) -> bool:
+        """Whether no later pass can evict anything."""
+        return self.budget.keep_ratio == 1 or (self.budget.schedule == "prefill" and self._later_passes > 0)
+
+    def would_cut(self, tokens: int, padding: Sequence[int]) -> bool:
+        """Whether a next pass of ``tokens`` columns would evict; ``padding`` is that of each row after the pass."""
+        arrived, kept = self._held_after(tokens, padding, self._after(tokens)[0])
+        return arrived != kept
+
+    def feed(self, tokens: int, padding: Sequence[int]) -> None:
+        """Count one pass of ``tokens`` columns; ``padding`` is that of each row after the pass."""
+        acts, self.prompt_length, self._later_passes = self._after(tokens)
+        arrived, self.held = self._held_after(tokens, padding, acts)
+        self.cut = arrived != self.held
+        self.columns += tokens
+        self.padding = list(padding)
+        self._ends.append(self.columns)
+
+    def crop(self, columns: int) -> None:
+        """Go back to the state after ``columns`` columns. Nothing may have been evicted since."""
+        seen = self.seen
+        self.columns = columns
+        self.padding = [min(padding, columns) for padding in self.padding]
+        self.held = [held - (before - after) for held, before, after in zip(self.held, seen, self.seen, strict=True)]
+        starts = [0, *self._ends]
+        self._ends = [min(end, columns) for start, end in zip(starts, self._ends, strict=False) if start < columns]
+        starts = [0, *self._ends]
+        prompt = self.prompt_length or 0
+        self._later_passes = sum(start >= prompt for start in starts[: len(self._ends)])
+        self.cut = False
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Make row i what row ``rows[i]`` was."""
+        self.padding = [self.padding[row] for row in rows]
+        self.held = [self.held[row] for row in rows]
+
+
+def pass_lengths(tokens: int, prompt: int) -> list[int]:
+    """The passes of a text whose first ``prompt`` tokens are one pass and whose others are fed singly."""
+    return [prompt] + [1] * (tokens - prompt)

@@ -1,0 +1,48 @@
+"""Exact counts: ratios as written, and whole numbers."""
+
+import operator
+from collections.abc import Iterable
+from fractions import Fraction
+from functools import lru_cache
+
+
+@lru_cache(maxsize=256)
+def _as_written(ratio: str) -> Fraction:
+    return Fraction(ratio)
+
+
+def exact_ceil(ratio: float, count: int) -> int:
+    """The ceiling of ``ratio * count``, taken of the decimal value that was written.
+
+    >>> import math
+    >>> exact_ceil(0.07, 100), math.ceil(0.07 * 100)
+    (7, 8)
+    """
+    fraction = _as_written(str(ratio))
+    return -(-fraction.numerator * count // fraction.denominator)
+
+
+def exact_floor(ratio: float, count: int) -> int:
+    """The floor of ``ratio * count``, taken of the decimal value that was written."""
+    fraction = _as_written(str(ratio))
+    return fraction.numerator * count // fraction.denominator
+
+
+def whole_number(name: str, value: object, least: int | None) -> int:
+    """``value`` as a plain integer of at least ``least``, if that is given, or an error that calls it ``name``."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)  # type: ignore[arg-type]  # the TypeError is what is asked for
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def whole_numbers(name: str, values: object) -> list[int]:
+    """``values`` as plain integers, or a ``TypeError`` that names what they are."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list of whole numbers, got {values!r}")
+    return [whole_number(f"a number in {name}", value, None) for value in values]

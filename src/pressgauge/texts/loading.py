@@ -1,0 +1,110 @@
+"""Loading of texts, as token ids."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pressgauge.reference.language import TOKENS, document
+from pressgauge.rules import whole_number
+from pressgauge.texts import HUB, check_text_name
+
+MOST_UNKNOWN = 0.5
+"""The share of unknown tokens above which a text says nothing about a model."""
+
+
+def _from_hub(name: str) -> list[str]:
+    from datasets import load_dataset
+
+    dataset, configuration, separate = HUB[name]
+    try:
+        records = load_dataset(dataset, configuration, split="test")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"text {name!r} could not be loaded from the hub ({dataset}): check the network, or download it elsewhere "
+            "and give the path of a text file"
+        ) from error
+    texts = list(records["text"])
+    return texts if separate else ["".join(texts)]
+
+
+def _from_file(path: Path) -> list[str]:
+    try:
+        return [path.read_text(encoding="utf-8")]
+    except UnicodeDecodeError:
+        raise ValueError(f"text {str(path)!r} is not UTF-8: convert it first") from None
+
+
+def _windows(ids: Tensor, tokens: int, samples: int) -> list[Tensor]:
+    """``samples`` windows of ``tokens`` ids, spread evenly, without overlap; shorter ones in too short a text."""
+    stride = len(ids) // samples
+    tokens = min(tokens, stride)
+    return [ids[sample * stride : sample * stride + tokens] for sample in range(samples)]
+
+
+def load_text(name: str, tokenizer: PreTrainedTokenizerBase, *, samples: int, tokens: int) -> Tensor:
+    """Samples of a text, as token ids.
+
+    Args:
+        name: ``reference``, ``wikitext-2``, ``pg-19``, or the path of a UTF-8 file.
+        tokenizer: the model's.
+        samples: how many samples; of ``pg-19`` each is the beginning of another book, of other texts they are
+            windows spread evenly over the whole.
+        tokens: tokens per sample. Each begins with the model's first-token mark if its tokenizer sets one.
+
+    Returns:
+        ``[samples, tokens]`` int64.
+
+    Raises:
+        ValueError: if there is no such text, it cannot be loaded, it is too short, or it is in another language than
+            that of the reference models, whose tokenizer this is, or the other way round.
+    """
+    whole_number("samples", samples, 1)
+    whole_number("tokens", tokens, 2)
+    check_text_name(name)
+    reference = tokenizer.convert_tokens_to_ids(list(TOKENS)) == list(range(len(TOKENS)))
+    if name == "reference":
+        if not reference:
+            raise ValueError(
+                "text 'reference' is in the words of the reference models: give --text wikitext-2, pg-19 or a file"
+            )
+        return torch.tensor([document(seed, tokens).tokens for seed in range(samples)])
+    texts = _from_hub(name) if name in HUB else _from_file(Path(name))
+    mark = list(tokenizer("").input_ids)
+    mark = mark[:1] if mark and mark[0] == tokenizer.bos_token_id else []
+    wanted = tokens - len(mark)
+    if len(texts) > 1:
+        if len(texts) < samples:
+            raise ValueError(f"text {name!r} has {len(texts)} books, got --samples {samples}")
+        # Enough characters for the tokens wanted, of which none is longer than a few words.
+        pieces = [_encode(tokenizer, text[: 64 * tokens])[:wanted] for text in texts[:samples]]
+    else:
+        pieces = _windows(_encode(tokenizer, texts[0]), wanted, samples)
+    for piece in pieces:
+        if len(piece) < wanted:
+            raise ValueError(
+                f"text {name!r} has too few tokens for {samples} samples of {tokens}: ask for fewer or shorter ones"
+            )
+    ids = torch.stack([torch.cat([torch.tensor(mark, dtype=torch.long), piece]) for piece in pieces])
+    unknown = unknown_share(ids, tokenizer)
+    if reference and unknown > MOST_UNKNOWN:
+        raise ValueError(
+            f"text {name!r} is not in the language of the reference models, which do not know {unknown:.0%} of its "
+            "tokens: give --text reference, or another --model"
+        )
+    return ids
+
+
+def unknown_share(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> float:
+    """The share of tokens ``[samples, tokens]`` that stand for words which a tokenizer does not know."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None:
+        # What is tokenized with a mark for unknown words need not say so.
+        mark = getattr(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None), "unk_token", None)
+        unknown = None if mark is None else tokenizer.convert_tokens_to_ids(mark)
+    return 0.0 if unknown is None else float((ids == unknown).double().mean())
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=torch.long)

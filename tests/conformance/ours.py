@@ -1,0 +1,105 @@
+"""All presses of the package as subjects: what the laws are held to unless somebody else's compressor is named."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import settings
+from torch import Tensor
+
+from pressgauge import KnormPress, Press
+from pressgauge.conformance import oracle
+from pressgauge.conformance.subjects import Subject, subject_of
+from pressgauge.presses import PRESSES
+
+SCORES: dict[str, dict[str, Any]] = {
+    "knorm": {"score": "knorm"},
+    "streaming-llm": {"score": "position", "exact": True},
+    "random": {"score": lambda keys, layer, head: oracle.random_scores(0, layer, head), "exact": True},
+    "keydiff": {"score": "keydiff"},
+    "h2o": {"score": "h2o"},
+    "snapkv": {"score": "snapkv"},
+    "tova": {"score": "tova"},
+}
+"""What the oracle is told of each press."""
+
+OPTIONS: dict[str, dict[str, Any]] = {"snapkv": {"recent": 2}}
+"""Given to a press unless something else is: a window for short texts."""
+
+
+def ours(name: str, schedule: str, kind: Callable[..., Any] | None = None, **options: Any) -> Subject:
+    """A press of the package under a schedule, with these options unless others are given.
+
+    Args:
+        name: in the registry.
+        schedule: the schedule.
+        kind: what is made instead of the press itself, such as a broken one.
+        options: of the press.
+    """
+    press: Any = PRESSES[name]
+    options = {**OPTIONS.get(name, {}), **options}
+    score = SCORES[name]["score"]
+    declares = {
+        "kind": "context",
+        "schedule": schedule,
+        "takes": ("sinks", "recent") if schedule == "prefill" else ("sinks", "recent", "interval"),
+        "sinks": press.sinks,
+        "recent": options.get("recent", 0),
+        "recent_share": getattr(kind or press, "recent_share", 0.0),
+        "trends": score in ("knorm", "position") and schedule != "step",
+        **SCORES[name],
+    }
+    shown = name if kind in (None, press) else getattr(kind, "__name__", name)
+    return subject_of(f"{shown}-{schedule}", kind or press, declares, schedule=schedule, **options)
+
+
+def _all(needs_queries: bool, *schedules: str) -> list[Subject]:
+    names = [name for name, press in PRESSES.items() if press.needs_queries == needs_queries]
+    return [ours(name, schedule) for schedule in schedules for name in names]
+
+
+SUBJECTS = _all(False, "budget", "step", "prefill")
+"""Those whose scores are of keys and positions alone."""
+
+SCORED_BY_ATTENTION = _all(True, "budget", "prefill", "step")
+"""Those whose scores come from attention."""
+
+_ALL = not settings().derandomize
+"""Whether examples are drawn at random, as in nightly runs, which take their time."""
+
+
+def _own_schedule(subject: Subject) -> bool:
+    press: type[Press] = PRESSES[subject.name.rpartition("-")[0]]
+    return subject.schedule == press.schedule
+
+
+def _plain(name: str, schedule: str) -> Subject:
+    """A press as a plain cache."""
+    kind = PRESSES[name]
+    declares = {"schedule": schedule, "sinks": kind.sinks, **SCORES[name]}
+    return subject_of(f"plain-{kind.__name__}-{schedule}", kind, declares, schedule=schedule)
+
+
+def compress_each(keep_ratio: float, **options: Any) -> Callable[..., Any]:
+    """``KnormPress.compress`` as a function over the whole cache."""
+    press = KnormPress(keep_ratio, schedule="step", **options)
+
+    def compress(layers: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        return [press.compress(keys, values, layer=layer) for layer, (keys, values) in enumerate(layers)]
+
+    return compress
+
+
+@functools.cache
+def ours_by_default() -> list[Subject]:
+    """All presses, attached, under all schedules (those that go by attention under their own, unless examples are drawn
+    at random); and one or two in each of the other conventions."""
+    return [
+        *SUBJECTS,
+        # What a schedule does with scores is the same for all.
+        *(subject for subject in SCORED_BY_ATTENTION if _ALL or _own_schedule(subject)),
+        _plain("knorm", "budget"),
+        _plain("knorm", "step"),
+        _plain("streaming-llm", "prefill"),
+        subject_of("compress-function", compress_each, {"score": "knorm"}),
+    ]
