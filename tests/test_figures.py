@@ -229,7 +229,7 @@ def test_what_is_not_a_number_is_named_since_it_cannot_be_drawn() -> None:
     assert not any("not drawn" in text for text in legend(figures.overview(rows())))
 
 
-def test_without_a_verdict_there_is_no_shaded_corner() -> None:
+def test_without_a_verdict_there_is_no_good_corner() -> None:
     """The points stay, and the legend says why there is no verdict; no line marks a rise of 20 %."""
     warned = [replace(row, warnings=("the model guesses",)) for row in rows()]
     for figure in (figures.overview(warned), figures.trade_off(warned)):
@@ -238,7 +238,7 @@ def test_without_a_verdict_there_is_no_shaded_corner() -> None:
     assert points(figure.axes[0]) == points(usual.axes[0])
     assert len(usual.axes[0].lines) - len(figure.axes[0].lines) == 1
     assert (len(figure.axes[0].collections), len(usual.axes[0].collections)) == (0, 1)
-    assert "smaller, perplexity within +20 %" in legend(usual)
+    assert any("within +20 %" in text for text in legend(usual))
     assert not any("within" in text for text in legend(figure))
 
 
@@ -279,7 +279,7 @@ def test_numbers_that_are_none_or_not_finite_are_left_out() -> None:
 
 
 def test_a_trade_off_is_of_speed_where_every_row_has_times_and_of_memory_elsewhere() -> None:
-    """The shaded corner is on the side of the gain, below the first band of the rows."""
+    """The corner of small changes is on the side of the gain, below a rise of 20 %."""
     fast = figures.trade_off(rows(**TIMES)).axes[0]
     assert "speed" in fast.get_xlabel()
     assert sum(points(fast), ()) == pytest.approx((2, 10, 2, 50))
@@ -295,14 +295,12 @@ def test_a_trade_off_is_of_speed_where_every_row_has_times_and_of_memory_elsewhe
 
 
 def test_the_corner_is_that_of_the_rows_bands() -> None:
-    """Its edge, its label and the linear part of the axis."""
-    figure = figures.trade_off([replace(row, bands=(5.0, 40.0)) for row in (*rows(), pressed(0.2, 9.0))])
-    (axes,) = figure.axes
-    assert "smaller, perplexity within +5 %" in legend(figure)
-    assert axes.collections[0].get_paths()[0].contains_point((0.5, 4.9))
-    assert not axes.collections[0].get_paths()[0].contains_point((0.5, 5.1))
-    transform: Any = axes.yaxis.get_transform()
-    assert transform.linthresh == 40
+    """Its edge and its label."""
+    figure = figures.trade_off([replace(row, bands=(0.05, 0.4)) for row in rows()])
+    (corner,) = figure.axes[0].collections[0].get_paths()
+    assert "smaller, and perplexity within +5 %" in legend(figure)
+    assert corner.contains_point((0.5, 4.9))
+    assert not corner.contains_point((0.5, 5.1))
 
 
 def test_a_huge_change_does_not_squash_the_others() -> None:

@@ -14,7 +14,6 @@ from rich.progress import Progress
 
 from pressgauge.bench.files import write_files
 from pressgauge.bench.provenance import versions
-from pressgauge.bench.quantities import BANDS
 from pressgauge.models import DTYPES, check_dtype, check_model_name
 from pressgauge.presses import PRESSES
 from pressgauge.rules import UNPRUNABLE, Budget, check_prompt, usual_prompt, whole_number
@@ -58,6 +57,15 @@ def _numbers(option: str, text: str) -> list[float]:
         raise ValueError(f"{option} must be numbers with commas between them, got {text!r}") from None
 
 
+def _bands(text: str) -> tuple[float, ...]:
+    """Ascending changes in perplexity, of percentages with commas between them."""
+    percentages = _numbers("--bands", text)
+    ascending = all(one < other for one, other in pairwise(percentages))
+    if not percentages or not ascending or not all(0 <= number < math.inf for number in percentages):
+        raise ValueError(f"--bands must be percentages from 0 on in ascending order, such as 20,30, got {text!r}")
+    return tuple(number / 100 for number in percentages)
+
+
 def _layers(text: str) -> tuple[int, ...] | Literal["unprunable"]:
     """Indices of layers: numbers and ranges such as ``0-4`` with commas between them; empty for ``none``."""
     if text.strip() == UNPRUNABLE:
@@ -74,16 +82,6 @@ def _layers(text: str) -> tuple[int, ...] | Literal["unprunable"]:
             raise ValueError(f"--skip-layers has ranges from the lower layer to the higher, got {part.strip()!r}")
         layers += range(first, last + 1)
     return tuple(layers)
-
-
-def _bands(text: str) -> tuple[float, ...]:
-    """Percentages, each above the one before."""
-    bands = _numbers("--bands", text)
-    if not bands or not all(below < band for below, band in pairwise((0, *bands, math.inf))):
-        raise ValueError(
-            f"--bands must be percentages above 0 in ascending order, got {text!r}: give one or more, such as 20,30"
-        )
-    return tuple(bands)
 
 
 def _split(option: str, text: str) -> tuple[str, ...]:
@@ -170,14 +168,12 @@ def measure(
     tokens: Annotated[int, typer.Option(help="tokens per sample")] = 1024,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
-    bands: Annotated[
-        str, typer.Option(help="rises of perplexity in %, ascending, by which the verdict is given")
-    ] = ",".join(f"{band:g}" for band in BANDS),
     timing: Annotated[bool, typer.Option("--timing", help="also take times, beside the uncompressed model")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the rows to this file")] = None,
     report: Annotated[Path | None, typer.Option(help="write a page with pictures to this folder")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a sweep that was interrupted")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="run the model's own code")] = False,
+    bands: Annotated[str, typer.Option(help="changes in perplexity, in %, that verdicts are told apart by")] = "20,30",
 ) -> None:
     """Measure the perplexity of texts under compressed caches, for several shares of tokens kept."""
     console = Console()
@@ -186,8 +182,9 @@ def measure(
         ratios = _numbers("--keep-ratios", keep_ratios)
         if not ratios:
             raise ValueError("--keep-ratios must name at least one ratio, got none")
-        skipped, limits = _layers(skip_layers), _bands(bands)
+        skipped = _layers(skip_layers)
         check_dtype(dtype)
+        limits = _bands(bands)
         names = _press_names(press)
         # A ratio of 1 always comes first, since changes are relative to it.
         ratios = list(dict.fromkeys([1.0, *ratios]))

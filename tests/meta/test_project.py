@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 import pressgauge
+from pressgauge import presses
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -41,3 +42,12 @@ def test_hooks_run_what_the_session_lint_runs() -> None:
         program, *arguments = hook["entry"].split()
         assert f'"{program}"' in noxfile
         assert not arguments or f'"{arguments[0]}"' in noxfile
+
+
+def test_the_registry_is_the_list_of_presses() -> None:
+    """Its classes are what the package offers, and nothing else is a press of the package."""
+    assert set(presses.__all__) == {"PRESSES", *presses.PUBLIC}
+    assert set(presses.PUBLIC) <= set(pressgauge.__all__)
+    assert {press.__name__ for press in presses.PRESSES.values()} | {"Press"} == set(presses.PUBLIC)
+    files = {path.stem for path in (ROOT / "src" / "pressgauge" / "presses").glob("*.py")}
+    assert files - {"__init__", "ranking", "attention_scores"} == set(presses.PUBLIC.values())

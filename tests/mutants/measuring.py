@@ -230,13 +230,12 @@ def vacuous_only_at_zero_evictions(real: Any) -> Any:
 
 
 def verdict_by_what_is_above(real: Any) -> Any:
-    """No comparison with NaN is true, and so it falls through to the first band."""
+    """No comparison with NaN is true, and so it falls through to the best verdict."""
 
     def verdict(self: Row) -> str:
         if self.keep_ratio == 1 or self.vacuous:
             return "uncompressed" if self.keep_ratio == 1 else "vacuous"
-        above = self.ppl_change > self.bands[-1] / 100
-        return self.verdicts[-1 if above else int(self.ppl_change >= self.bands[0] / 100)]
+        return "above" if self.ppl_change > 0.3 else "within +30 %" if self.ppl_change >= 0.2 else "within +20 %"
 
     return property(verdict)
 
@@ -515,8 +514,8 @@ MEASURING = [
         replacing(sweep, "make_row", first_base_line_for_all),
     ),
     MeasuringMutant(
-        "measure-verdict", "a perplexity that is not a number is within the first band", "plausible",
-        laws.test_a_verdict_is_within_the_first_band_below_it_and_within_others_up_to_them,
+        "measure-verdict", "a perplexity that is not a number is in the first band", "plausible",
+        laws.test_verdicts_are_the_bands_below_20_percent_up_to_30_and_above,
         replacing(Row, "verdict", verdict_by_what_is_above),
     ),
     MeasuringMutant(

@@ -1,11 +1,8 @@
-"""What there is to say of a measured quantity, and the bands of the verdicts on one of them. Without torch."""
+"""What there is to say of a measured quantity besides its value."""
 
 from collections.abc import Callable
 from dataclasses import Field, dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_origin
-
-BANDS = (20.0, 30.0)
-"""Rises of perplexity in per cent, between which verdicts are told apart unless others are given: the reports' own."""
 
 
 @dataclass(frozen=True)

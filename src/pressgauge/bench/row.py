@@ -1,11 +1,11 @@
 """One row of results: a press on a text under a model, measured."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pressgauge.bench.quantities import BANDS, Column, Quantity, declared
+from pressgauge.bench.quantities import Column, Quantity, declared
 from pressgauge.formats import DASH, number, percent, ratio, size
 from pressgauge.likelihood import Perplexity
 from pressgauge.presses.base import Press
@@ -22,6 +22,8 @@ class Source:
     device: str
 
 
+BANDS = (0.2, 0.3)
+"""Changes in perplexity that verdicts are told apart by: the reports' own, who called them good and acceptable."""
 CHANGELESS = ("uncompressed", "vacuous", "not a number")
 """Verdicts of rows that have no change in perplexity to speak of."""
 MEMORY = {
@@ -36,6 +38,17 @@ def _span(numbers: tuple[int, ...], dash: str, separator: str = "") -> str:
     return dash.join(f"{end:{separator}}" for end in ends) or DASH
 
 
+def band_names(bands: Sequence[float]) -> list[str]:
+    """``within +20 %`` and so on, and ``above``."""
+    return [*(f"within +{100 * band:g} %" for band in bands), "above"]
+
+
+def bands_in_words(bands: Sequence[float]) -> str:
+    """``below +20 %, up to +30 %, above``."""
+    first, *others = (f"+{100 * band:g} %" for band in bands)
+    return ", ".join([f"below {first}", *(f"up to {band}" for band in others), "above"])
+
+
 @dataclass(frozen=True)
 class Row:
     """One measurement. ``None`` stands for what was not measured; times are measured only when asked for.
@@ -46,7 +59,7 @@ class Row:
     Attributes:
         warnings: why nothing that is measured with this model on this text says anything about a press, a sentence
             each; usually none.
-        bands: rises of perplexity in per cent, ascending, by which the verdict is given.
+        bands: changes in perplexity that verdicts are told apart by, ascending.
     """
 
     press: str
@@ -233,15 +246,20 @@ class Row:
     bands: tuple[float, ...] = BANDS
 
     @property
-    def verdicts(self) -> tuple[str, ...]:
-        """The verdicts on a change in perplexity: within each of the bands, and above them all."""
-        return (*(f"within +{band:g} %" for band in self.bands), "above")
+    def band(self) -> int | None:
+        """The band of the change in perplexity: 0 below the first of ``bands``, 1 up to the second, and so on; None if
+        there is no verdict on a press."""
+        finite = math.isfinite(self.ppl) and math.isfinite(self.ppl_change)
+        if self.keep_ratio == 1 or not finite or self.vacuous or self.warnings:
+            return None
+        first, *others = self.bands
+        return 0 if self.ppl_change < first else 1 + sum(self.ppl_change > band for band in others)
 
     @property
     def verdict(self) -> str:
         """What the change in perplexity is called: ``uncompressed``; ``not a number`` if the perplexity is none or is
-        infinite; ``vacuous``; ``no verdict`` if there are warnings; else within which band it is: a rise of less than
-        the first, of up to any other, or ``above``.
+        infinite; ``vacuous``; ``no verdict`` if there are warnings; else its band, by default ``within +20 %``,
+        ``within +30 %`` or ``above``.
         """
         if self.keep_ratio == 1:
             return "uncompressed"
@@ -249,20 +267,9 @@ class Row:
             return "not a number"
         if self.vacuous:
             return "vacuous"
-        if self.warnings:
+        if self.band is None:
             return "no verdict"
-        first, *others = (band / 100 for band in self.bands)
-        return self.verdicts[(self.ppl_change >= first) + sum(self.ppl_change > band for band in others)]
-
-    @property
-    def band(self) -> Literal["within", "between", "above", ""]:
-        """Whether the change in perplexity is within the first band, between it and the last, or above that; empty if
-        the verdict is none on a change.
-        """
-        if self.verdict not in self.verdicts:
-            return ""
-        place = self.verdicts.index(self.verdict)
-        return "within" if place == 0 else "above" if place == len(self.bands) else "between"
+        return band_names(self.bands)[self.band]
 
     @property
     def change(self) -> str:

@@ -18,8 +18,7 @@ from pressgauge.arguments import check_context
 from pressgauge.attach import meet
 from pressgauge.bench.journal import Journal, digest
 from pressgauge.bench.provenance import versions
-from pressgauge.bench.quantities import BANDS
-from pressgauge.bench.row import Row, Source, make_row
+from pressgauge.bench.row import BANDS, Row, Source, make_row
 from pressgauge.likelihood import Perplexity, perplexity
 from pressgauge.models import load, load_parts
 from pressgauge.models.support import of_config
@@ -46,7 +45,7 @@ class Plan:
         device, dtype: of the models.
         timing: whether to take times.
         trust_remote_code: run code that comes with a model.
-        bands: rises of perplexity in per cent, ascending, by which verdicts are given.
+        bands: changes in perplexity that verdicts are told apart by, ascending.
     """
 
     presses: dict[str, tuple[Press, ...]]

@@ -15,6 +15,18 @@ if TYPE_CHECKING:
     from pressgauge.presses.streaming_llm import StreamingLLMPress as StreamingLLMPress
     from pressgauge.presses.tova import TOVAPress as TOVAPress
 
+__all__ = [
+    "PRESSES",
+    "H2OPress",
+    "KeyDiffPress",
+    "KnormPress",
+    "Press",
+    "RandomPress",
+    "SnapKVPress",
+    "StreamingLLMPress",
+    "TOVAPress",
+]
+
 _CLASSES = {
     "knorm": "KnormPress",
     "streaming-llm": "StreamingLLMPress",

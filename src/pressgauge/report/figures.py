@@ -23,7 +23,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
-from pressgauge.bench.row import QUANTITIES, Row
+from pressgauge.bench.row import QUANTITIES, Row, band_names
 from pressgauge.formats import scale
 
 _STYLE: dict[Any, Any] = {
@@ -304,25 +304,23 @@ def trade_off(rows: Sequence[Row]) -> Figure:
             points += [(x, y) for _, x, y in shown]
             texts += [f"{row.keep_ratio:g}" for row, _, _ in shown]
             colours += [colour] * len(shown)
-        judged = not any(row.warnings for row in rows)
-        bands = rows[0].bands
+        judged, band = not any(row.warnings for row in rows), rows[0].bands[0]
         if judged:
-            axes.axhline(bands[0], color="#5a9a68", linewidth=1, zorder=1)
+            axes.axhline(100 * band, color="#5a9a68", linewidth=1, zorder=1)
         axes.axhline(0, color=_GREY, linewidth=1, linestyle="--", zorder=1)
         axes.axvline(1, color=_GREY, linewidth=1, linestyle="--", zorder=1)
         if max((abs(y) for _, y in points), default=0) > 100:
-            # Linear within the bands, logarithmic beyond.
-            axes.set_yscale("symlog", linthresh=bands[-1], linscale=2)
-            linear = MaxNLocator(6).tick_values(-bands[-1], bands[-1])
+            # Linear in the usual bands and near them, logarithmic beyond.
+            axes.set_yscale("symlog", linthresh=30, linscale=2)
             powers = [factor * 10**power for power in range(2, 9) for factor in (1, 3)]
-            axes.yaxis.set_major_locator(FixedLocator([*linear, *(at for at in powers if at > linear[-1])]))
+            axes.yaxis.set_major_locator(FixedLocator([-20, -10, 0, 10, 20, 30, *powers]))
             axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:+,.6g} %" if y else "0 %"))
         axes.margins(0.07)
         x_limits, y_limits = axes.get_xlim(), axes.get_ylim()
         if judged:
             better = (1, x_limits[1]) if fast else (x_limits[0], 1)
-            axes.fill_between(better, y_limits[0], bands[0], color=_BETTER, zorder=0)
+            axes.fill_between(better, y_limits[0], 100 * band, color=_BETTER, zorder=0)
         rise, memory = QUANTITIES["ppl_change"], QUANTITIES["kv_bytes"]
         axes.set(xlim=x_limits, ylim=y_limits, ylabel=f"{rise.name}, {rise.direction}")
         axes.set_xlabel(
@@ -330,7 +328,7 @@ def trade_off(rows: Sequence[Row]) -> Figure:
             if fast
             else f"memory of {memory.name} relative to uncompressed, {memory.direction}"
         )
-        corner = f"{'faster' if fast else 'smaller'}, perplexity {rows[0].verdicts[0]}"
+        corner = f"{'faster' if fast else 'smaller'}, and perplexity {band_names(rows[0].bands)[0]}"
         corners = [Patch(facecolor=_BETTER, edgecolor="#5a9a68", label=corner)] if judged else []
         _legend(figure, rows, *corners)
         if points:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pressgauge.bench.files import write_files
-from pressgauge.bench.row import MEMORY, QUANTITIES, Row
+from pressgauge.bench.row import BANDS, MEMORY, QUANTITIES, Row, band_names, bands_in_words
 from pressgauge.formats import percent, ratio
 from pressgauge.report import figures
 
@@ -48,7 +48,7 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
     at: dict[str, list[str]] = {}
     for row in line:
         at.setdefault(row.verdict, []).append(f"{row.keep_ratio:g}")
-    real = [row for row in line if row.band]
+    real = [row for row in line if row.band is not None]
     rest = f" Vacuous at {', '.join(at['vacuous'])}: nothing can be said there." if "vacuous" in at else ""
     if "not a number" in at:
         rest += f" At {', '.join(at['not a number'])} the perplexity is not a number or infinite."
@@ -56,16 +56,24 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
         return f"{name}: no verdict at {', '.join(at['no verdict'])}, see the warning.{rest}"
     if not real:
         return f"{name}: {'only the uncompressed run was measured' if not rest else 'nothing can be said'}.{rest}"
-    verdicts = [f"{verdict} at {', '.join(at[verdict])}" for verdict in line[0].verdicts if verdict in at]
-    within = [row for row in real if row.band == "within"]
-    shown = within[-1] if within else real[0]
-    memory = figures.relative(shown, rows, lambda row: row.kv_bytes)
-    facts = [f"perplexity changes by {percent(shown.ppl_change, '+')}"]
+    names = band_names(line[0].bands)
+    verdicts = [f"{word} at {', '.join(at[word])}" for word in names if word in at]
+    within = [row for row in real if row.band == 0]
+    best = within[-1] if within else real[0]
+    memory = figures.relative(best, rows, lambda row: row.kv_bytes)
+    facts = [f"perplexity changes by {percent(best.ppl_change, '+')}"]
     facts += [] if memory is None else [f"keys and values take {memory:.0%} of the memory"]
-    if shown.tpot_ratio is not None:
-        facts.append(f"a later token takes {shown.tpot_ratio:.2f} times as long")
-    which = f"smallest ratio {shown.verdict}" if within else "largest ratio"
-    return f"{name}: {'; '.join(verdicts)}. At the {which}, {shown.keep_ratio:g}, {', '.join(facts)}.{rest}"
+    if best.tpot_ratio is not None:
+        facts.append(f"a later token takes {best.tpot_ratio:.2f} times as long")
+    which = f"smallest ratio {names[0]}" if within else "largest ratio"
+    return f"{name}: {'; '.join(verdicts)}. At the {which}, {best.keep_ratio:g}, {', '.join(facts)}.{rest}"
+
+
+def _kind(row: Row) -> str:
+    """The class of a verdict, by which it is coloured."""
+    if row.band is None:
+        return "bad" if row.verdict == "not a number" else "neutral"
+    return "within" if row.band == 0 else "bad" if row.band == len(row.bands) else "between"
 
 
 def _noise(rows: Sequence[Row]) -> list[tuple[bool, str]]:
@@ -121,14 +129,8 @@ def write_report(
             "where": where,
             "shared": shared,
             "columns": [name for name in names if name not in shared],
-            "rows": [
-                {
-                    "press": row.press,
-                    "class": "no-number" if row.verdict == "not a number" else row.band or row.verdict,
-                    "cells": {name: COLUMNS[name](row) for name in names if name not in shared},
-                }
-                for row in own
-            ],
+            "rows": [{name: COLUMNS[name](row) for name in names} for row in own],
+            "kinds": [_kind(row) for row in own],
             "summaries": [summary(name, line, own) for name, line in figures.series(own).items()],
             "timed": timed,
             "noise": _noise(own),
@@ -154,8 +156,12 @@ def write_report(
     page = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).get_template("report.html.jinja")
-    shown = [quantity for quantity in QUANTITIES.values() if quantity.page]
-    files["report.html"] = page.render(sections=sections, provenance=provenance, quantities=shown)
+    files["report.html"] = page.render(
+        sections=sections,
+        provenance=provenance,
+        quantities=[quantity for quantity in QUANTITIES.values() if quantity.page],
+        bands=bands_in_words(rows[0].bands if rows else BANDS),
+    )
     folder = folder.resolve()
     write_files(folder, files)
     for old in folder.glob("*.svg"):

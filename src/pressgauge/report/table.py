@@ -7,9 +7,14 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from pressgauge.bench.row import MEMORY, QUANTITIES, Row
+from pressgauge.bench.row import MEMORY, QUANTITIES, Row, bands_in_words
 
-_COLOURS = {"within": "green", "between": "yellow", "above": "red"}
+
+def _colour(row: Row) -> str | None:
+    """Of the change: green in the first band, red above all, yellow between."""
+    if row.band is None:
+        return "red" if row.verdict == "not a number" else None
+    return "green" if row.band == 0 else "red" if row.band == len(row.bands) else "yellow"
 
 
 def _table(title: str, caption: str, rows: Sequence[Row], *, timed: bool) -> Table:
@@ -20,7 +25,7 @@ def _table(title: str, caption: str, rows: Sequence[Row], *, timed: bool) -> Tab
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         cells = {name: column.text(row) for name, column in columns.items()}
-        colour = "red" if row.verdict == "not a number" else _COLOURS.get(row.band)
+        colour = _colour(row)
         if colour and not timed:
             cells["ppl_change"] = f"[{colour}]{cells['ppl_change']}[/]"
         table.add_row(f"{row.keep_ratio:g}", *cells.values())
@@ -31,10 +36,8 @@ def make_table(rows: Sequence[Row]) -> Table:
     """Perplexity and cache: the rows of one press on one text."""
     first = rows[0]
     caption = "affected: scored tokens that met an eviction; held: entries per KV head, emptiest to fullest layer"
-    if any(row.band for row in rows):
-        inner = ["yellow"] * (len(first.bands) - 1)
-        colours = zip(first.verdicts, ("green", *inner, "red"), strict=True)
-        caption += "\ncolour of change: " + ", ".join(f"[{colour}]{verdict}[/]" for verdict, colour in colours)
+    if any(row.band is not None for row in rows):
+        caption += f"\nbands of change: {bands_in_words(first.bands)}"
     if any(row.verdict == "not a number" for row in rows):
         caption += "\nnot a number: the press makes the perplexity NaN or infinite"
     if any(row.vacuous for row in rows):
