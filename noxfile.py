@@ -130,23 +130,91 @@ def installs(session: nox.Session) -> None:
     session.run("python", "-m", "installs")
 
 
+MUTATED = {
+    "decide": (
+        ("rules", "presses", "history"),
+        (
+            "test_budget.py",
+            "test_press.py",
+            "test_history.py",
+            "test_votes.py",
+            "presses/test_counts.py",
+            "presses/test_which.py",
+            "presses/test_replay.py",
+        ),
+    ),
+    "hold": (
+        ("storage", "cache"),
+        (
+            "presses/test_storage.py",
+            "presses/test_memory.py",
+            "presses/test_rows.py",
+            "presses/test_which.py",
+            "presses/test_leaks.py",
+            "presses/test_identity.py",
+            "presses/test_refusals.py",
+            "presses/test_surroundings.py",
+            "test_history.py",
+        ),
+    ),
+    "attach": (
+        ("proof", "attach", "onepass"),
+        (
+            "presses/test_proof.py",
+            "presses/test_leaks.py",
+            "presses/test_refusals.py",
+            "presses/test_surroundings.py",
+            "presses/test_attention_first.py",
+            "presses/test_onepass.py",
+            "presses/test_rows.py",
+            "test_onepass.py",
+        ),
+    ),
+    "measure": (
+        ("decoder", "likelihood"),
+        ("test_decoder.py", "test_perplexity.py", "test_arguments.py", "presses/test_onepass.py", "test_measuring.py"),
+    ),
+    "models": (
+        ("models/interface", "models/support"),
+        (
+            "presses/test_refusals.py",
+            "presses/test_proof.py",
+            "presses/test_surroundings.py",
+            "presses/test_borrowed.py",
+            "test_decoder.py",
+            "zoo/test_zoo.py",
+        ),
+    ),
+}
+"""By part of the engine: its modules, and the tests that a mutant of them meets."""
+
+
 @nox.session
-def mutate(session: nox.Session) -> None:
-    """Change the rules, the presses and the history in one place at a time: no change may pass the tests unless it is
-    listed as equivalent."""
+@nox.parametrize(
+    "part", ["decide", "hold", "attach", "measure", "models"], ids=["decide", "hold", "attach", "measure", "models"]
+)
+def mutate(session: nox.Session, part: str) -> None:
+    """Change a part of the engine in one place at a time: no change may pass the tests unless it is listed as
+    equivalent."""
     install(session, "mutate")
     copy = Path(session.create_tmp()).resolve() / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     for name in ("src", "tests"):
         shutil.copytree(name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy("pyproject.toml", copy)
+    modules, tests = MUTATED[part]
+    files = [f"src/pressgauge/{name}/*.py" if Path("src/pressgauge", name).is_dir() else f"src/pressgauge/{name}.py"
+             for name in modules]  # fmt: skip
+    settings = {"only_mutate": files, "pytest_add_cli_args_test_selection": [f"tests/{name}" for name in tests]}
+    text = Path("pyproject.toml").read_text(encoding="utf-8")
+    text = text.replace("[tool.mutmut]", "\n".join(["[tool.mutmut]", *(f"{k} = {v!r}" for k, v in settings.items())]))
+    (copy / "pyproject.toml").write_text(text, encoding="utf-8")
     # mutmut leaves decorated functions alone. A memo changes no result, so that the copy does without.
     for path in (copy / "src").rglob("*.py"):
         code = path.read_text(encoding="utf-8")
         path.write_text(re.sub(r"^@lru_cache\(.*\)\n", "", code, flags=re.MULTILINE), encoding="utf-8")
     session.chdir(copy)
     session.run("mutmut", "run", *session.posargs, env={"PYTHONPATH": str(copy / "tests"), "OMP_NUM_THREADS": "1"})
-    session.run("python", "tests/mutants/survivors.py")
+    session.run("python", "tests/mutants/survivors.py", *modules)
 
 
 @nox.session

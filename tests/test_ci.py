@@ -42,7 +42,7 @@ def test_each_job_runs_on_a_push_or_at_night() -> None:
     when = {"github.event_name != 'schedule'": "push", "github.event_name == 'schedule'": "night"}
     assert {name: when[job["if"]] for name, job in WORKFLOW["jobs"].items()} == {
         **dict.fromkeys(("lint", "cpu", "oldest"), "push"),
-        **dict.fromkeys(("newest", "zoo", "nightly"), "night"),
+        **dict.fromkeys(("newest", "zoo", "mutation", "nightly"), "night"),
     }
 
 
@@ -53,7 +53,9 @@ def test_what_is_run_is_there(command: list[str]) -> None:
     if command[2:] == ["pip", "install", "nox"]:
         return
     assert command[2:4] == ["nox", "-s"]
-    assert command[4] in sessions()
+    parts = WORKFLOW["jobs"]["mutation"]["strategy"]["matrix"]["part"]
+    named = [command[4].replace("${{ matrix.part }}", part) for part in parts]
+    assert set(named) <= sessions()
     assert all((ROOT / path).exists() for path in command[6:])
 
 

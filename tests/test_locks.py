@@ -100,8 +100,9 @@ def test_every_session_installs_what_a_lock_pins(
 ) -> None:
     """All that it asks for, the dependencies of the package among it; only ``newest`` has no lock."""
     session = Session(tmp_path)
-    more = ["reference"] if len(inspect.signature(found[name]).parameters) > 1 else []
-    found[name](session, *more)
+    parameters = {"train": ["reference"], "mutate": ["hold"]}.get(name, [])
+    assert len(inspect.signature(found[name]).parameters) == 1 + len(parameters)
+    found[name](session, *parameters)
     (arguments,) = session.installed
     if name == "newest":
         assert "--constraint" not in arguments

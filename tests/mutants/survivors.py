@@ -1,12 +1,13 @@
 """What a run of mutmut left alive, held against ``equivalent.txt``: the changes that nothing can tell, with reasons.
 
-``python tests/mutants/survivors.py`` in the folder where ``mutmut run`` ran.
+``python tests/mutants/survivors.py [MODULE...]`` in the folder where ``mutmut run`` ran on these modules.
 """
 
 import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
@@ -53,14 +54,20 @@ def mutmut(*arguments: str) -> str:
     return subprocess.run(["mutmut", *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def main() -> int:
+def of_modules(known: dict[Change, str], modules: Sequence[str]) -> dict[Change, str]:
+    """The changes of a list that are in these modules or packages; all of it if none is named."""
+    prefixes = tuple(f"{name.replace('/', '.')}." for name in modules)
+    return {change: reason for change, reason in known.items() if not modules or change[0].startswith(prefixes)}
+
+
+def main(modules: Sequence[str] = ()) -> int:
     """Print the figures, and every change that survived and is not listed, or is listed and did not survive."""
     fates = dict(re.findall(r"^ *(\S+): (.+)$", mutmut("results", "--all", "true"), flags=re.MULTILINE))
     if "not checked" in fates.values() or not fates:
         print("the run is not complete")
         return 1
     alive = {change(mutant, mutmut("show", mutant)): mutant for mutant, fate in fates.items() if fate not in KILLED}
-    known = listed(EQUIVALENT.read_text(encoding="utf-8"))
+    known = of_modules(listed(EQUIVALENT.read_text(encoding="utf-8")), modules)
     counts = Counter(fates.values())
     print(f"{len(fates)} mutants:", ", ".join(f"{count} {fate}" for fate, count in counts.most_common()))
     print(f"{len(alive)} changes survived, {len(known)} are listed as equivalent")
@@ -74,4 +81,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -62,7 +62,8 @@ def loaded(name: str) -> tuple[Any, Any]:
 
 def noted(pair: Pair, model: Any, ids: Tensor, keep_ratio: float) -> tuple[Trace, dict[int, Tensor]]:
     """What our press does with a prompt, and its scores of the whole prompt, ``[B, K, T]`` per layer."""
-    subject, scores = OURS[pair.ours], {}
+    subject = OURS[pair.ours]
+    scores: dict[int, Tensor] = {}
     kind: Any = subject.factory
     score: Callable[..., Tensor] = kind.score
 
