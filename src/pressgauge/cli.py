@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from pressgauge.bench.files import write_files
 from pressgauge.bench.provenance import versions
+from pressgauge.bench.quantities import BANDS
 from pressgauge.models import DTYPES, check_dtype, check_model_name
 from pressgauge.presses import PRESSES
 from pressgauge.rules import UNPRUNABLE, Budget, check_prompt, usual_prompt, whole_number
@@ -173,7 +174,9 @@ def measure(
     report: Annotated[Path | None, typer.Option(help="write a page with pictures to this folder")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a sweep that was interrupted")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="run the model's own code")] = False,
-    bands: Annotated[str, typer.Option(help="changes in perplexity, in %, that verdicts are told apart by")] = "20,30",
+    bands: Annotated[str, typer.Option(help="changes in perplexity, in %, that verdicts are told apart by")] = ",".join(
+        f"{100 * band:g}" for band in BANDS
+    ),
 ) -> None:
     """Measure the perplexity of texts under compressed caches, for several shares of tokens kept."""
     console = Console()

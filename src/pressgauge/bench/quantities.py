@@ -1,8 +1,11 @@
-"""What there is to say of a measured quantity besides its value."""
+"""What there is to say of a measured quantity besides its value, and the bands of the change. Without torch."""
 
 from collections.abc import Callable
 from dataclasses import Field, dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_origin
+
+BANDS = (0.2, 0.3)
+"""Changes in perplexity that verdicts are told apart by: the reports' own."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
-from pressgauge.bench.quantities import Column, Quantity, declared
+from pressgauge.bench.quantities import BANDS, Column, Quantity, declared
 from pressgauge.formats import DASH, number, percent, ratio, size
 from pressgauge.likelihood import Perplexity
 from pressgauge.presses.base import Press
@@ -22,8 +22,6 @@ class Source:
     device: str
 
 
-BANDS = (0.2, 0.3)
-"""Changes in perplexity that verdicts are told apart by: the reports' own, who called them good and acceptable."""
 CHANGELESS = ("uncompressed", "vacuous", "not a number")
 """Verdicts of rows that have no change in perplexity to speak of."""
 MEMORY = {

@@ -18,7 +18,8 @@ from pressgauge.arguments import check_context
 from pressgauge.attach import meet
 from pressgauge.bench.journal import Journal, digest
 from pressgauge.bench.provenance import versions
-from pressgauge.bench.row import BANDS, Row, Source, make_row
+from pressgauge.bench.quantities import BANDS
+from pressgauge.bench.row import Row, Source, make_row
 from pressgauge.likelihood import Perplexity, perplexity
 from pressgauge.models import load, load_parts
 from pressgauge.models.support import of_config

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pressgauge.bench.files import write_files
-from pressgauge.bench.row import BANDS, MEMORY, QUANTITIES, Row, band_names, bands_in_words
+from pressgauge.bench.quantities import BANDS
+from pressgauge.bench.row import MEMORY, QUANTITIES, Row, band_names, bands_in_words
 from pressgauge.formats import percent, ratio
 from pressgauge.report import figures
 
