@@ -45,7 +45,7 @@ __getattr__ = lazy.attributes(__name__, PUBLIC)
 
 
 class _Registry(Mapping[str, "type[Press]"]):
-    """Press classes by name, imported on lookup, so that listing the names does not import torch."""
+    """Press classes by name, imported on lookup: listing the names does not import torch."""
 
     def __getitem__(self, name: str) -> "type[Press]":
         found: Any = __getattr__(_CLASSES[name])

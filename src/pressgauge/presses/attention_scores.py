@@ -75,7 +75,11 @@ class Attention:
         return found * (heads / query_heads)
 
     def received_from(self, last: int) -> Tensor | None:
-        """As ``received``, from the ``last`` queries across passes: ``[B, K, N]``, or None if not precomputed."""
+        """``received`` from the last queries, or None if not precomputed: ``[B, K, N]``.
+
+        Args:
+            last: number of queries, those of earlier passes included.
+        """
         return None
 
 
@@ -91,7 +95,11 @@ class Votes(ABC):
 
     @abstractmethod
     def of(self, keys: Tensor) -> Tensor:
-        """Attention scores ``[B, K, N]`` of the entries of the last ``observe``, whose keys are passed again."""
+        """Attention scores of the entries of the last ``observe``: ``[B, K, N]``.
+
+        Args:
+            keys: ``[B, K, N, D]``, the keys of that ``observe``.
+        """
 
     @abstractmethod
     def keep(self, kept: Tensor) -> None:

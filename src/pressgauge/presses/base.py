@@ -37,7 +37,10 @@ class Press(Budget, ABC):
     Lets caches and ``replay`` skip work. Verified at a layer's first eviction, see ``check_fixed``.
     """
     needs_queries: ClassVar[bool] = False
-    """Whether ``score`` needs ``votes``. Only an attached press sees queries, and such scores are not fixed."""
+    """Whether ``score`` needs ``votes``, which only an attached press has.
+
+    Such scores are not fixed.
+    """
 
     def votes(self) -> Votes:
         """Fresh attention state for one layer. Presses with ``needs_queries`` must override this.

@@ -44,7 +44,7 @@ class H2OPress(Press):
             raise ValueError(f"recent_share must be in [0, 1], got {self.recent_share}")
 
     def newest(self, kept: int) -> int:
-        """Number of newest tokens protected: ``recent_share`` of ``kept``, less if the sinks take the room."""
+        """Number of protected newest tokens: ``recent_share`` of ``kept``, or what the sinks leave."""
         return max(self.recent, min(exact_floor(self.recent_share, kept), kept - self.sinks))
 
     def votes(self) -> Votes:

@@ -18,7 +18,7 @@ docs/rules.md has the measurements.
 """
 
 _PROTECTED = 1 << 27
-"""Sort key above that of every score; its negative, below every score, is the sort key of NaN."""
+"""Sort key above that of every score. Its negative, below every score, is that of NaN."""
 
 _POSITIONS = (1 << 32) - 1
 
@@ -32,7 +32,7 @@ def wide(keys: Tensor) -> Tensor:
 
 
 def _places(scores: Tensor) -> Tensor:
-    """Order-preserving int64 sort keys of scores, equal where the first 10 significant bits are equal.
+    """Order-preserving int64 sort keys, equal where 10 significant bits are equal.
 
     Integer scores are exact and are not rounded.
     """
@@ -89,7 +89,7 @@ def protect(ranks: Tensor, positions: Tensor, first: Tensor | int) -> Tensor:
 
 
 def spare(budget: Budget, ranks: Tensor, positions: Tensor, ledger: Ledger) -> Tensor:
-    """``ranks`` with the newest tokens that the budget protects, per row, ranked above all others."""
+    """``ranks`` with each row's protected newest tokens ranked above all others."""
     first = [seen - budget.newest(held) for seen, held in zip(ledger.seen, ledger.held, strict=True)]
     if first == ledger.seen:
         return ranks
@@ -132,7 +132,10 @@ def last_choice(ranks: Tensor) -> Tensor:
 
 
 def lowest(ranks: Tensor, count: int) -> Tensor:
-    """Indices ``[B, K, count]``, ascending, of each head's lowest-ranked entries; no padding slots allowed."""
+    """Indices of each head's lowest-ranked entries, ascending: ``[B, K, count]``.
+
+    There must be no padding slots.
+    """
     if count == 1:
         return ranks.argmin(dim=-1, keepdim=True)
     return ranks.topk(count, largest=False).indices.sort(dim=-1).values

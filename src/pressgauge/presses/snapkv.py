@@ -55,7 +55,7 @@ class SnapKVPress(Press):
         assert votes is not None
         received = votes.of(keys)
         received[..., -self.recent :] = 0
-        # Padding slots received zero attention but may separate neighbours: close the gaps, then pool with zero padding.
+        # Padding slots have zero attention but may separate neighbours: close the gaps, then pool with zero padding.
         place = (positions >= 0).cumsum(dim=-1)
         together = received.new_zeros((*received.shape[:2], received.shape[2] + self.kernel))
         together[..., self.kernel // 2 :].scatter_add_(2, place, received)

@@ -27,7 +27,10 @@ class TOVAPress(Press):
         return LastQueries(1)
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
-        """Attention from the last query: ``[B, K, N]``, equal for all KV heads, in float32 or wider."""
+        """Mean attention from the last query, equal for all KV heads: ``[B, K, N]``.
+
+        In float32 or wider.
+        """
         assert votes is not None
         received = votes.of(keys)
         return received.mean(dim=1, keepdim=True).expand_as(received)
