@@ -44,7 +44,7 @@ class Storage(dict[str, Tensor]):
             self[name] = writable(tensor)
 
     def reserve(self, slots: int, room: int) -> None:
-        """Ensure capacity for ``slots`` entries; a tensor that must grow gets at least ``room`` slots."""
+        """Ensure capacity for ``slots`` entries; tensors that must grow get ``room`` slots or more."""
         self.thaw()
         for name, tensor in self.items():
             if tensor.shape[2] < slots:

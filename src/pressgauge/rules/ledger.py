@@ -37,7 +37,7 @@ class Ledger:
         return [self.columns - padding for padding in self.padding]
 
     def _after(self, tokens: int) -> tuple[bool, int, int]:
-        """State after a pass of ``tokens``: whether it evicts, prompt length, number of later passes."""
+        """Whether a pass of ``tokens`` evicts, the prompt length, and the number of later passes."""
         prompt = tokens if self.prompt_length is None else self.prompt_length
         later = self._later_passes + (self.columns >= prompt)
         if later:
