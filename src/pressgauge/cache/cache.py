@@ -1,4 +1,4 @@
-"""``PressedCache``: a transformers ``DynamicCache`` whose layers evict entries under a press.
+"""``PressedCache``: a transformers ``DynamicCache`` whose layers evict under a press.
 
 In a pass, attention reads all retained entries plus the new ones; eviction follows. A cache is not told when attention
 has run, so a layer's eviction stays pending until the next layer is updated or the cache is read.
@@ -34,7 +34,10 @@ def _meet(press: Press, config: PretrainedConfig) -> tuple[Press, list[Any]]:
 
 
 class _Readings:
-    """Read access to a pressed cache. Reading completes a pending eviction and changes nothing else."""
+    """Read access to a pressed cache.
+
+    Reading completes a pending eviction and changes nothing else.
+    """
 
     ledger: Ledger
     layers: list[Any]
@@ -101,7 +104,9 @@ class _Readings:
 
 
 class PressedCache(_Readings, DynamicCache):
-    """A cache for one batch of sequences, compressed by a press. Usually made by ``press.cache(config)``.
+    """A cache for one batch of sequences, compressed by a press.
+
+    Usually made by ``press.cache(config)``.
 
     Args:
         press: the press.
@@ -159,7 +164,7 @@ class PressedCache(_Readings, DynamicCache):
         self.ledger = Ledger(press, prompt_length)
         self.unpadded = unpadded
         self.attached: list[int] | None = None
-        """Columns of padding of each row after the running pass of an attached press; None outside one."""
+        """Columns of padding per row after the running pass of an attached press, else None."""
         self.fed: Tensor | None = None
         """Tokens fed by ``pressgauge.generate``: ``[B, T]``, None if fed otherwise."""
         self._declared = prompt_length
@@ -254,7 +259,7 @@ class PressedCache(_Readings, DynamicCache):
         self._begin(self.press, layers, self.config, prompt_length=self._declared, unpadded=self.unpadded)
 
     def crop(self, length: int) -> None:
-        """Crop to ``length`` columns, or by ``-length`` if it is negative, as transformers' caches do.
+        """Crop to ``length`` columns, or by ``-length`` if negative, as transformers' caches do.
 
         Raises:
             ValueError: if an entry was evicted after that point and cannot be restored, if the attention state already

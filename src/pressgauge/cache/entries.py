@@ -20,8 +20,8 @@ class Entries:
     """Entries of one layer.
 
     Until the first eviction they are stored exactly as in transformers' ``DynamicLayer``. After that, entries are in
-    slots in any order, with their ``positions``. With fixed scores, another entry moves into the slot of an evicted one,
-    which saves moving the whole storage.
+    slots in any order, with their ``positions``. With fixed scores, another entry moves into the slot of an evicted
+    one, which saves moving the whole storage.
 
     Args:
         press: the press.
@@ -88,7 +88,7 @@ class Entries:
             for name, states in given.items():
                 storage[name] = torch.cat([storage.held(name), states], dim=2)
         if self.compressed:
-            # Slack relative to the entries before the pass: with more, a following eviction would move everything again.
+            # No more slack than the entries before the pass allow, or a following eviction would move everything again.
             storage.reserve(end, start + start // _SLACK)
             storage.put("positions", start, self._own_positions(self.columns, tokens, rows, heads))
         if not moves:
@@ -100,7 +100,7 @@ class Entries:
         return storage.held("keys"), storage.held("values")
 
     def _differentiated(self, keys: Tensor) -> bool:
-        """Whether a backward pass may need the stored tensors, so that they must not be overwritten."""
+        """Whether a backward pass may need the stored tensors, which forbids writing in place."""
         return torch.is_grad_enabled() and (keys.requires_grad or self.storage["keys"].requires_grad)
 
     def _own_positions(self, start: int, tokens: int, rows: int, heads: int) -> Tensor:

@@ -16,7 +16,7 @@ from pressgauge.rules import Ledger
 
 @dataclass(frozen=True)
 class Handed:
-    """Number of tokens passed to a layer's cache in a pass, and the keys and values it returned."""
+    """Tokens passed to a layer's cache in a pass, and the keys and values that it returned."""
 
     tokens: int
     keys: Tensor
@@ -66,7 +66,7 @@ class PressedLayer(Entries, CacheLayerMixin):
 
     @property
     def keys(self) -> Tensor | None:  # type: ignore[override]
-        """``[B, K, N, D]``, in order of position, zero-padded on the left; None before the first pass."""
+        """``[B, K, N, D]`` in order of position, left-padded with zeros; None before the first pass."""
         self.settle()
         return self._ordered("keys")
 

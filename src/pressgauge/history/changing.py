@@ -79,7 +79,7 @@ class _Held:
         return gone
 
     def keep(self, kept: Tensor, positions: Tensor) -> None:
-        """Retain the entries at the indices ``kept``, with positions ``positions``, both ``[B, K, n]``."""
+        """Retain the entries at the indices ``kept``, with their ``positions``: ``[B, K, n]``."""
         self._storage.take(kept, keys=taken(self._storage["keys"], kept), positions=positions)
         if self.padded:
             self._storage.zero(positions < 0)
@@ -104,7 +104,7 @@ class _Voting:
         self.votes, self.queries, self.held, self.scale = votes, queries, held, scale
         self.group = queries.shape[1] // held.source.shape[1]
         self._weights: Tensor | None = None
-        """``[B * K, q * H / K, N]``: attention from each query of the stretch to the entries, 0 for evicted ones."""
+        """Attention from each query of the stretch, 0 for evicted entries: ``[B * K, q * H / K, N]``."""
         self._left: Tensor
         """``[B * K, q * H / K]``: sum of these weights, 1 before any eviction."""
         self._first: int
@@ -201,7 +201,7 @@ def replay_changing(
     queries: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """Replay evictions with changing scores, pass by pass over the entries retained at the time.
+    """Replay evictions with changing scores, each over the entries retained at the time.
 
     Args:
         press, keys, layer, passes, padding, queries, scale: as in ``replay``.

@@ -62,7 +62,7 @@ class History:
 
 
 def visible(evicted_at: Tensor, start: int, stop: int) -> Tensor:
-    """Attention mask of the queries ``start`` to ``stop - 1``: ``[B, K, stop - start, T]`` bool."""
+    """Attention mask of queries ``start`` to ``stop - 1``: ``[B, K, stop - start, T]`` bool."""
     queries = torch.arange(start, stop, device=evicted_at.device)[:, None]
     keys = torch.arange(evicted_at.shape[-1], device=evicted_at.device)
     return (keys <= queries) & (queries < evicted_at[:, :, None, :])
