@@ -96,7 +96,7 @@ class _Attachment:
     def before(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[()], dict[str, Any]] | None:
-        """Pre-forward hook of the decoder: find or create the cache, and read padding from the mask.
+        """Pre-forward hook of the decoder: find or create the cache, read padding off the mask.
 
         Raises:
             ValueError: if the press cannot compress in this pass.

@@ -1,4 +1,4 @@
-"""A text in one forward pass, in which each query attends to what a compressed cache would retain.
+"""One forward pass over a text, with queries masked to what a compressed cache would retain.
 
 Under teacher forcing, what a layer evicts depends on the keys and queries of that layer alone, and a plain forward pass
 has those of all tokens at once. So each layer replays its evictions, builds its mask from them, and attends.

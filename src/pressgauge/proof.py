@@ -19,7 +19,7 @@ _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 UNFED = "tokens of the pass that never reached the cache that it was given"
 
 OUTSIDE = "no module of its own that attends through transformers' interface"
-"""Reasons for a layer whose cache received nothing, and for one whose attention bypassed the press."""
+"""Reasons: the layer's cache received nothing; the layer's attention bypassed the press."""
 
 T = TypeVar("T")
 
@@ -38,7 +38,9 @@ class Problems:
         self.reasons: dict[int, str] = {}
 
     def go_on(self, layer: int, reason: str, attend: Callable[[], T]) -> T:
-        """Record a layer's problem, and attend as without a press, to find problems of other layers.
+        """Record a layer's problem and attend as without a press.
+
+        The pass goes on, so that one error reports the problems of all layers.
 
         Raises:
             ValueError: if that attention fails.

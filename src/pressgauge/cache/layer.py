@@ -66,7 +66,10 @@ class PressedLayer(Entries, CacheLayerMixin):
 
     @property
     def keys(self) -> Tensor | None:  # type: ignore[override]
-        """``[B, K, N, D]`` in order of position, left-padded with zeros; None before the first pass."""
+        """``[B, K, N, D]`` in order of position, zero-padded on the left.
+
+        None before the first pass.
+        """
         self.settle()
         return self._ordered("keys")
 

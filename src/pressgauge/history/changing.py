@@ -104,7 +104,7 @@ class _Voting:
         self.votes, self.queries, self.held, self.scale = votes, queries, held, scale
         self.group = queries.shape[1] // held.source.shape[1]
         self._weights: Tensor | None = None
-        """Attention from each query of the stretch, 0 for evicted entries: ``[B * K, q * H / K, N]``."""
+        """Attention of the stretch's queries, 0 on evicted entries: ``[B * K, q * H / K, N]``."""
         self._left: Tensor
         """``[B * K, q * H / K]``: sum of these weights, 1 before any eviction."""
         self._first: int
