@@ -67,7 +67,7 @@ _NUMBERS = {1: "one of each", 2: "two tokens"}
 
 
 def context_of(config: PretrainedConfig) -> int | None:
-    """Context length of a model in tokens; None if unlimited, as with ALiBi or without positions."""
+    """Context length of a model in tokens; None if unlimited, as with ALiBi or no positions."""
     text: Any = config.get_text_config(decoder=True)
     limit = getattr(text, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1 or getattr(text, "alibi", False):

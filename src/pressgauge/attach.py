@@ -25,10 +25,7 @@ from pressgauge.presses.base import Press
 from pressgauge.proof import OUTSIDE, UNFED, Problems, misfit, strange_mask
 
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
-"""Arguments of ``generate`` that select assisted decoding.
-
-It feeds several candidate tokens at once and crops the rejected ones.
-"""
+"""Arguments that select assisted decoding: candidate tokens are fed, and rejected ones cropped."""
 
 _IMPLEMENTATIONS = ("sdpa", "eager")
 
@@ -70,10 +67,8 @@ class _Attachment:
         return copied
 
     def enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pre-forward hook of the whole model: record its 2-D mask.
-
-        A wrapper derives other masks from it before its decoder runs. Their length must be that without compression.
-        """
+        """Pre-forward hook of the whole model: record its 2-D mask."""
+        # A wrapper derives other masks from it before its decoder runs, at their length without compression.
         if not self.attached:
             return
         given = interface.named(module, args, kwargs)
@@ -84,10 +79,7 @@ class _Attachment:
                 cache.attached = cache.ledger.padding
 
     def leave(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Forward hook of the whole model: release its cache.
-
-        Also runs when the pass failed before the decoder ran.
-        """
+        """Forward hook of the whole model: release its cache, also after a failed pass."""
         self.running.mask = None
         for cache in interface.pop_caches(interface.named(module, args, kwargs)):
             if isinstance(cache, PressedCache):
@@ -96,11 +88,7 @@ class _Attachment:
     def before(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[()], dict[str, Any]] | None:
-        """Pre-forward hook of the decoder: find or create the cache, read padding off the mask.
-
-        Raises:
-            ValueError: if the press cannot compress in this pass.
-        """
+        """Pre-forward hook of the decoder: find or create the cache, read padding off the mask."""
         if not self.attached:
             return None
         kwargs = interface.named(module, args, kwargs)
@@ -137,13 +125,7 @@ class _Attachment:
         return (), kwargs
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook of the decoder: release the cache and check that every layer took part.
-
-        Also runs when the pass failed.
-
-        Raises:
-            ValueError: if a layer did not.
-        """
+        """Forward hook of the decoder, also after a failure: release the cache, check all layers."""
         cache, self.running.cache = self.running.cache, None
         if cache is None:
             return
@@ -170,18 +152,7 @@ class _Attachment:
         attention_mask: Tensor | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the model's own attention over the layer's entries, then evict.
-
-        Args:
-            own: the model's attention function.
-            module: the attention module.
-            query, key, value: ``[B, H, q, D]``, ``[B, K, N, D]`` and ``[B, K, N, D']``.
-            attention_mask: the model's mask; None for no mask.
-            kwargs: further arguments of ``own``.
-
-        Returns:
-            Output and attention weights of ``own``.
-        """
+        """Run ``own``, the model's attention function, over the layer's entries, then evict."""
         running = self.running
         cache, index = running.cache, self.layers.get(id(module))
         layer = None
@@ -215,21 +186,15 @@ class _Attachment:
         return output
 
     def _strange(self, module: nn.Module, mask: Tensor | None, tokens: int, cache: PressedCache) -> str | None:
-        """Why the mask of a pass is not supported, or None if it is.
-
-        Reading its values synchronises an accelerator, so only the mask of the first pass is checked there.
-        """
+        """Why the mask of a pass is not supported, or None if it is."""
+        # Reading its values synchronises an accelerator, so there only the mask of the first pass is checked.
         first = cache.ledger.columns == tokens
         if mask is not None and mask.device.type != "cpu" and not first:
             return None
         return strange_mask(module, mask, tokens, cache.ledger.columns, cache.ledger.padding)
 
     def generate(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run ``model.generate`` with its input as the prompt.
-
-        Raises:
-            ValueError: for assisted decoding.
-        """
+        """Run ``model.generate`` with its input as the prompt."""
         settings = kwargs.get("generation_config")
         for name in _ASSISTED:
             if kwargs.get(name) is not None or getattr(settings, name, None) is not None:
@@ -260,11 +225,7 @@ class _Generate:
 
 
 def _padding(mask: Tensor | Mapping[str, Tensor] | None, cache: PressedCache, rows: int, tokens: int) -> list[int]:
-    """Number of leading columns that are padding, per row, after a pass of ``tokens`` columns.
-
-    Raises:
-        ValueError: if the mask has the wrong shape, padding is not on the left, or it disagrees with earlier passes.
-    """
+    """Number of leading columns that are padding, per row, after a pass of ``tokens`` columns."""
     before = cache.ledger.columns
     known = cache.ledger.padding or [0] * rows
     if mask is None:

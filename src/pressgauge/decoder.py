@@ -89,15 +89,9 @@ def checked_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
 
 
 def refuse_padding(model: PreTrainedModel, mask: Tensor, prompt: int) -> None:
-    """Check that a model decodes padded rows as it decodes each row alone.
+    """Raise ``ValueError`` if a model would decode padded rows unlike each row alone.
 
-    Args:
-        model: the model.
-        mask: ``[B, T]``, 0 at padding.
-        prompt: columns of the first pass.
-
-    Raises:
-        ValueError: if it does not.
+    The mask is ``[B, T]``, 0 at padding, and the first ``prompt`` columns are one pass.
     """
     padding = int((mask == 0).sum(dim=1).max())
     if not padding:
@@ -129,7 +123,7 @@ def prove(model: PreTrainedModel, cache: DynamicCache, seen: int) -> None:
 
 
 _FED: WeakKeyDictionary[DynamicCache, tuple[Tensor, weakref.ref[Tensor]]] = WeakKeyDictionary()
-"""Tokens ``[B, T]`` that ``generate`` fed to a transformers cache, and its first tensor after that."""
+"""Per transformers cache, tokens ``[B, T]`` fed by ``generate``, and its first tensor then."""
 
 
 def _first_stored(cache: DynamicCache) -> Tensor | None:
@@ -147,10 +141,8 @@ def _note_fed(cache: DynamicCache, tokens: Tensor) -> None:
 
 
 def _fed(cache: DynamicCache) -> Tensor | None:
-    """Tokens that a cache has seen first: ``[B, T]``, or None if unknown.
-
-    Unknown if ``generate`` did not feed them, or if a transformers cache has changed since other than by a crop.
-    """
+    """Tokens that a cache has seen first: ``[B, T]``, or None if unknown."""
+    # Unknown if `generate` did not feed them, or if a transformers cache has changed since other than by a crop.
     if isinstance(cache, PressedCache):
         return cache.fed
     tokens, then = _FED.get(cache, (None, lambda: None))
@@ -160,7 +152,7 @@ def _fed(cache: DynamicCache) -> Tensor | None:
 
 
 def _check_fed(cache: DynamicCache, input_ids: Tensor, mask: Tensor) -> None:
-    """Raise ``ValueError`` if a cache is known to have seen tokens other than those of ``input_ids``."""
+    """Raise ``ValueError`` if a cache is known to have seen other tokens than ``input_ids``."""
     fed = _fed(cache)
     if fed is None:
         return

@@ -22,7 +22,7 @@ from pressgauge.rules import check_prompt, pass_lengths, whole_number
 Method = Literal["onepass", "stepwise", "plain"]
 
 _BLOCK = 64
-"""Number of tokens whose logits are scored at a time, few enough to stay in the CPU's cache."""
+"""Number of tokens whose logits are scored at a time; few enough to fit the CPU's cache."""
 _RECURRENCE = 8
 """Number of tokens with which layers without keys are checked."""
 _MOST_LOGITS = 1 << 28
@@ -31,9 +31,7 @@ _MOST_LOGITS = 1 << 28
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Result of ``perplexity``.
-
-    Tokens from the end of the prompt on are scored, each by the logits of the token before it.
+    """Result of ``perplexity``, over the tokens from the end of the prompt on.
 
     Attributes:
         nll: ``[B, scored]`` in nats, float64 on the CPU; NaN where a padded row has no token to score.
@@ -79,17 +77,12 @@ class Perplexity:
 
     @property
     def vacuous(self) -> bool:
-        """Whether the result says nothing about the press: it is compressing, yet affected no token."""
+        """Whether the result is meaningless: compressing, yet no scored token was affected."""
         return self.compressing and not self.affected_tokens
 
 
 def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """NLL and top-1 hits of ``targets``, each ``[B, n]`` on the CPU.
-
-    Args:
-        logits: ``[B, n, V]``.
-        targets: ``[B, n]``.
-    """
+    """NLL and top-1 hits ``[B, n]`` on the CPU, from logits ``[B, n, V]`` and targets ``[B, n]``."""
     # MPS has no float64.
     device = torch.device("cpu") if logits.device.type == "mps" else logits.device
     wide = torch.promote_types(logits.dtype, torch.float32)
@@ -113,7 +106,7 @@ def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Scores:
-    """Result of one method: ``nll`` and ``hits`` ``[B, scored]``, the rest as in ``Perplexity``."""
+    """Result of a method: ``nll`` and ``hits`` ``[B, scored]``, the rest as in ``Perplexity``."""
 
     nll: Tensor
     hits: Tensor
@@ -166,16 +159,9 @@ def _stepwise(
 
 
 def _check_recurrence(model: PreTrainedModel, ids: Tensor) -> None:
-    """Check that layers without keys give the same logits in one pass as for single tokens.
+    """Raise ``ValueError`` if layers without keys compute other logits for ``ids`` fed singly.
 
-    Some state-space models in transformers do not.
-
-    Args:
-        model: the model.
-        ids: ``[1, T]``.
-
-    Raises:
-        ValueError: if they do not.
+    Some state-space models in transformers do. ``ids`` is ``[1, T]``.
     """
     if all(map(interface.caches_keys, interface.layer_classes(model.config))):
         return
@@ -276,14 +262,11 @@ def perplexity(
         input_ids: ``[B, T]``, padded on the left.
         press: the press; None for an uncompressed cache.
         prompt: tokens of the prompt, 1 <= prompt < T.
-        method: ``onepass`` computes the result of decoding in one forward pass per length of row; ``stepwise`` decodes
-            with the real cache; ``plain`` is one forward pass without any eviction, so that with a compressing press
-            the result is vacuous.
+        method: ``onepass`` computes the result of decoding in one forward pass over the text; ``stepwise`` decodes with
+            the real cache; ``plain`` is one forward pass without evictions, and vacuous for a compressing press.
         attention_mask: ``[B, T]``, 0 at padding; None if nothing is padded.
         progress: show a progress bar.
 
-    Returns:
-        NLLs and eviction statistics, see ``Perplexity``.
 
     Raises:
         TypeError: for arguments of the wrong type.
@@ -324,7 +307,7 @@ def perplexity(
 
 
 def _affected(tables: tuple[Tensor, ...], scored: Tensor, prompt: int) -> Tensor:
-    """Scored tokens whose query comes after the first eviction in their row: ``[B, scored]`` bool."""
+    """Which scored tokens come after the first eviction in their row: ``[B, scored]`` bool."""
     first = torch.full((scored.shape[0],), NEVER)
     for table in tables:
         first = torch.minimum(first, table.masked_fill(table == 0, NEVER).flatten(1).amin(dim=1))

@@ -1,4 +1,4 @@
-"""One forward pass over a text, with queries masked to what a compressed cache would retain.
+"""One forward pass over a text that attends as decoding with a compressed cache does.
 
 Under teacher forcing, what a layer evicts depends on the keys and queries of that layer alone, and a plain forward pass
 has those of all tokens at once. So each layer replays its evictions, builds its mask from them, and attends.

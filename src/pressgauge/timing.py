@@ -46,7 +46,7 @@ class Ratio:
 def interleave(
     first: Callable[[], T], second: Callable[[], T], pairs: int = PAIRS, warmup: int = 1
 ) -> list[tuple[T, T]]:
-    """Run two arms in pairs, alternating which runs first; results per pair, without the warm-up."""
+    """Run two arms in pairs, alternating which runs first. The results omit the warm-up."""
     results = []
     for number in range(warmup + pairs):
         if number % 2:

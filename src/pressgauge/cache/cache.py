@@ -34,10 +34,7 @@ def _meet(press: Press, config: PretrainedConfig) -> tuple[Press, list[Any]]:
 
 
 class _Readings:
-    """Read access to a pressed cache.
-
-    Reading completes a pending eviction and changes nothing else.
-    """
+    """Read access to a pressed cache; it completes a pending eviction and changes nothing else."""
 
     ledger: Ledger
     layers: list[Any]
@@ -66,9 +63,9 @@ class _Readings:
 
     @property
     def evicted_at(self) -> list[Tensor]:
-        """Eviction history: ``[B, K, columns]`` int32 per layer; empty before the first pass.
+        """Eviction history: ``[B, K, columns]`` int32 per layer, see ``pressgauge.history``.
 
-        See ``pressgauge.history``. Skipped layers evict nothing. A layer without keys has a table with one head.
+        Empty before the first pass. Skipped layers evict nothing. A layer without keys has a table with one head.
         """
         if not self.ledger.columns:
             return []
@@ -104,9 +101,7 @@ class _Readings:
 
 
 class PressedCache(_Readings, DynamicCache):
-    """A cache for one batch of sequences, compressed by a press.
-
-    Usually made by ``press.cache(config)``.
+    """A compressed cache for one batch of sequences, usually made by ``press.cache(config)``.
 
     Args:
         press: the press.
@@ -181,8 +176,7 @@ class PressedCache(_Readings, DynamicCache):
 
         Raises:
             RuntimeError: if an earlier pass was interrupted.
-            ValueError: before anything is stored, if the number of rows changed, or a plain cache would evict from rows
-                that are, or may be, padded.
+            ValueError: before storing anything, if the number of rows changed, or rows of a plain cache may be padded.
         """
         if self._open is not None:
             # Attached, a layer whose attention has not run by now never runs it; the end of the pass reports it.
@@ -262,8 +256,8 @@ class PressedCache(_Readings, DynamicCache):
         """Crop to ``length`` columns, or by ``-length`` if negative, as transformers' caches do.
 
         Raises:
-            ValueError: if an entry was evicted after that point and cannot be restored, if the attention state already
-                includes the queries to crop, or in assisted decoding.
+            ValueError: if entries were evicted after that point, the press has used the queries to crop, or in assisted
+                decoding.
         """
         if self.press.keep_ratio < 1 and interface.in_assisted_decoding():
             raise ValueError(f"{ASSISTED}: generate without assistant_model and prompt_lookup_num_tokens")
