@@ -25,7 +25,7 @@ from pressgauge.presses.base import Press
 from pressgauge.proof import OUTSIDE, UNFED, Problems, misfit, strange_mask
 
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
-"""Arguments that select assisted decoding: candidate tokens are fed, and rejected ones cropped."""
+"""Arguments for assisted decoding, which feeds candidate tokens and crops rejected ones."""
 
 _IMPLEMENTATIONS = ("sdpa", "eager")
 

@@ -82,7 +82,7 @@ class Perplexity:
 
 
 def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """NLL and top-1 hits ``[B, n]`` on the CPU, from logits ``[B, n, V]`` and targets ``[B, n]``."""
+    """NLL and top-1 hits ``[B, n]`` on the CPU of ``targets`` ``[B, n]``, logits ``[B, n, V]``."""
     # MPS has no float64.
     device = torch.device("cpu") if logits.device.type == "mps" else logits.device
     wide = torch.promote_types(logits.dtype, torch.float32)
