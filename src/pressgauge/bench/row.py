@@ -1,4 +1,4 @@
-"""One row of results: a press on a text under a model, measured."""
+"""A row of results: one press on one text under one model."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from pressgauge.timing import Timing
 
 @dataclass(frozen=True)
 class Source:
-    """What was measured on, by the names that a user gave."""
+    """Model, text, dtype and device of a measurement, by the names the user gave."""
 
     model: str
     text: str
@@ -21,39 +21,42 @@ class Source:
 
 
 BANDS = (0.2, 0.3)
-"""Changes in perplexity that verdicts are told apart by: the reports' own, who called them good and acceptable."""
+"""Default thresholds of verdicts, as relative changes in perplexity.
+
+They are those of the original reports, which called them good and acceptable.
+"""
 CHANGELESS = ("uncompressed", "vacuous", "not a number")
-"""Verdicts of rows that have no change in perplexity to speak of."""
+"""Verdicts of rows without a meaningful change in perplexity."""
 
 
 def band_names(bands: Sequence[float]) -> list[str]:
-    """``within +20 %`` and so on, and ``above``."""
+    """Names of the bands: ``within +20 %`` and so on, and ``above``."""
     return [*(f"within +{100 * band:g} %" for band in bands), "above"]
 
 
 def bands_in_words(bands: Sequence[float]) -> str:
-    """``below +20 %, up to +30 %, above``."""
+    """The bands as text: ``below +20 %, up to +30 %, above``."""
     first, *others = (f"+{100 * band:g} %" for band in bands)
     return ", ".join([f"below {first}", *(f"up to {band}" for band in others), "above"])
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. ``None`` stands for what was not measured; times are measured only when asked for.
+    """One measurement. None means not measured; times are measured on request only.
 
     Attributes:
-        ppl_change: relative to the uncompressed run, .05 for 5 % more.
-        ttft_ratio, tpot_ratio: to the uncompressed arm of the same run, medians of pairs; in the row of ``keep_ratio``
-            1 both arms are uncompressed, so that the interval shows what noise alone does.
-        ttft_interval, tpot_interval: 95 % intervals of these ratios.
-        ttft, tpot: medians in seconds.
-        tokens_per_second: median.
-        peak_memory_bytes: what ``peak_memory_of`` says.
-        peak_memory_of: ``device`` for the most that the device had allocated; ``cache`` for the bytes of the cache's
-            storage at the end; or that it is not available on this device.
-        warnings: why nothing that is measured with this model on this text says anything about a press, a sentence
-            each; usually none.
-        bands: changes in perplexity that verdicts are told apart by, ascending.
+        ppl_change: change in perplexity relative to the uncompressed run, 0.05 for 5 % more.
+        ttft_ratio, tpot_ratio: ratios to the uncompressed arm of the same run, medians of pairs. In the row of
+            ``keep_ratio`` 1 both arms are uncompressed, so that the interval shows the noise.
+        ttft_interval, tpot_interval: 95 % confidence intervals of these ratios.
+        ttft, tpot: medians, in seconds.
+        tokens_per_second: throughput, median.
+        peak_memory_bytes: memory of the kind ``peak_memory_of``.
+        peak_memory_of: ``device`` for peak memory allocated on the device; ``cache`` for the storage of the cache at
+            the end; or ``not available on this device``.
+        warnings: reasons why measurements with this model on this text say nothing about a press, one sentence each;
+            usually none.
+        bands: thresholds of verdicts, as relative changes in perplexity, ascending.
     """
 
     press: str
@@ -88,8 +91,10 @@ class Row:
 
     @property
     def band(self) -> int | None:
-        """The band of the change in perplexity: 0 below the first of ``bands``, 1 up to the second, and so on; None if
-        there is no verdict on a press."""
+        """Index of the band of the change in perplexity; None if there is no verdict on a press.
+
+        0 below the first of ``bands``, 1 up to and including the second, and so on.
+        """
         finite = math.isfinite(self.ppl) and math.isfinite(self.ppl_change)
         if self.keep_ratio == 1 or not finite or self.vacuous or self.warnings:
             return None
@@ -98,9 +103,10 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """What the change in perplexity is called: ``uncompressed``; ``not a number`` if the perplexity is none or is
-        infinite; ``vacuous``; ``no verdict`` if there are warnings; else its band, by default ``within +20 %``,
-        ``within +30 %`` or ``above``.
+        """Verdict on the change in perplexity.
+
+        ``uncompressed``; ``not a number`` if the perplexity is NaN or infinite; ``vacuous``; ``no verdict`` if there
+        are warnings; else the name of the band, by default ``within +20 %``, ``within +30 %`` or ``above``.
         """
         if self.keep_ratio == 1:
             return "uncompressed"
@@ -114,29 +120,32 @@ class Row:
 
     @property
     def change(self) -> str:
-        """The change in perplexity: a percentage only where a press was at work, and gave a number."""
+        """The change in perplexity as a percentage, or the verdict if there is no meaningful change."""
         return self.verdict if self.verdict in CHANGELESS else f"{self.ppl_change:+.1%}"
 
     @property
     def noise_is_even(self) -> bool:
-        """Whether 1 is in the intervals of the times; if not in the row of ``keep_ratio`` 1, trust no time."""
+        """Whether the intervals of both time ratios contain 1.
+
+        If not in the row of ``keep_ratio`` 1, no times are trustworthy.
+        """
         return all(at is None or at[0] <= 1 <= at[1] for at in (self.ttft_interval, self.tpot_interval))
 
     def as_dict(self) -> dict[str, object]:
         """The fields and the verdict, for JSON, which has neither NaN nor infinity.
 
-        A number that is not finite is None, like what was not measured, and ``not_finite`` says by name which it is:
-        ``NaN``, ``Infinity`` or ``-Infinity``.
+        Non-finite numbers are None, like values not measured. ``not_finite`` maps their names to ``NaN``, ``Infinity``
+        or ``-Infinity``.
         """
         values = asdict(self)
         strange = {name: at for name, at in values.items() if isinstance(at, float) and not math.isfinite(at)}
-        # As Python's own JSON and JavaScript write them.
+        # Spelled as in Python's json module and JavaScript.
         names = {name: "NaN" if math.isnan(at) else f"{'-' * (at < 0)}Infinity" for name, at in strange.items()}
         return values | dict.fromkeys(strange) | {"not_finite": names, "verdict": self.verdict}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Row":
-        """The row whose ``as_dict`` went through JSON."""
+        """The row from an ``as_dict`` that went through JSON."""
         values: dict[str, Any] = {field.name: data[field.name] for field in fields(cls)}
         values |= {name: float(strange) for name, strange in data["not_finite"].items()}
         lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
@@ -151,7 +160,7 @@ def make_row(
     uncompressed_ppl: float,
     timing: Timing | None = None,
 ) -> Row:
-    """The row of one result."""
+    """Build the row of one result."""
     row = Row(
         press=name,
         schedule=press.schedule,

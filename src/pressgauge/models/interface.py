@@ -21,7 +21,7 @@ PLAIN = "measure it without a press and without a cache (press=None, method='pla
 VERSION = f"transformers {transformers.__version__}"
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""Names of the cache argument of a forward call: the first since transformers 5.24, else the second."""
+"""Names of a forward call's cache argument: the first since transformers 5.24, else the second."""
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
 """Attention function of transformers.
@@ -147,7 +147,7 @@ def cached_layer(cache: Cache, index: int) -> Any:
 
 
 def caches_keys(layer: Any) -> bool:
-    """Whether a cache layer stores keys and values; linear-attention and state-space layers do not."""
+    """Whether a cache layer stores keys and values, unlike linear attention or state spaces."""
     return isinstance(layer, CacheLayerMixin)
 
 
@@ -169,12 +169,12 @@ def goes_through_interface(kind: Any) -> bool:
 
 
 def checkpoints_gradients(decoder: Any) -> bool:
-    """Whether a model trains with gradient checkpointing, which hides the cache from its layers."""
+    """Whether a model trains with gradient checkpointing, which disables the layers' cache."""
     return any(module.training and getattr(module, "gradient_checkpointing", False) for module in decoder.modules())
 
 
 def in_assisted_decoding() -> bool:
-    """Whether ``generate`` is in assisted decoding. No argument tells a cache; the call stack does."""
+    """Whether the caller is assisted decoding, which only the call stack tells a cache."""
     frame = sys._getframe()
     while frame.f_back is not None:
         frame = frame.f_back
@@ -219,7 +219,7 @@ def _namespace(kind: type[nn.Module]) -> dict[str, Any]:
 _EAGER = "eager_attention_forward"
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
-"""``(own, module, query, key, value, mask, **kwargs)``, where ``own`` is the replaced function."""
+"""``(own, module, query, key, value, mask, **kwargs)``; ``own`` is the replaced function."""
 
 _ROUTES: dict[int, Attend] = {}
 """Replacement of the attention function, by the ``id`` of a module."""

@@ -118,7 +118,7 @@ _ORDER_FREE = (
     "trocr",
     "xglm",
 )
-"""Architectures whose own attention code is invariant to the order of entries (`nox -s zoo`)."""
+"""Architectures whose own attention code is invariant to entry order (`nox -s zoo`)."""
 
 
 _OWN_WAYS = {

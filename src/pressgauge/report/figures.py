@@ -1,4 +1,4 @@
-"""The pictures of a report. Each function returns a matplotlib ``Figure`` and leaves pyplot's state alone."""
+"""Figures of a report, as matplotlib ``Figure`` objects that do not touch pyplot's state."""
 
 import io
 import math
@@ -25,7 +25,7 @@ from pressgauge.bench.row import Row, band_names
 
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
-    # The first is what texts are measured with: it comes with matplotlib, and few fonts are wider.
+    # Text is measured with the first font: it ships with matplotlib, and few fonts are wider.
     "font.sans-serif": ["DejaVu Sans", "sans-serif"],
     "font.size": 9,
     "axes.titlesize": 10,
@@ -45,29 +45,29 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
 }
 _WIDTH = 12
-# Okabe and Ito's colours, which colour-blind people can tell apart; more presses than that differ by their markers.
+# Okabe and Ito's colour-blind-safe palette. Beyond its size, presses differ by their markers.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "os^DvPX*p"
 _GREY = "#767676"
 _BETTER = "#e5f3e8"
 
 CLEARLY = -0.3
-"""A correlation below this is called clearly negative."""
+"""A correlation below this counts as clearly negative."""
 _NUMBERS = 100
-"""Cells of a heat map that still have numbers in them."""
+"""Maximum number of cells of a heat map with numbers in them."""
 
 Value = Callable[[Row], float | None]
 
 
 def label(row: Row, rows: Sequence[Row]) -> str:
-    """The press of a row, and whatever of its settings not all rows share."""
+    """Legend label of a row: its press, and the settings that differ between rows."""
     names = ("schedule", "prune_after", "skip_layers", "dtype", "device")
     differ = [name for name in names if len({getattr(other, name) for other in rows}) > 1]
     return ", ".join([row.press, *(f"{name} {getattr(row, name)}" for name in differ)])
 
 
 def series(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows by their labels, each by falling keep ratio."""
+    """Rows by label, each in descending order of keep ratio."""
     lines: dict[str, list[Row]] = {label(row, rows): [] for row in rows}
     for row in sorted(rows, key=lambda row: -row.keep_ratio):
         lines[label(row, rows)].append(row)
@@ -75,7 +75,7 @@ def series(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def relative(row: Row, rows: Sequence[Row], value: Value) -> float | None:
-    """A number of a row over that of the uncompressed row beside it, of its own press if there is one."""
+    """A row's value relative to the uncompressed row, of its own press if there is one."""
     bases = [one for one in rows if one.keep_ratio == 1 and (one.dtype, one.device) == (row.dtype, row.device)]
     bases.sort(key=lambda one: label(one, rows) != label(row, rows))
     mine, whole = value(row), value(bases[0]) if bases else None
@@ -83,7 +83,7 @@ def relative(row: Row, rows: Sequence[Row], value: Value) -> float | None:
 
 
 def memory_of(rows: Sequence[Row]) -> str | None:
-    """What the rows' peak memory is of, if all have one and of the same kind."""
+    """Kind of the rows' peak memory; None unless all have one, of the same kind."""
     kinds = {row.peak_memory_of if row.peak_memory_bytes is not None else None for row in rows}
     return kinds.pop() if len(kinds) == 1 else None
 
@@ -94,7 +94,7 @@ def _finite(values: Sequence[float | None]) -> list[float]:
 
 @dataclass(frozen=True)
 class _Panel:
-    """One quantity: its name and unit, its value, and its value and interval relative to uncompressed."""
+    """One quantity: name, unit, value, and value and interval relative to uncompressed."""
 
     name: str
     unit: str
@@ -104,7 +104,7 @@ class _Panel:
 
 
 def _panels(rows: Sequence[Row]) -> list[_Panel]:
-    """What was measured, in units in which the largest value is 1 or more."""
+    """Panels of the measured quantities, in units in which the largest value is at least 1."""
 
     def scaled(units: Sequence[str], step: float, value: Value) -> tuple[str, Value]:
         largest = max((number for number in _finite([value(row) for row in rows]) if number > 0), default=1.0)
@@ -122,7 +122,7 @@ def _panels(rows: Sequence[Row]) -> list[_Panel]:
     panels = [
         _Panel("time to first token (TTFT)", *ttft, lambda row: row.ttft_ratio, lambda row: row.ttft_interval),
         _Panel("time per later token (TPOT)", *tpot, lambda row: row.tpot_ratio, lambda row: row.tpot_interval),
-        # Speeds of different rows are of different moments, and their ratios would be of these.
+        # Rows are timed separately, so their throughputs are not comparable.
         _Panel("speed", "tokens per second", lambda row: row.tokens_per_second),
         _Panel(name, *size, lambda row: relative(row, rows, memory)),
         _Panel("perplexity", "perplexity", lambda row: row.ppl, lambda row: 1 + row.ppl_change),
@@ -137,7 +137,7 @@ def _panels(rows: Sequence[Row]) -> list[_Panel]:
 
 
 def _marks(axes: Axes, x: Sequence[float], y: Sequence[float], rows: Sequence[Row], number: int) -> None:
-    """A line with a marker per row, hollow where the row is vacuous."""
+    """Draw a line with a marker per row, hollow if the row is vacuous."""
     colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
     axes.plot(x, y, color=colour, linewidth=1.3)
     for vacuous, face in ((False, colour), (True, "white")):
@@ -148,7 +148,7 @@ def _marks(axes: Axes, x: Sequence[float], y: Sequence[float], rows: Sequence[Ro
 
 
 def _legend(figure: Figure, rows: Sequence[Row], *more: Patch) -> None:
-    """Above everything: the presses, which rows are vacuous, which are not drawn, warnings, and more."""
+    """Draw the legend above the axes: presses, vacuous rows, rows not drawn, warnings, ``more``."""
     lines = series(rows)
     handles: list[Line2D | Patch] = [
         Line2D([], [], color=_COLOURS[number % len(_COLOURS)], marker=_MARKERS[number % len(_MARKERS)], label=name)
@@ -175,7 +175,7 @@ def _legend(figure: Figure, rows: Sequence[Row], *more: Patch) -> None:
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic y axis, where a linear one would hide most of the values."""
+    """Set a logarithmic y axis if values span more than a factor of 10."""
     found = [value for value in values if value > 0]
     if found and max(found) > 10 * min(found):
         axes.set_yscale("log")
@@ -185,7 +185,7 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _draw(panel: _Panel, absolute: Axes, ratio: Axes, rows: Sequence[Row]) -> None:
-    """One quantity over the keep ratio: as it is, and below that relative to uncompressed."""
+    """Draw one quantity over the keep ratio: absolute above, relative to uncompressed below."""
     lines = series(rows)
     ratios = sorted({row.keep_ratio for row in rows})
     span = ratios[-1] - ratios[0] or 1.0
@@ -200,7 +200,7 @@ def _draw(panel: _Panel, absolute: Axes, ratio: Axes, rows: Sequence[Row]) -> No
             return
         drawn: list[float] = []
         for number, line in enumerate(lines.values()):
-            # Side by side, since presses that hold equally many cost the same.
+            # Dodge the markers, since presses that retain equally many entries have equal costs.
             aside = 0.018 * span * (number - (len(lines) - 1) / 2)
             x, y = [row.keep_ratio + aside for row in line], _finite([value(row) for row in line])
             drawn += y
@@ -218,13 +218,16 @@ def _draw(panel: _Panel, absolute: Axes, ratio: Axes, rows: Sequence[Row]) -> No
         elif axes is absolute:
             axes.set_ylim(0, 1.1 * max((number for number in drawn if number > 0), default=1))
     low, high = ratio.get_ylim()
-    ratio.set_ylim(min(low, 0.9), max(high, 1.1))  # so that noise alone looks like noise
+    ratio.set_ylim(min(low, 0.9), max(high, 1.1))  # do not magnify mere noise
     ratio.axhline(1, color=_GREY, linewidth=1, linestyle="--", zorder=1)
     ratio.set(xlabel="keep ratio", ylabel="relative to uncompressed")
 
 
 def overview(rows: Sequence[Row]) -> Figure:
-    """What was measured over the keep ratio, a line per press: absolute, and below it relative to uncompressed."""
+    """All quantities over the keep ratio, one line per press.
+
+    Absolute values above, values relative to uncompressed below.
+    """
     with rc_context(_STYLE):
         panels = _panels(rows)
         blocks = math.ceil(len(panels) / 3)
@@ -242,7 +245,7 @@ def overview(rows: Sequence[Row]) -> Figure:
 
 
 def _annotate(axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str], colours: Sequence[str]) -> None:
-    """A text beside each point, where it covers as little as can be, with a line to it if it is far."""
+    """Place a text next to each point with least overlap, with a leader line if it is far."""
     places = axes.transData.transform(points)
     taken = [np.concatenate([places - 4, places + 4], axis=1)]
     for line in axes.lines:
@@ -274,13 +277,13 @@ def _annotate(axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence
             ha="center",
             va="center",
             fontsize=8,
-            color=tuple(0.65 * part for part in to_rgb(colour)),  # dark enough to be read
+            color=tuple(0.65 * part for part in to_rgb(colour)),  # dark enough to read
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkB": 3} if far else None,
         ).set_in_layout(False)
 
 
 def trade_off(rows: Sequence[Row]) -> Figure:
-    """What a press gains against what it does to perplexity: speed where every row has times, else memory."""
+    """Gain of a press against change in perplexity: speed if all rows have times, else memory."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 5.8))
         axes = figure.subplots()
@@ -307,7 +310,7 @@ def trade_off(rows: Sequence[Row]) -> Figure:
         axes.axhline(0, color=_GREY, linewidth=1, linestyle="--", zorder=1)
         axes.axvline(1, color=_GREY, linewidth=1, linestyle="--", zorder=1)
         if max((abs(y) for _, y in points), default=0) > 100:
-            # Linear in the usual bands and near them, logarithmic beyond.
+            # Linear near the usual bands, logarithmic beyond.
             axes.set_yscale("symlog", linthresh=30, linscale=2)
             powers = [factor * 10**power for power in range(2, 9) for factor in (1, 3)]
             axes.yaxis.set_major_locator(FixedLocator([-20, -10, 0, 10, 20, 30, *powers]))
@@ -328,15 +331,15 @@ def trade_off(rows: Sequence[Row]) -> Figure:
         corners = [Patch(facecolor=_BETTER, edgecolor="#5a9a68", label=corner)] if judged else []
         _legend(figure, rows, *corners)
         if points:
-            figure.draw_without_rendering()  # only now is it known where the points are
+            figure.draw_without_rendering()  # computes the layout, and with it the points' positions
             _annotate(axes, points, texts, colours)
     return figure
 
 
 def _shares(evicted_at: Tensor, pixels: int) -> np.ndarray[Any, Any]:
-    """``[queries, keys]``, at most ``pixels`` each: the share of heads that hold a key, NaN where it is not yet fed.
+    """Share of heads that retain a key at a query: ``[queries, keys]``, at most ``pixels`` each.
 
-    Queries are sampled and keys averaged, from ``evicted_at`` ``[K, T]``.
+    NaN where the key has not been fed. Queries are sampled and keys averaged, from ``evicted_at`` ``[K, T]``.
     """
     heads, tokens = evicted_at.shape
     step = math.ceil(tokens / pixels)
@@ -354,7 +357,12 @@ def _shares(evicted_at: Tensor, pixels: int) -> np.ndarray[Any, Any]:
 
 
 def eviction_map(title: str, evicted_at: Sequence[Tensor]) -> Figure:
-    """Which tokens are still held when: a panel per layer, from one ``[1, K, T]`` each, see ``pressgauge.history``."""
+    """Map of retained tokens over time, one panel per layer.
+
+    Args:
+        title: title of the figure.
+        evicted_at: ``[1, K, T]`` per layer, see ``pressgauge.history``.
+    """
     with rc_context({**_STYLE, "axes.grid": False, "axes.titleweight": "normal"}):
         columns = min(4, len(evicted_at))
         lines = math.ceil(len(evicted_at) / columns)
@@ -399,7 +407,7 @@ def eviction_map(title: str, evicted_at: Sequence[Tensor]) -> Figure:
 
 
 def sentence(correlation: Tensor) -> str:
-    """What a ``[layers, K]`` of correlations says about KnormPress's assumption."""
+    """Summary of correlations ``[layers, K]`` with regard to KnormPress's assumption."""
     known = correlation[~correlation.isnan()]
     if not known.numel():
         return "No correlation is defined: in each head, all counted keys have the same norm, or too few are counted."
@@ -411,7 +419,7 @@ def sentence(correlation: Tensor) -> str:
 
 
 def norm_attention_map(correlation: Tensor) -> Figure:
-    """Heat map of the ``[layers, K]`` rank correlations of key norm and attention received."""
+    """Heat map of rank correlations ``[layers, K]`` of key norm and attention received."""
     with rc_context({**_STYLE, "axes.grid": False}):
         layers, heads = correlation.shape
         numbers = correlation.numel() <= _NUMBERS
@@ -437,7 +445,7 @@ def norm_attention_map(correlation: Tensor) -> Figure:
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """The figure as an ``<svg>`` element whose ids begin with ``name``; the same figure gives the same text."""
+    """The figure as an ``<svg>`` element with ids prefixed by ``name``; deterministic."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with rc_context({**_STYLE, "svg.hashsalt": name}):
@@ -447,7 +455,7 @@ def to_svg(figure: Figure, name: str) -> str:
 
     def own(tag: re.Match[str]) -> str:
         def numbered(identity: re.Match[str]) -> str:
-            found[identity[1]] += 1  # images that are equal have equal ids
+            found[identity[1]] += 1  # matplotlib gives equal images equal ids
             return f' id="{name}-{identity[1]}{f"-{found[identity[1]]}" if found[identity[1]] > 1 else ""}"'
 
         return re.sub(r'((?<=href="#)|(?<=url\(#))', f"{name}-", re.sub(r'\sid="([^"]*)"', numbered, tag[0]))

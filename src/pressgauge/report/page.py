@@ -1,4 +1,4 @@
-"""The page that ``pressgauge measure --report`` writes: all numbers, pictures of them, and how to read both."""
+"""The HTML report of ``pressgauge measure --report``: numbers, figures, and how to read them."""
 
 import math
 import re
@@ -16,12 +16,12 @@ from pressgauge.bench.row import BANDS, CHANGELESS, Row, band_names, bands_in_wo
 from pressgauge.report import figures
 
 DASH = "\N{EN DASH}"
-"""Stands for what was not measured."""
+"""Placeholder for values that were not measured."""
 _KINDS = ("overview", "trade-off", "eviction-map", "norm-attention")
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """With so many significant digits, but never fewer than the integer has."""
+    """Format a number with ``digits`` significant digits, but all digits of its integer part."""
     if value is None:
         return DASH
     if not math.isfinite(value):
@@ -30,25 +30,25 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def percent(value: float | None, sign: str = "") -> str:
-    """A share or, with the sign ``+``, a change; tenths of a per cent only where they matter."""
+    """Format a share or, with sign ``+``, a change, in percent; one decimal below 100 %."""
     if value is None or not math.isfinite(value):
         return number(value)
     return f"{value:{sign},.{1 if abs(value) < 1 else 0}%}"
 
 
 def size(value: float | None) -> str:
-    """Bytes, in the largest unit of which there is one."""
+    """Format bytes, in the largest unit that gives at least 1."""
     power = min(max((int(value or 1).bit_length() - 1) // 10, 0), 4)
     return DASH if value is None else f"{number(value / 1024**power)} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
 def ratio(median: float | None, interval: tuple[float, float] | None) -> str:
-    """A ratio and its interval."""
+    """Format a ratio and its confidence interval."""
     return DASH if median is None or interval is None else f"{median:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 def change(row: Row) -> str:
-    """The change in perplexity, where there is one to speak of."""
+    """Format the change in perplexity, if it is meaningful."""
     return DASH if row.verdict in CHANGELESS else percent(row.ppl_change, "+")
 
 
@@ -80,14 +80,20 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
         "not available" if row.peak_memory_of and row.peak_memory_bytes is None else size(row.peak_memory_bytes)
     ),
 }
-"""The columns of the table, and what they say of a row."""
+"""Columns of the table, and their formatting of a row."""
 _SHARED = ("prune after", "skip layers", "dtype", "device")
-"""Columns that are left out where all rows say the same, which is then said once."""
+"""Columns that are shown once, above the table, if all rows have the same value."""
 _TIMES = ("TTFT ratio", "TPOT ratio", "tokens/s", "memory")
 
 
 def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
-    """What was found about a press, of which ``line`` has the rows, in a few words."""
+    """One-paragraph summary of a press.
+
+    Args:
+        name: label of the press.
+        line: rows of the press, in descending order of keep ratio.
+        rows: all rows of the section.
+    """
     at: dict[str, list[str]] = {}
     for row in line:
         at.setdefault(row.verdict, []).append(f"{row.keep_ratio:g}")
@@ -113,14 +119,14 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
 
 
 def _kind(row: Row) -> str:
-    """The class of a verdict, by which it is coloured."""
+    """CSS class of a verdict, which sets its colour."""
     if row.band is None:
         return "bad" if row.verdict == "not a number" else "neutral"
     return "within" if row.band == 0 else "bad" if row.band == len(row.bands) else "between"
 
 
 def _noise(rows: Sequence[Row]) -> list[tuple[bool, str]]:
-    """For each pair of uncompressed arms that was timed: whether its intervals contain 1, and what they are."""
+    """Per timed pair of uncompressed arms: whether the intervals contain 1, and their text."""
     found = {}
     for row in rows:
         if row.keep_ratio == 1 and row.ttft_ratio is not None:
@@ -137,19 +143,20 @@ def write_report(
     correlations: Mapping[str, Tensor],
     provenance: Mapping[str, str],
 ) -> Path:
-    """Write ``report.html``, which needs nothing but itself, and each of its figures as an SVG file beside it.
+    """Write a self-contained ``report.html``, and each of its figures as an SVG file next to it.
 
-    What is in the folder stays as it is until the whole report is there; of an older report, what is not replaced goes.
+    The folder is not changed until the whole report is ready. Figures of an older report that are not replaced are
+    deleted.
 
     Args:
-        folder: where to; its parent exists.
-        rows: of any number of models and texts.
-        maps: ``evicted_at`` of one sample, a ``[1, K, T]`` per layer, by a title that begins with "model on text: ".
-        correlations: what ``salience.norm_attention`` gave, by "model on text".
-        provenance: where the numbers come from, in the page's words.
+        folder: output folder, whose parent exists.
+        rows: rows of any number of models and texts.
+        maps: ``evicted_at`` of one sample, ``[1, K, T]`` per layer, by a title that begins with "model on text: ".
+        correlations: results of ``pressgauge.norm_attention``, by "model on text".
+        provenance: provenance of the numbers, by label.
 
     Returns:
-        The page.
+        Path of the page.
     """
     files: dict[str, str] = {}
 
@@ -159,7 +166,7 @@ def write_report(
         return {"file": f"{name}.svg", "svg": Markup(files[f"{name}.svg"])}
 
     places = list(dict.fromkeys(f"{row.model} on {row.text}" for row in rows))
-    # Pictures of what no row is about have sections of their own, at the end.
+    # Figures without rows get sections of their own, at the end.
     places += [where for where in correlations if where not in places]
     places += [title for title in maps if maps[title] and not any(title.startswith(f"{where}: ") for where in places)]
     sections = []
@@ -204,8 +211,8 @@ def write_report(
 
 
 def _replace(folder: Path, files: Mapping[str, str]) -> Path:
-    """Put files, of which the last is the page, in a folder when all are written; remove what an older report left."""
-    # An existing folder may be on a device of its own, across which no file can be moved.
+    """Move files, the page last, to a folder once all are written; delete an older report's figures."""
+    # An existing folder may be a mount point, and files cannot be moved across file systems.
     beside = folder if folder.exists() else folder.parent
     with TemporaryDirectory(prefix=f".{folder.name}.", dir=beside) as unfinished:
         for name, text in files.items():

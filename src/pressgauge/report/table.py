@@ -1,4 +1,4 @@
-"""The tables of results that ``pressgauge measure`` shows."""
+"""Terminal tables of ``pressgauge measure``."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -11,7 +11,7 @@ from pressgauge.bench.row import Row, bands_in_words
 
 
 def _colour(row: Row) -> str | None:
-    """Of the change: green in the first band, red above all, yellow between."""
+    """Colour of the change: green in the first band, red above all, yellow in between."""
     if row.band is None:
         return "red" if row.verdict == "not a number" else None
     return "green" if row.band == 0 else "red" if row.band == len(row.bands) else "yellow"
@@ -23,7 +23,7 @@ def _span(numbers: tuple[int, ...]) -> str:
 
 
 def _table(title: str, caption: str, headings: Sequence[str]) -> Table:
-    # This box and padding fit 80 columns, in which no cell may be cut short.
+    # With this box and padding, tables fit 80 columns without truncated cells.
     table = Table(title=title, caption=caption, box=box.SIMPLE, padding=0)
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
@@ -31,7 +31,7 @@ def _table(title: str, caption: str, headings: Sequence[str]) -> Table:
 
 
 def make_table(rows: Sequence[Row]) -> Table:
-    """Perplexity and cache: the rows of one press on one text."""
+    """Table of perplexity and cache size, for the rows of one press on one text."""
     first = rows[0]
     caption = "affected: scored tokens that met an eviction; held: entries per KV head, emptiest to fullest layer"
     if any(row.band is not None for row in rows):
@@ -66,7 +66,7 @@ def _ratio(median: float | None, interval: tuple[float, float] | None) -> str:
 
 
 def make_timing_table(rows: Sequence[Row]) -> Table:
-    """Times and memory: the rows of one press on one text, of which times were taken."""
+    """Table of times and memory, for the timed rows of one press on one text."""
     first = rows[0]
     memory = {"device": "peak device memory", "cache": "storage of the cache at the end"}
     caption = "to uncompressed, medians of pairs with 95 % intervals; in the first row both arms are uncompressed"
@@ -87,7 +87,7 @@ def make_timing_table(rows: Sequence[Row]) -> Table:
 
 
 def make_tables(rows: Sequence[Row]) -> Iterator[Table]:
-    """All tables of a sweep, press by press."""
+    """Yield all tables of a sweep, press by press."""
     for _, group in groupby(rows, key=lambda row: (row.model, row.text, row.press)):
         same = list(group)
         yield make_table(same)
