@@ -19,7 +19,7 @@ from pressgauge.presses import PRESSES
 from pressgauge.rules import UNPRUNABLE, Budget, check_prompt, whole_number
 from pressgauge.texts import check_text_name
 
-# What needs torch is imported once the arguments are checked, so that help and refusals take no seconds.
+# Modules that need torch are imported after the arguments are checked, so that help and errors are instant.
 if TYPE_CHECKING:
     from pressgauge.bench.journal import Journal
 
@@ -27,7 +27,7 @@ EXTRAS = {
     **dict.fromkeys(("datasets", "jinja2", "matplotlib", "scipy"), "bench"),
     **dict.fromkeys(("hypothesis", "pytest"), "conformance"),
 }
-"""By package, the extra that it comes with."""
+"""Extra that installs each optional package."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -48,7 +48,7 @@ def main(
 
 
 def _numbers(option: str, text: str) -> list[float]:
-    """A comma-separated list; empty for 'none'."""
+    """Parse a comma-separated list of numbers; empty for 'none'."""
     if text.strip() in ("", "none"):
         return []
     try:
@@ -58,7 +58,7 @@ def _numbers(option: str, text: str) -> list[float]:
 
 
 def _bands(text: str) -> tuple[float, ...]:
-    """Ascending changes in perplexity, of percentages with commas between them."""
+    """Parse comma-separated percentages into ascending relative changes in perplexity."""
     percentages = _numbers("--bands", text)
     ascending = all(one < other for one, other in pairwise(percentages))
     if not percentages or not ascending or not all(0 <= number < math.inf for number in percentages):
@@ -67,7 +67,7 @@ def _bands(text: str) -> tuple[float, ...]:
 
 
 def _layers(text: str) -> tuple[int, ...] | Literal["unprunable"]:
-    """Indices of layers: numbers and ranges such as ``0-4`` with commas between them; empty for ``none``."""
+    """Parse comma-separated layer indices and ranges such as ``0-4``; empty for ``none``."""
     if text.strip() == UNPRUNABLE:
         return UNPRUNABLE
     layers: list[int] = []
@@ -85,7 +85,7 @@ def _layers(text: str) -> tuple[int, ...] | Literal["unprunable"]:
 
 
 def _write_json(path: Path, rows: list[dict[str, object]]) -> None:
-    """Write the file whole or not at all."""
+    """Write the file atomically."""
     text = json.dumps({"rows": rows}, indent=1, allow_nan=False) + "\n"
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -96,7 +96,7 @@ def _write_json(path: Path, rows: list[dict[str, object]]) -> None:
 
 
 def _split(option: str, text: str) -> tuple[str, ...]:
-    """Names with commas between them, each once."""
+    """Parse comma-separated names, without duplicates."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     if not all(names):
         raise ValueError(f"{option} must be names with commas between them, got {text!r}")
@@ -112,7 +112,7 @@ def _press_names(text: str) -> tuple[str, ...]:
 
 
 def _check_places(json_file: Path | None, report: Path | None, resume: bool) -> None:
-    """Raise a ``ValueError`` if results cannot be written where they are to go."""
+    """Raise ``ValueError`` if results cannot be written to the given paths."""
     if json_file is not None and json_file == report:
         raise ValueError(f"--json is a file and --report a folder, got {str(report)!r} for both")
     if json_file is not None and json_file.exists() and not json_file.is_file():
@@ -128,7 +128,7 @@ def _check_places(json_file: Path | None, report: Path | None, resume: bool) -> 
 
 
 def _journal(json_file: Path | None, report: Path | None, resume: bool) -> "Journal | None":
-    """The journal of a sweep whose results are written somewhere. It lies beside them."""
+    """The journal of a sweep, next to its results; None if they are not written to a file."""
     from pressgauge.bench.journal import Journal
 
     place = json_file or report
@@ -136,7 +136,7 @@ def _journal(json_file: Path | None, report: Path | None, resume: bool) -> "Jour
 
 
 def _sentence(error: Exception) -> str:
-    """What is wrong, and for a package that is not installed the way out."""
+    """The message of an error, with the install command for a missing package."""
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         extra = EXTRAS[error.name]
         return (
@@ -147,8 +147,8 @@ def _sentence(error: Exception) -> str:
 
 
 def _expected(error: Exception) -> bool:
-    """Whether an error says what is wrong with the arguments or the machine, in a sentence for the user."""
-    # The last is torch's own, which must not be imported to ask.
+    """Whether an error is a message to the user about the arguments or the machine."""
+    # OutOfMemoryError is torch's, which must not be imported here.
     return (
         isinstance(error, ValueError | TypeError | OSError | ImportError) or type(error).__name__ == "OutOfMemoryError"
     )
@@ -197,7 +197,7 @@ def measure(
         check_dtype(dtype)
         limits = _bands(bands)
         names = _press_names(press)
-        # A ratio of 1 always comes first, since changes are relative to it.
+        # The ratio 1 always comes first: changes are relative to it.
         ratios = list(dict.fromkeys([1.0, *ratios]))
         options: dict[str, Any] = {"prune_after": prune_after, "skip_layers": skipped}
         options |= {} if schedule is None else {"schedule": schedule}

@@ -120,7 +120,7 @@ class Row:
 
     @property
     def change(self) -> str:
-        """The change in perplexity as a percentage, or the verdict if there is no meaningful change."""
+        """The change in perplexity in percent, or the verdict if there is no meaningful change."""
         return self.verdict if self.verdict in CHANGELESS else f"{self.ppl_change:+.1%}"
 
     @property

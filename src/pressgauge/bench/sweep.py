@@ -1,4 +1,4 @@
-"""Sweeps over models, texts and presses; each result is keyed by everything that determines it."""
+"""Sweeps over models, texts and presses, keyed by everything that determines a result."""
 
 import gc
 import hashlib

@@ -21,7 +21,7 @@ PLAIN = "measure it without a press and without a cache (press=None, method='pla
 VERSION = f"transformers {transformers.__version__}"
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""Names of a forward call's cache argument: the first since transformers 5.24, else the second."""
+"""Names of the cache argument: the first since transformers 5.24, the second before."""
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
 """Attention function of transformers.

@@ -148,7 +148,7 @@ def _marks(axes: Axes, x: Sequence[float], y: Sequence[float], rows: Sequence[Ro
 
 
 def _legend(figure: Figure, rows: Sequence[Row], *more: Patch) -> None:
-    """Draw the legend above the axes: presses, vacuous rows, rows not drawn, warnings, ``more``."""
+    """Draw the legend above the axes: presses, vacuous and undrawn rows, warnings, ``more``."""
     lines = series(rows)
     handles: list[Line2D | Patch] = [
         Line2D([], [], color=_COLOURS[number % len(_COLOURS)], marker=_MARKERS[number % len(_MARKERS)], label=name)
@@ -337,7 +337,7 @@ def trade_off(rows: Sequence[Row]) -> Figure:
 
 
 def _shares(evicted_at: Tensor, pixels: int) -> np.ndarray[Any, Any]:
-    """Share of heads that retain a key at a query: ``[queries, keys]``, at most ``pixels`` each.
+    """Share of heads retaining a key at a query: ``[queries, keys]``, at most ``pixels`` each.
 
     NaN where the key has not been fed. Queries are sampled and keys averaged, from ``evicted_at`` ``[K, T]``.
     """

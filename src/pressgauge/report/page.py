@@ -1,4 +1,4 @@
-"""The HTML report of ``pressgauge measure --report``: numbers, figures, and how to read them."""
+"""HTML report of ``pressgauge measure --report``: numbers, figures, and how to read them."""
 
 import math
 import re
@@ -82,7 +82,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 }
 """Columns of the table, and their formatting of a row."""
 _SHARED = ("prune after", "skip layers", "dtype", "device")
-"""Columns that are shown once, above the table, if all rows have the same value."""
+"""Columns replaced by a single note if all rows have the same value."""
 _TIMES = ("TTFT ratio", "TPOT ratio", "tokens/s", "memory")
 
 
@@ -143,7 +143,7 @@ def write_report(
     correlations: Mapping[str, Tensor],
     provenance: Mapping[str, str],
 ) -> Path:
-    """Write a self-contained ``report.html``, and each of its figures as an SVG file next to it.
+    """Write a self-contained ``report.html``, with each figure as an SVG file next to it.
 
     The folder is not changed until the whole report is ready. Figures of an older report that are not replaced are
     deleted.
@@ -211,7 +211,7 @@ def write_report(
 
 
 def _replace(folder: Path, files: Mapping[str, str]) -> Path:
-    """Move files, the page last, to a folder once all are written; delete an older report's figures."""
+    """Move files, the page last, to a folder once all are written; delete outdated figures."""
     # An existing folder may be a mount point, and files cannot be moved across file systems.
     beside = folder if folder.exists() else folder.parent
     with TemporaryDirectory(prefix=f".{folder.name}.", dir=beside) as unfinished:

@@ -37,7 +37,7 @@ def _from_file(path: Path) -> list[str]:
 
 
 def _windows(ids: Tensor, tokens: int, samples: int) -> list[Tensor]:
-    """Evenly spaced, non-overlapping windows of ``tokens`` ids; shorter if the text is too short."""
+    """Evenly spaced, disjoint windows of ``tokens`` ids; shorter if the text is too short."""
     stride = len(ids) // samples
     tokens = min(tokens, stride)
     return [ids[sample * stride : sample * stride + tokens] for sample in range(samples)]
