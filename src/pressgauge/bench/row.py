@@ -23,7 +23,7 @@ class Source:
 BANDS = (0.2, 0.3)
 """Default thresholds of verdicts, as relative changes in perplexity.
 
-They are those of the original reports, which called them good and acceptable.
+They come from the reports that called them good and acceptable.
 """
 CHANGELESS = ("uncompressed", "vacuous", "not a number")
 """Verdicts of rows without a meaningful change in perplexity."""

@@ -113,7 +113,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def forgetful_mask(rows: int, heads: int, length: int, generator: torch.Generator) -> torch.Tensor:
-    """Causal mask with random evictions in every second row: ``[rows, heads, length, length]`` bool.
+    """Causal mask with random evictions in every second row.
+
+    Its shape is ``[rows, heads, length, length]``, its dtype bool.
 
     Without it, a model's perplexity jumps at the first evictions, whichever entries they are, and hardly changes after
     that: it measures surprise at gaps. With it, a model loses little but the information in the evicted entries.
