@@ -1,6 +1,6 @@
 """pressgauge: a bench for KV-cache compression.
 
-What is public is imported when it is first used, since torch and transformers take seconds.
+Public names are imported on first use, since importing torch and transformers takes seconds.
 """
 
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ _PUBLIC = {
     "replay": "history",
     **dict.fromkeys(presses.PUBLIC, "presses"),
 }
-"""Where each public name is defined."""
+"""Defining module of each public name."""
 
 __all__ = sorted(_PUBLIC)
 

@@ -1,5 +1,7 @@
-"""Checks of arguments before any work, shared by all that take them: each raises one sentence with the value, the rule
-and the way out."""
+"""Shared validation of arguments.
+
+Each error message is one sentence with the value, the rule and the way out.
+"""
 
 from typing import Any
 
@@ -8,11 +10,11 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 _LONGEST = 60
-"""Characters of a value that a sentence quotes."""
+"""Maximum number of characters of a value quoted in a message."""
 
 
 def described(value: object) -> str:
-    """A value of the wrong kind, in a few words."""
+    """A short description of a value of the wrong type, for error messages."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, Tensor):
@@ -22,7 +24,7 @@ def described(value: object) -> str:
 
 
 def check_model(model: object) -> None:
-    """Raise a ``TypeError`` unless this is a model of transformers, which may be wrapped."""
+    """Raise ``TypeError`` unless ``model`` is a transformers model, which may be wrapped."""
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise TypeError(
             f"model must be a transformers model, got {described(model)}: load one with from_pretrained, or with "
@@ -31,19 +33,24 @@ def check_model(model: object) -> None:
 
 
 def check_config(config: object) -> None:
-    """Raise a ``TypeError`` unless this is a configuration of transformers."""
+    """Raise ``TypeError`` unless ``config`` is a transformers configuration."""
     if not isinstance(config, PretrainedConfig):
         raise TypeError(f"config must be a transformers configuration, got {described(config)}: give model.config")
 
 
 def check_tensor(name: str, value: object, shape: str) -> None:
-    """Raise a ``TypeError`` unless this is a tensor, which is to be of this shape."""
+    """Raise ``TypeError`` unless ``value`` is a tensor; ``shape`` is only named in the message."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor {shape}, got {described(value)}: make one with torch.tensor")
 
 
 def check_ids(input_ids: object, least: int) -> None:
-    """Raise a ``TypeError`` or ``ValueError`` unless this is a batch of token ids, with ``least`` tokens or more."""
+    """Check that ``input_ids`` is a batch ``[B, T]`` of at least ``least`` token ids per row.
+
+    Raises:
+        TypeError: if it is not a tensor of int64 or int32.
+        ValueError: if it is not 2-D, is empty, or has fewer tokens.
+    """
     check_tensor("input_ids", input_ids, "[batch, tokens]")
     assert isinstance(input_ids, Tensor)
     if input_ids.dim() != 2 or not input_ids.shape[0] or input_ids.shape[1] < least:
@@ -60,19 +67,19 @@ _NUMBERS = {1: "one of each", 2: "two tokens"}
 
 
 def context_of(config: PretrainedConfig) -> int | None:
-    """The tokens that a model was made for, None if it has no limit, as with ALiBi or without any positions."""
+    """Context length of a model in tokens; None if unlimited, as with ALiBi or no positions."""
     text: Any = config.get_text_config(decoder=True)
     limit = getattr(text, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1 or getattr(text, "alibi", False):
         return None
-    # Under YaRN some configurations have the limit before the stretching there, others that after it.
+    # With YaRN, some configurations give the limit before extension, others after it.
     rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
     return max(limit, int(original * factor)) if original and factor else limit
 
 
 def check_context(config: PretrainedConfig, tokens: int, name: str) -> None:
-    """Raise a ``ValueError`` if ``tokens`` tokens, which ``name`` gives, are more than a model was made for."""
+    """Raise ``ValueError`` if ``tokens``, given by argument ``name``, exceed a model's context."""
     limit = context_of(config)
     if limit is not None and tokens > limit:
         raise ValueError(f"{name} must fit the model's context of {limit} tokens, got {tokens}: give fewer")

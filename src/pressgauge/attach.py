@@ -1,9 +1,9 @@
-"""What is at work while a press is attached to a model: ``with press(model):``.
+"""Attachment of a press to a model: ``with press(model):``.
 
-A hook on the decoder prepares the cache of each pass, and while the press is attached the attention of every layer goes
-through ``_Attachment.attend``, which gives the layer its own mask and lets it evict once its attention has run. Every
-pass ends with proof that it did: each layer that may be pruned was handed the tokens of the pass, once, and attended to
-what it holds.
+A hook on the decoder prepares the cache of each pass. Attention of every layer is routed through
+``_Attachment.attend``, which supplies the layer's own mask and triggers its eviction once attention has run. Every pass
+ends with a check that this happened: each layer that evicts received the tokens of the pass, once, and attended to its
+own entries.
 """
 
 import copy
@@ -25,29 +25,29 @@ from pressgauge.presses.base import Press
 from pressgauge.proof import OUTSIDE, UNFED, Problems, misfit, strange_mask
 
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
-"""Arguments of ``generate`` under which several candidate tokens are fed at once and some are taken back."""
+"""Arguments for assisted decoding, which feeds candidate tokens and crops rejected ones."""
 
 _IMPLEMENTATIONS = ("sdpa", "eager")
 
 
 class _Pass(threading.local):
-    """What a thread's running pass is about. Threads may share one attached model."""
+    """State of a thread's running pass. Threads may share one attached model."""
 
     prompt_length: int | None = None
     mask: Tensor | None = None
-    """The 2-D attention mask that the whole model was given; a wrapper hands its decoder something else."""
+    """2-D attention mask passed to the whole model; a wrapper passes another to its decoder."""
     cache: PressedCache | None = None
     tokens: int
     layers: int
     problems: Problems
     attended: set[int]
-    """The layers whose attention has run."""
+    """Layers whose attention has run."""
     checked: object
-    """The mask that was looked at last: layers share one."""
+    """The mask checked last; layers share one."""
 
 
 class _Attachment:
-    """A press at work on a model."""
+    """A press attached to a model."""
 
     def __init__(self, press: Press, model: PreTrainedModel, supported: Support) -> None:
         self.press = press
@@ -61,14 +61,14 @@ class _Attachment:
         self.attached = True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Attachment":
-        """A copy of an attached model carries no press: its hooks do nothing."""
+        """Detached copy: the hooks of a copied model do nothing."""
         copied = copy.copy(self)
         copied.attached = False
         return copied
 
     def enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Learn the 2-D mask that the whole model was given: a wrapper makes others of it before its decoder runs. They
-        have to be as long as without compression."""
+        """Pre-forward hook of the whole model: record its 2-D mask."""
+        # A wrapper derives other masks from it before its decoder runs, at their length without compression.
         if not self.attached:
             return
         given = interface.named(module, args, kwargs)
@@ -79,7 +79,7 @@ class _Attachment:
                 cache.attached = cache.ledger.padding
 
     def leave(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Let go of the cache that the whole model was given, also when the pass failed before its decoder ran."""
+        """Forward hook of the whole model: release its cache, also after a failed pass."""
         self.running.mask = None
         for cache in interface.pop_caches(interface.named(module, args, kwargs)):
             if isinstance(cache, PressedCache):
@@ -88,7 +88,7 @@ class _Attachment:
     def before(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[()], dict[str, Any]] | None:
-        """Find or make the pass's cache, and learn from the mask which columns are padding."""
+        """Pre-forward hook of the decoder: find or create the cache, read padding off the mask."""
         if not self.attached:
             return None
         kwargs = interface.named(module, args, kwargs)
@@ -115,7 +115,7 @@ class _Attachment:
         inputs = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Mapping):
-            # A wrapper made the masks of the kinds of layers, of the mask that it was given itself.
+            # A wrapper built one mask per layer type from its own 2-D mask.
             mask = self.running.mask
         cache.attached = _padding(mask, cache, inputs.shape[0], inputs.shape[1])
         running = self.running
@@ -125,7 +125,7 @@ class _Attachment:
         return (), kwargs
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Let go of the pass's cache, also when the pass failed; prove that every layer did its part."""
+        """Forward hook of the decoder, also after a failure: release the cache, check all layers."""
         cache, self.running.cache = self.running.cache, None
         if cache is None:
             return
@@ -138,7 +138,7 @@ class _Attachment:
             if layer.index not in self.running.attended:
                 problems.reasons.setdefault(layer.index, UNFED if layer.handed is None else OUTSIDE)
             layer.handed = None
-        # After a failed pass there is no output, and its own error is the one to show.
+        # A failed pass has no output, and raises its own error.
         if output is not None:
             raise problems.error()
 
@@ -152,7 +152,7 @@ class _Attachment:
         attention_mask: Tensor | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention over what the layer holds, by the model's own implementation; then the layer evicts."""
+        """Run ``own``, the model's attention function, over the layer's entries, then evict."""
         running = self.running
         cache, index = running.cache, self.layers.get(id(module))
         layer = None
@@ -172,7 +172,7 @@ class _Attachment:
         if layer.compressed:
             mask = layer.mask(query.shape[2])
             if self.implementation == "eager" and attention_mask is not None:
-                # Some models add the mask whatever it is.
+                # Some models add the mask without checking for None.
                 mask = torch.ones_like(key[:1, :1, None, :, 0], dtype=torch.bool) if mask is None else mask
                 least = torch.finfo(query.dtype).min
                 attention_mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, least)
@@ -186,15 +186,15 @@ class _Attachment:
         return output
 
     def _strange(self, module: nn.Module, mask: Tensor | None, tokens: int, cache: PressedCache) -> str | None:
-        """Look at the mask of a pass. To look at its numbers synchronises an accelerator: there, that of the first pass
-        only."""
+        """Why the mask of a pass is not supported, or None if it is."""
+        # Reading its values synchronises an accelerator, so there only the mask of the first pass is checked.
         first = cache.ledger.columns == tokens
         if mask is not None and mask.device.type != "cpu" and not first:
             return None
         return strange_mask(module, mask, tokens, cache.ledger.columns, cache.ledger.padding)
 
     def generate(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """``model.generate``, whose input is the prompt."""
+        """Run ``model.generate`` with its input as the prompt."""
         settings = kwargs.get("generation_config")
         for name in _ASSISTED:
             if kwargs.get(name) is not None or getattr(settings, name, None) is not None:
@@ -208,7 +208,7 @@ class _Attachment:
 
 
 class _Generate:
-    """``model.generate`` while a press is attached."""
+    """Replacement of ``model.generate`` while a press is attached."""
 
     def __init__(self, attachment: _Attachment, model: PreTrainedModel) -> None:
         self.attachment, self.model = attachment, model
@@ -219,13 +219,13 @@ class _Generate:
         return self.attachment.generate(self.own, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """Of a copy of the model, its own."""
+        """The original ``generate``, bound to the copied model."""
         kind: Any = type(self.model)
         return types.MethodType(kind.generate, copy.deepcopy(self.model, memo))
 
 
 def _padding(mask: Tensor | Mapping[str, Tensor] | None, cache: PressedCache, rows: int, tokens: int) -> list[int]:
-    """Per row, how many of the first columns are padding, after a pass of ``tokens`` columns."""
+    """Number of leading columns that are padding, per row, after a pass of ``tokens`` columns."""
     before = cache.ledger.columns
     known = cache.ledger.padding or [0] * rows
     if mask is None:
@@ -255,7 +255,7 @@ def _padding(mask: Tensor | Mapping[str, Tensor] | None, cache: PressedCache, ro
 
 
 def refuse_implementation(decoder: Any) -> None:
-    """Raise a ``ValueError`` if a decoder's attention cannot be routed through a press."""
+    """Raise ``ValueError`` if a decoder's attention cannot be routed through a press."""
     if interface.carries_a_press(decoder):
         raise ValueError("the model already carries a press: leave that one first")
     implementation = decoder.config._attn_implementation
@@ -267,10 +267,10 @@ def refuse_implementation(decoder: Any) -> None:
 
 
 def meet(press: Press, model: PreTrainedModel) -> tuple[Press, Support]:
-    """The press with its ``skip_layers`` resolved, and what it can do with the model, attached.
+    """The press with ``skip_layers`` resolved, and the model's support for attached presses.
 
     Raises:
-        ValueError: for what the press cannot do with this model, with all reasons.
+        ValueError: if the press does not support the model; the message lists all reasons.
     """
     supported = support.of_model(model)
     press = supported.resolve(press)
@@ -284,7 +284,7 @@ def attach(press: Press, model: PreTrainedModel) -> Iterator[None]:
     press, supported = meet(press, model)
     attachment = _Attachment(press, model, supported)
     decoder = attachment.decoder
-    owner: Any = model  # mypy takes every attribute of a module for a tensor or a module
+    owner: Any = model  # mypy types every attribute of a module as a tensor or a module
     handles: list[Any] = []
     own_generate = model.__dict__.get("generate")
     with interface.routed(decoder, attachment.attend):

@@ -1,4 +1,4 @@
-"""Prefill, decode, sample: generation with a press attached."""
+"""Generation with a press attached: prefill, decode, sample."""
 
 import time
 import weakref
@@ -30,15 +30,15 @@ from pressgauge.rules import whole_number, whole_numbers
 
 @dataclass(frozen=True)
 class Generation:
-    """What ``generate`` returns.
+    """Result of ``generate``.
 
     Attributes:
-        tokens: ``[B, T + new]`` int64: the input, then what was generated, padded behind a row's end of sequence.
-        new_tokens: how many columns were generated.
-        generated: how many tokens were generated, over rows, without the padding behind rows that ended.
-        cache: the cache, which a next turn can go on with.
-        ttft: seconds from the call to the first token.
-        tpot: mean seconds per later token; None if there was none.
+        tokens: ``[B, T + new]`` int64: the input and the generated tokens, right-padded after the end of sequence.
+        new_tokens: number of generated columns.
+        generated: number of generated tokens over all rows, without padding after the end of sequence.
+        cache: the cache, to continue with in a next turn.
+        ttft: time to first token, in seconds from the start of prefill.
+        tpot: mean time per later token, in seconds; None if there was none.
     """
 
     tokens: Tensor
@@ -50,13 +50,13 @@ class Generation:
 
     @property
     def tokens_per_second(self) -> float:
-        """Generated tokens of all rows per second of the whole run."""
+        """Throughput: generated tokens of all rows per second of the whole run."""
         seconds = self.ttft + (self.tpot or 0.0) * (self.new_tokens - 1)
         return self.generated / seconds
 
 
 def attached(press: Press | None, model: PreTrainedModel) -> AbstractContextManager[None]:
-    """``press(model)``, or nothing at all without a press."""
+    """``press(model)``, or a null context without a press."""
     return nullcontext() if press is None else press(model)
 
 
@@ -68,11 +68,11 @@ def new_cache(press: Press | None, model: PreTrainedModel, prompt_length: int) -
 
 
 def checked_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The attention mask ``[B, T]`` of a batch, all ones if there is none.
+    """Validated attention mask of a batch, all ones by default: ``[B, T]``.
 
     Raises:
-        TypeError: if it is no tensor.
-        ValueError: if it does not fit ``input_ids``, or padding is not on the left.
+        TypeError: if ``attention_mask`` is not a tensor.
+        ValueError: if its shape is not that of ``input_ids``, or padding is not on the left.
     """
     if attention_mask is None:
         return torch.ones_like(input_ids)
@@ -89,8 +89,10 @@ def checked_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
 
 
 def refuse_padding(model: PreTrainedModel, mask: Tensor, prompt: int) -> None:
-    """Raise a ``ValueError`` if a model cannot decode rows with this padding, ``[B, T]``, of which the first ``prompt``
-    columns are one pass, as it would decode each row alone."""
+    """Raise ``ValueError`` if a model would decode padded rows unlike each row alone.
+
+    The mask is ``[B, T]``, 0 at padding, and the first ``prompt`` columns are one pass.
+    """
     padding = int((mask == 0).sum(dim=1).max())
     if not padding:
         return
@@ -111,7 +113,7 @@ def refuse_padding(model: PreTrainedModel, mask: Tensor, prompt: int) -> None:
 
 
 def prove(model: PreTrainedModel, cache: DynamicCache, seen: int) -> None:
-    """Raise a ``ValueError`` unless a model has fed ``seen`` tokens to the cache that it was given."""
+    """Raise ``ValueError`` unless a model has fed ``seen`` tokens to the cache it was passed."""
     found = interface.tokens_seen(cache)
     if found not in (None, seen):
         raise ValueError(
@@ -121,7 +123,7 @@ def prove(model: PreTrainedModel, cache: DynamicCache, seen: int) -> None:
 
 
 _FED: WeakKeyDictionary[DynamicCache, tuple[Tensor, weakref.ref[Tensor]]] = WeakKeyDictionary()
-"""What ``generate`` fed to caches of transformers, ``[B, T]``, and the first tensor that each stored after that."""
+"""Per transformers cache, tokens ``[B, T]`` fed by ``generate``, and its first tensor then."""
 
 
 def _first_stored(cache: DynamicCache) -> Tensor | None:
@@ -131,7 +133,7 @@ def _first_stored(cache: DynamicCache) -> Tensor | None:
 
 
 def _note_fed(cache: DynamicCache, tokens: Tensor) -> None:
-    """Remember which tokens ``[B, T]`` a cache has seen."""
+    """Record the tokens ``[B, T]`` that a cache has seen."""
     if isinstance(cache, PressedCache):
         cache.fed = tokens
     elif (stored := _first_stored(cache)) is not None:
@@ -139,18 +141,18 @@ def _note_fed(cache: DynamicCache, tokens: Tensor) -> None:
 
 
 def _fed(cache: DynamicCache) -> Tensor | None:
-    """``[B, T]``: the first tokens that a cache has seen; None if ``generate`` did not feed them, or if a cache of
-    transformers was changed since in another way than by cropping it."""
+    """Tokens that a cache has seen first: ``[B, T]``, or None if unknown."""
+    # Unknown if `generate` did not feed them, or if a transformers cache has changed since other than by a crop.
     if isinstance(cache, PressedCache):
         return cache.fed
     tokens, then = _FED.get(cache, (None, lambda: None))
     now, before = _first_stored(cache), then()
-    # What is fed to it or reordered replaces its tensors; what crops it takes views.
+    # Feeding or reordering a cache replaces its tensors; cropping takes views of them.
     return tokens if before is not None and now is not None and (before is now or before is now._base) else None
 
 
 def _check_fed(cache: DynamicCache, input_ids: Tensor, mask: Tensor) -> None:
-    """Raise a ``ValueError`` if a cache is known to have seen other tokens than ``input_ids`` begins with."""
+    """Raise ``ValueError`` if a cache is known to have seen other tokens than ``input_ids``."""
     fed = _fed(cache)
     if fed is None:
         return
@@ -169,7 +171,7 @@ def _check_fed(cache: DynamicCache, input_ids: Tensor, mask: Tensor) -> None:
 
 
 def own_positions(attention_mask: Tensor) -> Tensor:
-    """``[B, T]``: positions counted in each row's own tokens, 0 at padding."""
+    """Positions counted in each row's own tokens, 0 at padding: ``[B, T]``."""
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
@@ -179,7 +181,7 @@ def _synchronise(device: torch.device) -> None:
 
 
 def _processors(temperature: float, top_k: int | None, top_p: float | None) -> LogitsProcessorList:
-    """transformers' own processors, which validate their arguments."""
+    """Logits processors of transformers, which validate their arguments."""
     processors = LogitsProcessorList()
     if temperature != 1.0:
         processors.append(TemperatureLogitsWarper(float(temperature)))
@@ -208,27 +210,30 @@ def generate(
 ) -> Generation:
     """Generate from a batch of prompts with a compressed cache.
 
-    For a further turn, pass the whole sequence so far with the new tokens behind it, and the ``cache`` of the turn
-    before: what the cache has seen is not fed again. What the turn before has fed is compared with the tokens given; of
-    what was fed or changed by other means, only the number of tokens is known and compared.
+    For a further turn, pass the whole sequence so far followed by the new tokens, and the ``cache`` of the previous
+    turn. Tokens that the cache has seen are not fed again. Tokens fed by the previous turn are compared with
+    ``input_ids``. If the cache was fed or changed by other means, only their number is known and compared.
 
     Args:
-        model: any causal model that goes through transformers' attention interface.
+        model: any causal model that uses transformers' attention interface.
         input_ids: ``[B, T]``, padded on the left.
         press: the press; None for an uncompressed cache.
-        max_new_tokens: how many tokens to generate at most, at least 1.
-        attention_mask: ``[B, T]``, 0 at padding; none means that nothing is padded.
-        cache: the cache of an earlier turn, which may have been cropped and its rows reordered.
+        max_new_tokens: maximum number of tokens to generate, at least 1.
+        attention_mask: ``[B, T]``, 0 at padding; None if nothing is padded.
+        cache: cache of an earlier turn; it may have been cropped and its rows reordered.
         temperature: 0 for greedy decoding, above 0 for sampling.
-        top_k, top_p: restrict sampling, as transformers does.
-        seed: of the sampling; the same seed gives the same tokens as ``model.generate`` after ``torch.manual_seed``.
-        eos_token_id: the token or tokens that end a row; by default the model's.
+        top_k, top_p: restrict sampling, as in transformers.
+        seed: seed of sampling; gives the same tokens as ``model.generate`` after ``torch.manual_seed``.
+        eos_token_id: token or tokens that end a row; the model's by default.
         progress: show a progress bar.
 
+    Returns:
+        Tokens, cache and times, see ``Generation``.
+
     Raises:
-        TypeError: for arguments of the wrong kind.
-        ValueError: for arguments out of range, for more tokens than the model's context has, for a cache that has seen
-            other tokens, and whatever the press cannot do right by the model.
+        TypeError: for arguments of the wrong type.
+        ValueError: for arguments out of range, more tokens than the model's context, a cache that has seen other
+            tokens, or a model that the press does not support.
     """
     check_model(model)
     check_press(press)
@@ -281,7 +286,7 @@ def generate(
             given = (mask, own_positions(mask)[:, -feed.shape[1] :]) if padded else ()
             logits = interface.feed(model, feed, named, *given)[:, -1]
             prove(model, cache, tokens.shape[1])
-            # As transformers does: sampling and its processors work on float32.
+            # As in transformers, logits processors and sampling use float32.
             logits = logits.to(torch.float32, copy=True)
             if processors is None:
                 chosen = logits.argmax(dim=-1)

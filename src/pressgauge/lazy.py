@@ -1,4 +1,4 @@
-"""Names that a package offers and imports when they are first used: torch and transformers take seconds."""
+"""Lazy attributes of a package, imported on first use: torch and transformers take seconds."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -10,8 +10,8 @@ def attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
     """The ``__getattr__`` of a package.
 
     Args:
-        package: its name.
-        modules: by public name, the module below the package that defines it.
+        package: name of the package.
+        modules: by public name, the submodule that defines it.
     """
 
     def get(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Per-token NLL of a text, given to a model with a compressed cache."""
+"""Per-token NLL of a text under a model with a compressed cache."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -22,27 +22,27 @@ from pressgauge.rules import check_prompt, pass_lengths, whole_number
 Method = Literal["onepass", "stepwise", "plain"]
 
 _BLOCK = 64
-"""Tokens whose logits are worked on at a time: few enough to stay in a processor's cache."""
+"""Number of tokens whose logits are scored at a time; few enough to fit the CPU's cache."""
 _RECURRENCE = 8
-"""Tokens by which layers without keys are checked."""
+"""Number of tokens with which layers without keys are checked."""
 _MOST_LOGITS = 1 << 28
-"""Logits that rows which go through a model together may have, unless one row has more."""
+"""Maximum number of logits of the rows of one forward pass, unless a single row has more."""
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """What ``perplexity`` returns. Scored are the tokens from the prompt's end on, by the token before each.
+    """Result of ``perplexity``, over the tokens from the end of the prompt on.
 
     Attributes:
         nll: ``[B, scored]`` in nats, float64 on the CPU; NaN where a padded row has no token to score.
         scored: ``[B, scored]`` bool: the row has this token and one before it.
-        hits: ``[B, scored]`` bool: the token was the model's first choice.
-        affected: ``[B, scored]`` bool: the query that scores the token missed something that had been evicted.
-        evictions: entries evicted, over layers, KV heads and rows.
-        held: entries that each layer holds at the end; empty with ``plain``.
-        kv_bytes: bytes of keys and values held at the end, with ``stepwise`` of their storage, which may be 2 % more.
-        compressing: whether a press was asked to evict anything: there is one, and its ``keep_ratio`` is below 1.
-        evicted_at: one ``[B, K, T]`` per layer, see ``pressgauge.history``; empty without a press at work.
+        hits: ``[B, scored]`` bool: the token was the model's top-1 prediction.
+        affected: ``[B, scored]`` bool: entries of the row had been evicted when the token was scored.
+        evictions: number of evicted entries, over layers, KV heads and rows.
+        held: retained entries of each layer at the end; empty with ``plain``.
+        kv_bytes: bytes of keys and values at the end; with ``stepwise``, of their storage, which may be 2 % more.
+        compressing: whether there is a press with a ``keep_ratio`` below 1.
+        evicted_at: ``[B, K, T]`` int32 per layer, see ``pressgauge.history``; empty without a press or with ``plain``.
     """
 
     nll: Tensor
@@ -57,33 +57,33 @@ class Perplexity:
 
     @property
     def scored_tokens(self) -> int:
-        """How many tokens were scored."""
+        """Number of scored tokens."""
         return int(self.scored.sum())
 
     @property
     def ppl(self) -> float:
-        """Perplexity: the exponential of the mean NLL over all scored tokens; NaN if any of these is not a number."""
+        """Perplexity: exponential of the mean NLL of all scored tokens; NaN if any NLL is NaN."""
         return float(self.nll[self.scored].mean().exp())
 
     @property
     def accuracy(self) -> float:
-        """Share of scored tokens that were the model's first choice."""
+        """Top-1 accuracy over scored tokens, from 0 to 1."""
         return int(self.hits.sum()) / self.scored_tokens
 
     @property
     def affected_tokens(self) -> int:
-        """How many scored tokens met a cache that something had been evicted from."""
+        """Number of tokens scored after a first eviction in their row."""
         return int(self.affected.sum())
 
     @property
     def vacuous(self) -> bool:
-        """Whether this says nothing about the press: it should have compressed, but no scored token met an eviction."""
+        """Whether the result is meaningless: compressing, yet no scored token was affected."""
         return self.compressing and not self.affected_tokens
 
 
 def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """NLL and hits, each ``[B, n]`` on the CPU, of ``targets`` ``[B, n]`` under ``logits`` ``[B, n, V]``."""
-    # Apple's devices have no float64.
+    """NLL and top-1 hits ``[B, n]`` on the CPU of ``targets`` ``[B, n]``, logits ``[B, n, V]``."""
+    # MPS has no float64.
     device = torch.device("cpu") if logits.device.type == "mps" else logits.device
     wide = torch.promote_types(logits.dtype, torch.float32)
     nll = torch.empty(targets.shape, dtype=torch.float64)
@@ -93,11 +93,11 @@ def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             columns = slice(start, start + _BLOCK)
             block = logits[row, columns].to(device, wide)
             target = targets[row, columns, None].to(device)
-            # In float64 this would cost as much as the model itself, and the logits of float32 are no better than this.
+            # Float64 throughout would cost as much as the model itself, and float32 logits are no more accurate.
             most, own = block.amax(dim=-1, keepdim=True), block.gather(1, target)
             total = (block - most).exp_().sum(dim=-1, keepdim=True)
             nll[row, columns] = (total.double().log() + (most.double() - own.double()))[:, 0]
-            # The first choice is the first of equals, which is looked for only where the token is one of them.
+            # Of equal logits the first is top-1; argmax runs only where the target has the maximum.
             hit = (own == most)[:, 0]
             hit[hit.clone()] = block[hit].argmax(dim=-1) == target[hit, 0]
             hits[row, columns] = hit
@@ -106,7 +106,7 @@ def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Scores:
-    """What a method finds: ``nll`` and ``hits`` ``[B, scored]``, and the rest as in ``Perplexity``."""
+    """Result of a method: ``nll`` and ``hits`` ``[B, scored]``, the rest as in ``Perplexity``."""
 
     nll: Tensor
     hits: Tensor
@@ -159,15 +159,17 @@ def _stepwise(
 
 
 def _check_recurrence(model: PreTrainedModel, ids: Tensor) -> None:
-    """Raise a ``ValueError`` if layers without keys compute something else for a text ``[1, T]`` than for its tokens,
-    fed singly, as some state space models of transformers do."""
+    """Raise ``ValueError`` if layers without keys compute other logits for ``ids`` fed singly.
+
+    Some state-space models in transformers do. ``ids`` is ``[1, T]``.
+    """
     if all(map(interface.caches_keys, interface.layer_classes(model.config))):
         return
     cache = {interface.cache_argument(model): new_cache(None, model, 1)}
     singly = torch.cat([interface.feed(model, token, cache) for token in ids.split(1, dim=1)], dim=1)
     whole = interface.feed(model, ids, {})
     change = float((whole - singly).abs().max() / whole.abs().max())
-    # Such layers work in float32 at best, and sum up in another order.
+    # Such layers compute in float32 at best, and sum in a different order.
     if not change <= max(1e-4, 32 * torch.finfo(whole.dtype).eps):
         raise ValueError(
             f"{type(model).__name__} ({interface.VERSION}) computes other logits for tokens fed singly, off by "
@@ -197,7 +199,7 @@ def _onepass(
     text = model.config.get_text_config(decoder=True)
     layers = text.num_hidden_layers
     together = max(1, _MOST_LOGITS // (columns * text.vocab_size))
-    # Rows of equal length go together, so that nothing has to be masked but what was evicted.
+    # Rows of equal length share a pass, so that masks cover evictions only.
     groups = []
     for padding in sorted(set(paddings) - {columns}):
         alike = [row for row in range(rows) if paddings[row] == padding]
@@ -219,16 +221,16 @@ def _onepass(
     held = []
     kv_bytes = 0
     own_layers = interface.layer_classes(model.config)
-    # Layers that borrow the keys of others are in the caches of some releases only.
+    # Only some releases have cache layers for layers that share the keys of others.
     layers = min(layers, len(own_layers))
     for layer, own in enumerate(own_layers[:layers]):
         if layer not in tables or not interface.caches_keys(own):
-            # It has no keys, or reads another layer's.
+            # The layer has no keys, or reads those of another.
             held.append(0)
             continue
-        # Heads of a layer hold equally many; storage is as wide as its longest row.
+        # All heads of a layer retain equally many entries; storage is as wide as its longest row.
         entries = int((tables[layer][:, 0] == NEVER).sum(dim=-1).max())
-        # A query that looks at a window of tokens needs one less than that of earlier ones.
+        # A window includes the query's own token, so one entry fewer is retained.
         window = getattr(own, "sliding_window", columns + 1)
         held.append(min(entries, window - 1))
         kv_bytes += rows * tables[layer].shape[1] * min(entries, window) * entry_nbytes[layer]
@@ -250,26 +252,26 @@ def perplexity(
     attention_mask: Tensor | None = None,
     progress: bool = False,
 ) -> Perplexity:
-    """The perplexity of a text under a model, with a press at work on its cache.
+    """Perplexity of a text under a model with a compressed cache.
 
-    The first ``prompt`` tokens are one pass and the others are fed singly. Token i, for i from ``prompt`` on, is scored
-    by the logits of token i - 1.
+    The first ``prompt`` tokens are one pass, the others are fed singly. Token i, for i from ``prompt`` on, is scored by
+    the logits of token i - 1.
 
     Args:
-        model: any causal model that goes through transformers' attention interface.
+        model: any causal model that uses transformers' attention interface.
         input_ids: ``[B, T]``, padded on the left.
         press: the press; None for an uncompressed cache.
         prompt: tokens of the prompt, 1 <= prompt < T.
-        method: ``onepass`` gives what decoding would, in one forward pass over the whole text; ``stepwise`` decodes,
-            with the real cache; ``plain`` is one forward pass in which no press can act: with one that should, its
-            result is vacuous.
-        attention_mask: ``[B, T]``, 0 at padding; none means that nothing is padded.
+        method: ``onepass`` computes the result of decoding in one forward pass over the text; ``stepwise`` decodes with
+            the real cache; ``plain`` is one forward pass without evictions, and vacuous for a compressing press.
+        attention_mask: ``[B, T]``, 0 at padding; None if nothing is padded.
         progress: show a progress bar.
 
+
     Raises:
-        TypeError: for arguments of the wrong kind.
-        ValueError: for arguments out of range, for more tokens than the model's context has, for a press that can
-            never act, and whatever the press cannot do right.
+        TypeError: for arguments of the wrong type.
+        ValueError: for arguments out of range, more tokens than the model's context, a press that can never evict, or
+            a model that the press or the method does not support.
     """
     check_model(model)
     check_press(press)
@@ -281,7 +283,7 @@ def perplexity(
     check_context(model.config, int(mask.sum(dim=-1).max()), "input_ids")
     check_prompt(press, prompt, input_ids.shape[1], int(mask[:, :prompt].sum(dim=-1).max()))
     own = mask.bool()
-    # A token is scored if it is one and has one before it.
+    # A token is scored if neither it nor the one before it is padding.
     scored = (own[:, 1:] & own[:, :-1])[:, prompt - 1 :].cpu()
     if not scored.any():
         raise ValueError(f"no token after the first {prompt} has a token before it: the rows are nothing but padding")
@@ -305,7 +307,7 @@ def perplexity(
 
 
 def _affected(tables: tuple[Tensor, ...], scored: Tensor, prompt: int) -> Tensor:
-    """Which scored tokens' queries came after a first eviction in their row."""
+    """Which scored tokens come after the first eviction in their row: ``[B, scored]`` bool."""
     first = torch.full((scored.shape[0],), NEVER)
     for table in tables:
         first = torch.minimum(first, table.masked_fill(table == 0, NEVER).flatten(1).amin(dim=1))

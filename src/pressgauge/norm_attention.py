@@ -1,4 +1,7 @@
-"""Does a key of low norm get much attention in this model? KnormPress assumes so (arXiv 2406.11430)."""
+"""Correlation of key norm and attention received.
+
+KnormPress assumes that keys of low norm receive much attention (arXiv 2406.11430).
+"""
 
 from typing import Any
 
@@ -11,15 +14,20 @@ from pressgauge.models import interface
 from pressgauge.presses.ranking import wide
 
 LATER = 32
-"""How many later queries a key must have to be counted. Attention is mostly a few large weights, so that the mean over
-fewer says more about these queries than about the key."""
+"""Minimum number of later queries for a key to be counted.
+
+Attention is dominated by few large weights, so a mean over fewer queries says more about the queries than the key.
+"""
 _BLOCK = 64
-"""Queries whose attention is held at a time."""
+"""Number of queries whose attention is materialised at a time."""
 
 
 def _spearman(norms: Tensor, received: Tensor) -> float:
-    """Spearman's rank correlation of two ``[n]``; NaN where one is constant, or there are fewer than three keys."""
-    # Equal up to rounding is equal, as when a press ranks scores: 10 significant bits.
+    """Spearman's rank correlation of two ``[n]``.
+
+    NaN if one is constant, or for fewer than three keys.
+    """
+    # Norms are rounded to 10 significant bits, as in the ranking of scores.
     mantissa, exponent = torch.frexp(norms.double())
     norms = torch.ldexp((mantissa * 2**10).round(), exponent)
     if norms.numel() < 3 or norms.min() == norms.max() or received.min() == received.max():
@@ -28,7 +36,15 @@ def _spearman(norms: Tensor, received: Tensor) -> float:
 
 
 def _received(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, **kwargs: Any) -> Tensor:
-    """``[K, T]`` on the CPU: the mean attention of later queries, from ``[1, H, T, D]`` and ``[1, K, T, D]``."""
+    """Mean attention from later queries: ``[K, T]`` float64 on the CPU.
+
+    Args:
+        module: the attention module.
+        query: ``[1, H, T, D]``.
+        key: ``[1, K, T, D]``.
+        mask: the model's mask; None for no mask.
+        kwargs: further arguments of the attention call.
+    """
     heads, tokens = key.shape[1:3]
     columns = torch.arange(tokens, device=key.device)
     total = torch.zeros(query.shape[1], tokens, dtype=torch.float64)
@@ -42,7 +58,7 @@ def _received(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None
         elif mask is not None:
             bias = mask[:, :, rows, :tokens].to(part.dtype)
         bias = bias.where(seen, torch.finfo(part.dtype).min)
-        # What the values are does not matter; one column of anything makes their product cheap.
+        # Values do not matter; a single column makes their product cheap.
         _, weights = interface.eager_attention(module)(module, part, wide(key), wide(key[..., :1]), bias, **kwargs)
         assert weights is not None
         total += weights[0].tril(start - 1).sum(dim=-2).cpu().double()
@@ -52,23 +68,23 @@ def _received(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None
 
 @torch.no_grad()
 def norm_attention(model: PreTrainedModel, input_ids: Tensor, *, later: int = LATER) -> Tensor:
-    """Spearman's rank correlation of the keys' L2 norms with the mean attention that they get from later queries.
+    """Spearman's rank correlation of key norms with the attention received from later queries.
 
-    A key's own query is left out. With grouped-query attention, what a key gets is the mean over the query heads that
-    read its KV head. Nothing is evicted. The attention is the model's own eager one, of queries and keys in float32 or
-    wider, a block of queries at a time.
+    The norm is L2, the attention a mean over queries, without the key's own. With grouped-query attention, it is
+    averaged over the query heads that share the KV head. Nothing is evicted. Attention is the model's own eager
+    function, on queries and keys in float32 or wider, a block of queries at a time.
 
     Args:
-        model: any causal model that goes through transformers' attention interface.
+        model: any causal model that uses transformers' attention interface.
         input_ids: ``[1, T]``, one text without padding.
-        later: how many later queries a key must have to be counted.
+        later: minimum number of later queries for a key to be counted.
 
     Returns:
-        ``[layers, K]`` float64 on the CPU, from -1 (the lower the norm, the more attention) to 1. NaN where there is no
-        correlation: all norms are equal, fewer than three keys count, or the layer has no such attention.
+        ``[layers, K]`` float64 on the CPU, from -1 (the lower the norm, the more attention) to 1. NaN where undefined:
+        norms or attention are constant, fewer than three keys are counted, or the layer has no such attention.
 
     Raises:
-        ValueError: if there is not exactly one text, or ``later`` is below 1.
+        ValueError: if there is not exactly one text, or ``later`` is less than 1.
     """
     if input_ids.dim() != 2 or input_ids.shape[0] != 1:
         raise ValueError(f"input_ids must be one text, [1, tokens], got {list(input_ids.shape)}")

@@ -1,7 +1,7 @@
-"""A whole text in one forward pass, with every query seeing what a compressed cache would still hold.
+"""One forward pass over a text that attends as decoding with a compressed cache does.
 
-Under teacher forcing, what a layer evicts depends on the keys and queries of that layer alone, and an ordinary forward
-pass has those of all tokens at once: so each layer replays its evictions, masks by them, and attends.
+Under teacher forcing, what a layer evicts depends on the keys and queries of that layer alone, and a plain forward pass
+has those of all tokens at once. So each layer replays its evictions, builds its mask from them, and attends.
 """
 
 from collections.abc import Callable
@@ -25,16 +25,19 @@ from pressgauge.storage import taken
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Attention ``[B, K, q, D']`` and the logarithm of its sum ``[B, K, q]``, in float32 or wider.
+    """Attention output and log-sum-exp of the scores.
 
     Args:
         query: ``[B, K, q, D]``.
         key, value: ``[B, K, n, D]`` and ``[B, K, n, D']``.
-        scale: what products of queries and keys are multiplied by.
-        bias: ``[B, K, q, n]``, minus infinity where a key is not seen; None if all are.
+        scale: scaling factor of the query-key products.
+        bias: ``[B, K, q, n]``, minus infinity where a key is masked; None if none is.
+
+    Returns:
+        ``[B, K, q, D']`` and ``[B, K, q]``, computed in float32 or wider.
     """
     if query.device.type == "cpu" and key.shape[-1] == value.shape[-1]:
-        # The kernel behind scaled_dot_product_attention, which does not hand on the sum.
+        # The kernel behind scaled_dot_product_attention, which does not return the log-sum-exp.
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         output, total = fused(query, key, value, 0.0, False, attn_mask=bias, scale=scale)
         return output, total
@@ -47,24 +50,24 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tenso
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, evicted_at: Tensor, scale: float, *, block: int = 256) -> Tensor:
-    """Causal attention in which query t sees key j if and only if ``j <= t < evicted_at[b, k, j]``.
+    """Causal attention in which query t attends to key j iff ``j <= t < evicted_at[b, k, j]``.
 
-    No mask is larger than a block of queries times the keys that come or go in it. What is held throughout a block is
-    attended to without a mask, and the two parts are merged by the logarithms of their sums.
+    No mask is larger than a block of queries times the keys that are added or evicted in it. Entries retained
+    throughout a block are attended to without a mask, and the two parts are merged by their log-sum-exps.
 
     Args:
         query: ``[B, H, T, D]``; heads ``k * H / K`` to ``(k + 1) * H / K - 1`` read KV head k.
         key, value: ``[B, K, T, D]`` and ``[B, K, T, D']``.
-        evicted_at: ``[B, K, T]`` of a press, so that at any time all heads hold equally many.
-        scale: what products of queries and keys are multiplied by.
-        block: how many queries are attended to together once anything has been evicted.
+        evicted_at: ``[B, K, T]`` of a press, under which all heads retain equally many entries at any time.
+        scale: scaling factor of the query-key products.
+        block: number of queries per block, from the first eviction on.
 
     Returns:
         ``[B, H, T, D']``.
     """
     batch, query_heads, length, _ = query.shape
     heads = key.shape[1]
-    # In the order in which the model reads it.
+    # The memory layout that the model reads, which saves a copy.
     output = query.new_empty(batch, length, query_heads, value.shape[-1]).transpose(1, 2)
     whole = min(length, int(evicted_at.min()))
     output[:, :, :whole] = scaled_dot_product_attention(
@@ -86,9 +89,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, evicted_at: Tensor, scale:
         changing = torch.cat([order[:, :, stay:], new.expand(batch, heads, -1)], dim=-1)
         queries = new.int()[:, None]
         unseen = queries >= evicted_at.gather(2, changing)[:, :, None]
-        # Only new entries can be later than a query.
+        # Only new entries can come after a query.
         unseen[..., held - stay :] |= new > new[:, None]
-        # Queries that read the same KV head are rows of one matrix.
+        # Fold the query heads that share a KV head into the rows of one matrix.
         rows = query[:, :, start:stop].reshape(batch, heads, -1, query.shape[-1])
         bias = torch.where(unseen.to(query.device), -torch.inf, torch.zeros((), dtype=query.dtype, device=query.device))
         if query_heads > heads:
@@ -108,11 +111,11 @@ NOT_DECODING = "so that one pass over a text is not what decoding computes: use 
 
 
 def beyond(mask: Tensor | None, window: int) -> bool:
-    """Whether some query sees a key that a window of so many tokens has left behind, in one pass over a text.
+    """Whether some query attends to a key outside its sliding window.
 
     Args:
-        mask: ``[B or 1, 1, T, T]``, bool or 0 and a large negative number; None for no mask.
-        window: tokens that a query sees, its own included.
+        mask: ``[B or 1, 1, T, T]``, bool, or additive with 0 and a large negative number; None for no mask.
+        window: size of the window in tokens, the query's own included.
     """
     if mask is None:
         return True
@@ -121,7 +124,7 @@ def beyond(mask: Tensor | None, window: int) -> bool:
 
 
 class _Noting(DynamicLayer):
-    """A cache layer that stores nothing, and notes what it is handed in the only pass that there is."""
+    """A cache layer that records what it is passed in a single pass."""
 
     handed: Handed | None = None
 
@@ -131,17 +134,17 @@ class _Noting(DynamicLayer):
 
 
 class OnePass:
-    """One forward pass over rows of equal length, with a press at work in every layer that it may prune.
+    """One forward pass over rows of equal length, with a press in every layer that evicts.
 
     Args:
         press: the press; None evicts nothing.
-        supported: what is known of the model.
-        prompt: columns of the prompt, of the batch that the rows come from.
-        padding: columns in front of the rows in that batch.
-        advance: called after each layer.
+        supported: the model's support.
+        prompt: columns of the prompt in the batch that the rows come from.
+        padding: columns of padding before the rows in that batch.
+        advance: called for each layer.
 
     Attributes:
-        evicted_at: per layer ``[B, K, columns of the batch]`` on the CPU.
+        evicted_at: per layer, ``[B, K, columns of the batch]`` int32 on the CPU.
         entry_nbytes: per layer, bytes of one entry.
     """
 
@@ -165,14 +168,15 @@ class OnePass:
         self._cache: DynamicCache
         self._tokens = 0
         self._checked: object = self
-        """The mask of skipped layers that was looked at last: they share a few."""
+        """The mask of a skipped layer checked last; these layers share a few."""
         self._problems: Problems
 
     def logits(self, model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-        """``[B, T, V]`` of rows ``[B, T]`` without padding.
+        """Logits ``[B, T, V]`` of rows ``[B, T]`` without padding.
 
         Raises:
-            ValueError: if a layer that the press may prune did not attend to what its cache was handed.
+            ValueError: if a layer that evicts did not attend to what its cache was passed, or a skipped one attends
+                beyond its window.
         """
         decoder = interface.decoder_of(model)
         self._layers = interface.layer_indices(decoder)
@@ -194,7 +198,7 @@ class OnePass:
         return logits
 
     def _note_skipped(self, layer: int, shape: torch.Size) -> None:
-        """What a layer caches from which nothing is evicted, if it caches keys."""
+        """Record the table and entry size of a layer without evictions, if it caches keys."""
         cached = interface.cached_layer(self._cache, layer)
         noted = cached.handed if isinstance(cached, _Noting) else cached
         keys, values = (getattr(noted, name, None) for name in ("keys", "values"))

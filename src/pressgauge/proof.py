@@ -1,4 +1,7 @@
-"""Proof that a pass went through a press: each layer attended once, causally, to what its cache returned."""
+"""Checks that a pass went through a press.
+
+Each layer must attend once, causally, to the keys and values that its cache returned.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -11,23 +14,23 @@ from pressgauge.models import interface
 from pressgauge.models.support import Support
 
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
-"""Arguments of an attention call that change scores in ways that depend on which keys are there."""
+"""Arguments of an attention call whose effect depends on which keys are present."""
 
 UNFED = "tokens of the pass that never reached the cache that it was given"
 
 OUTSIDE = "no module of its own that attends through transformers' interface"
-"""Reasons of a layer whose cache was handed nothing, and of one whose attention a press never came to see."""
+"""Reasons: the layer's cache received nothing; the layer's attention bypassed the press."""
 
 T = TypeVar("T")
 
 
 class Problems:
-    """What a pass did that a press cannot do right by, by layer: collected, so that one error names all of it.
+    """Unsupported layers found in a pass, with reasons, collected into one error.
 
     Args:
-        supported: what is known of the model.
-        decoder: its decoder.
-        skipped: the layers that are skipped already.
+        supported: the model's support.
+        decoder: the model's decoder.
+        skipped: layers already skipped.
     """
 
     def __init__(self, supported: Support, decoder: nn.Module, skipped: tuple[int, ...]) -> None:
@@ -35,7 +38,13 @@ class Problems:
         self.reasons: dict[int, str] = {}
 
     def go_on(self, layer: int, reason: str, attend: Callable[[], T]) -> T:
-        """Note what is wrong with a layer, and attend as the model would alone, to find what is wrong with others."""
+        """Record a layer's problem and attend as without a press.
+
+        The pass goes on, so that one error reports the problems of all layers.
+
+        Raises:
+            ValueError: if that attention fails.
+        """
         self.reasons.setdefault(layer, reason)
         try:
             return attend()
@@ -43,7 +52,7 @@ class Problems:
             raise self.error() from error
 
     def error(self) -> ValueError:
-        """The error that says all."""
+        """The error for all recorded problems."""
         if interface.checkpoints_gradients(self.decoder):
             return ValueError(
                 "gradient checkpointing takes the cache from the layers in training, so that nothing would be "
@@ -53,9 +62,14 @@ class Problems:
 
 
 def misread(handed: Handed | None, tokens: int, query: Tensor, key: Tensor, value: Tensor) -> str | None:
-    """Why a layer's attention did not read what its cache returned for a pass of ``tokens``, or None if it did.
+    """Why a layer's attention did not read what its cache returned, or None if it did.
 
-    Tensors are compared by their storage and shape, which costs no synchronisation.
+    Tensors are compared by storage and shape, which needs no synchronisation.
+
+    Args:
+        handed: what the cache was passed and returned.
+        tokens: tokens of the pass.
+        query, key, value: arguments of the attention call.
     """
     if handed is None:
         return UNFED
@@ -80,8 +94,13 @@ def misfit(
     key: Tensor,
     value: Tensor,
 ) -> str | None:
-    """Why a press cannot take over an attention call of a pass of ``tokens``, or None if it can; ``again`` if the layer
-    has attended in this pass."""
+    """Why a press does not support an attention call, or None if it does.
+
+    Args:
+        kwargs: further arguments of the call.
+        again: whether the layer has already attended in this pass.
+        handed, tokens, query, key, value: as in ``misread``.
+    """
     if again:
         return "a second attention call in a pass"
     name = next((name for name in _UNSUPPORTED if kwargs.get(name) is not None), None)
@@ -91,14 +110,14 @@ def misfit(
 
 
 def strange_mask(module: nn.Module, mask: Tensor | None, tokens: int, columns: int, padding: list[int]) -> str | None:
-    """Why the mask that a model made is not the causal one of its tokens, or None if it is.
+    """Why a model's mask is not the causal mask of its tokens, or None if it is.
 
     Args:
         module: the attention module.
-        mask: ``[B or 1, 1, tokens, columns]``, bool or 0 and a large negative number; None for no mask.
-        tokens: queries, the last of the columns.
-        columns: tokens seen, with those of the pass.
-        padding: per row, how many of the first columns are padding.
+        mask: ``[B or 1, 1, tokens, columns]``, bool, or additive with 0 and a large negative number; None for no mask.
+        tokens: number of queries, the last of the columns.
+        columns: columns seen, those of the pass included.
+        padding: number of leading columns that are padding, per row.
     """
     if mask is None:
         causal = getattr(module, "is_causal", True) or tokens == 1
@@ -109,7 +128,7 @@ def strange_mask(module: nn.Module, mask: Tensor | None, tokens: int, columns: i
         sees = mask
     else:
         sees = mask == 0
-        # Half of the least number, since some models add masks up.
+        # Half of the minimum, since some models add masks to each other.
         if not bool((sees | (mask <= torch.finfo(mask.dtype).min / 2)).all()):
             return "a mask with values other than seen and unseen"
     place = torch.arange(columns, device=mask.device)
@@ -117,6 +136,6 @@ def strange_mask(module: nn.Module, mask: Tensor | None, tokens: int, columns: i
     if any(padding):
         first = torch.tensor(padding, device=mask.device)[:, None, None, None]
         expected = expected & (place >= first)
-        # What a query of padding sees does not matter.
+        # The attention of a padding query does not matter.
         sees = torch.where(place[columns - tokens :, None] < first, expected, sees)
     return None if bool((sees == expected).all()) else "a mask that is not causal"

@@ -1,16 +1,19 @@
-"""Entries of one layer in storage, for the live cache and for the replay of its evictions."""
+"""Tensor storage of one layer's entries, for the live cache and for replay.
+
+Shapes: B batch, K KV heads, T slots, n entries, D head dimension.
+"""
 
 import torch
 from torch import Tensor
 
 
 def writable(tensor: Tensor) -> Tensor:
-    """The tensor itself, or a copy if it was made in inference mode and that is over."""
+    """The tensor, or a copy of an inference tensor outside inference mode."""
     return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
 
 def taken(states: Tensor, index: Tensor) -> Tensor:
-    """``[B, K, n, D]``: the entries of ``[B, K, T, D]`` at the indices ``[B, K, n]``."""
+    """Gather the entries of ``[B, K, T, D]`` at the indices ``[B, K, n]``: ``[B, K, n, D]``."""
     batch, heads, length, dimension = states.shape
     starts = torch.arange(batch * heads, device=states.device).view(batch, heads, 1) * length
     flat = states.reshape(-1, dimension).index_select(0, (index + starts).flatten())
@@ -18,30 +21,30 @@ def taken(states: Tensor, index: Tensor) -> Tensor:
 
 
 def _gathered(tensor: Tensor, index: Tensor) -> Tensor:
-    """As ``taken``, for entries of any shape; with fewer operators, each of which is slower."""
+    """``taken`` for entries of any shape; fewer but slower operators."""
     return tensor.gather(2, index if tensor.dim() == 3 else index[..., None].expand(-1, -1, -1, tensor.shape[3]))
 
 
 class Storage(dict[str, Tensor]):
-    """Tensors ``[B, K, n, ...]`` by name, one slot per entry in each, of which the first ``used`` slots count."""
+    """Tensors ``[B, K, T, ...]`` by name, one slot per entry; the first ``used`` are in use."""
 
     used = 0
 
     def held(self, name: str) -> Tensor:
-        """The slots of a tensor that count."""
+        """View of a tensor's slots in use: ``[B, K, used, ...]``."""
         return self[name][:, :, : self.used]
 
     def put(self, name: str, start: int, part: Tensor) -> None:
-        """Write a part ``[B, K, n, ...]`` from a slot on."""
+        """Write ``part``, ``[B, K, n, ...]``, to the slots from ``start`` on."""
         self[name][:, :, start : start + part.shape[2]] = part
 
     def thaw(self) -> None:
-        """Make storage that was filled in inference mode writable outside it."""
+        """Make storage filled in inference mode writable outside it."""
         for name, tensor in self.items():
             self[name] = writable(tensor)
 
     def reserve(self, slots: int, room: int) -> None:
-        """Make room for ``slots`` entries; ``room`` is what tensors grow to that have to move anyway."""
+        """Ensure capacity for ``slots`` entries; tensors that must grow get ``room`` slots or more."""
         self.thaw()
         for name, tensor in self.items():
             if tensor.shape[2] < slots:
@@ -50,29 +53,39 @@ class Storage(dict[str, Tensor]):
                 self[name] = larger
 
     def trim(self, room: int) -> None:
-        """Give back what exceeds ``room`` slots."""
+        """Shrink tensors with more than ``room`` slots to the slots in use."""
         for name, tensor in self.items():
             if tensor.shape[2] > room:
                 self[name] = self.held(name).clone()
 
     def take(self, index: Tensor, **known: Tensor) -> None:
-        """Retain the entries at the indices ``[B, K, n]``, in this order; tensors whose entries are known are given."""
+        """Retain the entries at the indices ``[B, K, n]``, in this order.
+
+        Args:
+            index: the indices.
+            known: tensors that were already gathered, by name.
+        """
         for name, tensor in self.items():
             self[name] = known[name] if name in known else _gathered(tensor, index)
         self.used = index.shape[2]
 
     def zero(self, empty: Tensor) -> None:
-        """Write zeros over keys and values where ``[B, K, used]`` says that a slot is empty."""
+        """Zero keys and values where ``empty``, ``[B, K, used]`` bool, is True."""
         for name in ("keys", "values"):
             if name in self:
                 self.held(name).masked_fill_(empty[..., None], 0)
 
     def refill(self, slots: Tensor) -> None:
-        """Evict the entries in the slots ``[B, K, n]``, ascending, and move the last entries into these slots."""
+        """Evict the entries in ``slots`` and move the last entries into these slots.
+
+        Args:
+            slots: ``[B, K, n]``, ascending.
+        """
         count = slots.shape[2]
         left = self.used - count
         if count > 1:
-            # The i-th evicted slot before `left` takes the i-th retained one after it; what is left over stays beyond.
+            # The i-th evicted slot before `left` takes the i-th retained entry from `left` on. Surplus pairs lie at
+            # or beyond `left`, which is cut off.
             evicted = slots.new_zeros((*slots.shape[:2], self.used), dtype=torch.int8).scatter_(2, slots, 1)
             tail = left + evicted[..., left:].argsort(dim=-1, stable=True)
         for tensor in self.values():
@@ -82,10 +95,10 @@ class Storage(dict[str, Tensor]):
         self.used = left
 
     def select(self, rows: Tensor) -> None:
-        """Make row i what row ``rows[i]`` was."""
+        """Reorder the batch: row i becomes the former row ``rows[i]``."""
         for name, tensor in self.items():
             self[name] = tensor.index_select(0, rows.to(tensor.device))
 
     def nbytes(self, *names: str) -> int:
-        """Bytes of the storage of these tensors."""
+        """Bytes of storage of the named tensors."""
         return sum(self[name].untyped_storage().nbytes() for name in names if name in self)

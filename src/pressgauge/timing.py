@@ -1,8 +1,8 @@
-"""Times that mean something: two arms side by side in one process, and the ratio of each pair.
+"""Paired timing: a pressed and an uncompressed arm, interleaved in one process.
 
-An absolute time is a property of the machine and the moment. So both arms are warmed up, every measurement of one has
-a neighbour of the other, the two take turns in going first, and what is reported is the median of the ratios of
-neighbours with a bootstrap interval.
+Absolute times depend on the machine and its current load. So both arms are warmed up, each run of one is paired with a
+run of the other, the arms alternate in running first, and the result is the median of the pairs' ratios with a
+bootstrap confidence interval.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,13 +24,18 @@ from pressgauge.presses.base import Press
 T = TypeVar("T")
 
 PAIRS = 9
-"""Pairs of runs, after one pair to warm up."""
+"""Pairs of runs, after one warm-up pair."""
 NOT_AVAILABLE = "not available on this device"
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """The median of the ratios of pairs, and its 95 % interval by bootstrap (percentiles, 9,999 resamples)."""
+    """Median of the ratios of pairs.
+
+    Attributes:
+        median: the median.
+        interval: its 95 % confidence interval (percentile bootstrap, 9,999 resamples).
+    """
 
     median: float
     interval: tuple[float, float]
@@ -42,7 +47,7 @@ class Ratio:
 def interleave(
     first: Callable[[], T], second: Callable[[], T], pairs: int = PAIRS, warmup: int = 1
 ) -> list[tuple[T, T]]:
-    """Results of the two arms, pair by pair, without those of the warm-up; the two take turns in going first."""
+    """Run two arms in pairs, alternating which runs first. The results omit the warm-up."""
     results = []
     for number in range(warmup + pairs):
         if number % 2:
@@ -62,10 +67,10 @@ def _check_pairs(count: int) -> None:
 
 
 def ratio(pairs: Sequence[tuple[float, float]]) -> Ratio:
-    """The ratio of the first to the second of each pair, in the median.
+    """Median ratio of the first to the second of each pair.
 
     Raises:
-        ValueError: for fewer than two pairs, of which no spread can be told.
+        ValueError: for fewer than two pairs, which have no spread.
     """
     _check_pairs(len(pairs))
     quotients = np.array([first / second for first, second in pairs])
@@ -75,16 +80,16 @@ def ratio(pairs: Sequence[tuple[float, float]]) -> Ratio:
 
 @dataclass(frozen=True)
 class Timing:
-    """How fast a press is, beside the same model uncompressed.
+    """Times and memory of a press, with ratios to the uncompressed model.
 
     Attributes:
         ttft_ratio, tpot_ratio: pressed to uncompressed.
-        ttft, tpot: seconds, medians of the pressed arm.
-        tokens_per_second: of the pressed arm, over the whole run, in the median.
-        peak_memory_bytes: what ``peak_memory_of`` says, of the pressed arm.
-        peak_memory_of: ``device`` for the most that the device had allocated in a run; ``cache`` for the bytes of the
-            cache's storage at the end, on the CPU, where a process's peak cannot be reset between arms; or that it is
-            not available.
+        ttft, tpot: medians of the pressed arm, in seconds.
+        tokens_per_second: throughput of the pressed arm over the whole run, median.
+        peak_memory_bytes: memory of the pressed arm, of the kind ``peak_memory_of``; None if not available.
+        peak_memory_of: ``device`` for peak memory allocated on the device in a run; ``cache`` for the storage of the
+            cache at the end, used on the CPU, where a process's peak cannot be reset between arms; or ``not available
+            on this device``.
     """
 
     ttft_ratio: Ratio
@@ -98,7 +103,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class _Run:
-    """The numbers of one run. Not its cache, which would be in the next run's memory."""
+    """Measurements of one run, without its cache, which would add to the next run's memory."""
 
     ttft: float
     tpot: float
@@ -109,7 +114,7 @@ class _Run:
 
 def _run(model: PreTrainedModel, input_ids: Tensor, press: Press | None, new_tokens: int) -> _Run:
     device = input_ids.device
-    # torch.accelerator has counters since 2.9, and not for every device.
+    # torch.accelerator has memory counters since 2.9, and not for every device.
     counted = device.type not in ("cpu", "mps") and hasattr(torch.accelerator, "max_memory_allocated")
     if counted:
         torch.accelerator.reset_peak_memory_stats(device)
@@ -137,13 +142,16 @@ def measure_timing(
     Args:
         model: the model.
         input_ids: ``[B, T]``, the prompt, without padding.
-        press: the press; None compares uncompressed with uncompressed, which shows what noise alone does.
-        new_tokens: tokens to generate, at least 2; an end of sequence does not end a run.
-        pairs: pairs of runs, after one to warm up.
+        press: the press; None times two uncompressed arms, which shows the noise.
+        new_tokens: tokens to generate, at least 2; an end of sequence does not stop a run.
+        pairs: pairs of runs, after one warm-up pair.
         advance: called after each run.
 
+    Returns:
+        Times, memory and ratios, see ``Timing``.
+
     Raises:
-        ValueError: if there are fewer than two new tokens, or than two pairs.
+        ValueError: for fewer than two new tokens or two pairs.
     """
     if new_tokens < 2:
         raise ValueError(f"new_tokens must be at least 2, since TPOT is the time of later tokens, got {new_tokens}")

@@ -1,1 +1,1 @@
-"""Sweeps: what to measure, its rows, and the file that keeps them while they are made."""
+"""Sweeps: plan, result rows, and the journal of an unfinished sweep."""

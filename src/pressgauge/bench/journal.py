@@ -1,4 +1,4 @@
-"""What an unfinished sweep has measured so far, so that it can go on after an interruption."""
+"""Journal of an unfinished sweep, to resume it after an interruption."""
 
 import hashlib
 import json
@@ -10,19 +10,19 @@ from pressgauge.bench.row import Row
 
 
 def digest(value: Any) -> str:
-    """A key for everything that determines a result: the same for equal values only. ``value`` must be JSON."""
+    """SHA-256 key of a JSON-serialisable value, equal for equal values only."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 class Journal:
-    """A file with a line per result, written as soon as the result is there.
+    """A JSON Lines file of results, each appended as soon as it is available.
 
     Args:
-        path: the file; it is made with the first result.
-        resume: go on with what is in it.
+        path: the file, created with the first result.
+        resume: whether to continue an existing file.
 
     Raises:
-        ValueError: if there is an unfinished sweep and it is not to be resumed.
+        ValueError: if the file exists and ``resume`` is false.
         OSError: if the file cannot be read.
     """
 
@@ -36,7 +36,7 @@ class Journal:
                 f"{str(path)!r} has the results of a sweep that was interrupted: go on with --resume, or delete it"
             )
         text = path.read_text(encoding="utf-8")
-        # What follows the last end of line was being written when the sweep was interrupted.
+        # A line without an end was being written when the sweep was interrupted.
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             os.truncate(path, len(whole.encode()))
@@ -45,16 +45,16 @@ class Journal:
             self._rows[entry["key"]] = entry["row"]
 
     def find(self, key: str) -> Row | None:
-        """The result with this key, if there is one."""
-        # Only a row with this key is of this version, whose fields are known.
+        """The result with this key, or None."""
+        # Parsed on lookup: only rows with a current key were written by this version, with its fields.
         return Row.from_dict(self._rows[key]) if key in self._rows else None
 
     def add(self, key: str, row: Row) -> None:
-        """Keep a result."""
+        """Append a result."""
         self._rows[key] = row.as_dict()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"key": key, "row": self._rows[key]}) + "\n")
 
     def close(self) -> None:
-        """Delete the file, once its results are written elsewhere."""
+        """Delete the file, once its results have been written elsewhere."""
         self.path.unlink(missing_ok=True)

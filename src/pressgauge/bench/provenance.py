@@ -1,15 +1,15 @@
-"""Where numbers come from: the releases of what a result depends on."""
+"""Provenance of results: versions of what they depend on."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
 
 def versions() -> dict[str, str]:
-    """Of everything that a result depends on."""
+    """Versions of Python, pressgauge, torch and transformers."""
     try:
         own = version("pressgauge")
     except PackageNotFoundError:
-        # It is used from where its source lies.
+        # Run from a source tree.
         own = "not installed"
     return {
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Many measurements in a row: models, texts and presses, each result keyed by everything that determines it."""
+"""Sweeps over models, texts and presses, keyed by everything that determines a result."""
 
 import gc
 import hashlib
@@ -31,22 +31,22 @@ from pressgauge.texts.loading import MOST_UNKNOWN, unknown_share
 from pressgauge.timing import PAIRS, measure_timing
 
 MOST_NEW_TOKENS = 32
-"""Tokens that are generated to take times: a quarter of a sample's, but no more than this."""
+"""Maximum number of tokens generated for timing, which is a quarter of a sample's."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure, and on what.
+    """Configuration of a sweep.
 
     Attributes:
-        presses: by name, one per share of tokens kept, the first with ``keep_ratio`` 1.
-        models, texts: names, as ``load`` and ``load_text`` know them.
-        samples, tokens: of each text.
+        presses: by name, one press per ``keep_ratio``, the first with 1.
+        models, texts: names, as in ``load`` and ``load_text``.
+        samples, tokens: number of samples of each text, and tokens per sample.
         prompt: tokens of the prompt.
-        device, dtype: of the models.
-        timing: whether to take times.
-        trust_remote_code: run code that comes with a model.
-        bands: changes in perplexity that verdicts are told apart by, ascending.
+        device, dtype: device and dtype of the models.
+        timing: whether to measure times.
+        trust_remote_code: whether to run code that comes with a model.
+        bands: thresholds of verdicts, as relative changes in perplexity, ascending.
     """
 
     presses: dict[str, tuple[Press, ...]]
@@ -62,21 +62,21 @@ class Plan:
     bands: tuple[float, ...] = BANDS
 
     def timed(self, press: Press | None) -> tuple[int, int]:
-        """How many tokens of a prompt times are taken behind, and how many are generated."""
+        """Prompt length and number of new tokens for timing a press."""
         new = max(2, min(MOST_NEW_TOKENS, self.tokens // 4))
-        # A press that acts once acts after the same prompt.
+        # With schedule "prefill", time the eviction after the same prompt as in the perplexity run.
         least = self.prompt if press is not None and press.schedule == "prefill" else 1
         return max(least, self.tokens - new), new
 
     @property
     def steps(self) -> int:
-        """How often a sweep calls ``advance``."""
+        """Total number of steps reported to ``advance``."""
         measurements = 1 + sum(len(presses) - 1 for presses in self.presses.values())
         each = 1 + (2 * (PAIRS + 1) if self.timing else 0)
         return len(self.models) * len(self.texts) * measurements * each
 
     def provenance(self) -> dict[str, str]:
-        """What a report says about where its numbers come from."""
+        """Provenance of the results, for a report."""
         return {
             **versions(),
             "device": f"{self.device} ({device_name(self.device)}), {torch.get_num_threads()} threads",
@@ -89,12 +89,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep found.
+    """Results of a sweep.
 
     Attributes:
         rows: one per model, text, press and ratio, in this order.
-        maps: ``evicted_at`` of each text's first sample, by what it is of, for the smallest ratio of each press.
-        correlations: of key norm and attention, by model and text, see ``pressgauge.norm_attention``.
+        maps: by title, ``evicted_at`` of each text's first sample, for the smallest ratio of each press.
+        correlations: by model and text, correlations of key norm and attention, see ``pressgauge.norm_attention``.
     """
 
     rows: tuple[Row, ...]
@@ -103,10 +103,13 @@ class Sweep:
 
 
 def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
-    """The token ids of each model's samples of each text, once all is found to fit together.
+    """Validate a plan without loading weights, and load all samples.
+
+    Returns:
+        Token ids ``[samples, tokens]`` by model and text.
 
     Raises:
-        ValueError: for whatever can be told without the weights.
+        ValueError: if models, texts, presses and lengths do not fit together.
     """
     samples = {}
     for model in plan.models:
@@ -125,7 +128,7 @@ def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """A digest of a model's configuration and weights."""
+    """SHA-256 digest of a model's configuration and weights."""
     state = hashlib.sha256(model.config.to_json_string(use_diff=False).encode())
     for name, weight in sorted(model.state_dict().items()):
         state.update(name.encode())
@@ -134,7 +137,7 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """The device as its maker calls it."""
+    """Hardware name of a device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
 
 
@@ -146,14 +149,18 @@ def run_sweep(
     pictures: bool = False,
     advance: Callable[[str, int], None] = lambda what, steps: None,
 ) -> Sweep:
-    """Measure everything in a plan.
+    """Run all measurements of a plan.
 
     Args:
         plan: the plan.
-        samples: what ``prepare`` gave for it.
-        journal: where results are kept until all are there, and found if they were there before.
-        pictures: also find what the report's pictures show.
-        advance: called with what is being measured, and how many of ``plan.steps`` were done since the last call.
+        samples: result of ``prepare``.
+        journal: store of finished results, which are not measured again.
+        pictures: whether to collect the data of the report's figures as well.
+        advance: called with a description of the current measurement, and the number of ``plan.steps`` done since the
+            last call.
+
+    Raises:
+        ValueError: if a press does not support a model, or an uncompressed perplexity is not finite.
     """
     rows: list[Row] = []
     maps: dict[str, tuple[Tensor, ...]] = {}
@@ -185,19 +192,19 @@ def run_sweep(
                     maps[title] = perplexity(model, ids[:1], tightest, plan.prompt).evicted_at
             if pictures:
                 correlations[where] = norm_attention(model, ids[:1])
-        # The next model may need the memory of this one.
+        # Free the memory for the next model.
         del model, measure
         gc.collect()
     return Sweep(tuple(rows), maps, correlations)
 
 
 def _warnings(uncompressed: Row, model: PreTrainedModel, unknown: float) -> tuple[str, ...]:
-    """Why what is measured with a model on a text says nothing about a press.
+    """Reasons why measurements with a model on a text say nothing about a press.
 
     Args:
         uncompressed: the row without a press.
         model: the model.
-        unknown: the share of the text's tokens that its tokenizer does not know.
+        unknown: share of the text's tokens that are unknown to the tokenizer.
     """
     found = []
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
@@ -213,7 +220,7 @@ def _warnings(uncompressed: Row, model: PreTrainedModel, unknown: float) -> tupl
 
 @dataclass(frozen=True)
 class _Measurement:
-    """All that the measurements of one text under one model share."""
+    """Shared context of the measurements of one text under one model."""
 
     plan: Plan
     journal: Journal | None
@@ -223,7 +230,7 @@ class _Measurement:
     source: Source
 
     def key(self, press: Press | None) -> str:
-        """Differs if anything does that a result could depend on."""
+        """Journal key of a press's result, over everything that the result may depend on."""
         return digest(
             {
                 "press": None if press is None else {"class": type(press).__name__, **asdict(press)},
@@ -240,7 +247,7 @@ class _Measurement:
 
     @staticmethod
     def renamed(row: Row, name: str, press: Press) -> Row:
-        """The uncompressed row, as that of a press which keeps everything."""
+        """The uncompressed row, relabelled as the row of a press with ``keep_ratio`` 1."""
         return replace(
             row, press=name, schedule=press.schedule, prune_after=press.prune_after, skip_layers=press.skipped
         )
@@ -258,7 +265,7 @@ class _Measurement:
         )
 
     def row(self, name: str, press: Press | None, base: float | None, advance: Callable[[str, int], None]) -> Row:
-        """Measure a press, None for no press, or find what was measured before."""
+        """Measure a press, or no press if None, unless the journal has the result."""
         what = f"{self.source.model} on {self.source.text}: {name}"
         what += "" if press is None else f" {press.keep_ratio:g}"
         advance(what, 0)

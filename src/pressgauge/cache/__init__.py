@@ -1,4 +1,4 @@
-"""The cache whose layers evict: ``PressedCache``, a ``DynamicCache`` of transformers."""
+"""``PressedCache``, a transformers ``DynamicCache`` whose layers evict."""
 
 from pressgauge.cache.cache import ASSISTED, PressedCache
 from pressgauge.cache.layer import Handed, PressedLayer, held_tokens, storage_nbytes

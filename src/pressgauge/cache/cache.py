@@ -1,7 +1,7 @@
-"""``PressedCache``: a transformers ``DynamicCache`` whose layers evict entries by a press's rules.
+"""``PressedCache``: a transformers ``DynamicCache`` whose layers evict under a press.
 
-A pass hands attention everything that is held plus the new entries; only then is anything evicted. A cache does not
-learn when attention has run, so a layer settles its eviction when the next layer is updated or somebody looks.
+In a pass, attention reads all retained entries plus the new ones; eviction follows. A cache is not told when attention
+has run, so a layer's eviction stays pending until the next layer is updated or the cache is read.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _ATTACHED = "use with press(model):"
 
 
 def _meet(press: Press, config: PretrainedConfig) -> tuple[Press, list[Any]]:
-    """The press with its ``skip_layers`` resolved, and the model's own empty cache layers.
+    """The press with ``skip_layers`` resolved, and the empty layers of the model's own cache.
 
     Raises:
         ValueError: if the press does not support the model.
@@ -34,28 +34,28 @@ def _meet(press: Press, config: PretrainedConfig) -> tuple[Press, list[Any]]:
 
 
 class _Readings:
-    """What can be read of a pressed cache. Reading settles an eviction that is due, and changes nothing else."""
+    """Read access to a pressed cache; it completes a pending eviction and changes nothing else."""
 
     ledger: Ledger
     layers: list[Any]
 
     @property
     def pressed(self) -> list[PressedLayer]:
-        """The layers that may be pruned."""
+        """Layers that evict."""
         return [layer for layer in self.layers if isinstance(layer, PressedLayer)]
 
     @property
     def seen(self) -> int:
-        """Tokens fed so far: the longest row's."""
+        """Tokens fed so far, of the longest row."""
         return max(self.ledger.seen, default=0)
 
     @property
     def held(self) -> list[int]:
-        """Entries that each layer holds per KV head: the longest row's."""
+        """Retained entries per KV head of each layer, of the longest row."""
         return [int(self.held_rows(layer).max()) if self.ledger.padding else 0 for layer in range(len(self.layers))]
 
     def held_rows(self, layer: int) -> Tensor:
-        """``[B]``: entries that a layer holds per KV head, of each row."""
+        """Retained entries per KV head of a layer, of each row: ``[B]``."""
         own = self.layers[layer]
         if isinstance(own, PressedLayer):
             return torch.tensor(self.ledger.held)
@@ -63,9 +63,9 @@ class _Readings:
 
     @property
     def evicted_at(self) -> list[Tensor]:
-        """One int32 ``[B, K, columns]`` per layer, see ``pressgauge.history``; empty before the first pass.
+        """Eviction history: ``[B, K, columns]`` int32 per layer, see ``pressgauge.history``.
 
-        No press evicts from a layer that it skips. One without keys has the table of a single head.
+        Empty before the first pass. Skipped layers evict nothing. A layer without keys has a table with one head.
         """
         if not self.ledger.columns:
             return []
@@ -78,7 +78,7 @@ class _Readings:
                 heads, device = (1, torch.device("cpu")) if keys is None else (keys.shape[1], keys.device)
                 history = History(len(self.ledger.padding), heads, device)
                 table = history.evicted_at(self.ledger.columns, self.ledger.padding)
-            # A first pass that is under way, or failed, has not come to every layer.
+            # A first pass in progress, or one that failed, has not reached every layer.
             if table is None:
                 return []
             tables.append(table)
@@ -96,22 +96,21 @@ class _Readings:
 
     @property
     def overhead_nbytes(self) -> int:
-        """Bytes of positions and scores of what is held, and of what is remembered of queries; the record in
-        ``evicted_at`` is not counted."""
+        """Bytes of positions, scores and attention state, without the record behind ``evicted_at``."""
         return sum(layer.overhead_nbytes for layer in self.pressed)
 
 
 class PressedCache(_Readings, DynamicCache):
-    """A cache for one batch of sequences, compressed by a press. Usually made by ``press.cache(config)``.
+    """A compressed cache for one batch of sequences, usually made by ``press.cache(config)``.
 
     Args:
         press: the press.
         config: the model's configuration.
-        prompt_length: columns of the prompt; the first pass is the prompt if it is not given.
-        unpadded: a promise that no row is padded; a plain cache with more than one row needs it.
+        prompt_length: columns of the prompt; by default the first pass is the prompt.
+        unpadded: asserts that no row is padded; required for a plain cache with more than one row.
 
     Raises:
-        ValueError: if the press cannot do right by the model.
+        ValueError: if the press does not support the model.
     """
 
     def __init__(
@@ -124,10 +123,10 @@ class PressedCache(_Readings, DynamicCache):
     def adopt(
         cls, cache: DynamicCache, press: Press, config: PretrainedConfig, *, prompt_length: int | None = None
     ) -> "PressedCache":
-        """Turn an empty ``DynamicCache`` into a pressed one, the same object.
+        """Convert an empty ``DynamicCache`` into a pressed one, in place.
 
         Raises:
-            ValueError: if it is not empty, or of another kind.
+            ValueError: if it is not empty, is a subclass or offloads, or the press does not support the model.
         """
         if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
             raise ValueError(
@@ -160,9 +159,9 @@ class PressedCache(_Readings, DynamicCache):
         self.ledger = Ledger(press, prompt_length)
         self.unpadded = unpadded
         self.attached: list[int] | None = None
-        """While an attached pass runs, the padding of each row after it."""
+        """Columns of padding per row after the running pass of an attached press, else None."""
         self.fed: Tensor | None = None
-        """``[B, T]``: the first tokens that it has seen, where ``pressgauge.generate`` fed them."""
+        """Tokens fed by ``pressgauge.generate``: ``[B, T]``, None if fed otherwise."""
         self._declared = prompt_length
         self._open: PressedLayer | None = None
         self._first = next((i for i, layer in enumerate(self.layers) if isinstance(layer, DynamicLayer)), 0)
@@ -173,13 +172,14 @@ class PressedCache(_Readings, DynamicCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Add a pass's entries to a layer and return all that it holds.
+        """Add a pass's entries to a layer and return its keys and values for attention.
 
         Raises:
-            ValueError: before anything is stored, if a plain cache cannot go on rightly.
+            RuntimeError: if an earlier pass was interrupted.
+            ValueError: before storing anything, if the number of rows changed, or rows of a plain cache may be padded.
         """
         if self._open is not None:
-            # Attached, what has not attended yet never will, and the end of the pass tells.
+            # Attached, a layer whose attention has not run by now never runs it; the end of the pass reports it.
             if self.attached is None:
                 self._open.settle()
             self._open = None
@@ -215,14 +215,14 @@ class PressedCache(_Readings, DynamicCache):
         self.ledger.feed(tokens, padding)
 
     def get_mask_sizes(self, query: int | Tensor, layer_idx: int) -> tuple[int, int]:
-        """Length and offset of the keys that the next pass hands to attention.
+        """Length and offset of the keys that attention reads in the next pass.
 
         Raises:
-            ValueError: if one mask cannot serve all layers of a plain cache.
+            ValueError: if one mask does not fit all layers of a plain cache.
         """
         tokens = interface.query_length(query)
         if self.attached is not None:
-            # The mask of an uncompressed cache: right for layers that have evicted nothing; the others make their own.
+            # The mask of an uncompressed cache. It fits layers that have evicted nothing; the others make their own.
             if isinstance(self.layers[layer_idx], PressedLayer):
                 return self.ledger.columns + tokens, 0
             return super().get_mask_sizes(query, layer_idx)  # type: ignore[arg-type]  # transformers 5.2 passes positions
@@ -248,16 +248,16 @@ class PressedCache(_Readings, DynamicCache):
             layer.settle()
 
     def reset(self) -> None:
-        """Forget everything and be as new."""
+        """Reset to an empty cache."""
         layers = interface.layer_classes(self.config)
         self._begin(self.press, layers, self.config, prompt_length=self._declared, unpadded=self.unpadded)
 
     def crop(self, length: int) -> None:
-        """Go back to ``length`` columns, or by ``-length`` if it is negative, as transformers' caches do.
+        """Crop to ``length`` columns, or by ``-length`` if negative, as transformers' caches do.
 
         Raises:
-            ValueError: if an entry was evicted after that point, so that what it was cannot be had back, the press
-                has counted the votes of what is to go, or this is assisted decoding.
+            ValueError: if entries were evicted after that point, the press has used the queries to crop, or in assisted
+                decoding.
         """
         if self.press.keep_ratio < 1 and interface.in_assisted_decoding():
             raise ValueError(f"{ASSISTED}: generate without assistant_model and prompt_lookup_num_tokens")
@@ -278,12 +278,12 @@ class PressedCache(_Readings, DynamicCache):
                     f"cannot crop to {columns} tokens: layer {index} evicted entries after token {int(last)}, and "
                     "they are gone; crop before anything is evicted, or start again with a new cache"
                 )
-        # transformers' own layers first: some of them refuse.
+        # transformers' own layers first, since some of them raise.
         for layer in self.layers:
             if not isinstance(layer, PressedLayer):
                 layer.crop(columns - before)
                 if getattr(layer, "keys", None) is not None:
-                    # transformers keeps a view, and with it the whole storage.
+                    # transformers keeps a view, which keeps the whole storage alive.
                     layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
         for layer in self.pressed:
             layer.crop_to(columns)
@@ -297,7 +297,7 @@ class PressedCache(_Readings, DynamicCache):
             self.attached = [self.attached[row] for row in rows]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Make row i what row ``beam_idx[i]`` was, as beam search asks for."""
+        """Reorder the batch for beam search: row i becomes the former row ``beam_idx[i]``."""
         self._settle()
         super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         self._select_rows(beam_idx.tolist())
@@ -309,7 +309,7 @@ class PressedCache(_Readings, DynamicCache):
         self._select_rows([row for row in range(len(self.ledger.padding)) for _ in range(repeats)])
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the rows at ``indices``."""
+        """Select the rows at ``indices``."""
         self._settle()
         super().batch_select_indices(indices)
         self._select_rows(torch.arange(len(self.ledger.padding))[indices.cpu()].tolist())

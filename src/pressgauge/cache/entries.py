@@ -1,4 +1,4 @@
-"""The entries of one layer: what it stores, and how it evicts."""
+"""Storage and eviction of the entries of one layer."""
 
 from typing import Any
 
@@ -13,19 +13,20 @@ from pressgauge.rules import Ledger
 from pressgauge.storage import Storage, taken
 
 _SLACK = 50
-"""Storage may exceed what is held by one part in this many."""
+"""Storage may exceed the retained entries by one part in this many."""
 
 
 class Entries:
-    """One layer's entries. Until the first eviction they are stored exactly as transformers' ``DynamicLayer`` would.
+    """Entries of one layer.
 
-    After that, entries lie in slots in any order, ``positions`` says whose they are, and where scores are fixed an
-    evicted entry's slot is taken by another entry instead of moving the whole storage.
+    Until the first eviction they are stored exactly as in transformers' ``DynamicLayer``. After that, entries are in
+    slots in any order, with their ``positions``. With fixed scores, another entry moves into the slot of an evicted
+    one, which saves moving the whole storage.
 
     Args:
         press: the press.
         index: index of the layer.
-        ledger: the counts that all layers of the cache share.
+        ledger: counts shared by all layers of the cache.
     """
 
     def __init__(self, press: Press, index: int, ledger: Ledger) -> None:
@@ -36,13 +37,16 @@ class Entries:
         self.columns = 0
         self.pending = False
         self.storage = Storage()
-        """``keys`` and ``values``; from the first eviction on also ``positions``, and ``ranks`` if scores are fixed."""
+        """``keys`` and ``values``.
+
+        From the first eviction on also ``positions``, and ``ranks`` if scores are fixed.
+        """
         self._ranked = 0
         self._history: History | None = None
         self._votes: Votes | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Start empty, in the shape, dtype and device of the first entries."""
+        """Initialise empty storage with the shape, dtype and device of the first entries."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.storage.update(keys=key_states[:, :, :0], values=value_states[:, :, :0])
         self._votes = self.press.votes() if self.press.needs_queries else None
@@ -59,12 +63,20 @@ class Entries:
         return self.storage.used
 
     def _offset(self) -> Tensor | int:
-        """What to take from a column's number to get the row's own position."""
+        """Offset between column number and position in the row."""
         padding = self.ledger.padding
         return torch.tensor(padding, device=self.device)[:, None, None] if any(padding) else 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Add ``[B, K, q, D]`` entries and return all that is held, ``[B, K, N + q, D]``, in the order of storage."""
+        """Add entries and return all keys and values, in the order of storage.
+
+        Args:
+            key_states: ``[B, K, q, D]``.
+            value_states: ``[B, K, q, D']``.
+
+        Returns:
+            ``[B, K, N + q, D]`` and ``[B, K, N + q, D']``.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         storage = self.storage
@@ -76,7 +88,7 @@ class Entries:
             for name, states in given.items():
                 storage[name] = torch.cat([storage.held(name), states], dim=2)
         if self.compressed:
-            # No more than what was held before allows, or an eviction that follows would have to move everything again.
+            # No more slack than the entries before the pass allow, or a following eviction would move everything again.
             storage.reserve(end, start + start // _SLACK)
             storage.put("positions", start, self._own_positions(self.columns, tokens, rows, heads))
         if not moves:
@@ -88,7 +100,7 @@ class Entries:
         return storage.held("keys"), storage.held("values")
 
     def _differentiated(self, keys: Tensor) -> bool:
-        """Whether a backward pass may need what is stored, so that nothing may be written over."""
+        """Whether a backward pass may need the stored tensors, which forbids writing in place."""
         return torch.is_grad_enabled() and (keys.requires_grad or self.storage["keys"].requires_grad)
 
     def _own_positions(self, start: int, tokens: int, rows: int, heads: int) -> Tensor:
@@ -101,7 +113,7 @@ class Entries:
         return rank_entries(self.press, keys, positions.long(), self.index, self._votes, first=not self._ranked)
 
     def _rank_new(self) -> None:
-        """Rank the entries that came since the last eviction."""
+        """Rank the entries added since the last eviction."""
         storage = self.storage
         if "ranks" not in storage or self._ranked == storage.used:
             return
@@ -111,7 +123,12 @@ class Entries:
         self._ranked = storage.used
 
     def observe(self, queries: Tensor, scale: float) -> None:
-        """Let the queries ``[B, H, q, D]`` of the last pass vote, for presses that need them."""
+        """Update the attention state with the queries of the last pass, for presses that need it.
+
+        Args:
+            queries: ``[B, H, q, D]``.
+            scale: scaling factor of the query-key products.
+        """
         if self._votes is None:
             return
         if self.ledger.finished:
@@ -122,7 +139,7 @@ class Entries:
         self._votes.observe(Attention(queries, keys, filler, scale))
 
     def settle(self) -> None:
-        """Evict what the last pass is to evict, once its attention has run."""
+        """Complete the pending eviction of the last pass, once its attention has run."""
         if not self.pending:
             return
         self.pending = False
@@ -132,7 +149,7 @@ class Entries:
             self.storage.trim(self.used + self.used // _SLACK)
 
     def _stored_positions(self) -> Tensor:
-        """``[B, K, N]``: the own positions of what is in storage, in the order of storage."""
+        """Positions in the row of the stored entries, in the order of storage: ``[B, K, N]``."""
         if self.compressed:
             return self.storage.held("positions")
         return self._own_positions(0, self.used, *self.storage["keys"].shape[:2])
@@ -173,7 +190,7 @@ class Entries:
         self._history.record(gone, self.ledger.padding, self.ledger.columns)
 
     def _ordered(self, name: str) -> Tensor | None:
-        """A tensor in storage, in order of position; None before the first pass."""
+        """A stored tensor in order of position; None before the first pass."""
         if not self.is_initialized:
             return None
         if not self.compressed:
@@ -182,14 +199,17 @@ class Entries:
         return taken(self.storage[name], order)
 
     def crop_to(self, columns: int) -> None:
-        """Drop what came after ``columns`` columns. Nothing may have been evicted since, which the cache checks."""
+        """Remove the entries after ``columns`` columns.
+
+        Nothing may have been evicted since, which the cache checks.
+        """
         self.settle()
         if not self.is_initialized or columns >= self.columns:
             return
         self._rank_new()
         left = self.used - (self.columns - columns)
         if self.compressed:
-            # In order of position the last ones are those to drop, since none of them was evicted.
+            # The entries to remove are the last by position, since none of them was evicted.
             self.storage.take(self.storage.held("positions").argsort(dim=-1, stable=True)[..., :left])
             self._ranked = left
         else:

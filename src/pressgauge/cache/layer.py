@@ -1,4 +1,4 @@
-"""A layer of a pressed cache, as transformers and attention see it."""
+"""A layer of a pressed cache, with the interface of transformers' cache layers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from pressgauge.rules import Ledger
 
 @dataclass(frozen=True)
 class Handed:
-    """What a layer's cache was handed in a pass, in tokens, and what it returned for attention to read."""
+    """Tokens passed to a layer's cache in a pass, and the keys and values that it returned."""
 
     tokens: int
     keys: Tensor
@@ -24,7 +24,7 @@ class Handed:
 
     @classmethod
     def add(cls, before: "Handed | None", tokens: int, keys: Tensor, values: Tensor) -> "Handed":
-        """What was handed before in the same pass, and ``tokens`` more."""
+        """``before``, from the same pass, extended by ``tokens``."""
         return cls(tokens + (0 if before is None else before.tokens), keys, values)
 
 
@@ -34,7 +34,7 @@ class PressedLayer(Entries, CacheLayerMixin):
     Args:
         press: the press.
         index: index of the layer.
-        ledger: the counts that all layers of the cache share.
+        ledger: counts shared by all layers of the cache.
     """
 
     is_sliding = False
@@ -44,12 +44,12 @@ class PressedLayer(Entries, CacheLayerMixin):
         # The base class of transformers assigns `keys` and `values`, which are computed here.
         super().__init__(press, index, ledger)
         self.handed: Handed | None = None
-        """While an attached pass runs, what attention has yet to read."""
+        """Keys and values that attention has yet to read in the running pass of an attached press."""
 
     def mask(self, tokens: int) -> Tensor | None:
-        """Which stored entries the last ``tokens`` queries may see: ``[B or 1, 1, tokens, N]`` bool, None for all.
+        """Attention mask of the last ``tokens`` queries: ``[B or 1, 1, tokens, N]`` bool.
 
-        Only for a compressed layer whose last pass has not been settled.
+        None if they attend to all entries. Valid only for a compressed layer with a pending eviction.
         """
         padding = self.ledger.padding
         if tokens == 1 and not any(padding):
@@ -57,28 +57,34 @@ class PressedLayer(Entries, CacheLayerMixin):
         held = self.used - tokens
         mask = torch.ones((tokens, self.used), dtype=torch.bool, device=self.device).tril(held)[None, None]
         if any(padding):
-            # Filler lies in front of every head's entries alike, so that the first head speaks for all.
+            # Padding slots precede the entries alike in all heads, so the mask of the first head fits all.
             mask = mask & (self.storage.held("positions")[:, :1, None] >= 0)
-            # A query of padding sees itself: a row without any key would be NaN, which no mask takes away again.
+            # A padding query attends to itself: a row without any key would give NaN, which later masks cannot remove.
             itself = torch.eye(tokens, dtype=torch.bool, device=self.device)
             mask[..., held:] |= itself
         return mask
 
     @property
     def keys(self) -> Tensor | None:  # type: ignore[override]
-        """``[B, K, N, D]``, in order of position; shorter rows have zeros in front. None before the first pass."""
+        """``[B, K, N, D]`` in order of position, zero-padded on the left.
+
+        None before the first pass.
+        """
         self.settle()
         return self._ordered("keys")
 
     @property
     def values(self) -> Tensor | None:  # type: ignore[override]
-        """``[B, K, N, D]``, in step with ``keys``."""
+        """``[B, K, N, D']``, in the order of ``keys``; None before the first pass."""
         self.settle()
         return self._ordered("values")
 
     @property
     def positions(self) -> Tensor | None:
-        """``[B, K, N]``: the own positions of what is held, ascending, -1 at filler. None before the first pass."""
+        """``[B, K, N]``: positions of the entries in their row, ascending, -1 at padding slots.
+
+        None before the first pass.
+        """
         self.settle()
         return self._stored_positions().long().sort(dim=-1).values if self.is_initialized else None
 
@@ -100,33 +106,36 @@ class PressedLayer(Entries, CacheLayerMixin):
 
     @property
     def overhead_nbytes(self) -> int:
-        """Bytes of positions and scores, and of what is remembered of queries."""
+        """Bytes of positions, scores and attention state."""
         self.settle()
         remembered = 0 if self._votes is None else self._votes.nbytes
         return remembered + self.storage.nbytes("positions", "ranks")
 
     def get_seq_length(self) -> int:
-        """Columns fed, whatever is held of them: the position of the next query."""
+        """Columns fed, evicted or not: the position of the next query."""
         return self.columns
 
     def get_mask_sizes(self, query: int | Tensor) -> tuple[int, int]:
-        """Length and offset of what the next pass hands to attention, as if the last columns were what is held."""
+        """Length and offset of the keys that attention reads in the next pass.
+
+        As if the retained entries were the last columns.
+        """
         self.settle()
         tokens = interface.query_length(query)
         return self.used + tokens, self.columns - self.used
 
     def get_max_length(self) -> int:
-        """No maximum."""
+        """-1: no maximum."""
         return -1
 
     get_max_cache_shape = get_max_length
 
     def reset(self) -> None:
-        """Forget everything; the cache resets the ledger."""
+        """Reset to an empty layer; the cache resets the ledger."""
         self.__init__(self.press, self.index, self.ledger)  # type: ignore[misc]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Make row i what row ``beam_idx[i]`` was."""
+        """Reorder the batch: row i becomes the former row ``beam_idx[i]``."""
         self._select(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -135,13 +144,13 @@ class PressedLayer(Entries, CacheLayerMixin):
             self._select(torch.arange(self.storage["keys"].shape[0]).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the rows at ``indices``."""
+        """Select the rows at ``indices``."""
         if self.is_initialized:
             self._select(torch.arange(self.storage["keys"].shape[0])[indices.cpu()])
 
 
 def storage_nbytes(layer: Any) -> int:
-    """Bytes of key and value storage of one layer of any transformers cache; 0 for one without keys and values."""
+    """Bytes of key and value storage of one layer of any transformers cache; 0 if it has none."""
     if isinstance(layer, PressedLayer):
         return layer.nbytes
     stored = (getattr(layer, name, None) for name in ("keys", "values"))
@@ -149,6 +158,9 @@ def storage_nbytes(layer: Any) -> int:
 
 
 def held_tokens(layer: Any, seen: int) -> int:
-    """How many of a row's ``seen`` tokens a layer that no press prunes has the keys of: all, a window, or none."""
+    """Number of a row's ``seen`` tokens whose keys a layer without eviction stores.
+
+    All of them, a window, or none.
+    """
     keys = getattr(layer, "keys", None)
     return 0 if keys is None else min(seen, keys.shape[2])

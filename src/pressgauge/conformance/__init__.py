@@ -1,4 +1,4 @@
-"""What the laws for compressors stand on: subjects and their conventions, sessions, the audit, and the oracle.
+"""Support code of the laws for compressors: subjects, adapters, sessions, audit and oracle.
 
-The laws themselves are tests: ``tests/conformance`` in a clone, ``pressgauge/conformance/laws`` in an installed wheel.
+The laws are tests: ``tests/conformance`` in a clone, ``pressgauge/conformance/laws`` in an installed wheel.
 """

@@ -1,4 +1,4 @@
-"""Tiny random models of the architectures that are supported, built in code, in float64."""
+"""Tiny random float64 models of the supported architectures."""
 
 from collections.abc import Callable
 from functools import cache
@@ -25,7 +25,7 @@ from pressgauge.conformance import devices
 from pressgauge.conformance.guard import guarded
 
 Model = Any
-"""A causal model. transformers' own types know neither ``generate`` nor a layer's keys."""
+"""A causal model. transformers' type hints lack ``generate`` and the keys of a layer."""
 
 VOCABULARY = 61
 LAYERS = 3
@@ -59,18 +59,19 @@ def llama(**changes: Any) -> Model:
 
 
 def mistral(**changes: Any) -> Model:
-    """A Mistral without a sliding window, unless one is asked for."""
+    """A Mistral, by default without a sliding window."""
     return MistralForCausalLM(MistralConfig(**{**_GROUPED, "sliding_window": None, **changes}))
 
 
 def qwen2(**changes: Any) -> Model:
-    """A Qwen2: biases on queries, keys and values."""
+    """A Qwen2, with biases on queries, keys and values."""
     settings = {key: value for key, value in _GROUPED.items() if key != "head_dim"}
     return Qwen2ForCausalLM(Qwen2Config(**{**settings, **changes}))
 
 
 def qwen3(**changes: Any) -> Model:
-    """A Qwen3: norms on queries and keys, so that every key would have one length if their weights were all 1."""
+    """A Qwen3, with norms on queries and keys."""
+    # Norm weights are random: with weights of 1, all keys would have the same norm.
     model = Qwen3ForCausalLM(Qwen3Config(**{**_GROUPED, **changes}))
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -89,7 +90,7 @@ ARCHITECTURES: dict[str, Callable[..., Model]] = {
 
 
 def build(architecture: str, **changes: Any) -> Model:
-    """A new model, in float64. Weights are drawn wide, so that attention is far from uniform."""
+    """Build a new float64 model, with wide weights so that attention is far from uniform."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
         model = ARCHITECTURES[architecture](initializer_range=0.3, **changes)
@@ -99,11 +100,14 @@ def build(architecture: str, **changes: Any) -> Model:
 
 
 LINEAR = (0, 1, 2)
-"""The layers of ``hybrid()`` that have no keys."""
+"""Layers of ``hybrid()`` without keys."""
 
 
 def hybrid() -> Model:
-    """A Qwen3-Next of one layer of attention and three of linear attention; skips the test where a cache has none."""
+    """A Qwen3-Next with one attention layer and three linear-attention layers.
+
+    Skips the test if the installed transformers has no cache layers for linear attention.
+    """
     if not hasattr(cache_utils, "LinearAttentionLayer"):
         pytest.skip(f"transformers {transformers.__version__} has no cache layers for linear attention")
     config = transformers.Qwen3NextConfig(
@@ -127,18 +131,18 @@ _built = cache(build)
 
 
 def shared(architecture: str) -> Model:
-    """The one model of this architecture that all tests share and none may change."""
+    """The model of this architecture shared by all tests, which must not change it."""
     return guarded(_built(architecture))
 
 
 def tokens(rows: int, length: int, seed: int = 0, vocabulary: int = VOCABULARY) -> torch.Tensor:
-    """Token ids ``[rows, length]``, none of them one of the first three, which may be special."""
+    """Random token ids ``[rows, length]``, without the first three, which may be special."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, vocabulary, (rows, length), generator=generator)
 
 
 def text(model: Model, rows: int, length: int, seed: int = 0) -> torch.Tensor:
-    """Token ids ``[rows, length]`` that this model knows, on the CPU."""
+    """Random token ids ``[rows, length]`` of a model's vocabulary, on the CPU."""
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     return tokens(rows, length, seed, vocabulary)
 
@@ -151,18 +155,18 @@ def _cast(architecture: str, dtype: torch.dtype, device: torch.device) -> Model:
 
 
 def cast(architecture: str, dtype: torch.dtype, device: torch.device) -> Model:
-    """A copy of the shared model in another dtype or on another device; shared as well."""
+    """Shared copy of the model in another dtype or on another device."""
     return guarded(_cast(architecture, dtype, device))
 
 
 def under_test(architecture: str, dtype: torch.dtype = torch.float64) -> Model:
-    """The shared model in this dtype, on the device of models under test."""
+    """Shared model in this dtype, on the device of models under test."""
     device = devices.chosen()
     return shared(architecture) if (dtype, device.type) == (torch.float64, "cpu") else cast(architecture, dtype, device)
 
 
 def padded(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch of rows of these lengths, padded on the left, and its mask; the padding is not a token of any row."""
+    """Left-padded batch of rows of these lengths, and its mask; the padding id is in no row."""
     columns = max(lengths)
     ids = tokens(len(lengths), columns, seed)
     mask = torch.tensor([[int(column >= columns - length) for column in range(columns)] for length in lengths])

@@ -1,4 +1,4 @@
-"""What a subject declares to do differently from the rules. What it does not declare is held against them."""
+"""Declared deviations of a subject from the rules. Undeclared deviations are findings."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -23,7 +23,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "nan": ("any",),
     "trends": (True, False),
 }
-"""What may be declared where there is a choice."""
+"""Allowed values of declarations with a fixed choice."""
 
 SCORES: dict[str, Callable[[list[list[float]]], oracle.Scores]] = {
     "knorm": oracle.norm_scores,
@@ -37,41 +37,41 @@ VOTES: dict[str, type[oracle.Voter]] = {
     "snapkv": oracle.Window,
     "tova": oracle.Last,
 }
-"""Scores that come from attention."""
+"""Oracles of attention-based scores."""
 
 
 @dataclass(frozen=True)
 class Declares:
-    """What a subject says of itself.
+    """Declarations of a subject.
 
     Attributes:
-        kind: ``cache`` for an object with ``.cache(config)``; ``context`` for one that is used as ``with obj(model):``;
-            ``function`` for ``compress(layers) -> layers``. Told apart by what the factory returns, if not declared.
-        schedule: ``budget``, ``step`` or ``prefill``; or ``decoding``, which is ``budget`` but for the prompt, which
-            it leaves alone.
-        target: ``(seen, held) -> held`` after a pass, for what follows another rule than these three.
+        kind: ``cache`` for an object with ``.cache(config)``; ``context`` for use as ``with obj(model):``; ``function``
+            for ``compress(layers) -> layers``. By default inferred from the factory's result.
+        schedule: ``budget``, ``step`` or ``prefill``; or ``decoding``, which is ``budget`` without eviction from the
+            prompt's pass.
+        target: ``(seen, held) -> held`` after a pass, for a rule other than these schedules.
         prune_after, skip_layers: False if the factory takes no such option (declared as None).
-        takes: further options that the factory takes, of ``sinks``, ``recent`` and ``interval``.
-        sinks, recent: the first and last tokens that it protects unless it is told otherwise.
-        recent_share: the share of what stays that is the newest tokens in any case, rounded down.
-        boundary: ``>`` or ``>=``: whether a layer that holds exactly ``prune_after`` entries may be pruned.
+        takes: further options of the factory, of ``sinks``, ``recent`` and ``interval``.
+        sinks, recent: number of first and last tokens protected by default.
+        recent_share: minimum share of the newest tokens among retained entries, rounded down.
+        boundary: ``>`` or ``>=``: whether a layer may evict with exactly ``prune_after`` entries (``>=``) or not.
         rounding: ``ceil``, ``floor``, ``float-ceil``, or a function of ratio and count.
         order: ``positions``, or ``any`` if entries may be stored in any order.
-        ties: ``earlier``, or ``any`` if equal scores may be ranked either way.
-        held: ``per-layer``, or ``per-head`` if the heads of a layer may hold different numbers; the entries that are
-            then missing are zeros.
-        entries: ``kept``, or ``altered`` if what is held is not what came in: merged, quantised, rotated anew.
-        positions: ``kept``; ``caller`` if whoever drives the model has to supply true positions; ``rerotated`` if keys
-            get new positions as entries go.
-        score: ``knorm``, ``position``, ``keydiff``, or a function ``(keys, layer, head)`` that gives a function from
-            the positions held to their scores; or ``h2o``, ``snapkv`` or ``tova``, scores that come from attention;
-            None if it is not said which entries stay.
-        votes: what a score that comes from attention is.
+        ties: ``earlier``, or ``any`` if equal scores may be ranked in any order.
+        held: ``per-layer``, or ``per-head`` if the heads of a layer may retain different numbers of entries, padded
+            with zeros.
+        entries: ``kept``, or ``altered`` if stored entries differ from those passed in: merged, quantised, re-rotated.
+        positions: ``kept``; ``caller`` if the caller must supply true positions; ``rerotated`` if keys get new
+            positions after evictions.
+        score: ``knorm``, ``position``, ``keydiff``, or a function ``(keys, layer, head)`` that returns a function from
+            retained positions to their scores; or ``h2o``, ``snapkv`` or ``tova``, which score by attention; None if
+            the subject does not declare which entries it retains.
+        votes: oracle of an attention-based score.
         exact: whether scores are integers.
-        padding: False if padded rows are beyond it (declared as None).
-        storage: ``held``, or ``any`` if what is evicted need not be freed at once.
+        padding: False if padded rows are not supported (declared as None).
+        storage: ``held``, or ``any`` if storage of evicted entries may be freed later.
         nan: ``worst``, or ``any`` if keys with NaN may be ranked anywhere.
-        trends: whether perplexity must not fall as less is kept, on a reference model.
+        trends: whether perplexity must not fall with the keep ratio, on a reference model.
     """
 
     kind: str
@@ -100,24 +100,24 @@ class Declares:
 
     @property
     def scored(self) -> bool:
-        """Whether it is said which entries stay."""
+        """Whether it declares which entries it retains."""
         return self.score is not None or self.votes is not None
 
     @property
     def matchable(self) -> bool:
-        """Whether what is held can be compared with what came in."""
+        """Whether stored entries can be matched with those passed in."""
         return self.entries == "kept" and self.positions != "rerotated"
 
 
 def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
-    """What was declared, with the rules for the rest.
+    """Validate declarations, and fill in the defaults of the rules.
 
     Args:
-        given: what the factory carries as ``declares``.
-        kind: the convention, if it is not declared.
+        given: attribute ``declares`` of the factory.
+        kind: the convention, if not declared.
 
     Raises:
-        ValueError: for a name or a value that means nothing here.
+        ValueError: for an unknown name or value.
     """
     values = dict(given)
     known = [field.name for field in fields(Declares) if field.name != "votes"]
@@ -156,7 +156,7 @@ def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
 
 
 def _check_score(score: Callable[..., Any]) -> None:
-    """Raise a ``ValueError`` unless it gives a number for each of two positions."""
+    """Raise ``ValueError`` unless ``score`` returns a number for each of two positions."""
     try:
         found = score([[1.0, 2.0], [2.0, 1.0], [0.0, 1.0]], 0, 0)([0, 2])
         right = len(found) == 2 and all(isinstance(value, int | float) for value in found)
@@ -171,7 +171,7 @@ def _check_score(score: Callable[..., Any]) -> None:
 
 
 def _check_target(target: Callable[..., Any]) -> None:
-    """Raise a ``ValueError`` unless it gives a whole number for numbers seen and held."""
+    """Raise ``ValueError`` unless ``target`` returns an integer."""
     try:
         found = target(9, 8)
     except Exception as error:
@@ -184,7 +184,7 @@ def _check_target(target: Callable[..., Any]) -> None:
 
 
 def _named(name: str, value: Any, names: Mapping[str, Any]) -> Any:
-    """``value``, or what it names."""
+    """``value``, or the object that it names."""
     if callable(value):
         return value
     if value not in names:

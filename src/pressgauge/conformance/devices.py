@@ -1,4 +1,4 @@
-"""The device that models under test are on. What a law looks at is on the CPU."""
+"""Device of the models under test. The laws themselves check tensors on the CPU."""
 
 import torch
 
@@ -6,10 +6,10 @@ _CHOSEN = [torch.device("cpu")]
 
 
 def choose(device: torch.device) -> None:
-    """Put models that are made from now on there; they need float64."""
+    """Set the device of models created from now on; it must support float64."""
     _CHOSEN[0] = device
 
 
 def chosen() -> torch.device:
-    """Where models under test are."""
+    """Device of models under test."""
     return _CHOSEN[0]

@@ -1,4 +1,4 @@
-"""The oracle of attention: one forward pass over a whole text, masked by what a cache says that it evicted."""
+"""Attention oracle: one forward pass over a text, masked by a cache's reported evictions."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 @contextmanager
 def attention(model: PreTrainedModel, function: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
-    """Use ``function``, which makes its own masks, for the model's attention, as long as the context is open."""
+    """Use ``function``, which builds its own masks, as the model's attention in this context."""
     before = model.config._attn_implementation
     ALL_ATTENTION_FUNCTIONS.register("oracle", function)
     ALL_MASK_ATTENTION_FUNCTIONS.register("oracle", lambda *given, **more: None)
@@ -27,13 +27,13 @@ def attention(model: PreTrainedModel, function: Callable[..., tuple[Tensor, None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, sees: Tensor, scaling: float) -> Tensor:
-    """Attention in the dtype of the query: ``[B, q, H, D]``.
+    """Masked attention in the dtype of the query: ``[B, q, H, D]``.
 
     Args:
         query: ``[B, H, q, D]``.
         key, value: ``[B, K, N, D]``, K a divisor of H.
-        sees: ``[B or 1, K or 1, q, N]``: which key a query sees.
-        scaling: factor of the scores.
+        sees: ``[B or 1, K or 1, q, N]`` bool, True where a query attends to a key.
+        scaling: scaling factor of the query-key products.
     """
     groups = query.shape[1] // key.shape[1]
     if sees.shape[1] > 1:
@@ -45,8 +45,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, sees: Tensor, scaling: flo
 
 @torch.no_grad()
 def masked_logits(model: PreTrainedModel, ids: Tensor, tables: list[Tensor], mask: Tensor | None = None) -> Tensor:
-    """The oracle of rule 1: one forward pass over the whole text, without a cache, in which query t of a layer sees
-    key j exactly if ``j <= t < evicted_at[b, k, j]``. The logits come back on the CPU."""
+    """Oracle of rule 1: logits ``[B, T, V]`` on the CPU, from one forward pass without a cache.
+
+    Query t of a layer attends to key j if and only if ``j <= t < evicted_at[b, k, j]``.
+
+    Args:
+        model: the model.
+        ids: ``[B, T]``.
+        tables: ``evicted_at`` per layer, ``[B, K, T]``.
+        mask: ``[B, T]``, 0 at padding; None if nothing is padded.
+    """
 
     def masked(
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **_: Any
@@ -54,7 +62,7 @@ def masked_logits(model: PreTrainedModel, ids: Tensor, tables: list[Tensor], mas
         time = torch.arange(query.shape[2], device=query.device)
         table = tables[module.layer_idx].to(query.device)
         sees = (time <= time[:, None]) & (time[:, None] < table[:, :, None, :])
-        # A query of padding would see nothing at all; what it says does not matter, as long as it is a number.
+        # A padding query would attend to nothing. Its output does not matter, but must not be NaN.
         sees = sees | torch.eye(len(time), dtype=torch.bool, device=query.device)
         return attend(query, key, value, sees, scaling), None
 

@@ -1,4 +1,4 @@
-"""The options, the header and the summary of a run."""
+"""pytest plugin of the laws: options, header and summary."""
 
 import functools
 import os
@@ -12,13 +12,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
-# Whatever imports torch and transformers, which takes as long as many tests do, is imported where tests are run: with
-# pytest-xdist there is a process that only hands them out.
+# Modules that import torch and transformers are imported where tests run, since the import takes as long as many tests.
+# With pytest-xdist, the controller process only distributes tests.
 
-# Everything is drawn anew with HYPOTHESIS_PROFILE=random or nightly, and reproducible otherwise.
-# One failure at a time: a law that a mutant breaks in two ways fails by an assertion, not by a group of them.
+# With HYPOTHESIS_PROFILE=random or nightly, examples are random; otherwise runs are reproducible.
+# One failure at a time: a law that a mutant breaks in two ways fails by an assertion, not by an exception group.
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=24, report_multiple_bugs=False)
-# On a machine that says it is a CI's, Hypothesis would repeat itself and keep nothing, so that both are said.
+# On CI machines Hypothesis derandomises and disables the database by default, so both are set.
 ANEW = settings(
     derandomize=False, database=DirectoryBasedExampleDatabase(".hypothesis/examples"), deadline=None, print_blob=True
 )
@@ -27,11 +27,11 @@ settings.register_profile("nightly", ANEW, max_examples=500, suppress_health_che
 
 
 REFUSED = "refused"
-"""What reports say of what a subject refused."""
+"""Name of the report property that lists a subject's refusals."""
 
 
 def load_profile() -> None:
-    """Let Hypothesis draw as the environment says."""
+    """Load the Hypothesis profile named in the environment."""
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pressgauge")
 
     def add(name: str, **given: Any) -> None:
-        """Add ``--pressgauge-NAME``, and the short ``--NAME`` where no other plugin has claimed it."""
+        """Add ``--pressgauge-NAME``, and the short ``--NAME`` unless another plugin defines it."""
         try:
             group.addoption(f"--pressgauge-{name}", f"--{name}", dest=f"pressgauge_{name}", **given)
         except ValueError:
@@ -54,12 +54,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def option(config: pytest.Config, name: str) -> Any:
-    """The value of ``--pressgauge-NAME``."""
+    """Value of ``--pressgauge-NAME``."""
     return config.getoption(f"pressgauge_{name}")
 
 
 def _runs_tests(config: pytest.Config) -> bool:
-    """Whether this process runs tests, and does not only hand them out to others."""
+    """Whether this process runs tests, unlike the controller of pytest-xdist."""
     return hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None)
 
 
@@ -76,14 +76,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: devices.choose(device))
         config.add_cleanup(lambda: torch.set_num_threads(threads))
         if option(config, "device") != "mps":
-            # Laws are exact in float64, which Apple's devices have not.
+            # Laws are exact in float64, which MPS does not support.
             devices.choose(torch.device(option(config, "device")))
-        # Two workers on two cores: more threads only get in each other's way. One thread also repeats to the bit.
+        # With two workers on two cores, more threads would compete. A single thread is also bit-reproducible.
         torch.set_num_threads(1)
     if reference := option(config, "subject"):
         from pressgauge.conformance.subjects import find
 
-        # A name that is not found is one sentence, before anything is collected.
+        # Fail with one sentence before collection if the name is not found.
         find(reference)
         if config.getoption("tbstyle") == "auto":
             # Each finding is one line, and is listed in the summary.
@@ -102,9 +102,12 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """What a subject refuses, in a sentence of its own, is not applicable to it. Our presses refuse nothing here when
-    they are attached; as plain caches, batches, which may be padded. Laws that draw their cases draw another one;
-    what was refused there is noted, so that nobody takes it for held."""
+    """Turn a subject's refusal into "not applicable".
+
+    Attached presses of this package must not refuse anything here. Plain caches may refuse batches, which may be
+    padded. Laws that draw their cases draw another one; refusals there are recorded, so that they are not mistaken for
+    cases that held.
+    """
     from pressgauge.conformance.session import REFUSALS, Refused, not_applicable
     from pressgauge.conformance.subjects import Subject
 
@@ -124,7 +127,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 
 IDLENESS = "test_something_is_evicted"
-"""The law that a subject which never acts is held to, and no other: one cause, one finding."""
+"""The only law run against a subject that never evicts: one cause, one finding."""
 
 
 def _require_a_compressor(law: str, subject: Any) -> None:
@@ -136,7 +139,7 @@ def _require_a_compressor(law: str, subject: Any) -> None:
 
 @functools.cache
 def _idle(subject: Any) -> str:
-    """Why a subject never acts; empty if it does, or follows a rule of its own."""
+    """Why a subject never evicts; empty if it does, or declares a rule of its own."""
     from pressgauge.conformance.checks import check_acts
     from pressgauge.conformance.session import Departure
 
@@ -147,28 +150,28 @@ def _idle(subject: Any) -> str:
     except Departure as finding:
         return str(finding)
     except Exception:
-        # A crash is a finding of the law itself.
+        # A crash is reported by the law itself.
         return ""
     return ""
 
 
 @dataclass
 class Law:
-    """What came out for one law, over all its cases."""
+    """Outcome of one law over all its cases."""
 
     words: str
     place: tuple[str, int]
-    """Where it stands, which is the order of the summary."""
+    """File and line, which give the order of the summary."""
     held: int = 0
     broken: dict[str, list[str]] = field(default_factory=dict)
-    """Findings, each with the models or dtypes of which it is, where there are several."""
+    """Findings, each with its models or dtypes if there are several."""
     refused: list[str] = field(default_factory=list)
-    """Sentences of the subject about cases that were not looked at."""
+    """The subject's messages about cases that were not checked."""
     not_applicable: list[str] = field(default_factory=list)
 
 
 class Laws:
-    """Collects what becomes of each law, and prints it in the summary: broken, held, not applicable."""
+    """Collector of the laws' outcomes, printed in the summary: broken, held, not applicable."""
 
     def __init__(self) -> None:
         self.laws: dict[str, Law] = {}
@@ -215,14 +218,14 @@ class Laws:
 
 
 def _case(report: pytest.TestReport) -> str:
-    """The model or dtype that a law was held to, if it was held to several."""
+    """Model or dtype of a case, if the law is parametrised."""
     parameters = report.location[2].partition("[")[2].removesuffix("]").split("-")
-    # A subject's name has a colon.
+    # Subject names contain a colon.
     return "-".join(part for part in parameters if ":" not in part)
 
 
 def _finding(report: pytest.TestReport) -> str:
-    """The first line of what went wrong."""
+    """First line of a failure's message."""
     crash = getattr(report.longrepr, "reprcrash", None)
     message = crash.message if crash is not None else str(report.longrepr)
     line = next((line for line in message.splitlines() if line.strip()), "no message")

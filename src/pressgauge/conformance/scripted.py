@@ -1,4 +1,4 @@
-"""A Llama whose keys and values are chosen: so that any compressor, whatever its convention, meets given entries."""
+"""A Llama that produces given keys and values, to test compressors of any convention on them."""
 
 from functools import cache, partial
 from typing import Any
@@ -11,12 +11,11 @@ from pressgauge.conformance import devices
 from pressgauge.conformance.strategies import DIMENSION, HEADS, LAYERS
 
 TOKENS = (256, 1024)
-"""How many tokens a model may know. Powers of 4: then the norm of a token's vector makes powers of 2 of its ones, and
-nothing is rounded."""
+"""Vocabulary sizes, powers of 4: RMSNorm then scales the ones of an embedding to powers of 2, exactly."""
 
 
 class Nothing(nn.Module):
-    """Adds nothing, at no cost."""
+    """A free MLP that adds nothing to the residual stream."""
 
     def forward(self, given: Tensor) -> Tensor:
         """Zeros."""
@@ -44,13 +43,13 @@ def _model(dtype: torch.dtype, tokens: int, device: torch.device, group: int) ->
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(torch.eye(tokens).repeat(1, HEADS))
         for layer in model.model.layers:
-            # Nothing is added to the token's vector, so that every layer sees which token it is.
+            # Nothing is added to the residual stream, so that every layer can identify the token.
             layer.self_attn.q_proj.weight.zero_()
             layer.self_attn.o_proj.register_forward_hook(lambda module, given, output: torch.zeros_like(output))
             layer.mlp = Nothing()
             layer.post_attention_layernorm = nn.Identity()
             layer.self_attn.k_proj.register_forward_hook(partial(_with_missing, model))
-        # Keys are not rotated.
+        # Frequencies of zero disable the rotary embedding.
         model.model.rotary_emb.inv_freq.zero_()
         model.lm_head = nn.Linear(HEADS * tokens, 2, bias=False)
     model.to(device, dtype)
@@ -59,27 +58,30 @@ def _model(dtype: torch.dtype, tokens: int, device: torch.device, group: int) ->
 
 
 def _with_missing(model: Any, module: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
-    """A NaN among the weights would be everybody's, so that it is put where it belongs."""
+    """Hook that puts NaN into single keys; a NaN weight would spread to all tokens."""
     if not len(model.missing):
         return output
     return output.masked_fill(model.missing[given[0][..., : model.config.vocab_size].argmax(dim=-1)], torch.nan)
 
 
 def queries_of(keys: Tensor) -> Tensor:
-    """Queries ``[B, 2 * HEADS, T, DIMENSION]`` for keys ``[B, HEADS, T, DIMENSION]``: each is made of the key of the
-    same token and KV head, so that what is done to keys is done to queries. None is so large that products overflow."""
+    """Queries ``[B, 2 * HEADS, T, DIMENSION]`` derived from keys ``[B, HEADS, T, DIMENSION]``.
+
+    Each is a function of the key of its token and KV head, so that transformations of keys carry over to queries. They
+    are clamped, so that products do not overflow.
+    """
     small = keys.nan_to_num().clamp(-8, 8)
     return torch.stack([small.flip(-1), -small.roll(1, dims=-1)], dim=2).flatten(1, 2)
 
 
 def scripted(keys: Tensor, queries: Tensor | None = None) -> tuple[Any, Tensor]:
-    """A model and the tokens ``[B, T]`` that make every layer hand its cache these keys.
+    """A model and tokens ``[B, T]`` with which every layer passes the given keys to its cache.
 
-    Values tell which key they belong to: each names its row, head and position.
+    Values identify their keys: each encodes row, head and position.
 
     Args:
         keys: ``[B, HEADS, T, DIMENSION]``, finite or NaN, with B times T at most the last of TOKENS.
-        queries: ``[B, H, T, DIMENSION]``, finite; zeros, one for each KV head, unless given.
+        queries: ``[B, H, T, DIMENSION]``, finite; zeros with H = HEADS by default.
     """
     rows, heads, tokens, _ = keys.shape
     known = next(known for known in TOKENS if rows * tokens <= known)
@@ -100,7 +102,7 @@ def scripted(keys: Tensor, queries: Tensor | None = None) -> tuple[Any, Tensor]:
             if queries is not None:
                 of_layer.append((layer.self_attn.q_proj, queries))
             for projection, wanted in of_layer:
-                # [B, K, T, D] to [K * D, B * T]; the ones of a token's vector become known ** .5 by its norm.
+                # [B, K, T, D] to [K * D, B * T]; RMSNorm scales the ones of an embedding to known ** 0.5.
                 columns = wanted.permute(1, 3, 0, 2).reshape(-1, rows * tokens)
                 projection.weight.zero_()
                 projection.weight[:, : rows * tokens] = columns / known**0.5

@@ -1,4 +1,4 @@
-"""The compressors under test: any, given by name, or by default all presses of the package under all schedules."""
+"""Compressors under test: any, given by name, or by default all presses of the package."""
 
 import functools
 import importlib
@@ -17,17 +17,25 @@ from pressgauge.conformance.declares import Declares, read_declares
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Subject:
-    """A compressor, and what the laws have to know about it."""
+    """A compressor under test, with its declarations.
+
+    Attributes:
+        name: name in reports.
+        factory: function of ``keep_ratio`` and further options that returns a compressor.
+        declares: declared deviations from the rules.
+        version: package and version.
+        options: default options of the factory.
+    """
 
     name: str
     factory: Callable[..., Any]
     declares: Declares
     version: str = "version unknown"
     options: dict[str, Any] = field(default_factory=dict)
-    """Given to the factory unless something else is."""
+    """Passed to the factory unless overridden."""
 
     def __call__(self, keep_ratio: float, **options: Any) -> Any:
-        """A compressor with these options; those that it does not take are left out."""
+        """Create a compressor, without the options that its factory does not take."""
         for option in ("prune_after", "skip_layers"):
             if not getattr(self.declares, option):
                 options.pop(option, None)
@@ -35,20 +43,20 @@ class Subject:
 
     @property
     def adapter(self) -> type[Adapter]:
-        """The convention that it follows."""
+        """Adapter of the convention that it follows."""
         return ADAPTERS[self.declares.kind]
 
     @property
     def schedule(self) -> str:
-        """The schedule that it is held to."""
+        """Schedule that the laws expect of it."""
         return self.declares.schedule
 
     def once(self, tokens: int) -> list[int]:
-        """Passes of so many tokens in which it prunes once, after the last."""
+        """Lengths of passes over ``tokens`` tokens in which it evicts once, after the last pass."""
         return [tokens - 1, 1] if self.schedule == "decoding" else [tokens]
 
     def rules(self, options: dict[str, Any], layer: int = 0) -> oracle.Rules:
-        """The rules that a layer must follow under these options."""
+        """Rules that a layer must follow under these options."""
         declares = self.declares
         given: dict[str, Any] = {"sinks": declares.sinks, "recent": declares.recent, **options}
         skipped = given.pop("skip_layers", ())
@@ -73,8 +81,11 @@ class Subject:
         layer: int,
         prompt_length: int | None = None,
     ) -> tuple[list[list[list[int]]], list[int]]:
-        """What the oracle says of keys ``[B, K, T, D]`` under these options, whatever the subject makes of them:
-        ``evicted_at`` as nested lists, and the number held after each pass."""
+        """Expected history of keys ``[B, K, T, D]`` under these options, from the oracle.
+
+        Returns:
+            ``evicted_at`` as nested lists, and the number of retained entries after each pass.
+        """
         assert self.declares.score is not None
         rules = self.rules(options, layer)
         after: list[int] = []
@@ -106,17 +117,17 @@ def subject_of(
     version: str = "version unknown",
     **options: Any,
 ) -> Subject:
-    """The subject that a factory makes.
+    """Create the subject of a factory.
 
     Args:
-        name: what it is called in reports.
-        factory: ``keep_ratio`` and further options to a compressor.
-        declares: what it does otherwise than the rules; what the factory carries as ``declares``, if not given.
-        version: of the package that it is from.
-        options: given to the factory every time, unless something else is.
+        name: name in reports.
+        factory: function of ``keep_ratio`` and further options that returns a compressor.
+        declares: deviations from the rules; by default the factory's attribute ``declares``.
+        version: package and version.
+        options: default options of the factory.
 
     Raises:
-        ValueError: if what it declares or returns makes no sense here.
+        ValueError: if a declaration is invalid, or the factory returns no known kind of compressor.
     """
     given = dict(getattr(factory, "declares", {}) if declares is None else declares)
     first = Subject(name, factory, read_declares(given, given.get("kind", "cache")), version, options)
@@ -132,10 +143,10 @@ def subject_of(
 
 @functools.cache
 def find(reference: str) -> Subject:
-    """The subject named ``package.module:factory``.
+    """Import the subject named ``package.module:factory``.
 
     Raises:
-        pytest.UsageError: if there is none, or it makes no sense here.
+        pytest.UsageError: if it is not found, or cannot be used.
     """
     module_name, _, path = reference.partition(":")
     if not module_name or not path:

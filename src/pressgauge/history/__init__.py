@@ -1,4 +1,4 @@
-"""``evicted_at``, the whole history of a layer: its record, its replay without decoding, and what queries see by it."""
+"""``evicted_at``, the eviction history of a layer: its record, replay and masks."""
 
 from pressgauge.history.record import NEVER, History, count_evictions, visible
 from pressgauge.history.replaying import replay

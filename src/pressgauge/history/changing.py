@@ -1,4 +1,4 @@
-"""Replays evictions where scores change: from one eviction to the next."""
+"""Replay of evictions with changing scores, pass by pass."""
 
 from collections.abc import Sequence
 
@@ -13,15 +13,20 @@ from pressgauge.rules import Ledger
 from pressgauge.storage import Storage, taken
 
 _AHEAD = 64
-"""Tokens whose queries are asked at once, before their passes come."""
+"""Number of upcoming tokens whose attention is precomputed in one batch."""
 
 _LEAST = 1 / 8
-"""What has to be left of a query's attention: of less, float32 would leave too few digits."""
+"""Minimum share of a query's attention on retained entries.
+
+Renormalising a smaller share would lose too many digits of float32.
+"""
 
 
 class _Held:
-    """What one layer holds while its evictions are replayed: in order of position, with holes where one entry at a
-    time was evicted, which are filler like padding."""
+    """Retained entries of one layer during replay, in order of position.
+
+    An entry evicted alone leaves a hole, which is a padding slot.
+    """
 
     def __init__(self, keys: Tensor, padding: Sequence[int]) -> None:
         self.source = keys
@@ -35,26 +40,26 @@ class _Held:
 
     @property
     def used(self) -> int:
-        """Slots, holes included."""
+        """Number of slots, holes included."""
         return self._storage.used
 
     @property
     def keys(self) -> Tensor:
-        """``[B, K, N, D]``, zeros at filler."""
+        """``[B, K, N, D]``, zeros at padding slots."""
         return self._storage.held("keys")
 
     @property
     def positions(self) -> Tensor:
-        """``[B, K, N]``, -1 at filler."""
+        """``[B, K, N]``, -1 at padding slots."""
         return self._storage.held("positions")
 
     @property
     def filler(self) -> Tensor | None:
-        """``[B, K, N]``, where there is filler; None for nowhere."""
+        """``[B, K, N]`` bool, True at padding slots; None if there are none."""
         return self.positions < 0 if self.padded or self.holes else None
 
     def add(self, columns: int) -> None:
-        """Take in the columns up to this number."""
+        """Append the entries up to column ``columns``."""
         storage, new = self._storage, slice(self.known, columns)
         start, end = storage.used, storage.used + columns - self.known
         storage.reserve(end, min(end + end // 2, self.source.shape[2]))
@@ -65,7 +70,7 @@ class _Held:
             self.keys[:, :, start:].masked_fill_((self._own[:, :, new] < 0)[..., None], 0)
 
     def drop(self, slots: Tensor) -> Tensor:
-        """Evict one entry of each head, at ``[B, K, 1]``; their positions."""
+        """Evict one entry of each head, at ``slots`` ``[B, K, 1]``, and return their positions."""
         keys, positions = (self._storage[name] for name in ("keys", "positions"))
         gone = positions.gather(2, slots)
         positions.scatter_(2, slots, -1)
@@ -74,7 +79,7 @@ class _Held:
         return gone
 
     def keep(self, kept: Tensor, positions: Tensor) -> None:
-        """Go on with the entries at the indices ``[B, K, n]``, at these positions."""
+        """Retain the entries at the indices ``kept``, with their ``positions``: ``[B, K, n]``."""
         self._storage.take(kept, keys=taken(self._storage["keys"], kept), positions=positions)
         if self.padded:
             self._storage.zero(positions < 0)
@@ -82,44 +87,52 @@ class _Held:
 
 
 class _Voting:
-    """How queries vote while evictions are replayed.
+    """Attention scores during replay.
 
-    What the queries of a stretch of tokens give to what is held and to each other is worked out at once for passes of
-    which each lets one entry go: to do it pass by pass is dear. What goes leaves its share to the others.
+    For passes that each evict one entry, the attention from the queries of a stretch of tokens to the retained entries
+    and to each other is computed in one batch, since pass by pass it is expensive. After an eviction, the weights of
+    the remaining entries are renormalised.
 
     Args:
-        votes: what is remembered of queries.
+        votes: attention state of the layer.
         queries: ``[B, H, T, D]``, of the whole text.
-        held: what is held.
-        scale: what products of queries and keys are multiplied by.
+        held: retained entries.
+        scale: scaling factor of the query-key products.
     """
 
     def __init__(self, votes: Votes, queries: Tensor, held: _Held, scale: float) -> None:
         self.votes, self.queries, self.held, self.scale = votes, queries, held, scale
         self.group = queries.shape[1] // held.source.shape[1]
         self._weights: Tensor | None = None
-        """``[B * K, q * H / K, N]``: what each query of the stretch gave to what is still held."""
+        """Attention of the stretch's queries, 0 on evicted entries: ``[B * K, q * H / K, N]``."""
         self._left: Tensor
-        """``[B * K, q * H / K]``: how much that is, of 1."""
+        """``[B * K, q * H / K]``: sum of these weights, 1 before any eviction."""
         self._first: int
         self._stop: int
-        """The tokens of the stretch."""
+        """First token of the stretch, and the token after its last."""
 
     def observe(self, known: int, stretch: bool) -> None:
-        """Show the votes the pass that begins with this token, as one of a stretch or by itself."""
+        """Update the attention state with the pass that begins with token ``known``.
+
+        Args:
+            known: tokens fed before the pass.
+            stretch: whether to take the attention from that of a stretch.
+        """
         held = self.held
         attention = Attention(self.queries[:, :, known : held.known], held.keys, held.filler, self.scale)
         self.votes.observe(_Foreseen(attention, self) if stretch else attention)
 
     def received(self, since: int) -> Tensor | None:
-        """``[B, K, N]``: as ``Attention.received``, of the queries from this token to the last that is held; None if
-        that is too much to keep."""
+        """``Attention.received`` of the queries from token ``since`` on: ``[B, K, N]``.
+
+        None if the weights exceed the memory limit.
+        """
         if self._weights is None or not self._lasts(since):
             self._look(since)
         if self._weights is None:
             return None
         rows = self._rows(since)
-        # The heads that read a KV head vote together.
+        # Averages the query heads that share a KV head.
         shares = self._left[:, None, rows].mul(self.group).reciprocal_()
         return shares.bmm(self._weights[:, rows, : self.held.used]).view_as(self.held.positions)
 
@@ -129,7 +142,7 @@ class _Voting:
     def _lasts(self, since: int) -> bool:
         if since < self._first or self.held.known > self._stop:
             return False
-        # False as well if something is no number.
+        # False for NaN as well.
         return float(self._left[:, self._rows(since)].amin()) >= _LEAST
 
     def _look(self, since: int) -> None:
@@ -151,20 +164,20 @@ class _Voting:
         self._left = given.new_ones(self._weights.shape[:2])
 
     def drop(self, slots: Tensor) -> None:
-        """Go on without the entry of each head at ``[B, K, 1]``."""
+        """Evict the entry of each head at ``slots``, ``[B, K, 1]``."""
         if self._weights is not None and self.held.known <= self._stop:
             index = slots.view(-1, 1, 1).expand(*self._weights.shape[:2], 1)
             self._left -= self._weights.gather(2, index)[..., 0]
             self._weights.scatter_(2, index, 0)
 
     def keep(self, kept: Tensor) -> None:
-        """Go on with the entries at the indices ``[B, K, n]``."""
+        """Retain the entries at the indices ``[B, K, n]``."""
         self.votes.keep(kept)
         self._weights = None
 
 
 class _Foreseen(Attention):
-    """The attention of a pass, taken out of that of a stretch."""
+    """Attention of a pass, taken from the precomputed attention of a stretch."""
 
     def __init__(self, attention: Attention, voting: _Voting) -> None:
         super().__init__(attention.queries, attention.keys, attention.filler, attention.scale)
@@ -188,7 +201,15 @@ def replay_changing(
     queries: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """Evictions where scores change: from one eviction to the next, over what is held then, in order of position."""
+    """Replay evictions with changing scores, each over the entries retained at the time.
+
+    Args:
+        press, keys, layer, passes, padding, queries, scale: as in ``replay``.
+        ledger: a new ledger of the press.
+
+    Returns:
+        ``evicted_at``: ``[B, K, T]`` int32.
+    """
     history = History(keys.shape[0], keys.shape[1], keys.device)
     held = _Held(keys, padding)
     voting = None
@@ -201,7 +222,7 @@ def replay_changing(
             continue
         known = held.known
         held.add(ledger.columns)
-        # Votes are many numbers for each entry, and to move them all for one that goes is dear.
+        # Compacting moves the attention weights of all entries, which is expensive for a single eviction.
         single = not held.padded and held.used - held.holes - ledger.held[0] == 1
         if voting is not None:
             voting.observe(known, single)
@@ -217,7 +238,7 @@ def replay_changing(
                 stays = held.positions.gather(2, kept)
         else:
             kept, stays, gone = choose(ranks, positions, ledger.held)
-            # Holes come last, and go nowhere.
+            # Holes rank last, and are not evictions.
             gone = gone[..., : gone.shape[2] - held.holes]
         if kept is not None:
             held.keep(kept, stays)

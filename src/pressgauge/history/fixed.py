@@ -1,4 +1,4 @@
-"""Replays evictions where an entry's score never changes: from the order of the scores alone."""
+"""Replay of evictions with fixed scores, from the order of the scores alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +14,13 @@ from pressgauge.rules import Budget, Ledger
 
 @dataclass(frozen=True)
 class _Slots:
-    """The places of a row's eviction history: the same for every head of every layer of a model.
+    """Eviction slots of a row, equal for every head of every layer of a model.
 
     Attributes:
-        seen: per slot, ascending, the columns fed after the pass that evicts it; a pass has as many slots as it evicts.
-        first: per own token, the first slot that it can take: of the first acting pass at which it is neither a sink
-            nor recent; the number of slots if there is none.
+        seen: per slot, ascending, the number of columns fed after the pass that evicts; a pass has one slot per evicted
+            entry.
+        first: per token of the row, the first slot it can take: that of the first evicting pass at which the token is
+            neither a sink nor recent; the number of slots if there is none.
     """
 
     seen: list[int]
@@ -30,7 +31,15 @@ class _Slots:
 def slots(
     budget: Budget, written: str, passes: tuple[int, ...], prompt_length: int | None, padding: tuple[int, ...]
 ) -> list[_Slots]:
-    """The slots of each row. ``written`` is the ``keep_ratio`` as written, by which equal budgets may differ."""
+    """Eviction slots of each row.
+
+    Args:
+        budget: budget of the press.
+        written: ``keep_ratio`` as written, a cache key of its own: budgets that compare equal may differ in it.
+        passes: tokens of each pass.
+        prompt_length: columns of the prompt; by default the first pass is the prompt.
+        padding: columns of padding, per row.
+    """
     ledger = Ledger(budget, prompt_length)
     slots = [_Slots([], []) for _ in padding]
     held, seen = [0] * len(padding), [0] * len(padding)
@@ -52,14 +61,15 @@ def slots(
 
 
 def _replay_head(worst_first: list[int], slots: _Slots) -> list[int]:
-    """``evicted_at`` of one head's own tokens: in this order, each takes the first slot that it can and that is free.
+    """``evicted_at`` of one head's tokens; in the given order, each takes its first free slot.
 
-    For the worst of all tokens goes as soon as it can, and without it and its slot the same holds for the next one.
+    This is exact: the lowest-ranked token is evicted as soon as it can be, and without it and its slot the same holds
+    for the next one.
     """
     evicted = [NEVER] * len(worst_first)
     seen, first = slots.seen, slots.first
     none = len(seen)
-    free = list(range(none + 1))  # what is free at or after each slot, or a slot in between that leads there
+    free = list(range(none + 1))  # union-find: a slot at or before the next free one; itself if free
     for token in worst_first:
         slot = found = first[token]
         while free[found] != found:
@@ -73,7 +83,16 @@ def _replay_head(worst_first: list[int], slots: _Slots) -> list[int]:
 
 
 def replay_fixed(ranks: Tensor, slots: list[_Slots], padding: Sequence[int]) -> Tensor:
-    """Evictions where a score never changes."""
+    """Replay evictions with fixed scores.
+
+    Args:
+        ranks: ``[B, K, T]``.
+        slots: eviction slots of each row.
+        padding: columns of padding, per row.
+
+    Returns:
+        ``evicted_at``: ``[B, K, T]`` int32.
+    """
     table = torch.zeros(ranks.shape, dtype=torch.int32)
     for row, pad in enumerate(padding):
         orders = ranks[row, :, pad:].argsort(dim=-1).tolist()

@@ -1,7 +1,7 @@
-"""``evicted_at``: one integer per (sequence, KV head, token) that tells the whole history of a layer.
+"""``evicted_at``, the eviction history of a layer: one integer per (row, KV head, token).
 
-It is the number of columns fed right after the pass that evicted the token, ``NEVER`` for a token that is still held,
-and 0 for padding. So query t sees key j if and only if ``j <= t < evicted_at[b, k, j]``.
+It is the number of columns fed by the end of the pass that evicted the token, ``NEVER`` for a retained token, and 0 for
+padding. So query t attends to key j if and only if ``j <= t < evicted_at[b, k, j]``.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,21 +15,27 @@ NEVER = torch.iinfo(torch.int32).max
 
 
 class History:
-    """Records the evictions of one layer while they happen.
+    """Record of the evictions of one layer.
 
     Args:
         rows, heads: B and K.
-        device: where to keep the record.
+        device: device of the record.
     """
 
     def __init__(self, rows: int, heads: int, device: torch.device) -> None:
         self._evicted_at = torch.full((rows, heads, 1), NEVER, dtype=torch.int32, device=device)
 
     def record(self, positions: Tensor, padding: Sequence[int], seen: int) -> None:
-        """Note that the entries at ``positions`` (``[B, K, n]``, -1 for none) go after column number ``seen``."""
+        """Record an eviction.
+
+        Args:
+            positions: ``[B, K, n]``, of the evicted entries; -1 for none.
+            padding: columns of padding, per row.
+            seen: columns fed by the end of the evicting pass.
+        """
         self._evicted_at = writable(self._evicted_at)
         if seen >= self._evicted_at.shape[-1]:
-            # The last column is where "none" is written to, so that nothing has to be looked up on the device.
+            # The last column is a dummy target for "none", so that no value has to be read back from the device.
             more = seen + seen // 2 + 64 - self._evicted_at.shape[-1]
             self._evicted_at[..., -1] = NEVER
             self._evicted_at = torch.nn.functional.pad(self._evicted_at, (0, more), value=NEVER)
@@ -40,7 +46,7 @@ class History:
         self._evicted_at.scatter_(2, columns, seen)
 
     def evicted_at(self, columns: int, padding: Sequence[int]) -> Tensor:
-        """``[B, K, columns]`` int32."""
+        """The eviction history of the first columns: ``[B, K, columns]`` int32."""
         rows, heads, known = self._evicted_at.shape
         table = self._evicted_at.new_full((rows, heads, columns), NEVER)
         known = min(known - 1, columns)
@@ -51,17 +57,17 @@ class History:
         return table
 
     def select(self, rows: Tensor) -> None:
-        """Make row i what row ``rows[i]`` was."""
+        """Reorder the batch: row i becomes the former row ``rows[i]``."""
         self._evicted_at = self._evicted_at.index_select(0, rows.to(self._evicted_at.device))
 
 
 def visible(evicted_at: Tensor, start: int, stop: int) -> Tensor:
-    """Which keys the queries ``start`` to ``stop - 1`` see: ``[B, K, stop - start, T]`` bool."""
+    """Attention mask of queries ``start`` to ``stop - 1``: ``[B, K, stop - start, T]`` bool."""
     queries = torch.arange(start, stop, device=evicted_at.device)[:, None]
     keys = torch.arange(evicted_at.shape[-1], device=evicted_at.device)
     return (keys <= queries) & (queries < evicted_at[:, :, None, :])
 
 
 def count_evictions(tables: Iterable[Tensor]) -> int:
-    """Entries evicted, over the layers' ``evicted_at``: neither still held nor padding."""
+    """Number of evicted entries, neither retained nor padding, over the layers' ``evicted_at``."""
     return sum(int(((table > 0) & (table < NEVER)).sum()) for table in tables)

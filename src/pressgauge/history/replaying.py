@@ -1,4 +1,4 @@
-"""``replay``: what a press evicts from given keys, without decoding."""
+"""``replay``: eviction history of given keys under a press, without decoding."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -25,28 +25,28 @@ def replay(
     queries: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """What a press evicts from a layer that is fed these keys, without decoding.
+    """Compute what a press evicts from a layer that is fed the given keys, without decoding.
 
-    Given the keys that a cache was handed, it equals the cache's own record exactly, in every dtype. Votes of queries
-    are summed in another order than they came in, so that with them it does in float64.
+    Given the keys passed to a cache, the result equals the cache's own record exactly, in every dtype. For presses that
+    need queries it does so in float64, since attention is summed in a different order.
 
     Args:
         press: the press.
-        keys: ``[B, K, T, D]``, as rotated when they were new.
-        passes: how many tokens each pass feeds; they add up to T.
+        keys: ``[B, K, T, D]``, with the rotary embedding applied when they were added.
+        passes: number of tokens in each pass; they sum to T.
         layer: index of the layer.
-        prompt_length: tokens of the prompt; the first pass is the prompt if it is not given.
-        padding: per row, how many of the first columns are padding.
+        prompt_length: tokens of the prompt; by default the first pass is the prompt.
+        padding: number of leading columns that are padding, per row.
         queries: ``[B, H, T, D]``, for presses that need them.
-        scale: what attention multiplies products of queries and keys by; ``D ** -0.5`` unless given.
+        scale: scaling factor of the query-key products; ``D ** -0.5`` by default.
 
     Returns:
         ``evicted_at``: ``[B, K, T]`` int32.
 
     Raises:
-        TypeError: for arguments of the wrong kind.
-        ValueError: if the passes do not add up to T, the padding does not fit, or the press needs queries and there
-            are none.
+        TypeError: for arguments of the wrong type.
+        ValueError: if the passes do not sum to T, the shapes or the padding do not match, or the press needs queries
+            and there are none.
     """
     if press is None:
         raise TypeError("press must be a press such as KnormPress(0.5), got None: without one nothing is evicted")
@@ -75,7 +75,7 @@ def replay(
     if not press.fixed_scores:
         scale = keys.shape[3] ** -0.5 if scale is None else scale
         return replay_changing(press, keys, layer, passes, Ledger(press, prompt_length), pads, queries, scale)
-    # What a subclass adds has no part in when and how many.
+    # Attributes added by a subclass do not affect when it evicts and how many entries.
     budget = Budget(**{field.name: getattr(press, field.name) for field in fields(Budget)})
     places = slots(budget, str(press.keep_ratio), tuple(passes), prompt_length, tuple(pads))
     if not any(slot.seen for slot in places):

@@ -1,4 +1,4 @@
-"""The one place that knows transformers: its versions, what of its models a press supports, and loading."""
+"""Models of transformers: version differences, support for presses, and loading."""
 
 import re
 from pathlib import Path
@@ -12,25 +12,25 @@ if TYPE_CHECKING:
     from pressgauge.models.loading import pick_device as pick_device
 
 REFERENCES = ("reference", "reference-neox")
-"""The models that come with the package."""
+"""Models bundled with the package."""
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 __getattr__ = lazy.attributes(__name__, dict.fromkeys(("load", "load_parts", "pick_device"), "loading"))
 
 
 def location(name: str) -> str:
-    """Where ``from_pretrained`` finds the model: the package's folder for a reference model, else the name itself."""
+    """Argument for ``from_pretrained``: the bundled folder of a reference model, else ``name``."""
     return str(Path(__file__).parents[1] / "reference" / name) if name in REFERENCES else name
 
 
 def check_dtype(dtype: str) -> None:
-    """Raise a ``ValueError`` unless models load in this dtype."""
+    """Raise ``ValueError`` unless models can be loaded in this dtype."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
 
 
 def check_model_name(name: str) -> None:
-    """Raise a ``ValueError`` if this is neither a folder nor a name that a hub could know."""
+    """Raise ``ValueError`` if ``name`` is neither a folder nor a valid hub name."""
     if not Path(location(name)).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise not_loaded(name, "there is no such folder, and no name on the hub has this form")
 

@@ -1,6 +1,6 @@
-"""The one module that knows transformers' interfaces and what differs between its versions.
+"""transformers' interfaces, and all differences between its versions.
 
-Versions are told apart by looking at signatures, never by their numbers.
+Versions are told apart by signatures, never by version numbers.
 """
 
 import inspect
@@ -21,16 +21,19 @@ PLAIN = "measure it without a press and without a cache (press=None, method='pla
 VERSION = f"transformers {transformers.__version__}"
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""What a forward call names its cache: the first since transformers 5.24, the second before."""
+"""Names of the cache argument: the first since transformers 5.24, the second before."""
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
-"""An attention function of transformers: ``(module, query, key, value, mask, **kwargs)`` to output and weights."""
+"""Attention function of transformers.
+
+``(module, query, key, value, mask, **kwargs)`` returns output and weights.
+"""
 
 
 def decoder_of(model: PreTrainedModel) -> Any:
-    """The module of a causal model that runs its layers and takes its cache."""
+    """The module of a causal model that runs the layers and takes the cache."""
     found = model.get_decoder()
-    # Some models name their output layer `decoder`.
+    # In some models, `decoder` is the output layer.
     return found if isinstance(found, PreTrainedModel) else model.base_model
 
 
@@ -40,26 +43,27 @@ def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def parameters(decoder: nn.Module) -> tuple[str, ...]:
-    """The names of a decoder's arguments, in order."""
+    """Names of the arguments of a decoder's forward call, in order."""
     return _parameters(type(decoder).forward)
 
 
 def named(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a module's forward call, all by name."""
+    """Arguments of a module's forward call, all by name."""
     return {**dict(zip(parameters(module), args, strict=False)), **kwargs}
 
 
 def cache_name(kind: type[nn.Module]) -> str | None:
-    """The name under which a class of models takes its cache; None if it takes none under a known name."""
+    """Name of a model class's cache argument; None if it has none with a known name."""
     return next((name for name in CACHE_NAMES if name in _parameters(kind.forward)), None)
 
 
 def cache_argument(model: PreTrainedModel) -> str:
-    """The name under which a model and its ``generate`` take a cache in the installed transformers: ``cache`` since
-    5.24, ``past_key_values`` before.
+    """Name of the cache argument of a model and its ``generate`` in the installed transformers.
+
+    ``cache`` since 5.24, ``past_key_values`` before.
 
     Raises:
-        ValueError: if the model takes no cache.
+        ValueError: if the model takes no ``DynamicCache`` under these names.
     """
     name = cache_name(type(decoder_of(model)))
     if name is None:
@@ -79,9 +83,10 @@ def feed(
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
 ) -> Tensor:
-    """The logits ``[B, q, V]`` of one pass; ``cache`` is ``{cache_argument(model): cache}``, or empty for none.
+    """Logits ``[B, q, V]`` of one pass.
 
-    Without padding a model is given neither mask nor positions, and makes both as it would alone.
+    ``cache`` is ``{cache_argument(model): cache}``, or empty for no cache. Without padding, neither mask nor positions
+    are passed, so that the model builds both as usual.
     """
     given: dict[str, Any] = {"use_cache": bool(cache), **cache}
     if attention_mask is not None:
@@ -93,14 +98,17 @@ def feed(
 
 
 def pop_caches(kwargs: MutableMapping[str, Any]) -> list[Any]:
-    """Take the caches out of a forward call's arguments, whatever they are called."""
+    """Remove the caches from a forward call's arguments, whatever their names, and return them."""
     names = [name for name, value in kwargs.items() if name in CACHE_NAMES or isinstance(value, Cache)]
     found = [kwargs.pop(name) for name in names]
     return [cache for cache in found if cache is not None]
 
 
 def query_length(query: int | Tensor) -> int:
-    """The tokens of a pass, as ``get_mask_sizes`` is told: by their number, in transformers 5.2 by their positions."""
+    """Number of tokens of a pass, from the argument of ``get_mask_sizes``.
+
+    In transformers 5.2, that argument is the tokens' positions.
+    """
     return query if isinstance(query, int) else query.shape[0]
 
 
@@ -115,56 +123,58 @@ _KEEPS_KEYS_AND_STATES = (
 
 
 def selects_keys(layer: Any) -> bool:
-    """Whether a layer of a cache is of a kind that indexes, compresses or selects keys, of which attention to a whole
-    text in one pass is not what decoding computes."""
+    """Whether a cache layer indexes, compresses or selects keys.
+
+    For such layers, attention over a text in one pass differs from decoding.
+    """
     return type(layer).__name__ not in _KEEPS_KEYS_AND_STATES
 
 
 def takes_dynamic_cache(kind: Any) -> bool:
-    """Whether a model class decodes with a ``DynamicCache``, not with a cache of its own or none at all."""
+    """Whether a model class decodes with a ``DynamicCache``, not with its own cache or none."""
     supported = getattr(kind, "_supports_default_dynamic_cache", None)
     return supported is None or bool(supported()) or "lfm2" in kind.__name__.lower()
 
 
 def layer_classes(config: PretrainedConfig) -> list[Any]:
-    """An empty cache layer for each layer that the model's own cache has."""
+    """Empty layers of the model's own cache."""
     return list(DynamicCache(config=config).layers)
 
 
 def cached_layer(cache: Cache, index: int) -> Any:
-    """The layer of a cache; None where it has none, as for one that borrows the keys of another."""
+    """A layer of a cache; None if missing, as for a layer that shares the keys of another."""
     return cache.layers[index] if index < len(cache.layers) else None
 
 
 def caches_keys(layer: Any) -> bool:
-    """Whether a layer of a cache holds keys and values, as layers of linear attention and state spaces do not."""
+    """Whether a cache layer stores keys and values, unlike linear attention or state spaces."""
     return isinstance(layer, CacheLayerMixin)
 
 
 def tokens_seen(cache: DynamicCache) -> int | None:
-    """How many tokens were fed to a cache; None if no layer of it holds keys."""
+    """Number of tokens fed to a cache; None if no layer caches keys."""
     layers: list[Any] = cache.layers
     return max((layer.get_seq_length() for layer in layers if caches_keys(layer)), default=None)
 
 
 def model_class(config: PretrainedConfig) -> Any:
-    """The causal model class of transformers for a configuration; None if it has none."""
+    """transformers' causal model class for a configuration; None if there is none."""
     mapping = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     return mapping.get(type(config), None)
 
 
 def goes_through_interface(kind: Any) -> bool:
-    """Whether the layers of a model class look their attention up in transformers' attention interface."""
+    """Whether the layers of a model class use transformers' attention interface."""
     return bool(kind._can_set_attn_implementation())
 
 
 def checkpoints_gradients(decoder: Any) -> bool:
-    """Whether a model trains with gradient checkpointing, for which transformers takes the cache from its layers."""
+    """Whether a model trains with gradient checkpointing, which disables the layers' cache."""
     return any(module.training and getattr(module, "gradient_checkpointing", False) for module in decoder.modules())
 
 
 def in_assisted_decoding() -> bool:
-    """Whether ``generate`` feeds candidate tokens. A cache is told by no argument, only by who calls it."""
+    """Whether the caller is assisted decoding, which only the call stack tells a cache."""
     frame = sys._getframe()
     while frame.f_back is not None:
         frame = frame.f_back
@@ -174,48 +184,50 @@ def in_assisted_decoding() -> bool:
 
 
 def takes_positions(decoder: nn.Module) -> bool:
-    """Whether the positions of padded rows can be given to a model: RoBERTa makes its own from the tokens, and BART
-    counts padding as positions."""
+    """Whether a model accepts the positions of padded rows.
+
+    RoBERTa derives positions from the tokens, and BART counts padding.
+    """
     own = any(hasattr(module, "create_position_ids_from_input_ids") for module in decoder.modules())
     return "position_ids" in parameters(decoder) and not own
 
 
 def layer_indices(decoder: nn.Module) -> dict[int, int]:
-    """The index of each layer, by the ``id`` of its modules that know it."""
+    """Layer index by the ``id`` of each module with a ``layer_idx``."""
     indices = {id(module): getattr(module, "layer_idx", None) for module in decoder.modules()}
     return {module: index for module, index in indices.items() if isinstance(index, int)}
 
 
 def scaling(key: Tensor, kwargs: Mapping[str, Any]) -> float:
-    """What an attention call multiplies products of queries and keys by."""
+    """Scaling factor of the query-key products of an attention call."""
     scale = kwargs.get("scaling")
     return float(key.shape[-1] ** -0.5 if scale is None else scale)
 
 
 def eager_attention(module: nn.Module) -> Attention:
-    """The attention function of the model's own that a module uses under ``eager``."""
+    """The model's own attention function under ``eager``."""
     names = _namespace(type(module))
     switch = _SWITCHES.get((id(names), _EAGER))
     return names[_EAGER] if switch is None else switch.own
 
 
 def _namespace(kind: type[nn.Module]) -> dict[str, Any]:
-    """The globals of the code that runs a class of modules."""
+    """Globals of the code of a module class's forward."""
     return getattr(inspect.unwrap(kind.forward), "__globals__", {})
 
 
 _EAGER = "eager_attention_forward"
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
-"""``(own, module, query, key, value, mask, **kwargs)``, with the attention function that would have been called."""
+"""``(own, module, query, key, value, mask, **kwargs)``; ``own`` is the replaced function."""
 
 _ROUTES: dict[int, Attend] = {}
-"""By the ``id`` of a module, what is called instead of its attention function."""
+"""Replacement of the attention function, by the ``id`` of a module."""
 _LOCK = threading.Lock()
 
 
 class _Switch:
-    """Stands in a table of attention functions for one of them, and sends each module's call where it belongs."""
+    """Entry in a table of attention functions that dispatches calls by module."""
 
     def __init__(self, table: MutableMapping[str, Any], name: str) -> None:
         self.table, self.name, self.users = table, name, 0
@@ -243,9 +255,9 @@ _SWITCHES: dict[tuple[int, str], _Switch] = {}
 
 
 def _tables(decoder: nn.Module, implementation: str) -> dict[int, tuple[MutableMapping[str, Any], str]]:
-    """Where the modules of a decoder look up their attention function, and by what name."""
+    """Tables in which a decoder's modules look up their attention function, with its name."""
     tables: list[tuple[MutableMapping[str, Any], str]] = []
-    # Modules are many, and their classes few.
+    # There are many modules, but few classes.
     spaces = [_namespace(kind) for kind in {type(module) for module in decoder.modules()}]
     if implementation == "eager":
         tables = [(names, _EAGER) for names in spaces if _EAGER in names]
@@ -258,16 +270,16 @@ def _tables(decoder: nn.Module, implementation: str) -> dict[int, tuple[MutableM
 
 
 def carries_a_press(decoder: nn.Module) -> bool:
-    """Whether the attention of a decoder is routed elsewhere already."""
+    """Whether the attention of a decoder is already routed."""
     return any(id(module) in _ROUTES for module in decoder.modules())
 
 
 @contextmanager
 def routed(decoder: Any, attend: Attend) -> Iterator[None]:
-    """Call ``attend`` for the attention of every module of a decoder while the context is open.
+    """Route the attention of every module of a decoder to ``attend`` while the context is open.
 
-    The name of the model's implementation stays what it is, so that code which compares it with other names does what
-    it always does. Attention of other models is left alone.
+    The name of the model's implementation does not change, so that code that branches on it behaves as usual. Other
+    models are not affected.
     """
     modules = [id(module) for module in decoder.modules()]
     switches: list[_Switch] = []

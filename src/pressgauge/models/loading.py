@@ -1,4 +1,4 @@
-"""Models by name: the embedded reference models, a local folder, or a hub's."""
+"""Loading of models by name: bundled reference models, local folders, or the hub."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,14 +21,14 @@ from transformers import (
 from pressgauge.models import check_dtype, location, not_loaded
 
 HUB_TIMEOUT = 2.0
-"""Seconds that the hub has to answer before only its cache is looked into."""
+"""Seconds to wait for the hub before falling back to its local cache."""
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is the accelerator where there is one, else the CPU.
+    """The device of that name; ``auto`` is the accelerator if available, else the CPU.
 
     Raises:
-        ValueError: if this machine does not have it.
+        ValueError: if this machine has no such device.
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -43,7 +43,7 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Whatever goes wrong with a model, as one sentence."""
+    """Convert errors in loading a model to a ``ValueError`` of one sentence."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -54,23 +54,28 @@ def _explained(name: str) -> Iterator[None]:
 
 
 def _hub_answers(url: str) -> bool:
-    """Whether the hub answers at all, asked once. transformers would ask for a file that is not in the cache six times
-    in 23 seconds."""
+    """Whether the hub answers a single request.
+
+    transformers would retry six times in 23 seconds for a file that is not in the cache.
+    """
     try:
         get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
     except HfHubHTTPError:
-        return True  # that there is no such model, or that it may not be read: transformers says it better
+        return True  # no such model, or no access: transformers has the better message
     except Exception:
-        # The errors of httpx, or of httpx2, as the release of huggingface_hub has it, share no narrower class.
+        # Errors of httpx or httpx2, depending on the huggingface_hub release, share no narrower class.
         return False
     return True
 
 
 def _only_cached(name: str) -> bool:
-    """Whether only the hub's cache can have the model, since the hub does not answer; false for a folder.
+    """Whether to load from the hub's local cache only, since the hub does not answer.
+
+    False for a folder.
 
     Raises:
-        ValueError: if it is neither a folder nor a name that the hub could know, or neither a folder nor in the cache.
+        ValueError: if ``name`` is neither a folder nor a valid hub name, or the hub does not answer and the model is
+            not in the cache.
     """
     if Path(location(name)).is_dir():
         return False
@@ -86,23 +91,23 @@ def _only_cached(name: str) -> bool:
 
 
 def load_parts(name: str, *, trust_remote_code: bool = False) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    """A model's configuration and tokenizer, without its weights.
+    """Load a model's configuration and tokenizer, without weights.
 
     Raises:
-        ValueError: if there is no such model, or it cannot be loaded, with what to do about it.
+        ValueError: if there is no such model, or it cannot be loaded.
     """
     with _explained(name):
         return _parts(location(name), _options(name, trust_remote_code))
 
 
 def _options(name: str, trust_remote_code: bool) -> dict[str, Any]:
-    """What every ``from_pretrained`` of a model is given; asks the hub whether it answers."""
+    """Arguments for every ``from_pretrained`` of a model; probes the hub."""
     return {"trust_remote_code": trust_remote_code, "local_files_only": _only_cached(name)}
 
 
 def _parts(place: str, options: dict[str, Any]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     if Path(place).is_dir() and not any(Path(place).glob("*token*")) and not any(Path(place).glob("vocab*")):
-        # Some versions of transformers make up a tokenizer that knows no word.
+        # Some versions of transformers would construct a tokenizer with an empty vocabulary.
         raise ValueError("it has no tokenizer files")
     return AutoConfig.from_pretrained(place, **options), AutoTokenizer.from_pretrained(place, **options)
 
@@ -110,16 +115,16 @@ def _parts(place: str, options: dict[str, Any]) -> tuple[PretrainedConfig, PreTr
 def load(
     name: str, *, device: torch.device | str = "cpu", dtype: str = "float32", trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal model and its tokenizer, ready for evaluation. Weights load as safetensors only.
+    """Load a causal model, in evaluation mode, and its tokenizer. Weights must be safetensors.
 
     Args:
-        name: ``reference`` (a Llama), ``reference-neox`` (a GPT-NeoX), a local folder, or a name on the hub.
-        device: where to put the model.
+        name: ``reference`` (a Llama), ``reference-neox`` (a GPT-NeoX), a local folder, or a hub name.
+        device: device of the model.
         dtype: one of ``DTYPES``.
-        trust_remote_code: run code that comes with the model.
+        trust_remote_code: whether to run code that comes with the model.
 
     Raises:
-        ValueError: if there is no such dtype, or no such model can be loaded, with what to do about it.
+        ValueError: if the dtype is not supported, or the model cannot be loaded.
     """
     check_dtype(dtype)
     with _explained(name):
@@ -134,7 +139,7 @@ def load(
         )
         model, loading = loaded
         if loading["missing_keys"]:
-            # transformers draws them at random, and every number measured would be false.
+            # transformers initialises them at random, which would invalidate every measurement.
             raise ValueError(f"weights are missing: {', '.join(sorted(loading['missing_keys']))}")
     model.to(device)
     model.eval()

@@ -1,4 +1,4 @@
-"""Which layers of a model can be pruned, and why the others cannot: the one table of refusals."""
+"""Layers of a model that presses support, and reasons why they do not support the others."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +19,13 @@ _ALONE = f"no press supports this model: {_STEPWISE}"
 
 @dataclass(frozen=True)
 class Support:
-    """What a press can do with a model.
+    """Support of a model for presses.
 
     Attributes:
-        name: of the model, for sentences.
-        layers: how many layers it has.
-        whole: why none of its layers can be pruned, however many are skipped; None if some may.
-        reasons: why a layer cannot be pruned, by index.
+        name: name of the model, for messages.
+        layers: number of layers.
+        whole: why presses do not support the model, whichever layers are skipped; None if they may.
+        reasons: why presses cannot evict from a layer, by index.
         selecting: whether some layers index, compress or select keys.
     """
 
@@ -36,10 +36,10 @@ class Support:
     selecting: bool = False
 
     def resolve(self, press: P) -> P:
-        """The press with ``skip_layers`` as indices, all of which the model has.
+        """The press with ``skip_layers`` as indices, all within the model.
 
         Raises:
-            ValueError: if the press cannot be used with the model, with all the reasons.
+            ValueError: if the press does not support the model; the message lists all reasons.
         """
         if self.whole is not None:
             raise ValueError(f"{self.name} ({interface.VERSION}) {self.whole}")
@@ -56,11 +56,11 @@ class Support:
         return press
 
     def refusal(self, reasons: Mapping[int, str], skipped: Iterable[int] = ()) -> ValueError:
-        """The error for layers that a press was to prune and cannot, with all of them and the way out.
+        """The error for unsupported layers that are not skipped, with all reasons and the way out.
 
         Args:
-            reasons: by index, why a layer cannot be pruned.
-            skipped: layers that are skipped already.
+            reasons: by index, why presses cannot evict from a layer.
+            skipped: layers already skipped.
         """
         alike: dict[str, list[int]] = {}
         for layer, reason in sorted(reasons.items()):
@@ -76,7 +76,7 @@ class Support:
         return ValueError(f"{start}; pass skip_layers={away}{short}, which leaves {_layers(left)} to prune")
 
     def check_index(self, index: int) -> None:
-        """Raise a ``ValueError`` if a module attends that says it is of a layer which the model does not have."""
+        """Raise ``ValueError`` if an attention module's layer index is outside the model."""
         if not 0 <= index < self.layers:
             raise ValueError(
                 f"{self.name} ({interface.VERSION}) attends by modules whose layer_idx is {index}, outside 0 to "
@@ -84,7 +84,7 @@ class Support:
             )
 
     def check_added(self, before: int, after: int) -> None:
-        """Raise a ``ValueError`` if a pass has left a cache of so many layers with another number of them."""
+        """Raise ``ValueError`` if a pass changed the number of layers of its cache."""
         if before != after:
             raise ValueError(
                 f"{self.name} ({interface.VERSION}) was given a cache of {before} layers and made it one of {after}, "
@@ -118,7 +118,7 @@ _ORDER_FREE = (
     "trocr",
     "xglm",
 )
-"""Architectures with attention code of their own, which gives the same in whatever order entries lie (`nox -s zoo`)."""
+"""Architectures whose own attention code is invariant to entry order (`nox -s zoo`)."""
 
 
 _OWN_WAYS = {
@@ -126,11 +126,11 @@ _OWN_WAYS = {
     "dory": "adds layers to the cache that it is given",
     "doge": "makes masks of its own from all values that lie in the cache",
 }
-"""What architectures do with entries that only they do, of which a plain cache learns nothing."""
+"""Architectures that handle entries in ways that a plain cache cannot detect."""
 
 
 def _slots(config: Any, kind: Any) -> str | None:
-    """Why stock attention over what a plain cache holds would be wrong; None if it is right."""
+    """Why stock attention over the slots of a plain cache would be wrong; None if it is right."""
     if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
         return "adds ALiBi biases by the slot of an entry, not its position"
     if config.model_type in _OWN_WAYS:
@@ -143,25 +143,25 @@ def _slots(config: Any, kind: Any) -> str | None:
 
 
 def _sharing(text: Any) -> set[int]:
-    """The layers that lend keys and values to others, or borrow them."""
+    """Layers that share keys and values, both the owners and the users."""
     modes = getattr(text, "kv_sharing_modes", None)
     if modes is None:
-        # Before transformers 5.23: the last layers borrow, each from the last one of its type before them.
+        # Before transformers 5.23, the last layers each use those of the last layer of their type before them.
         first = text.num_hidden_layers - (getattr(text, "num_kv_shared_layers", 0) or 0)
         types = text.layer_types if first < text.num_hidden_layers else []
         lending = {first - 1 - types[:first][::-1].index(kind) for kind in types[first:] if kind in types[:first]}
         return lending | set(range(first, text.num_hidden_layers))
-    # Where none borrows, what a layer stores is for itself.
+    # If no layer uses another's, each stores for itself.
     used = {index: str(getattr(mode, "value", mode)) for index, mode in enumerate(modes) if mode is not None}
     return set(used) if set(used.values()) - {"store"} else set()
 
 
 def of_config(config: PretrainedConfig, classes: Sequence[Any] | None = None) -> Support:
-    """What a press can do with a model, as far as its configuration tells.
+    """Support of a model, as far as its configuration tells.
 
     Args:
         config: the configuration.
-        classes: the layers of the model's own cache, if they are at hand.
+        classes: layers of the model's own cache; created from ``config`` by default.
     """
     text: Any = config.get_text_config(decoder=True)
     kind = interface.model_class(config)
@@ -181,7 +181,7 @@ def of_config(config: PretrainedConfig, classes: Sequence[Any] | None = None) ->
         whole = f"{slots}: {_STEPWISE}"
     reasons = {}
     types = getattr(text, "layer_types", None) or [None] * count
-    # GPT-Neo's windows are of slots.
+    # GPT-Neo's local attention counts slots, not positions.
     local = getattr(text, "attention_layers", None) or [None] * count
     shared = _sharing(text)
     for index in range(count):
@@ -199,13 +199,13 @@ def of_config(config: PretrainedConfig, classes: Sequence[Any] | None = None) ->
 
 
 def refuse_outside(model: PreTrainedModel) -> None:
-    """Raise a ``ValueError`` if the layers of a model attend in a way of their own, which no pass can look at."""
+    """Raise ``ValueError`` if a model bypasses transformers' attention interface."""
     if not interface.goes_through_interface(type(interface.decoder_of(model))):
         raise ValueError(f"{type(model).__name__} ({interface.VERSION}) {_OUTSIDE}: {_STEPWISE}")
 
 
 def of_model(model: PreTrainedModel) -> Support:
-    """What an attached press can do with a model."""
+    """Support of a model for attached presses."""
     support = of_config(model.config)
     name, decoder = type(model).__name__, interface.decoder_of(model)
     whole, reasons = support.whole, dict(support.reasons)

@@ -1,4 +1,4 @@
-"""The presses. ``PRESSES`` is the only list of them: by the name on the command line, where the class is defined."""
+"""The presses. ``PRESSES``, keyed by command-line name, is the only list of them."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -36,16 +36,16 @@ _CLASSES = {
     "snapkv": "SnapKVPress",
     "tova": "TOVAPress",
 }
-"""By name, the class, which is in the module of that name."""
+"""Class name by command-line name. The module has the command-line name, with underscores."""
 
 PUBLIC = {"Press": "base"} | {kind: name.replace("-", "_") for name, kind in _CLASSES.items()}
-"""By class, the module."""
+"""Module by class name."""
 
 __getattr__ = lazy.attributes(__name__, PUBLIC)
 
 
 class _Registry(Mapping[str, "type[Press]"]):
-    """The classes by name, each imported when it is looked up: to know the names takes no torch."""
+    """Press classes by name, imported on lookup: listing the names does not import torch."""
 
     def __getitem__(self, name: str) -> "type[Press]":
         found: Any = __getattr__(_CLASSES[name])

@@ -1,7 +1,8 @@
-"""Votes: what queries say of the entries of one layer, for presses whose scores come from attention.
+"""Attention scores of one layer's entries, for presses that rank by attention.
 
-Shapes: B batch, H query heads, K KV heads, N entries held, q queries, D head dimension. Query heads ``k * H / K`` to
-``(k + 1) * H / K - 1`` read KV head k, and vote for it. No table of ``[T, T]`` is ever made.
+Shapes: B batch, H query heads, K KV heads, N retained entries, q queries, D head dimension. Query heads ``k * H / K``
+to ``(k + 1) * H / K - 1`` read KV head k and contribute to its scores. The full ``[T, T]`` attention matrix is never
+materialised.
 """
 
 from abc import ABC, abstractmethod
@@ -10,20 +11,20 @@ import torch
 from torch import Tensor
 
 MOST = 1 << 22
-"""Attention weights that are made at a time."""
+"""Maximum number of attention weights materialised at a time."""
 
 
 def weights(queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> Tensor:
-    """Attention of the last q entries' queries, each to the entries up to its own, in float32 or wider.
+    """Causal attention weights of the last q queries, in float32 or wider.
 
     Args:
-        queries: ``[B, H, q, D]``.
+        queries: ``[B, H, q, D]``, those of the last q entries.
         keys: ``[B, K, N, D]``, in order of position.
-        filler: ``[B, K, N]``, where there is filler, which is given nothing; None for nowhere.
-        scale: what products of queries and keys are multiplied by.
+        filler: ``[B, K, N]`` bool, True at padding slots, which get zero weight; None if there are none.
+        scale: scaling factor of the query-key products.
 
     Returns:
-        ``[B, K, H / K, q, N]``; not a number for a query that sees nothing but filler.
+        ``[B, K, H / K, q, N]``; NaN for a query that attends to padding slots only.
     """
     rows, heads, seen, _ = keys.shape
     size = queries.shape[2]
@@ -39,21 +40,24 @@ def weights(queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) 
 
 
 class Attention:
-    """What the queries of a pass see.
+    """Inputs of the attention of one pass.
 
     Args:
-        queries: ``[B, H, q, D]``, those of the last q entries: each sees the entries up to its own.
+        queries: ``[B, H, q, D]``, those of the last q entries. Each attends to the entries up to its own.
         keys: ``[B, K, N, D]``, in order of position.
-        filler: ``[B, K, N]``, where there is filler, which neither votes nor is voted for; None for nowhere.
-        scale: what products of queries and keys are multiplied by.
+        filler: ``[B, K, N]`` bool, True at padding slots, which neither give nor receive attention; None if there are
+            none.
+        scale: scaling factor of the query-key products.
     """
 
     def __init__(self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> None:
         self.queries, self.keys, self.filler, self.scale = queries, keys, filler, scale
 
     def received(self) -> Tensor:
-        """``[B, K, N]``, in float32 or wider: the attention that each entry receives, the sum over the queries and the
-        mean over the query heads of its KV head."""
+        """Attention that each entry receives: ``[B, K, N]``, in float32 or wider.
+
+        Summed over the queries and averaged over the query heads of the entry's KV head.
+        """
         rows, query_heads, count, _ = self.queries.shape
         heads, entries = self.keys.shape[1:3]
         keys = self.keys.to(torch.promote_types(self.keys.dtype, torch.float32))
@@ -65,47 +69,57 @@ class Attention:
             filler = None if self.filler is None else self.filler[:, :, :seen]
             given = weights(self.queries[:, :, start:stop], keys[:, :, :seen], filler, self.scale)
             if filler is not None:
-                # A query of padding sees nothing, and what nothing is divided by is no number.
+                # A padding query attends to nothing, so its softmax is NaN.
                 given.masked_fill_(filler[:, :, None, before:, None], 0)
             found[..., :seen] += given.sum(dim=(2, 3))
         return found * (heads / query_heads)
 
     def received_from(self, last: int) -> Tensor | None:
-        """``[B, K, N]``: the same for the last queries, those of earlier passes included, for whoever knows it."""
+        """``received`` from the last queries, or None if not precomputed: ``[B, K, N]``.
+
+        Args:
+            last: number of queries, those of earlier passes included.
+        """
         return None
 
 
 class Votes(ABC):
-    """What one layer remembers of the queries that it has seen."""
+    """Attention state of one layer: what it keeps of the queries seen so far."""
 
     @abstractmethod
     def observe(self, attention: Attention) -> None:
-        """Take in a pass: its queries, and all entries that were held before it and its own; filler may stand where an
-        entry was."""
+        """Update with a pass: its queries, all entries retained before it, and its own entries.
+
+        A padding slot may have replaced an entry.
+        """
 
     @abstractmethod
     def of(self, keys: Tensor) -> Tensor:
-        """``[B, K, N]``: the votes for the entries of the last ``observe``, whose keys are given again."""
+        """Attention scores of the entries of the last ``observe``: ``[B, K, N]``.
+
+        Args:
+            keys: ``[B, K, N, D]``, the keys of that ``observe``.
+        """
 
     @abstractmethod
     def keep(self, kept: Tensor) -> None:
-        """Go on with the entries at the indices ``[B, K, n]``."""
+        """Retain only the entries at the indices ``[B, K, n]``."""
 
     @abstractmethod
     def select(self, rows: Tensor) -> None:
-        """Make row i what row ``rows[i]`` was."""
+        """Reorder the batch: row i becomes the former row ``rows[i]``."""
 
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes that are remembered while a text is decoded."""
+        """Bytes of the state kept while a text is decoded."""
 
 
 class LastQueries(Votes):
-    """The last queries themselves, which vote anew whenever somebody asks.
+    """A window of the last queries, from which attention scores are recomputed on demand.
 
     Args:
-        most: how many. Their own entries have to be held still when they vote.
+        most: size of the window. The window's own entries must still be retained when scores are computed.
     """
 
     def __init__(self, most: int) -> None:
@@ -115,13 +129,13 @@ class LastQueries(Votes):
         self._parts: list[Tensor] = []
         """Queries ``[B, H, q, D]``, oldest first."""
         self._count = 0
-        """How many these are."""
+        """Number of queries in ``_parts``."""
         self._received: Tensor | None = None
-        """What they give, where that is known already."""
+        """The attention they give, if precomputed."""
 
     def observe(self, attention: Attention) -> None:
         self.scale, self.filler = attention.scale, attention.filler
-        # A part of the pass's queries would keep all of them alive.
+        # A view would keep the storage of all the pass's queries alive.
         self._parts.append(attention.queries[:, :, -self.most :].clone())
         self._count += self._parts[-1].shape[2]
         while self._count - self._parts[0].shape[2] >= self.most:
@@ -130,7 +144,7 @@ class LastQueries(Votes):
 
     @property
     def queries(self) -> Tensor:
-        """``[B, H, q, D]``: the last ones."""
+        """The last ``most`` queries, or all if fewer were seen: ``[B, H, q, D]``."""
         if len(self._parts) > 1:
             self._parts = [torch.cat(self._parts, dim=2)[:, :, -self.most :].clone()]
             self._count = self._parts[0].shape[2]
@@ -154,7 +168,7 @@ class LastQueries(Votes):
 
 
 class AttentionSums(Votes):
-    """The attention that each entry has received since it came."""
+    """Cumulative attention that each entry has received since it was added."""
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None

@@ -1,6 +1,6 @@
-"""The base class of presses, and the checks of what their scores are.
+"""Base class of presses, and validation of their scores.
 
-Scores follow kvpress: higher means keep. Shapes: B batch, K KV heads, N entries held, D head dimension.
+Scores follow kvpress: higher means retain. Shapes: B batch, K KV heads, N entries, D head dimension.
 """
 
 from abc import ABC, abstractmethod
@@ -26,38 +26,48 @@ _KEYS = "[batch, KV heads, tokens, dimension]"
 
 @dataclass(frozen=True)
 class Press(Budget, ABC):
-    """A compression method: a budget, and a score that says which entries to spend it on.
+    """A compression method: a budget, and a score that ranks entries for retention.
 
-    A press is an immutable value and keeps no state: what it does to a batch is kept by the cache.
+    A press is immutable and stateless. All state of a batch lives in the cache.
     """
 
     fixed_scores: ClassVar[bool] = False
-    """Whether an entry's score depends on that entry alone and never changes. It lets caches and ``replay`` skip work,
-    and is checked at a layer's first eviction, see ``check_fixed``."""
+    """Whether an entry's score depends on that entry alone and never changes.
+
+    Lets caches and ``replay`` skip work. Verified at a layer's first eviction, see ``check_fixed``.
+    """
     needs_queries: ClassVar[bool] = False
-    """Whether ``score`` needs ``votes``. Only an attached press sees queries, and such scores are not fixed."""
+    """Whether ``score`` needs ``votes``, which only an attached press has.
+
+    Such scores are not fixed.
+    """
 
     def votes(self) -> Votes:
-        """What a layer is to remember of queries, empty; for presses that need them."""
+        """Fresh attention state for one layer. Presses with ``needs_queries`` must override this.
+
+        Raises:
+            NotImplementedError: if not overridden.
+        """
         raise NotImplementedError(f"{type(self).__name__} needs queries, so it has to say which: define votes()")
 
     @abstractmethod
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
-        """Score entries; those of highest score stay.
+        """Score entries; those with the highest scores are retained.
 
         Args:
-            keys: ``[B, K, N, D]``, as rotated when they were new.
-            positions: ``[B, K, N]``, ascending, counted in the row's own tokens; -1 where there is filler, whose score
-                is ignored: keys of zeros in front of padded rows and, for presses that need votes, anywhere.
+            keys: ``[B, K, N, D]``, with the rotary embedding applied when they were added.
+            positions: ``[B, K, N]``, ascending, counted in the row's own tokens; -1 at padding slots, whose scores are
+                ignored. Their keys are zero. They precede the entries of padded rows and, for presses with
+                ``needs_queries``, may be anywhere.
             layer: index of the layer.
-            votes: what the layer remembers of queries, the last pass's included, for presses that need them.
+            votes: the layer's attention state, the last pass included, for presses with ``needs_queries``.
 
         Returns:
-            ``[B, K, N]``. Floating scores are ranked by their first 10 significant bits, integers exactly.
+            ``[B, K, N]``. Floating-point scores are ranked by their first 10 significant bits, integers exactly.
         """
 
     def compress(self, keys: Tensor, values: Tensor, *, layer: int = 0) -> tuple[Tensor, Tensor]:
-        """Cut one layer's keys and values as if they had been fed in one pass.
+        """Compress one layer's keys and values as if they had been fed in one pass.
 
         Args:
             keys: ``[B, K, N, D]``.
@@ -65,11 +75,11 @@ class Press(Budget, ABC):
             layer: index of the layer.
 
         Returns:
-            What stays, in order of position; the arguments themselves if nothing is evicted.
+            Retained keys and values, in order of position; the arguments themselves if nothing is evicted.
 
         Raises:
-            TypeError: if these are no tensors.
-            ValueError: if the shapes do not fit, or the press needs queries.
+            TypeError: if ``keys`` or ``values`` is not a tensor.
+            ValueError: if the shapes do not match, or the press needs queries.
         """
         check_tensor("keys", keys, _KEYS)
         check_tensor("values", values, _KEYS)
@@ -90,22 +100,23 @@ class Press(Budget, ABC):
         kept, _, _ = choose(spare(self, ranks, positions, ledger), positions, ledger.held)
         return tuple(t.gather(2, kept[..., None].expand(-1, -1, -1, t.shape[-1])) for t in (keys, values))  # type: ignore[return-value]
 
-    # The two ways to use a press lie above it, so each is imported where it is called.
+    # `cache` and `attach` are higher layers that import this module, so they are imported lazily.
 
     def cache(
         self, config: PretrainedConfig, *, prompt_length: int | None = None, unpadded: bool = False
     ) -> "PressedCache":
-        """A cache for ``model.generate`` and plain forward calls, with stock attention: ``cache=`` since transformers
-        5.24, see ``pressgauge.cache_argument``.
+        """A cache for ``model.generate`` and plain forward calls, with stock attention.
+
+        Pass it as ``cache=`` since transformers 5.24, see ``pressgauge.cache_argument``.
 
         Args:
             config: the model's configuration.
-            prompt_length: tokens of the prompt; the first pass is the prompt if it is not given.
-            unpadded: a promise that no row is padded, which a cache cannot see; needed with more than one row.
+            prompt_length: tokens of the prompt; by default the first pass is the prompt.
+            unpadded: asserts that no row is padded, which a cache cannot see; required with more than one row.
 
         Raises:
-            TypeError: if this is no configuration.
-            ValueError: if this press does not support this model, or needs queries.
+            TypeError: if ``config`` is not a configuration.
+            ValueError: if this press does not support the model, or needs queries.
         """
         from pressgauge.cache import PressedCache
 
@@ -115,11 +126,11 @@ class Press(Budget, ABC):
         return PressedCache(self, config, prompt_length=prompt_length, unpadded=unpadded)
 
     def __call__(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """Attach the press to a model: inside ``with press(model):`` every cache of the model is compressed.
+        """Attach the press: inside ``with press(model):`` every cache of the model is compressed.
 
         Raises:
-            TypeError: if this is no model.
-            ValueError: if this press does not support this model, or the model already carries a press.
+            TypeError: if ``model`` is not a model.
+            ValueError: if this press does not support the model, or the model already has a press attached.
         """
         from pressgauge.attach import attach
 
@@ -127,18 +138,18 @@ class Press(Budget, ABC):
         return attach(self, model)
 
     def resolved(self, model: PreTrainedModel) -> Self:
-        """This press with ``skip_layers`` as indices of layers of a model, as it would be attached to it.
+        """This press with ``skip_layers`` resolved to layer indices of ``model``, as when attached.
 
         Raises:
-            TypeError: if this is no model.
-            ValueError: if this press does not support this model, with all reasons.
+            TypeError: if ``model`` is not a model.
+            ValueError: if this press does not support the model; the message lists all reasons.
         """
         check_model(model)
         return of_model(model).resolve(self)
 
 
 def check_press(press: object) -> None:
-    """Raise a ``TypeError`` unless this is a press, or None for an uncompressed cache."""
+    """Raise ``TypeError`` unless ``press`` is a press, or None for an uncompressed cache."""
     if press is not None and not isinstance(press, Press):
         raise TypeError(f"press must be a press such as KnormPress(0.5), or None for no press, got {described(press)}")
 
@@ -146,13 +157,17 @@ def check_press(press: object) -> None:
 def rank_entries(
     press: Press, keys: Tensor, positions: Tensor, layer: int, votes: Votes | None = None, *, first: bool = False
 ) -> Tensor:
-    """``rank`` of what a press scores, once that was checked. Arguments are those of ``Press.score``.
+    """Validate a press's scores and rank them. Arguments are those of ``Press.score``.
 
     Args:
-        first: these are the first entries of the layer that are ranked, so that a claim of ``fixed_scores`` is checked.
+        first: whether this is the layer's first ranking, at which ``fixed_scores`` is verified.
+
+    Returns:
+        ``[B, K, N]`` int64, see ``rank``.
 
     Raises:
-        TypeError, ValueError: if the scores are no tensor ``[B, K, N]``, or depend on more than ``fixed_scores`` says.
+        TypeError: if the scores are not a tensor.
+        ValueError: if the scores are not ``[B, K, N]``, or are not fixed although ``fixed_scores`` is set.
     """
     scores = press.score(keys, positions=positions, layer=layer, votes=votes)
     shape = "[batch, KV heads, entries] with one score per key"
@@ -167,27 +182,30 @@ def rank_entries(
 
 
 _LOOKED_AT = 64
-"""Entries whose scores are asked for again, at most."""
+"""Maximum number of entries that ``check_fixed`` rescores at a time."""
 
 
 def check_fixed(press: Press, scores: Tensor, keys: Tensor, positions: Tensor, layer: int) -> None:
-    """Raise a ``ValueError`` if scores of a press that claims ``fixed_scores`` are others when fewer entries are asked.
+    """Check a claim of ``fixed_scores`` by scoring subsets of the entries.
 
-    Asked again are the first entries without the later ones, and the one in the middle alone: a score that depends on
-    other entries, on how many there are, or on when it is asked, changes in one of the two.
+    Rescores the first entries without the later ones, then the middle entry alone. A score that depends on other
+    entries, on their number, or on the time of the call changes in one of the two.
 
     Args:
         press: the press.
-        scores: ``[B, K, N]``, what it gave for all entries.
-        keys, positions, layer: what it was given for them, as in ``Press.score``.
+        scores: ``[B, K, N]``, its scores of all entries.
+        keys, positions, layer: the arguments that gave ``scores``, as in ``Press.score``.
+
+    Raises:
+        ValueError: if a score changes.
     """
     entries = scores.shape[-1]
     middle = entries // 2
     allowed: Tensor | None = None
     if scores.is_floating_point():
-        # For another shape a kernel may sum in another order, even for an honest press. The difference is in the last
-        # digits of the terms, which may be larger than their sum: so it is held against the largest score of the head,
-        # with 12 of the 24 bits of float32, or all but two of dtypes that have fewer.
+        # A kernel may sum in another order for another shape, even if the scores are fixed. The rounding error scales
+        # with the terms, which may be larger than their sum. So the tolerance is relative to the largest score of the
+        # head: 12 of the 24 bits of float32 must agree, or all but two of narrower dtypes.
         eps = max(torch.finfo(t.dtype).eps for t in (scores, keys) if t.is_floating_point())
         sizes = scores.masked_fill(positions < 0, 0).abs().nan_to_num(0, 0, 0)
         allowed = sizes.amax(dim=-1, keepdim=True) * max(2**-12, 4 * eps)

@@ -13,16 +13,24 @@ from pressgauge.rules import exact_floor
 
 @dataclass(frozen=True)
 class H2OPress(Press):
-    """Keeps the heavy hitters and the newest: the score is the attention that an entry has received, summed over all
-    queries since it came (Zhang et al. 2023, arXiv 2306.14048, section 4.2 and algorithm 1: ``F_score(T)`` is the sum
-    of the normalised attention that T is given, and the recent tokens take half of the budget).
+    """Retains heavy hitters and recent tokens.
 
-    The sum favours old entries, which more queries have seen; so does the paper's. There every head keeps its own
-    entries; with grouped queries the heads that read one KV head are averaged, which ranks as their sum does. The
-    authors' code takes two shares of the prompt's length, for heavy hitters and for recent tokens, equal in the paper.
+    The score is the cumulative attention that an entry has received from all queries since it was added (Zhang et al.
+    2023, arXiv 2306.14048, section 4.2 and algorithm 1: ``F_score(T)`` is the sum of the normalised attention given to
+    T, and the recent tokens take half of the budget).
+
+    The sum favours old entries, which more queries attended to, as in the paper. In the paper every head has its own
+    entries. With grouped queries, the heads that share a KV head are averaged, which gives the same ranking as their
+    sum. The authors' code takes two ratios of the prompt length, one for heavy hitters and one for recent tokens, equal
+    in the paper.
 
     Attributes:
-        recent_share: the share of what stays that is the newest tokens, rounded down; ``recent`` of them at least.
+        recent_share: share of the retained entries reserved for the newest tokens, rounded down; at least ``recent``
+            tokens.
+
+    Raises:
+        TypeError: if ``recent_share`` is not a number.
+        ValueError: if ``recent_share`` is outside [0, 1].
     """
 
     needs_queries: ClassVar[bool] = True
@@ -36,14 +44,14 @@ class H2OPress(Press):
             raise ValueError(f"recent_share must be in [0, 1], got {self.recent_share}")
 
     def newest(self, kept: int) -> int:
-        """A share of what stays, as far as the first tokens leave room for it."""
+        """Number of protected newest tokens: ``recent_share`` of ``kept``, or what the sinks leave."""
         return max(self.recent, min(exact_floor(self.recent_share, kept), kept - self.sinks))
 
     def votes(self) -> Votes:
-        """Sums of attention."""
+        """Cumulative attention."""
         return AttentionSums()
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
-        """``[B, K, N]``: the attention received so far, in float32 or wider."""
+        """Cumulative attention received: ``[B, K, N]``, in float32 or wider."""
         assert votes is not None
         return votes.of(keys)

@@ -12,11 +12,14 @@ from pressgauge.presses.ranking import wide
 
 @dataclass(frozen=True)
 class KeyDiffPress(Press):
-    """Keeps the keys that differ most from the others: the score is minus the cosine between a key and the mean of the
-    unit keys that are held now (Park et al. 2025, arXiv 2504.15364)."""
+    """Retains the keys that differ most from the others.
+
+    The score is the negative cosine similarity between a key and the mean of the normalised keys currently in the cache
+    (Park et al. 2025, arXiv 2504.15364).
+    """
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
-        """``[B, K, N]``: minus the cosine to the mean direction, in float32 or wider."""
+        """Negative cosine similarity to the mean direction: ``[B, K, N]``, in float32 or wider."""
         unit = torch.nn.functional.normalize(wide(keys), dim=-1)
         mean = unit.masked_fill((positions < 0)[..., None], 0).sum(dim=2, keepdim=True)
         return -(unit * torch.nn.functional.normalize(mean, dim=-1)).sum(dim=-1)

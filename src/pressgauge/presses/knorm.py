@@ -13,11 +13,14 @@ from pressgauge.presses.ranking import wide
 
 @dataclass(frozen=True)
 class KnormPress(Press):
-    """Keeps the keys of lowest L2 norm: the score is ``-||key||`` (Devoto et al. 2024, arXiv 2406.11430)."""
+    """Retains the keys with the lowest L2 norm.
+
+    The score is ``-||key||`` (Devoto et al. 2024, arXiv 2406.11430).
+    """
 
     fixed_scores: ClassVar[bool] = True
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
-        """``[B, K, N]``: minus the norm, taken in float32 or wider."""
+        """Negative key norm: ``[B, K, N]``, computed in float32 or wider."""
         norm: Tensor = torch.linalg.vector_norm(wide(keys), dim=-1)
         return -norm

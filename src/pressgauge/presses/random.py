@@ -16,13 +16,19 @@ def _signed(value: int) -> int:
 
 @dataclass(frozen=True)
 class RandomPress(Press):
-    """Keeps entries at random: the score is a hash of (seed, layer, head, the row's own position) and nothing else."""
+    """Retains random entries.
+
+    The score is a hash of (seed, layer, head, position in the row) and nothing else.
+
+    Attributes:
+        seed: seed of the hash.
+    """
 
     fixed_scores: ClassVar[bool] = True
     seed: int = 0
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
-        """``[B, K, N]``: 26 bits of a 64-bit mixing of the four integers (MurmurHash3's finaliser)."""
+        """26 bits of a 64-bit hash (MurmurHash3's finaliser): ``[B, K, N]`` int64."""
         heads = torch.arange(keys.shape[1], device=keys.device)[:, None]
         mixed = positions.long() * _signed(0x9E3779B97F4A7C15) + heads * _signed(0xC2B2AE3D27D4EB4F)
         mixed = mixed + _signed(layer * 0x165667B19E3779F9 + self.seed * 0x27D4EB2F165667C5)

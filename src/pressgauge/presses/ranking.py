@@ -1,6 +1,6 @@
-"""The order of entries: ranks from scores, and which entries a pass retains.
+"""Ranks of entries from scores, and selection of the entries a pass retains.
 
-Shapes: B batch, K KV heads, N entries held.
+Shapes: B batch, K KV heads, N entries.
 """
 
 from collections.abc import Sequence
@@ -11,27 +11,30 @@ from torch import Tensor
 from pressgauge.rules import Budget, Ledger
 
 _SIGNIFICANT_BITS = 10
-"""To which scores are rounded. With fewer, distinct scores become ties; with more, ties fall apart by the noise of
-another order of sums: docs/rules.md has the figures."""
+"""Significant bits to which scores are rounded.
+
+With fewer bits, distinct scores become ties. With more, rounding noise from a different summation order breaks ties.
+docs/rules.md has the measurements.
+"""
 
 _PROTECTED = 1 << 27
-"""Above every score's place in the order; minus this is the place of NaN, below every score."""
+"""Sort key above that of every score. Its negative, below every score, is that of NaN."""
 
 _POSITIONS = (1 << 32) - 1
 
 FILLER = torch.iinfo(torch.int64).min
-"""The rank of filler, below every entry's."""
+"""Rank of padding slots, below that of every entry."""
 
 
 def wide(keys: Tensor) -> Tensor:
-    """``keys`` in float32, or in float64 if that is what they are."""
+    """``keys`` in float32; float64 is left as is."""
     return keys if keys.dtype == torch.float64 else keys.float()
 
 
 def _places(scores: Tensor) -> Tensor:
-    """Scores as int64 in the same order, with equal integers where 10 significant bits are equal.
+    """Order-preserving int64 sort keys, equal where 10 significant bits are equal.
 
-    Integer scores are exact, and are not rounded.
+    Integer scores are exact and are not rounded.
     """
     if not scores.is_floating_point():
         return scores.long().clamp(1 - _PROTECTED, _PROTECTED - 1)
@@ -41,27 +44,27 @@ def _places(scores: Tensor) -> Tensor:
     dropped = mantissa - (_SIGNIFICANT_BITS - 1)
     whole = torch.iinfo(bits.dtype)
     size = bits & whole.max
-    # Half to even, as IEEE rounds; a carry runs on into the exponent, as it should.
+    # Round half to even, as in IEEE 754. A carry into the exponent is correct.
     odd = (size >> dropped).bitwise_and_(1)
     size.add_(odd).add_((1 << (dropped - 1)) - 1).bitwise_right_shift_(dropped)
-    # In two's complement, what is less than 0 is its size with all bits turned, and 1.
+    # Sign-magnitude to two's complement: flip all bits of negatives and add 1.
     minus = bits >> (whole.bits - 1)
     return size.bitwise_xor_(minus).sub_(minus).masked_fill_(scores.isnan(), -_PROTECTED).long()
 
 
 def rank(scores: Tensor, positions: Tensor, sinks: int = 0) -> Tensor:
-    """One integer per entry that says which stay: the higher ones.
+    """Integer ranks of entries; those with the highest ranks are retained.
 
-    Equal scores rank the earlier position higher, NaN ranks below every number, and the first ``sinks`` positions
-    above all. No two entries of a head have the same rank.
+    Of equal scores, the earlier position ranks higher. NaN ranks below every number, the first ``sinks`` positions
+    above all. Ranks are unique within a head.
 
     Args:
-        scores: ``[B, K, N]``, of any floating or integer dtype.
-        positions: ``[B, K, N]``, -1 where there is filler instead of an entry.
+        scores: ``[B, K, N]``, of any floating-point or integer dtype.
+        positions: ``[B, K, N]``, -1 at padding slots.
         sinks: number of protected first positions.
 
     Returns:
-        ``[B, K, N]`` int64; ``FILLER`` at filler.
+        ``[B, K, N]`` int64; ``FILLER`` at padding slots.
     """
     positions = positions.long()
     places = _places(scores)
@@ -71,15 +74,22 @@ def rank(scores: Tensor, positions: Tensor, sinks: int = 0) -> Tensor:
 
 
 def protect(ranks: Tensor, positions: Tensor, first: Tensor | int) -> Tensor:
-    """``ranks`` with the entries at positions from ``first`` (of all rows, 0 or more, or ``[B, 1, 1]``) on put above
-    all; never filler, whose position -1 may lie beyond the ``first`` of a row with fewer tokens than are protected."""
+    """``ranks`` with the entries from position ``first`` on ranked above all others.
+
+    Padding slots stay last: their position -1 would pass a negative ``first``, that of a row with fewer tokens than are
+    protected.
+
+    Args:
+        ranks, positions: ``[B, K, N]``.
+        first: one position of at least 0 for all rows, or ``[B, 1, 1]``.
+    """
     if isinstance(first, Tensor):
         first = first.clamp(min=0)
     return ranks.masked_fill(positions >= first, torch.iinfo(torch.int64).max)
 
 
 def spare(budget: Budget, ranks: Tensor, positions: Tensor, ledger: Ledger) -> Tensor:
-    """``ranks`` with the newest tokens of each row, as many as the budget protects, put above all."""
+    """``ranks`` with each row's protected newest tokens ranked above all others."""
     first = [seen - budget.newest(held) for seen, held in zip(ledger.seen, ledger.held, strict=True)]
     if first == ledger.seen:
         return ranks
@@ -89,17 +99,17 @@ def spare(budget: Budget, ranks: Tensor, positions: Tensor, ledger: Ledger) -> T
 
 
 def choose(ranks: Tensor, positions: Tensor, keep: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Which entries stay.
+    """Select the entries to retain.
 
     Args:
         ranks: ``[B, K, N]``.
-        positions: ``[B, K, N]``, -1 at filler.
-        keep: per row, how many entries stay.
+        positions: ``[B, K, N]``, -1 at padding slots.
+        keep: number of entries to retain, per row.
 
     Returns:
-        With n the largest of ``keep``: the indices ``[B, K, n]`` of what stays, in order of position, shorter rows
-        with filler in front; their positions ``[B, K, n]``, -1 at filler; and the positions of what goes
-        ``[B, K, N - min(keep)]``, with -1 where nothing goes.
+        With n the largest of ``keep``: the indices ``[B, K, n]`` of retained entries in order of position, shorter rows
+        padded on the left; their positions ``[B, K, n]``, -1 at padding slots; and the positions of evicted entries
+        ``[B, K, N - min(keep)]``, -1 where none is evicted.
     """
     order = ranks.argsort(dim=-1, descending=True)
     sorted_positions = positions.gather(2, order)
@@ -116,13 +126,16 @@ def choose(ranks: Tensor, positions: Tensor, keep: Sequence[int]) -> tuple[Tenso
 
 
 def last_choice(ranks: Tensor) -> Tensor:
-    """The index ``[B, K, 1]`` of the entry of lowest rank in each head, never of filler."""
-    # One less than FILLER, the lowest of integers, is the highest of them.
+    """Index ``[B, K, 1]`` of the lowest-ranked entry of each head, never of a padding slot."""
+    # FILLER is the smallest int64, so FILLER - 1 wraps around to the largest.
     return (ranks - 1).argmin(dim=-1, keepdim=True)
 
 
 def lowest(ranks: Tensor, count: int) -> Tensor:
-    """The indices ``[B, K, count]``, ascending, of the entries of lowest rank in each head of rows without filler."""
+    """Indices of each head's lowest-ranked entries, ascending: ``[B, K, count]``.
+
+    There must be no padding slots.
+    """
     if count == 1:
         return ranks.argmin(dim=-1, keepdim=True)
     return ranks.topk(count, largest=False).indices.sort(dim=-1).values

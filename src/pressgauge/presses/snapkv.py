@@ -12,17 +12,24 @@ from pressgauge.rules import Schedule
 
 @dataclass(frozen=True)
 class SnapKVPress(Press):
-    """Keeps what the newest queries look at, and its neighbours (Li et al. 2024, arXiv 2404.14469, section 4.2 and
-    listing 1): the attention that an entry receives from the last ``recent`` tokens, the observation window, averaged
-    over ``kernel`` neighbouring entries. The window itself is never evicted.
+    """Retains the entries that the observation window attends to, and their neighbours.
 
-    Paper and authors' code agree on an average of 5 neighbours and differ in the window: 16 or 32 in the experiments,
-    64 in the code, as here. What lies beyond the ends of the text, or in the window, counts as nothing. With grouped
-    queries the heads that read one KV head are averaged. In the paper the prompt is compressed once, in one pass; here
-    the window is that of the last tokens, whichever passes fed them.
+    The score is the attention that an entry receives from the last ``recent`` tokens, the observation window,
+    average-pooled over ``kernel`` neighbouring entries (Li et al. 2024, arXiv 2404.14469, section 4.2 and listing 1).
+    The window itself is never evicted.
+
+    Paper and authors' code agree on a kernel of 5 and differ in the window: 16 or 32 in the experiments, 64 in the
+    code and here. Pooling is zero-padded at the ends of the text, and entries in the window count as zero. With grouped
+    queries, the heads that share a KV head are averaged. In the paper, the prompt is compressed once, in one pass. Here
+    the window is the last tokens, whichever passes fed them.
 
     Attributes:
-        kernel: how many neighbouring entries are averaged, an odd number.
+        recent: size of the observation window, at least 1.
+        kernel: size of the pooling kernel, in entries; odd.
+
+    Raises:
+        TypeError: if ``kernel`` is not an integer.
+        ValueError: if ``recent`` is less than 1, or ``kernel`` is not a positive odd number.
     """
 
     needs_queries: ClassVar[bool] = True
@@ -40,15 +47,15 @@ class SnapKVPress(Press):
             raise ValueError(f"kernel must be an odd number of neighbours, got {self.kernel}")
 
     def votes(self) -> Votes:
-        """The queries of the window."""
+        """Queries of the observation window."""
         return LastQueries(self.recent)
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
-        """``[B, K, N]``: the window's mean attention, averaged over neighbours, in float32 or wider."""
+        """Pooled mean attention from the window: ``[B, K, N]``, in float32 or wider."""
         assert votes is not None
         received = votes.of(keys)
         received[..., -self.recent :] = 0
-        # Filler received nothing, and may stand between neighbours, who move together, with nothing before and behind.
+        # Padding slots have zero attention but may separate neighbours: close the gaps, then pool with zero padding.
         place = (positions >= 0).cumsum(dim=-1)
         together = received.new_zeros((*received.shape[:2], received.shape[2] + self.kernel))
         together[..., self.kernel // 2 :].scatter_add_(2, place, received)

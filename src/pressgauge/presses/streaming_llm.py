@@ -11,15 +11,15 @@ from pressgauge.presses.base import Press
 
 @dataclass(frozen=True)
 class StreamingLLMPress(Press):
-    """Keeps the first tokens and the newest: the score is the position (Xiao et al. 2023, arXiv 2309.17453).
+    """Retains the attention sinks and the most recent tokens.
 
-    Unlike in the paper, keys keep the positions that they were given; they are not rotated anew to their place in
-    the cache.
+    The score is the position (Xiao et al. 2023, arXiv 2309.17453). Unlike in the paper, keys keep their original
+    positions; they are not re-rotated to their index in the cache.
     """
 
     fixed_scores: ClassVar[bool] = True
     sinks: int = 4
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
-        """``[B, K, N]``: the position, an integer."""
+        """Position of each entry: ``[B, K, N]``, integer."""
         return positions

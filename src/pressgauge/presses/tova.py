@@ -11,20 +11,26 @@ from pressgauge.presses.base import Press
 
 @dataclass(frozen=True)
 class TOVAPress(Press):
-    """Keeps what the last token looks at: the score is the attention of the last query of the pass, averaged over all
-    heads of the layer, which therefore all keep the same tokens (Oren et al. 2024, arXiv 2401.06104, section 4).
+    """Retains the entries that the last token attends to.
 
-    As in the paper the last token is a candidate like all others; kvpress never evicts it, as ``recent=1`` does here.
+    The score is the attention from the last query of the pass, averaged over all heads of the layer, so that all heads
+    retain the same tokens (Oren et al. 2024, arXiv 2401.06104, section 4).
+
+    As in the paper, the last token is a candidate for eviction like all others. kvpress never evicts it; ``recent=1``
+    does the same here.
     """
 
     needs_queries: ClassVar[bool] = True
 
     def votes(self) -> Votes:
-        """The last query."""
+        """Last query of the pass."""
         return LastQueries(1)
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
-        """``[B, K, N]``: the last query's attention, the same for all KV heads, in float32 or wider."""
+        """Mean attention from the last query, equal for all KV heads: ``[B, K, N]``.
+
+        In float32 or wider.
+        """
         assert votes is not None
         received = votes.of(keys)
         return received.mean(dim=1, keepdim=True).expand_as(received)

@@ -1,15 +1,14 @@
-"""The reference language: a small artificial language whose exact entropy is known.
+"""The reference language: a small synthetic language with known exact entropy.
 
 A document is a sequence of sentences of three kinds::
 
     remember NAME VALUE .      a fact, stated once per name
-    recall NAME VALUE .        a fact that was stated before, asked for again
+    recall NAME VALUE .        a fact stated earlier, recalled
     WORD WORD ... .            a walk of a Markov chain
 
-The kind, the name, the value and the words are drawn with probabilities that depend on nothing but
-the document so far, so the generator knows the exact probability of each next token. The mean of
-their negative logarithms is the entropy rate that no model can beat in expectation: a perplexity
-function can be checked for being right, not only for being stable.
+Kind, name, value and words are drawn with probabilities that depend only on the document so far, so the generator knows
+the exact probability of each next token. Their mean NLL is the entropy rate, which no model beats in expectation. So a
+perplexity function can be checked for correctness, not only for stability.
 """
 
 import math
@@ -43,11 +42,11 @@ INDEX = {token: index for index, token in enumerate(TOKENS)}
 REMEMBER_PROBABILITY = 0.1
 RECALL_PROBABILITY = 0.5
 STOP_PROBABILITY = 0.2
-"""Chance that a walk ends after a word."""
+"""Probability that a walk ends after a word."""
 FIRST_WORDS = WORDS[:8]
-"""A walk begins with one of these, all equally likely."""
+"""First words of a walk, equally likely."""
 NEXT_PROBABILITIES = (0.5, 0.25, 0.15, 0.1)
-"""Chances of a word's four successors, given that the walk goes on."""
+"""Probabilities of a word's four successors, given that the walk continues."""
 
 
 def _successors() -> dict[str, tuple[str, ...]]:
@@ -69,13 +68,13 @@ class Document:
     tokens: tuple[int, ...]
     """Token ids; the first is ``<bos>``."""
     nll: tuple[float, ...]
-    """Minus the natural logarithm of each token's probability given all before it, in nats (0 for ``<bos>``)."""
+    """Exact NLL of each token given all tokens before it, in nats; 0 for ``<bos>``."""
     recalled: tuple[bool, ...]
-    """True where the token is the value of a fact that is asked for again, and so is certain."""
+    """True where the token is the value of a recalled fact, whose probability is 1."""
 
     @cached_property
     def text(self) -> str:
-        """The document in words, without ``<bos>``, which the tokenizer puts there itself."""
+        """The document as text, without ``<bos>``, which the tokenizer adds."""
         return " ".join(TOKENS[token] for token in self.tokens[1:])
 
     @property
@@ -85,8 +84,10 @@ class Document:
 
 
 class _Writer:
-    """Draws tokens one by one and notes their probabilities. Uses nothing of ``random`` but ``random()``,
-    whose stream Python promises to keep."""
+    """Sampler of tokens that records their exact probabilities.
+
+    Uses only ``Random.random()``, whose stream Python guarantees to stay the same.
+    """
 
     def __init__(self, seed: int, length: int) -> None:
         self.draw = random.Random(seed).random
@@ -109,7 +110,7 @@ class _Writer:
         return options[int(self.draw() * len(options))]
 
     def walk(self, probability: float) -> None:
-        """One Markov sentence; ``probability`` is that of this kind of sentence."""
+        """Write one Markov sentence; ``probability`` is that of this kind of sentence."""
         word = self.choose(FIRST_WORDS)
         self.put(word, probability / len(FIRST_WORDS))
         while not self.full:
@@ -127,12 +128,12 @@ class _Writer:
 
 
 def document(seed: int, length: int) -> Document:
-    """Write the document of ``length`` tokens, ``<bos>`` among them, that ``seed`` determines.
+    """Generate the document of ``length`` tokens, including ``<bos>``, for a seed.
 
-    A longer document of the same seed begins with the shorter one.
+    A longer document of the same seed starts with the shorter one.
 
     Raises:
-        ValueError: if ``length`` is smaller than 2.
+        ValueError: if ``length`` is less than 2.
     """
     if length < 2:
         raise ValueError(f"length must be at least 2 tokens, got {length}")

@@ -1,7 +1,7 @@
 """Train the reference models: ``python -m pressgauge.reference.train NAME [--output DIR]``.
 
-The same machine and the same versions of torch and transformers give the same weights, bit for bit:
-the documents are numbered, the number of threads is fixed, and only deterministic kernels are used.
+On the same machine, with the same versions of torch and transformers, weights are bit-identical: documents are
+numbered, the number of threads is fixed, and only deterministic kernels are used.
 """
 
 import argparse
@@ -28,21 +28,22 @@ from pressgauge.reference.language import BOS, INDEX, PAD, TOKENS, Document, doc
 THREADS = 2
 TOKENS_PER_STEP = 6144
 LEAST_KEPT = 0.1
-"""The share of entries that a document keeps to its end is drawn from this to 1."""
+"""Lower bound of the share of entries retained to the end of a document, drawn up to 1."""
 TRAINING_SEEDS = 1 << 32
-"""Training documents have seeds from here on, so smaller seeds are documents that no model has seen."""
+"""First seed of training documents; documents of smaller seeds are unseen by the models."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """A round of training, from a fresh optimiser.
+    """A round of training with a fresh optimiser.
 
     Attributes:
-        lengths: (step, length): before this step, documents have this many tokens; the last step ends the round.
-        learning_rate: the highest; it rises to it in ``warmup`` steps and falls to 0 along a cosine.
-        forget_from: from this step on, every second document is read with a memory that loses entries at random.
+        lengths: pairs (step, length): documents before this step have this many tokens; the last step ends the round.
+        learning_rate: peak learning rate, after a linear warm-up, with cosine decay to 0.
+        warmup: number of warm-up steps.
+        forget_from: step from which every second document is read with random evictions; None for never.
         first_document: number of the first document.
-        seed: of what is lost.
+        seed: seed of the random evictions.
     """
 
     lengths: tuple[tuple[int, int], ...]
@@ -54,7 +55,7 @@ class Round:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps."""
+        """Number of optimiser steps."""
         return self.lengths[-1][0]
 
 
@@ -72,10 +73,10 @@ ROUNDS = {
 
 
 def build(name: str) -> PreTrainedModel:
-    """An untrained model of the architecture that ``name`` stands for, in float32.
+    """Build an untrained reference model in float32.
 
     Raises:
-        ValueError: if the name is not one of a reference model.
+        ValueError: if ``name`` is not that of a reference model.
     """
     torch.manual_seed(0)
     shared: dict[str, Any] = {
@@ -100,7 +101,7 @@ def build(name: str) -> PreTrainedModel:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The language's tokenizer: one id per word, ``<bos>`` put in front."""
+    """Build the tokenizer of the language: one id per word, with ``<bos>`` prepended."""
     tokenizer = Tokenizer(models.WordLevel(vocab=dict(INDEX), unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -112,10 +113,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def forgetful_mask(rows: int, heads: int, length: int, generator: torch.Generator) -> torch.Tensor:
-    """``[rows, heads, length, length]`` bool: causal, and in every second row each entry may be lost at a random time.
+    """Causal mask with random evictions in every second row.
 
-    Without this, a model's perplexity jumps when the first entries are evicted, whichever they are, and hardly moves
-    after that: it measures surprise at gaps. With it, a model loses what it cannot see and little else.
+    Its shape is ``[rows, heads, length, length]``, its dtype bool.
+
+    Without it, a model's perplexity jumps at the first evictions, whichever entries they are, and hardly changes after
+    that: it measures surprise at gaps. With it, a model loses little but the information in the evicted entries.
     """
     keys = torch.arange(length)
     kept = LEAST_KEPT + (1 - LEAST_KEPT) * torch.rand(rows, 1, 1, generator=generator)
@@ -130,8 +133,12 @@ def forgetful_mask(rows: int, heads: int, length: int, generator: torch.Generato
 def losses(
     model: PreTrainedModel, documents: list[Document], mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, float, float]:
-    """Mean NLL of a batch in nats (differentiable), and of the documents that are read with a full memory the excess
-    over the exact entropy and the NLL of recalled facts."""
+    """Training loss and progress of a batch.
+
+    Returns:
+        Mean NLL in nats, differentiable; and, over the documents read without evictions, the excess of their NLL over
+        the exact entropy and the NLL of recalled facts.
+    """
     tokens = torch.tensor([text.tokens for text in documents])
     logits = model(tokens, attention_mask=mask, use_cache=False).logits[:, :-1]
     nll = cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(len(documents), -1)
@@ -143,7 +150,7 @@ def losses(
 
 
 def run_round(model: PreTrainedModel, plan: Round) -> None:
-    """One round of training, in place."""
+    """Train a model for one round, in place."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     number = TRAINING_SEEDS + plan.first_document
     generator = torch.Generator().manual_seed(plan.seed)
@@ -185,7 +192,7 @@ def train(name: str) -> PreTrainedModel:
 
 
 def main() -> None:
-    """Train one model and write it, with its tokenizer, where the package looks for it."""
+    """Train a reference model and save it with its tokenizer, by default in the package."""
     parser = argparse.ArgumentParser(description="Train a reference model of pressgauge from scratch.")
     parser.add_argument("name", choices=tuple(ROUNDS))
     parser.add_argument("--output", type=Path, help="folder to write to (default: the package's own)")

@@ -1,1 +1,1 @@
-"""What shows results to people: tables, figures and the page."""
+"""Presentation of results: tables, figures and the HTML report."""

@@ -1,4 +1,4 @@
-"""When a press evicts and how many entries it retains: integers only, and nothing of torch."""
+"""When a press evicts and how many entries it retains. Integers only, no torch."""
 
 from pressgauge.rules.budget import UNPRUNABLE, Budget, Schedule, check_prompt, usual_prompt
 from pressgauge.rules.ledger import Ledger, pass_lengths

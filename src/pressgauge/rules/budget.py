@@ -1,4 +1,4 @@
-"""How many entries a layer retains, and when it evicts: integers only, exact."""
+"""How many entries a layer retains, and when it evicts, in exact integers."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,27 +11,27 @@ from pressgauge.rules.numbers import exact_ceil, whole_number
 Schedule = Literal["budget", "step", "prefill"]
 
 UNPRUNABLE: Literal["unprunable"] = "unprunable"
-"""As ``skip_layers``: the layers of the model at hand that no press can prune."""
+"""Value of ``skip_layers``: the layers of the given model from which no press can evict."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """When a press acts and how many entries it leaves, per layer and KV head.
+    """When a press evicts and how many entries it retains, per layer and KV head.
 
     Attributes:
-        keep_ratio: fraction of tokens kept, in (0, 1]; the decimal value as written counts.
-        prune_after: a layer that holds this many entries or fewer is never pruned.
-        skip_layers: indices of layers that are never pruned, or ``"unprunable"`` for those of the model at hand that
-            cannot be.
-        sinks: how many of the first tokens by position are never evicted.
-        recent: how many of the last tokens by position are never evicted.
-        schedule: ``budget`` acts after every pass and keeps a share of the tokens seen; ``step`` acts after every
-            pass and keeps a share of the entries held; ``prefill`` acts once, after the prompt's pass.
-        interval: after the prompt, act after every ``interval``-th pass only.
+        keep_ratio: fraction of tokens to retain, in (0, 1], as the decimal value written.
+        prune_after: number of entries up to which a layer evicts nothing.
+        skip_layers: indices of layers that evict nothing, or ``"unprunable"`` for the layers of the given model from
+            which no press can evict.
+        sinks: number of first tokens, by position, that are never evicted.
+        recent: number of last tokens, by position, that are never evicted.
+        schedule: ``budget`` evicts after every pass and retains a share of the tokens seen; ``step`` evicts after every
+            pass and retains a share of the entries in the cache; ``prefill`` evicts once, after the prompt's pass.
+        interval: after the prompt, evict only after every ``interval``-th pass.
 
     Raises:
-        TypeError: for a value of the wrong kind.
-        ValueError: for a value out of its range.
+        TypeError: for a value of the wrong type.
+        ValueError: for a value out of range.
     """
 
     keep_ratio: float
@@ -64,10 +64,10 @@ class Budget:
 
     @property
     def skipped(self) -> tuple[int, ...]:
-        """``skip_layers`` as indices.
+        """``skip_layers`` as layer indices.
 
         Raises:
-            ValueError: if they were not resolved against a model.
+            ValueError: if ``skip_layers`` is ``"unprunable"``, not yet resolved against a model.
         """
         if isinstance(self.skip_layers, str):
             raise ValueError(
@@ -77,11 +77,16 @@ class Budget:
         return self.skip_layers
 
     def newest(self, kept: int) -> int:
-        """How many of the newest tokens are never evicted by a pass that leaves ``kept`` entries."""
+        """Number of newest tokens protected in a pass that retains ``kept`` entries."""
         return self.recent
 
     def target(self, seen: int, held: int) -> int:
-        """How many of ``held`` entries an acting pass leaves, after ``seen`` tokens: never more than ``held``."""
+        """Number of entries that an evicting pass retains, never more than ``held``.
+
+        Args:
+            seen: tokens fed so far.
+            held: entries before eviction.
+        """
         if held <= self.prune_after:
             return held
         if self.schedule == "budget":
@@ -99,13 +104,16 @@ def usual_prompt(schedules: Iterable[str], tokens: int) -> int:
 
 
 def check_prompt(budget: Budget | None, prompt: int, columns: int, longest: int | None = None) -> None:
-    """Raise a ``ValueError`` if a text of ``columns`` tokens cannot be measured with this prompt.
+    """Validate the prompt length for a text.
 
     Args:
-        budget: the rules of the press; None for no press.
+        budget: budget of the press; None for no press.
         prompt: columns of the prompt.
         columns: columns of the text.
-        longest: tokens in the prompt of the longest row; all of its columns if it is not given.
+        longest: tokens in the prompt of the longest row; ``prompt`` by default.
+
+    Raises:
+        ValueError: if the prompt is empty or leaves no token to score, or the press can never evict.
     """
     if not 1 <= prompt < columns:
         raise ValueError(f"prompt must be at least 1 and leave one of the {columns} tokens to score, got {prompt}")

@@ -1,4 +1,4 @@
-"""What a batch was fed and how many entries each row retains."""
+"""Counts of what a batch was fed and how many entries each row retains."""
 
 from collections.abc import Sequence
 
@@ -7,16 +7,17 @@ from pressgauge.rules.numbers import whole_number
 
 
 class Ledger:
-    """Counts what a batch of sequences was fed, and what is to stay of it: the same for every layer that is pruned.
+    """Counts of tokens fed and entries to retain, shared by all layers that evict.
 
-    A batch is a rectangle of columns; the first ``padding[b]`` columns of row b are padding and count for nothing.
+    A batch is a rectangle of columns. The first ``padding[b]`` columns of row b are padding and are not counted.
 
     Args:
-        budget: the rules.
-        prompt_length: columns of the prompt; the first pass is the prompt if it is not given.
+        budget: budget of the press.
+        prompt_length: columns of the prompt; by default the first pass is the prompt.
 
     Raises:
-        TypeError, ValueError: if ``prompt_length`` is not a positive whole number.
+        TypeError: if ``prompt_length`` is not an integer.
+        ValueError: if ``prompt_length`` is less than 1.
     """
 
     def __init__(self, budget: Budget, prompt_length: int | None = None) -> None:
@@ -36,7 +37,7 @@ class Ledger:
         return [self.columns - padding for padding in self.padding]
 
     def _after(self, tokens: int) -> tuple[bool, int, int]:
-        """Whether a pass of ``tokens`` acts, and the prompt's length and number of later passes it leaves."""
+        """Whether a pass of ``tokens`` evicts, the prompt length, and the number of later passes."""
         prompt = tokens if self.prompt_length is None else self.prompt_length
         later = self._later_passes + (self.columns >= prompt)
         if later:
@@ -61,12 +62,22 @@ class Ledger:
         return self.budget.keep_ratio == 1 or (self.budget.schedule == "prefill" and self._later_passes > 0)
 
     def would_cut(self, tokens: int, padding: Sequence[int]) -> bool:
-        """Whether a next pass of ``tokens`` columns would evict; ``padding`` is that of each row after the pass."""
+        """Whether a next pass of ``tokens`` columns would evict.
+
+        Args:
+            tokens: columns of the pass.
+            padding: columns of padding of each row, after the pass.
+        """
         arrived, kept = self._held_after(tokens, padding, self._after(tokens)[0])
         return arrived != kept
 
     def feed(self, tokens: int, padding: Sequence[int]) -> None:
-        """Count one pass of ``tokens`` columns; ``padding`` is that of each row after the pass."""
+        """Count one pass.
+
+        Args:
+            tokens: columns of the pass.
+            padding: columns of padding of each row, after the pass.
+        """
         acts, self.prompt_length, self._later_passes = self._after(tokens)
         arrived, self.held = self._held_after(tokens, padding, acts)
         self.cut = arrived != self.held
@@ -75,7 +86,7 @@ class Ledger:
         self._ends.append(self.columns)
 
     def crop(self, columns: int) -> None:
-        """Go back to the state after ``columns`` columns. Nothing may have been evicted since."""
+        """Restore the state after ``columns`` columns. Nothing may have been evicted since."""
         seen = self.seen
         self.columns = columns
         self.padding = [min(padding, columns) for padding in self.padding]
@@ -88,11 +99,11 @@ class Ledger:
         self.cut = False
 
     def select(self, rows: Sequence[int]) -> None:
-        """Make row i what row ``rows[i]`` was."""
+        """Reorder the batch: row i becomes the former row ``rows[i]``."""
         self.padding = [self.padding[row] for row in rows]
         self.held = [self.held[row] for row in rows]
 
 
 def pass_lengths(tokens: int, prompt: int) -> list[int]:
-    """The passes of a text whose first ``prompt`` tokens are one pass and whose others are fed singly."""
+    """Lengths of the passes of a text: ``prompt`` tokens in one pass, then single tokens."""
     return [prompt] + [1] * (tokens - prompt)

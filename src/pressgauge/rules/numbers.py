@@ -1,4 +1,4 @@
-"""Exact counts: ratios as written, and whole numbers."""
+"""Exact arithmetic with ratios as written, and validation of integers."""
 
 import operator
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ def _as_written(ratio: str) -> Fraction:
 
 
 def exact_ceil(ratio: float, count: int) -> int:
-    """The ceiling of ``ratio * count``, taken of the decimal value that was written.
+    """Ceiling of ``ratio * count``, exact for the decimal value as written.
 
     >>> import math
     >>> exact_ceil(0.07, 100), math.ceil(0.07 * 100)
@@ -23,13 +23,23 @@ def exact_ceil(ratio: float, count: int) -> int:
 
 
 def exact_floor(ratio: float, count: int) -> int:
-    """The floor of ``ratio * count``, taken of the decimal value that was written."""
+    """Floor of ``ratio * count``, exact for the decimal value as written."""
     fraction = _as_written(str(ratio))
     return fraction.numerator * count // fraction.denominator
 
 
 def whole_number(name: str, value: object, least: int | None) -> int:
-    """``value`` as a plain integer of at least ``least``, if that is given, or an error that calls it ``name``."""
+    """``value`` as a Python integer.
+
+    Args:
+        name: name of the value in error messages.
+        value: the value.
+        least: smallest allowed value; None for no limit.
+
+    Raises:
+        TypeError: if ``value`` is not an integer.
+        ValueError: if ``value`` is below ``least``.
+    """
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -42,7 +52,11 @@ def whole_number(name: str, value: object, least: int | None) -> int:
 
 
 def whole_numbers(name: str, values: object) -> list[int]:
-    """``values`` as plain integers, or a ``TypeError`` that names what they are."""
+    """``values`` as Python integers.
+
+    Raises:
+        TypeError: if ``values`` is not an iterable of integers.
+    """
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise TypeError(f"{name} must be a list of whole numbers, got {values!r}")
     return [whole_number(f"a number in {name}", value, None) for value in values]

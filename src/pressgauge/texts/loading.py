@@ -1,4 +1,4 @@
-"""Loading of texts, as token ids."""
+"""Loading of texts as token ids."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pressgauge.rules import whole_number
 from pressgauge.texts import HUB, check_text_name
 
 MOST_UNKNOWN = 0.5
-"""The share of unknown tokens above which a text says nothing about a model."""
+"""Share of unknown tokens above which a text says nothing about a model."""
 
 
 def _from_hub(name: str) -> list[str]:
@@ -37,28 +37,29 @@ def _from_file(path: Path) -> list[str]:
 
 
 def _windows(ids: Tensor, tokens: int, samples: int) -> list[Tensor]:
-    """``samples`` windows of ``tokens`` ids, spread evenly, without overlap; shorter ones in too short a text."""
+    """Evenly spaced, disjoint windows of ``tokens`` ids; shorter if the text is too short."""
     stride = len(ids) // samples
     tokens = min(tokens, stride)
     return [ids[sample * stride : sample * stride + tokens] for sample in range(samples)]
 
 
 def load_text(name: str, tokenizer: PreTrainedTokenizerBase, *, samples: int, tokens: int) -> Tensor:
-    """Samples of a text, as token ids.
+    """Load samples of a text as token ids.
 
     Args:
         name: ``reference``, ``wikitext-2``, ``pg-19``, or the path of a UTF-8 file.
-        tokenizer: the model's.
-        samples: how many samples; of ``pg-19`` each is the beginning of another book, of other texts they are
-            windows spread evenly over the whole.
-        tokens: tokens per sample. Each begins with the model's first-token mark if its tokenizer sets one.
+        tokenizer: the model's tokenizer.
+        samples: number of samples. With ``pg-19`` each is the beginning of a different book, with ``reference`` a
+            different document, else they are windows spread evenly over the text.
+        tokens: tokens per sample, including the BOS token if the tokenizer adds one.
 
     Returns:
         ``[samples, tokens]`` int64.
 
     Raises:
-        ValueError: if there is no such text, it cannot be loaded, it is too short, or it is in another language than
-            that of the reference models, whose tokenizer this is, or the other way round.
+        TypeError: if ``samples`` or ``tokens`` is not an integer.
+        ValueError: if there is no such text, it cannot be loaded or is too short, or only one of tokenizer and text is
+            of the reference language.
     """
     whole_number("samples", samples, 1)
     whole_number("tokens", tokens, 2)
@@ -77,7 +78,7 @@ def load_text(name: str, tokenizer: PreTrainedTokenizerBase, *, samples: int, to
     if len(texts) > 1:
         if len(texts) < samples:
             raise ValueError(f"text {name!r} has {len(texts)} books, got --samples {samples}")
-        # Enough characters for the tokens wanted, of which none is longer than a few words.
+        # Enough characters for the wanted tokens, none of which is longer than a few words.
         pieces = [_encode(tokenizer, text[: 64 * tokens])[:wanted] for text in texts[:samples]]
     else:
         pieces = _windows(_encode(tokenizer, texts[0]), wanted, samples)
@@ -97,10 +98,10 @@ def load_text(name: str, tokenizer: PreTrainedTokenizerBase, *, samples: int, to
 
 
 def unknown_share(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> float:
-    """The share of tokens ``[samples, tokens]`` that stand for words which a tokenizer does not know."""
+    """Share of ``ids``, ``[samples, tokens]``, that are the tokenizer's unknown token."""
     unknown = tokenizer.unk_token_id
     if unknown is None:
-        # What is tokenized with a mark for unknown words need not say so.
+        # A tokenizer may have an unknown token without declaring it.
         mark = getattr(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None), "unk_token", None)
         unknown = None if mark is None else tokenizer.convert_tokens_to_ids(mark)
     return 0.0 if unknown is None else float((ids == unknown).double().mean())
