@@ -84,5 +84,7 @@ print(profile.derandomize, profile.database.path, plugin.settings().derandomize)
         check=True,
     )
     assert found.stdout.split() == ["False", ".hypothesis/examples", "True"]
-    (cache,) = [step for step in nightly["steps"] if "cache" in step.get("uses", "")]
-    assert cache["with"]["path"] == ".hypothesis"
+    restored, saved = [step for step in nightly["steps"] if "cache" in step.get("uses", "")]
+    assert restored["with"]["path"] == saved["with"]["path"] == ".hypothesis"
+    # A cache that is saved by the way is not saved after a failure, which is when there is something to keep.
+    assert saved["if"] == "always()"
