@@ -186,7 +186,7 @@ def measure(
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="run the model's own code")] = False,
     bands: Annotated[str, typer.Option(help="changes in perplexity, in %, that verdicts are told apart by")] = "20,30",
 ) -> None:
-    """Measure the perplexity of texts under compressed caches, for several shares of tokens kept."""
+    """Measure the perplexity of texts under compressed caches, for several keep ratios."""
     console = Console()
     json_file, report = (path and path.resolve() for path in (json_file, report))
     try:
