@@ -1,4 +1,4 @@
-"""Plain-Python oracle: numbers and lists, independent of the product, too simple to be wrong.
+"""Plain-Python oracle, independent of the product and too simple to be wrong.
 
 Computes what a press evicts from one head of one layer, by the rules as written in docs/rules.md.
 """
@@ -180,7 +180,7 @@ ROUNDINGS: dict[str, Rounding] = {
 
 @dataclass(frozen=True)
 class Rules:
-    """When a press evicts, and how many entries it retains. Defaults are those of docs/rules.md."""
+    """When a press evicts, and how many entries it retains; defaults as in docs/rules.md."""
 
     keep_ratio: float
     prune_after: int = 512
@@ -188,7 +188,10 @@ class Rules:
     sinks: int = 0
     recent: int = 0
     recent_share: float = 0.0
-    """Share of retained entries that are the newest tokens, rounded down, as far as sinks leave room."""
+    """Share of retained entries reserved for the newest tokens, rounded down.
+
+    Sinks take precedence.
+    """
     interval: int = 1
     boundary: str = ">"
     rounding: Rounding = ceil_of

@@ -1,4 +1,4 @@
-"""Hypothesis strategies. They only generate; they shrink to few tokens, one pass, no options."""
+"""Hypothesis strategies, which only generate, and shrink to few tokens, one pass, no options."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +52,7 @@ def pass_lists(most: int = 40) -> st.SearchStrategy[list[int]]:
 
 @st.composite
 def key_tensors(draw: st.DrawFn, length: int, rows: int = 1) -> Tensor:
-    """Keys ``[rows, HEADS, length, DIMENSION]`` in float64: normal, zero, repeated, or with ties."""
+    """Keys ``[rows, HEADS, length, DIMENSION]`` float64: normal, zero, repeated, or with ties."""
     seed = draw(st.integers(0, 2**16))
     generator = torch.Generator().manual_seed(seed)
     shape = (rows, HEADS, length, DIMENSION)

@@ -1,4 +1,4 @@
-"""Paired one-sided tests of falling means over documents, corrected for multiple comparisons."""
+"""Paired one-sided tests for falling means, corrected for multiple comparisons."""
 
 from collections.abc import Mapping, Sequence
 
