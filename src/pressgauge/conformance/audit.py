@@ -1,4 +1,4 @@
-"""Black-box audit: eviction history of a cache, from matching its entries with those passed in.
+"""Black-box audit: a cache's eviction history, from matching its entries with its inputs.
 
 The cache's own record is not used. Each stored entry is searched for among the entries passed in, which gives the
 history of every token, ``evicted_at``, and the first violation.

@@ -301,7 +301,7 @@ class Session:
             self.cache.layers[index].keys, self.cache.layers[index].values = keys, values
 
     def held(self) -> list[Entries]:
-        """Current entries of each layer, read from the cache's public attributes, copied to the CPU.
+        """Current entries of each layer, as readable from the cache, copied to the CPU.
 
         Raises:
             Departure: if entries are on another device than those passed in.

@@ -1,4 +1,4 @@
-"""Hypothesis strategies, which only generate, and shrink to few tokens, one pass, no options."""
+"""Hypothesis strategies. They only generate, and shrink to few tokens, one pass, no options."""
 
 from dataclasses import dataclass
 from typing import Any
