@@ -178,7 +178,7 @@ def measure(
         f"{100 * band:g}" for band in BANDS
     ),
 ) -> None:
-    """Measure the perplexity of texts under compressed caches, for several shares of tokens kept."""
+    """Measure the perplexity of texts under compressed caches, for several keep ratios."""
     console = Console()
     json_file, report = (path and path.resolve() for path in (json_file, report))
     try:

@@ -1,6 +1,7 @@
-"""The conventions that compressors follow, one class each: how it is started, put to work, and given a pass's entries.
+"""Adapters for the conventions of compressors, one class each.
 
-To add a convention, write its class here and list it in ``ADAPTERS``.
+An adapter starts a compressor, applies it to a model, and passes it the entries of a pass. To add a convention, write
+its class here and list it in ``ADAPTERS``.
 """
 
 import functools
@@ -21,31 +22,34 @@ Layers = list[tuple[Tensor, Tensor]]
 
 
 class Adapter(ABC):
-    """A compressor at work on a model, whatever its convention.
+    """A compressor applied to a model, independent of its convention.
 
     Args:
-        compressor: what a subject's factory made.
+        compressor: result of a subject's factory.
         model: the model.
     """
 
     kind: ClassVar[str]
-    """Its name in ``declares``."""
+    """Name of the convention in ``declares``."""
     words: ClassVar[str]
-    """The convention in words."""
+    """Description of the convention."""
     schedule: ClassVar[str]
-    """The schedule that a subject is held to unless it declares another."""
+    """Schedule expected of a subject that declares none."""
     supplies_positions: ClassVar[bool] = False
     """Whether the caller supplies true positions."""
     exact: ClassVar[bool] = True
-    """Whether attention is transformers' own, so that an uncompressed run is bit-identical to a ``DynamicCache``."""
+    """Whether attention is transformers' own.
+
+    If so, an uncompressed run is bit-identical to one with a ``DynamicCache``.
+    """
     between_passes: ClassVar[bool] = False
     """Whether the compressor is called between passes."""
     declines_batches: ClassVar[bool] = False
-    """Whether it may decline several rows, since it never sees which columns are padding."""
+    """Whether it may decline batches of several rows, since it cannot see padding."""
     beyond: ClassVar[Mapping[str, str]] = {}
-    """What the convention does not provide for, with the reason: laws about it are not applicable."""
+    """Features outside the convention, with reasons; laws about them are not applicable."""
     shared: ClassVar[str] = ""
-    """What further sequences through one compressor share, in findings."""
+    """Phrase for findings: what further sequences through one compressor share."""
 
     def __init__(self, compressor: Any, model: Any) -> None:
         self.compressor, self.model = compressor, model
@@ -56,20 +60,24 @@ class Adapter(ABC):
         """Whether an object follows this convention and none listed before it."""
 
     def start(self) -> Any:
-        """A new, empty cache."""
+        """Create an empty cache."""
         return DynamicCache(config=self.model.config)
 
     def at_work(self) -> AbstractContextManager[Any]:
-        """A context in which the model runs with the compressor."""
+        """Context manager in which the model runs with the compressor."""
         return nullcontext()
 
     def compress(self, layers: Layers) -> Layers:
-        """What is to replace the entries held after a pass, for a convention that is called between passes."""
+        """Compressed entries to store after a pass, for a convention called between passes.
+
+        Raises:
+            NotImplementedError: for other conventions.
+        """
         raise NotImplementedError(f"{self.kind} is not called between passes")
 
 
 class FunctionAdapter(Adapter):
-    """``compress(layers) -> layers``, called after every pass."""
+    """A function ``compress(layers) -> layers``, called after every pass."""
 
     kind, words, schedule = "function", "a function over the whole cache", "step"
     supplies_positions, exact, between_passes = True, False, True
@@ -89,11 +97,11 @@ class FunctionAdapter(Adapter):
         return attention(self.model, _bottom_right)
 
     def compress(self, layers: Layers) -> Layers:
-        return self.compressor(layers)  # type: ignore[no-any-return]  # somebody else's; the session looks at it
+        return self.compressor(layers)  # type: ignore[no-any-return]  # third-party; validated by the session
 
 
 class CacheAdapter(Adapter):
-    """An object with ``.cache(config)``, which makes a transformers cache."""
+    """An object with ``.cache(config)``, which returns a transformers cache."""
 
     kind, words, schedule = "cache", "a transformers cache", "budget"
     declines_batches = True
@@ -107,7 +115,7 @@ class CacheAdapter(Adapter):
 
 
 class ContextAdapter(Adapter):
-    """An object that is used as ``with obj(model):``."""
+    """An object used as ``with obj(model):``."""
 
     kind, words, schedule = "context", "a context manager around a model", "prefill"
     beyond: ClassVar[Mapping[str, str]] = {
@@ -120,20 +128,20 @@ class ContextAdapter(Adapter):
         return callable(compressor)
 
     def at_work(self) -> AbstractContextManager[Any]:
-        return self.compressor(self.model)  # type: ignore[no-any-return]  # somebody else's
+        return self.compressor(self.model)  # type: ignore[no-any-return]  # third-party
 
 
 ADAPTERS: dict[str, type[Adapter]] = {
     adapter.kind: adapter for adapter in (FunctionAdapter, CacheAdapter, ContextAdapter)
 }
-"""By kind; what follows several conventions follows the first."""
+"""Adapters by kind; the first that fits is used."""
 
 
 def adapter_of(compressor: object) -> type[Adapter]:
-    """The convention that an object follows.
+    """Adapter for a compressor.
 
     Raises:
-        ValueError: if it follows none.
+        ValueError: if the object follows no known convention.
     """
     for adapter in ADAPTERS.values():
         if adapter.fits(compressor):
@@ -147,8 +155,11 @@ def adapter_of(compressor: object) -> type[Adapter]:
 def _bottom_right(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
-    """Attention to everything held and, causally, to the new entries, however many each layer holds; not to the zeros
-    that stand where a head holds fewer than others."""
+    """Attention to all retained entries and, causally, to the new ones.
+
+    Works with different numbers of entries per layer. Zero entries, which pad heads with fewer entries than others, are
+    masked.
+    """
     new, total = query.shape[2], key.shape[2]
     sees = torch.ones((new, total), dtype=torch.bool, device=query.device).tril(total - new)
     there = (key != 0).any(dim=-1) | (value != 0).any(dim=-1)

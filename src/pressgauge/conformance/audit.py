@@ -1,7 +1,7 @@
-"""The black-box audit: what a cache held after each pass, found out by matching it with what it was handed.
+"""Black-box audit: a cache's eviction history, from matching its entries with its inputs.
 
-Nothing is taken on trust. Each entry that is held is looked for among the entries that arrived; that gives the
-history of every token, ``evicted_at``, and the first place at which something is not as it should be.
+The cache's own record is not used. Each stored entry is searched for among the entries passed in, which gives the
+history of every token, ``evicted_at``, and the first violation.
 """
 
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ GONE = -1
 
 @dataclass(frozen=True)
 class Held:
-    """What one layer held after one pass, as tokens."""
+    """Tokens of one layer's entries after one pass."""
 
     positions: Tensor
-    """``[B, K, N]`` in the order of storage; -1 at filler."""
+    """``[B, K, N]`` in the order of storage; -1 at padding slots."""
     ambiguous: int
-    """How many entries equal several tokens, so that it cannot be told which they are."""
+    """Number of entries that match several tokens."""
 
 
 class Audit:
-    """What a trace says, token by token.
+    """Token-level analysis of a trace.
 
     Args:
-        trace: what a subject did with a text, in which no row is padded.
+        trace: run of a subject on a text without padded rows.
     """
 
     def __init__(self, trace: Trace) -> None:
@@ -38,10 +38,10 @@ class Audit:
 
     @cached_property
     def held(self) -> list[list[Held]]:
-        """Per pass and layer.
+        """Entries per pass and layer.
 
         Raises:
-            Departure: at the first entry that is not one of those that came in, or comes twice.
+            Departure: at the first entry that was not passed in, or on a wrong dtype or shape.
         """
         trace = self.trace
         result: list[list[Held]] = []
@@ -79,7 +79,7 @@ class Audit:
 
     @staticmethod
     def _resolve(positions: Tensor, both: Tensor, before: Tensor | None, start: int) -> None:
-        """Give equal entries different tokens: of those still there, the earliest that is not taken."""
+        """Assign different tokens to equal entries: the earliest retained one not yet assigned."""
         rows, heads, _ = positions.shape
         for row in range(rows):
             for head in range(heads):
@@ -113,10 +113,10 @@ class Audit:
 
     @cached_property
     def alive(self) -> list[Tensor]:
-        """Per layer, ``[passes, B, K, T]``: whether a token was held after a pass.
+        """Whether a token was retained after a pass: per layer, ``[passes, B, K, T]`` bool.
 
         Raises:
-            Departure: if an entry is held twice, or comes back.
+            Departure: if a token is stored twice, or comes back after its eviction.
         """
         trace = self.trace
         tokens = trace.ids.shape[1]
@@ -151,13 +151,13 @@ class Audit:
 
     @cached_property
     def evicted_at(self) -> list[Tensor]:
-        """Per layer, int32 ``[B, K, T]``: tokens seen right after the pass that evicted a token."""
+        """Tokens seen by the end of the pass that evicted a token: per layer, ``[B, K, T]`` int32."""
         tables = []
         ends = torch.tensor([one.end for one in self.trace.passes])
         for states in self.alive:
             tokens = states.shape[-1]
             table = torch.full(states.shape[1:], NEVER, dtype=torch.int32, device=states.device)
-            # From the last pass to the first, so that the earliest pass after which a token is missing stands.
+            # From the last pass to the first, so that the earliest pass after which a token is missing wins.
             for number in reversed(range(len(ends))):
                 fed = torch.arange(tokens, device=states.device) < ends[number]
                 table = torch.where(fed & ~states[number], int(ends[number]), table)
@@ -166,12 +166,12 @@ class Audit:
 
     @property
     def ambiguous(self) -> int:
-        """How many times an entry equalled several tokens."""
+        """Number of times an entry matched several tokens."""
         return sum(layer.ambiguous for one in self.held for layer in one)
 
 
 def _equal(held: Tensor, arrived: Tensor) -> Tensor:
-    """``[B, K, N, T]``: which held vectors equal which that arrived; NaN equals NaN."""
+    """Whether stored and passed-in vectors are equal, with NaN equal to NaN: ``[B, K, N, T]``."""
     if held.isnan().any() or arrived.isnan().any():
         marker = torch.finfo(arrived.dtype).max
         held, arrived = (

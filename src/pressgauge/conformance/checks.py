@@ -1,4 +1,4 @@
-"""Checks that several laws share: counts, the threshold, attention."""
+"""Checks shared by several laws: counts, threshold, attention."""
 
 import torch
 import transformers
@@ -12,13 +12,17 @@ from pressgauge.conformance.traces import audited
 from pressgauge.conformance.versions import CACHE, CACHE_NAMES
 
 EXACT = 1e-10
-"""Part of the largest logit by which float64 may err."""
+"""Error tolerance in float64, relative to the largest logit."""
 TELLING_APART = 2.0**-9
-"""Scores that differ by less than this part of their size, but are not equal, may be ranked either way."""
+"""Relative difference below which unequal scores may be ranked in either order."""
 
 
 def check_counts(subject: Subject, trace: Trace, law: str = "counts") -> None:
-    """Held after each pass is what the schedule says."""
+    """Check the number of retained entries after each pass against the schedule.
+
+    Raises:
+        Departure: if it differs.
+    """
     declares = subject.declares
     for layer in range(trace.layers):
         rules = subject.rules(trace.options, layer)
@@ -40,7 +44,11 @@ def check_counts(subject: Subject, trace: Trace, law: str = "counts") -> None:
 
 
 def check_threshold(subject: Subject, trace: Trace) -> None:
-    """No layer that holds ``prune_after`` entries or fewer loses one."""
+    """Check that no layer with ``prune_after`` entries or fewer evicts.
+
+    Raises:
+        Departure: if one does.
+    """
     for layer in range(trace.layers):
         before = 0
         rules = subject.rules(trace.options, layer)
@@ -55,10 +63,10 @@ def check_threshold(subject: Subject, trace: Trace) -> None:
 
 
 def check_acts(subject: Subject) -> None:
-    """Something is evicted from a text that is long enough.
+    """Check that something is evicted from a text that is long enough.
 
     Raises:
-        Departure: if nothing is, a plain Llama is refused, or the compressor never got to see a cache.
+        Departure: if nothing is evicted, a plain Llama is refused, or the compressor never receives a cache.
     """
     model = architectures.under_test("llama")
     try:
@@ -66,7 +74,7 @@ def check_acts(subject: Subject) -> None:
     except Refused as refusal:
         raise Departure("acts", f"a plain Llama is refused: {refusal}") from refusal
     except (KeyError, AttributeError, TypeError) as error:
-        # Under another release the cache has another name.
+        # The cache argument has different names in different releases.
         if not any(name in str(error) for name in CACHE_NAMES):
             raise
         raise Departure(
@@ -79,17 +87,17 @@ def check_acts(subject: Subject) -> None:
 
 
 def off(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """``[T]``: by which part of the largest logit each token's logits are off."""
+    """Error of each token's logits, relative to the largest logit: ``[T]``."""
     return (found - expected).abs().amax(dim=(0, 2)) / expected.abs().max()
 
 
 def wrong_tokens(found: torch.Tensor, expected: torch.Tensor) -> list[int]:
-    """The tokens whose logits are off by more than float64 may err, or are not numbers."""
+    """Tokens whose logits are NaN or off by more than ``EXACT``."""
     return torch.nonzero(~(off(found, expected) < EXACT))[:, 0].tolist()
 
 
 def _before_their_pass(trace: Trace, tables: list[Tensor]) -> list[Tensor]:
-    """``evicted_at`` as if each pass evicted before it attended, the tokens of the pass itself apart."""
+    """``evicted_at`` as if each pass evicted earlier tokens before attention."""
     starts = {one.end: one.start for one in trace.passes}
     result = []
     for table in tables:
@@ -102,7 +110,11 @@ def _before_their_pass(trace: Trace, tables: list[Tensor]) -> list[Tensor]:
 
 
 def check_attention(trace: Trace) -> None:
-    """The logits of every pass are those of full attention, masked by what the subject itself evicted."""
+    """Check logits against full attention, masked by the subject's own evictions.
+
+    Raises:
+        Departure: if they differ.
+    """
     audit = audited(trace)
     expected = masked_logits(trace.model, trace.ids, audit.evicted_at)
     wrong = wrong_tokens(trace.logits, expected)

@@ -54,7 +54,7 @@ class Declares:
         takes: further options of the factory, of ``sinks``, ``recent`` and ``interval``.
         sinks, recent: number of first and last tokens protected by default.
         recent_share: minimum share of the newest tokens among retained entries, rounded down.
-        boundary: ``>`` or ``>=``: whether a layer may evict with exactly ``prune_after`` entries (``>=``) or not.
+        boundary: ``>``, or ``>=`` if a layer with exactly ``prune_after`` entries may evict.
         rounding: ``ceil``, ``floor``, ``float-ceil``, or a function of ratio and count.
         order: ``positions``, or ``any`` if entries may be stored in any order.
         ties: ``earlier``, or ``any`` if equal scores may be ranked in any order.

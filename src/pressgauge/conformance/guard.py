@@ -1,4 +1,4 @@
-"""A guard over models that tests share: whoever changes one is found out."""
+"""Guard over models shared by tests, which detects changes to them."""
 
 import zlib
 
@@ -7,18 +7,20 @@ from torch import nn
 from transformers import PreTrainedModel
 
 HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks")]
-"""Where a module keeps its hooks."""
+"""Attributes in which a module keeps its hooks."""
 
 Fingerprint = dict[str, object]
-"""What there is to know of each part of a model, by the part's name."""
+"""State of each part of a model, by the part's name."""
 
 _GUARDED: dict[int, tuple[PreTrainedModel, Fingerprint]] = {}
 _USED: set[int] = set()
 
 
 def fingerprint(model: PreTrainedModel) -> Fingerprint:
-    """Weights, buffers, hooks, attributes and attention implementation of a model and all its modules. It is taken of
-    the models that a test shares after every test, so that one walk has to do and nothing is copied."""
+    """Weights, buffers, hooks, attributes and attention implementation of a model's modules.
+
+    Taken after every test, of the shared models it used, so it makes a single pass and keeps checksums of weights.
+    """
     parts: Fingerprint = {}
     configs = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -36,7 +38,7 @@ def fingerprint(model: PreTrainedModel) -> Fingerprint:
 
 
 def difference(before: Fingerprint, after: Fingerprint) -> str:
-    """The first part that is not what it was, in words; nothing if all are."""
+    """Description of the first changed part; empty if none changed."""
     for name in {**before, **after}:
         if before.get(name) != after.get(name):
             what = "is new" if name not in before else "is gone" if name not in after else "has changed"
@@ -45,7 +47,7 @@ def difference(before: Fingerprint, after: Fingerprint) -> str:
 
 
 def guarded(model: PreTrainedModel) -> PreTrainedModel:
-    """Watch over this model from now on. To be called whenever a model that is kept is handed out."""
+    """Guard a model from now on. Must be called each time a shared model is handed out."""
     if id(model) not in _GUARDED:
         _GUARDED[id(model)] = model, fingerprint(model)
     _USED.add(id(model))
@@ -53,8 +55,11 @@ def guarded(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def changed(*, everywhere: bool = False) -> list[str]:
-    """The kinds of guarded models that are not what they were: of those handed out since this was asked last, or of
-    all."""
+    """Class names of guarded models that have changed.
+
+    Args:
+        everywhere: check all guarded models, not only those handed out since the last call.
+    """
     asked = list(_GUARDED) if everywhere else list(_USED)
     _USED.clear()
     models = [_GUARDED[key] for key in asked]

@@ -1,6 +1,6 @@
-"""The plain-Python oracle: numbers and lists, nothing of the product, too simple to be wrong.
+"""Plain-Python oracle, independent of the product and too simple to be wrong.
 
-It decides what a press evicts from one head of one layer, by the rules as they are written down.
+Computes what a press evicts from one head of one layer, by the rules as written in docs/rules.md.
 """
 
 import math
@@ -12,20 +12,20 @@ NEVER = 2**31 - 1
 
 Key = Sequence[float]
 Scores = Callable[[list[int]], list[float]]
-"""Scores of the tokens at these positions, given that exactly these are held."""
+"""Scores of the tokens at given positions, if exactly these are retained."""
 
 
 def ceil_of(ratio: float, count: int) -> int:
-    """``ratio * count`` rounded up, of the decimal value as written."""
+    """``ratio * count`` rounded up, exact for the decimal value as written."""
     return int((Decimal(str(ratio)) * count).to_integral_value(rounding=ROUND_CEILING))
 
 
 def rounded(score: float) -> float:
-    """A score rounded to 10 significant bits, half to even; NaN below everything."""
+    """A score rounded to 10 significant bits, half to even; NaN becomes minus infinity."""
     if math.isnan(score):
         return -math.inf
     if math.isinf(score) or score == 0:
-        # Minus infinity is still above NaN.
+        # Minus infinity ranks above NaN.
         return max(score, -1.7976931348623157e308)
     mantissa, exponent = math.frexp(score)
     return math.ldexp(round(mantissa * 2**10), exponent - 10)
@@ -42,7 +42,7 @@ def position_scores(keys: Sequence[Key]) -> Scores:
 
 
 def keydiff_scores(keys: Sequence[Key]) -> Scores:
-    """KeyDiffPress: minus the cosine to the mean of the unit keys that are held."""
+    """KeyDiffPress: minus the cosine similarity to the mean of the retained, normalised keys."""
 
     def unit(vector: Key) -> list[float]:
         length = max(math.sqrt(math.fsum(x * x for x in vector)), 1e-12)
@@ -57,13 +57,13 @@ def keydiff_scores(keys: Sequence[Key]) -> Scores:
 
 
 class Attention:
-    """What the queries of one row give to the keys that one layer holds.
+    """Attention of one row in one layer.
 
     Args:
         keys: per KV head and token.
-        queries: per query head and token; with H of them and K of the others, heads ``k * H / K`` to
-            ``(k + 1) * H / K - 1`` read KV head k.
-        scale: what products are multiplied by.
+        queries: per query head and token; of H query heads and K KV heads, ``k * H / K`` to ``(k + 1) * H / K - 1``
+            read KV head k.
+        scale: scaling factor of the query-key products.
     """
 
     def __init__(self, keys: Sequence[Sequence[Key]], queries: Sequence[Sequence[Key]], scale: float) -> None:
@@ -79,8 +79,10 @@ class Attention:
         return [weight / total for weight in weights]
 
     def given(self, head: int, token: int, held: Sequence[int]) -> dict[int, float]:
-        """By the query heads of one KV head at this token, in the mean, to what is held and not later: nothing where
-        nothing is."""
+        """Attention from a token to retained entries up to itself, by position.
+
+        Averaged over the query heads of a KV head; empty if there are no such entries.
+        """
         present = [j for j in held if j <= token]
         if not present:
             return {}
@@ -90,29 +92,29 @@ class Attention:
 
 
 Held = list[list[int]]
-"""Per KV head, the tokens that are there in a pass: those held before it, and its own."""
+"""Per KV head, the tokens present in a pass: those retained before it, and its own."""
 Voted = list[dict[int, float]]
-"""Per KV head, the score of each of them."""
+"""Per KV head, the score of each of these tokens."""
 
 
 class Voter:
-    """Scores that come from attention.
+    """Attention-based scores of one row.
 
     Args:
-        attention: of the row.
-        window: the newest tokens that are protected, which for some are those that vote.
+        attention: attention of the row.
+        window: number of protected newest tokens, which for SnapKV is the observation window.
     """
 
     def __init__(self, attention: Attention, window: int) -> None:
         self.attention, self.window = attention, window
 
     def feed(self, held: Held, start: int, end: int) -> Voted:
-        """The scores after a pass of the tokens ``start`` to ``end - 1``."""
+        """Scores after a pass of the tokens ``start`` to ``end - 1``."""
         raise NotImplementedError
 
 
 class Accumulated(Voter):
-    """H2OPress: what an entry has received from all queries since it came."""
+    """H2OPress: cumulative attention that an entry has received since it was added."""
 
     def __init__(self, attention: Attention, window: int) -> None:
         super().__init__(attention, window)
@@ -127,8 +129,10 @@ class Accumulated(Voter):
 
 
 class Window(Voter):
-    """SnapKVPress: what an entry gets from the queries of the window, summed over its neighbours; the window's own
-    entries count as nothing."""
+    """SnapKVPress: attention from the observation window, sum-pooled over neighbours.
+
+    The window's own entries count as zero.
+    """
 
     neighbours = 5
 
@@ -143,7 +147,7 @@ class Window(Voter):
 
 
 class Last(Voter):
-    """TOVAPress: what an entry gets from the last query, summed over all heads."""
+    """TOVAPress: attention from the last query, summed over all heads."""
 
     def feed(self, held: Held, start: int, end: int) -> Voted:
         each = [self.attention.given(head, end - 1, present) for head, present in enumerate(held)]
@@ -165,7 +169,7 @@ def random_scores(seed: int, layer: int, head: int) -> Scores:
 
 
 Rounding = Callable[[float, int], int]
-"""What becomes of ``ratio * count``."""
+"""Rounding of ``ratio * count`` to an integer."""
 
 ROUNDINGS: dict[str, Rounding] = {
     "ceil": ceil_of,
@@ -176,7 +180,7 @@ ROUNDINGS: dict[str, Rounding] = {
 
 @dataclass(frozen=True)
 class Rules:
-    """When a press acts and to how many entries it cuts. The defaults are those of the rules as they are written."""
+    """When a press evicts, and how many entries it retains; defaults as in docs/rules.md."""
 
     keep_ratio: float
     prune_after: int = 512
@@ -184,23 +188,26 @@ class Rules:
     sinks: int = 0
     recent: int = 0
     recent_share: float = 0.0
-    """Of what is left, rounded down, as far as the sinks leave room: so many of the newest are never evicted."""
+    """Share of retained entries reserved for the newest tokens, rounded down.
+
+    Sinks take precedence.
+    """
     interval: int = 1
     boundary: str = ">"
     rounding: Rounding = ceil_of
     size: Callable[[int, int], int] | None = None
-    """(seen, held) to how many are left, in place of a schedule's target, for what follows a rule of its own."""
+    """``(seen, held) -> held``, replacing a schedule's target, for a rule of the subject's own."""
 
     def may_prune(self, held: int) -> bool:
-        """Whether a layer that holds so many may be pruned."""
+        """Whether a layer with ``held`` entries may evict."""
         return held > self.prune_after or (self.boundary == ">=" and held == self.prune_after)
 
     def newest(self, kept: int) -> int:
-        """How many of the newest a pass that leaves so many does not evict."""
+        """Number of newest tokens protected in a pass that retains ``kept`` entries."""
         return max(self.recent, min(int(Decimal(str(self.recent_share)) * kept), kept - self.sinks))
 
     def target(self, seen: int, held: int) -> int:
-        """How many entries an acting pass leaves of ``held``."""
+        """Number of ``held`` entries that an evicting pass retains, after ``seen`` tokens."""
         if self.keep_ratio == 1:
             return held
         if self.size is not None:
@@ -215,7 +222,7 @@ class Rules:
         return min(held, wanted)
 
     def acts(self, passes: Sequence[int], number: int, prompt_length: int | None) -> bool:
-        """Whether pass ``number`` acts, the first being 0."""
+        """Whether pass ``number``, counted from 0, evicts."""
         prompt = passes[0] if prompt_length is None else prompt_length
         starts = [sum(passes[:index]) for index in range(number + 1)]
         later = sum(start >= prompt for start in starts)
@@ -227,7 +234,7 @@ class Rules:
 
 
 def counts(rules: Rules, passes: Sequence[int], prompt_length: int | None = None) -> list[int]:
-    """The number held after each pass."""
+    """Number of retained entries after each pass."""
     held = seen = 0
     after = []
     for number, length in enumerate(passes):
@@ -246,9 +253,17 @@ def history(
     prompt_length: int | None = None,
     exact: bool = False,
 ) -> tuple[list[int], list[int]]:
-    """What one head evicts: ``evicted_at`` per token, and the number held after each pass.
+    """Eviction history of one head.
 
-    ``exact`` scores are integers and not rounded.
+    Args:
+        rules: the rules.
+        scores: scores of the head's tokens.
+        passes: lengths of the passes.
+        prompt_length: tokens of the prompt; by default the first pass is the prompt.
+        exact: whether scores are integers, which are not rounded.
+
+    Returns:
+        ``evicted_at`` per token, and the number of retained entries after each pass.
     """
     evicted_at = [NEVER] * sum(passes)
     held: list[int] = []

@@ -1,4 +1,4 @@
-"""A Llama that produces given keys and values, to test compressors of any convention on them."""
+"""A Llama that produces given keys and values, to test compressors of any convention."""
 
 from functools import cache, partial
 from typing import Any
@@ -11,7 +11,7 @@ from pressgauge.conformance import devices
 from pressgauge.conformance.strategies import DIMENSION, HEADS, LAYERS
 
 TOKENS = (256, 1024)
-"""Vocabulary sizes, powers of 4: RMSNorm then scales the ones of an embedding to powers of 2, exactly."""
+"""Vocabulary sizes. With powers of 4, RMSNorm scales ones to powers of 2, without rounding."""
 
 
 class Nothing(nn.Module):

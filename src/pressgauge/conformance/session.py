@@ -1,4 +1,4 @@
-"""Drives a model with a compressor of any convention at work, pass by pass, and records what happens to its cache."""
+"""Sessions: run a model with any compressor, pass by pass, and record its cache."""
 
 import copy
 import inspect
@@ -23,25 +23,25 @@ Entries = tuple[Tensor, Tensor]
 
 
 class Departure(AssertionError):  # noqa: N818  # the law is broken, not the program
-    """A law that a subject does not keep, said in one line: the law's name, a colon, and what was found."""
+    """A broken law, with a message of one line: ``law: finding``."""
 
     def __init__(self, law: str, finding: str) -> None:
         super().__init__(f"{law}: {finding}")
 
 
 DECLINES = (ValueError, NotImplementedError, AssertionError)
-"""With these, and a sentence, compressors say that something is beyond them."""
+"""Exceptions with which compressors, given a message, decline what they do not support."""
 
 OF_OTHERS = ("torch", "transformers", "pressgauge")
-"""Where a failed assertion is a fault, and no way to decline."""
+"""Packages in which a failed assertion is a crash, not a refusal."""
 
 
 REFUSALS: list[str] = []
-"""The sentences with which subjects declined something, for whoever reports what was not looked at."""
+"""Messages of refusals since the start of the test, for the report of unchecked cases."""
 
 
 class Refused(Exception):  # noqa: N818  # it is an answer, not a failure
-    """A subject's own sentence, with which it declines to do something."""
+    """A subject declined something; carries its own message."""
 
 
 @dataclass
@@ -49,30 +49,30 @@ class Pass:
     """One forward call."""
 
     start: int
-    """Tokens seen before."""
+    """Tokens seen before the pass."""
     length: int
     logits: Tensor
-    """``[B, q, V]``, on the CPU as all that is recorded."""
+    """``[B, q, V]``, on the CPU like all recorded tensors."""
     arrived: dict[int, Entries]
-    """What the cache was handed, per layer."""
+    """Entries passed to the cache, per layer."""
     held: list[Entries]
-    """What each layer holds afterwards."""
+    """Entries of each layer after the pass."""
     positions: Tensor | None
-    """``[B, q]``: the positions that queries and keys were rotated by, if the model tells."""
+    """Positions used by the rotary embedding, ``[B, q]``; None if unknown."""
 
     @property
     def end(self) -> int:
-        """Tokens seen after it."""
+        """Tokens seen after the pass."""
         return self.start + self.length
 
 
 def not_applicable(reason: str) -> NoReturn:
-    """Say that a law means nothing here, and why."""
+    """Skip a test whose law does not apply, with a reason."""
     pytest.skip(f"not applicable: {reason}")
 
 
 def provided_for(subject: Subject, what: str) -> None:
-    """Say that a law is not applicable if it is about something that the subject's convention does not provide for."""
+    """Skip a test of a feature that the subject's convention does not provide."""
     if reason := subject.adapter.beyond.get(what):
         not_applicable(reason)
 
@@ -83,7 +83,7 @@ def _sentence(error: BaseException) -> str:
 
 @contextmanager
 def _refusals(*kinds: type[BaseException]) -> Iterator[None]:
-    """What a subject raises with a sentence of its own is an answer."""
+    """Convert exceptions of these kinds that carry a subject's own message to ``Refused``."""
     try:
         yield
     except Departure:
@@ -96,17 +96,17 @@ def _refusals(*kinds: type[BaseException]) -> Iterator[None]:
 
 
 def _raised_in(error: BaseException) -> str:
-    """The package in which an error was raised."""
+    """Package in which an error was raised."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0]
 
 
 class Session:
-    """One batch of sequences going through a model with a compressor at work. Use it as a context.
+    """One batch of sequences run through a model with a compressor. Use as a context manager.
 
     Args:
-        subject: whose compressor it is.
-        compressor: what the subject's factory made.
+        subject: subject of the compressor.
+        compressor: result of the subject's factory.
         model: the model.
     """
 
@@ -128,7 +128,7 @@ class Session:
         return self
 
     def begin(self) -> None:
-        """Start with a new cache, and leave all else as it is: a further sequence in the same context."""
+        """Start a further sequence in the same context, with a new cache."""
         with _refusals(*DECLINES, TypeError, AttributeError):
             self.cache = self.adapter.start()
         self.passes = []
@@ -136,18 +136,18 @@ class Session:
         self._watch_cache()
 
     def resume(self) -> None:
-        """Go on after ``pause``."""
+        """Apply the compressor to the model, initially or after ``pause``."""
         with ExitStack() as stack:
             stack.enter_context(self.adapter.at_work())
             stack.enter_context(self._watched_positions())
             self._stack = stack.pop_all()
 
     def pause(self) -> None:
-        """Leave the model alone, so that another session can use it, and keep the cache."""
+        """Release the model for another session, and keep the cache."""
         self._stack.close()
 
     def __exit__(self, *exception: Any) -> None:
-        # The compressor is told of the exception, as it would be without the session around it.
+        # Pass the exception on to the compressor, as without a session.
         self._stack.__exit__(*exception)
 
     def _watch_cache(self) -> None:
@@ -157,7 +157,7 @@ class Session:
             given = keys.clone(), values.clone()
             self._arrived.setdefault(layer, []).append((given[0].cpu(), given[1].cpu()))
             self._devices[layer] = keys.device
-            # The class may change under our hands: a press that adopts a cache makes another one of it.
+            # Look up the class now: a press that adopts a cache changes its class.
             result = type(cache).update(cache, keys, values, layer, *args, **kwargs)
             for name, before, after in zip(("keys", "values"), given, (keys, values), strict=True):
                 if not _same(before, after):
@@ -168,7 +168,7 @@ class Session:
 
     @contextmanager
     def _watched_positions(self) -> Iterator[None]:
-        """Learn by which positions the model rotates, where it has one module that does."""
+        """Record the positions of the rotary embedding, if the model has a single module for it."""
         rotary = getattr(self.model.get_decoder(), "rotary_emb", None)
         if rotary is None:
             yield
@@ -192,15 +192,18 @@ class Session:
         return self.passes[-1].end if self.passes else 0
 
     def feed(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """One pass; the logits ``[B, q, V]`` of its tokens, on the CPU.
+        """Feed one pass.
 
         Args:
-            ids: ``[B, q]``, anywhere.
+            ids: ``[B, q]``, on any device.
             mask: ``[B, seen + q]``, for padded rows.
 
+        Returns:
+            Logits ``[B, q, V]`` on the CPU.
+
         Raises:
-            Refused: if the subject declines, by one of ``DECLINES``.
-            Departure: if it hands back something that no cache can be made of.
+            Refused: if the subject declines, with one of ``DECLINES``.
+            Departure: if the cache was never updated, or the compressor's result is invalid.
         """
         given: dict[str, Any] = {}
         end = self.seen + ids.shape[1]
@@ -222,8 +225,14 @@ class Session:
         return logits
 
     def generate(self, ids: Tensor, new_tokens: int) -> Tensor:
-        """The tokens ``[B, T + new]`` of ``model.generate``, greedily, from a new cache, with every pass recorded, on
-        the CPU; not for functions.
+        """Greedy ``model.generate`` with the new cache, recording every pass. Not for functions.
+
+        Args:
+            ids: ``[B, T]``.
+            new_tokens: number of tokens to generate.
+
+        Returns:
+            ``[B, T + new]`` on the CPU.
 
         Raises:
             Refused: if the subject declines.
@@ -251,7 +260,7 @@ class Session:
             handle.remove()
 
     def _finish(self, logits: Tensor, length: int) -> None:
-        """Call a compressor that is called between passes, and record the pass."""
+        """Call the compressor, if it is called between passes, and record the pass."""
         if self.adapter.between_passes:
             self._compress()
         arrived = {
@@ -292,10 +301,10 @@ class Session:
             self.cache.layers[index].keys, self.cache.layers[index].values = keys, values
 
     def held(self) -> list[Entries]:
-        """What each layer holds now, as anybody can read it from the cache: copies on the CPU.
+        """Current entries of each layer, as readable from the cache, copied to the CPU.
 
         Raises:
-            Departure: if it is not where it came in.
+            Departure: if entries are on another device than those passed in.
         """
         layers = []
         for index, layer in enumerate(self.cache.layers):
@@ -303,7 +312,7 @@ class Session:
             if keys is None or values is None:
                 break
             if hasattr(layer, "_quantized_keys"):
-                # Under these names lie the newest only; the rest comes first.
+                # In quantised layers these attributes hold only the newest entries; the others precede them.
                 keys, values = (
                     torch.cat([layer._dequantize(rest), *([newest] if newest.dim() == 4 else [])], dim=2)
                     for rest, newest in ((layer._quantized_keys, keys), (layer._quantized_values, values))
@@ -318,7 +327,7 @@ class Session:
         """Bytes of key and value storage that a layer keeps alive."""
         own = self.cache.layers[layer]
         values = [part for value in vars(own).values() for part in _parts(value)]
-        # Of a tensor that wraps others, such as a quantised one, only its class knows what lies behind it.
+        # Wrapper subclasses, such as quantised tensors, do not expose their storage.
         tensors = [
             tensor
             for tensor in values
@@ -330,7 +339,7 @@ class Session:
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
     def fork(self) -> "Session":
-        """Another session that goes on from here with a copy of the cache, and leaves this one alone."""
+        """Independent session that continues from here with a copy of the cache."""
         other = copy.copy(self)
         own_update = self.cache.__dict__.pop("update")
         try:
@@ -344,20 +353,20 @@ class Session:
 
 
 def _parts(value: Any) -> Iterable[Any]:
-    """What is in a container; otherwise the value itself."""
+    """Elements of a container, or the value itself."""
     if isinstance(value, Mapping):
         return value.values()
     return value if isinstance(value, list | tuple) else (value,)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Equal to the bit, but for which NaN it is."""
+    """Whether tensors are equal, with NaN equal to NaN."""
     return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 @dataclass
 class Trace:
-    """What a subject did with a text."""
+    """Record of a subject's run on a text."""
 
     subject: Subject
     options: dict[str, Any]
@@ -367,11 +376,11 @@ class Trace:
     storage: list[int] = field(default_factory=list)
     """Bytes that each layer keeps alive at the end."""
     queries: Tensor | None = None
-    """``[B, H, T, D]``, where they are known."""
+    """``[B, H, T, D]``, if known."""
 
     @property
     def lengths(self) -> list[int]:
-        """The lengths of the passes."""
+        """Lengths of the passes."""
         return [one.length for one in self.passes]
 
     @property
@@ -380,13 +389,13 @@ class Trace:
         return torch.cat([one.logits for one in self.passes], dim=1)
 
     def arrived(self, layer: int, passes: int | None = None) -> Entries:
-        """All that a layer was handed in the first ``passes`` passes."""
+        """All entries passed to a layer in the first ``passes`` passes; in all by default."""
         parts = [one.arrived[layer] for one in self.passes[:passes]]
         return torch.cat([keys for keys, _ in parts], dim=2), torch.cat([values for _, values in parts], dim=2)
 
     @property
     def layers(self) -> int:
-        """How many layers there are."""
+        """Number of layers."""
         return len(self.passes[0].arrived)
 
 
@@ -399,16 +408,20 @@ def run(
     compressor: Any = None,
     **options: Any,
 ) -> Trace:
-    """Feed a model a text in passes of these lengths, with a compressor of the subject at work.
+    """Feed a text to a model in passes, with a compressor of the subject.
 
     Args:
         subject: the subject.
         model: the model.
         ids: ``[B, T]``.
-        lengths: of the passes; together T.
+        lengths: lengths of the passes, which sum to T.
         mask: ``[B, T]``, for padded rows.
-        compressor: one that is there already; made from the options otherwise.
-        options: of the compressor.
+        compressor: an existing compressor; created from ``options`` by default.
+        options: options of the compressor.
+
+    Raises:
+        Refused: if the subject declines.
+        Departure: if the cache was never updated, or the compressor's result is invalid.
     """
     options = {"keep_ratio": 1, **options}
     compressor = subject(**options) if compressor is None else compressor

@@ -1,4 +1,4 @@
-"""Hypothesis strategies. They only generate; shrinking goes to few tokens, one pass, and no options."""
+"""Hypothesis strategies. They only generate, and shrink to few tokens, one pass, no options."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +15,15 @@ LAYERS, HEADS, DIMENSION = 2, 3, 4
 _EXACT = settings().derandomize
 FEW = settings(
     max_examples=settings().max_examples // 4,
-    # Drawn cases are small, and each is a text that goes through a model: what is found first is said.
+    # Cases are small and each runs a model, so the first failure is reported without shrinking.
     phases=[Phase.generate] if _EXACT else list(Phase),
 )
-"""For laws whose every example is a text that goes through a model."""
+"""Settings of laws that run a model for each example."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A press's options and what it is fed."""
+    """Options of a press, and its input."""
 
     options: dict[str, Any]
     passes: list[int]
@@ -33,7 +33,7 @@ class Case:
 
 
 def ratios() -> st.SearchStrategy[float]:
-    """Ratios as people write them, down to those that keep one entry, and the ones that floats round wrongly."""
+    """Ratios as people write them: down to a single entry, and those that floats round wrongly."""
     return st.one_of(
         st.sampled_from([0.5, 0.9, 0.1, 0.07, 0.14, 0.28, 0.55, 0.56, 0.57, 0.29, 0.01, 1.0]),
         st.integers(1, 1000).map(lambda n: n / 1000),
@@ -41,7 +41,7 @@ def ratios() -> st.SearchStrategy[float]:
 
 
 def pass_lists(most: int = 40) -> st.SearchStrategy[list[int]]:
-    """How a text is fed: whole, a prompt and single tokens, single tokens only, or chunks of any size."""
+    """Passes: the whole text, a prompt and single tokens, single tokens only, or chunks."""
     return st.one_of(
         st.integers(1, most).map(lambda n: [n]),
         st.tuples(st.integers(1, most // 2), st.integers(1, most // 2)).map(lambda pair: [pair[0]] + [1] * pair[1]),
@@ -52,7 +52,7 @@ def pass_lists(most: int = 40) -> st.SearchStrategy[list[int]]:
 
 @st.composite
 def key_tensors(draw: st.DrawFn, length: int, rows: int = 1) -> Tensor:
-    """Keys ``[rows, HEADS, length, DIMENSION]`` in float64: small integers, so that ties abound, or normal ones."""
+    """Keys ``[rows, HEADS, length, DIMENSION]`` float64: normal, zero, repeated, or with ties."""
     seed = draw(st.integers(0, 2**16))
     generator = torch.Generator().manual_seed(seed)
     shape = (rows, HEADS, length, DIMENSION)
@@ -63,13 +63,13 @@ def key_tensors(draw: st.DrawFn, length: int, rows: int = 1) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64)
     if kind == "ties":
         return torch.randint(-2, 3, shape, generator=generator).double()
-    # The same few keys over and over, as repeated words give in a first layer.
+    # Few distinct keys, as repeated words give in a first layer.
     words = torch.randn((5, DIMENSION), generator=generator, dtype=torch.float64)
     return words[torch.randint(0, 5, shape[:3], generator=generator)]
 
 
 def pruning(most: int = 24) -> st.SearchStrategy[list[int]]:
-    """Passes after which there is usually something to prune: a prompt and single tokens, and chunks."""
+    """Passes that usually lead to evictions: a prompt and single tokens, or chunks."""
     return st.one_of(
         st.tuples(st.integers(2, most // 2), st.integers(1, most // 2)).map(lambda pair: [pair[0]] + [1] * pair[1]),
         st.lists(st.integers(1, 6), min_size=2, max_size=most // 4),
@@ -78,7 +78,7 @@ def pruning(most: int = 24) -> st.SearchStrategy[list[int]]:
 
 @st.composite
 def options_of(draw: st.DrawFn, subject: Subject) -> dict[str, Any]:
-    """Options that a subject takes, small enough that a few dozen tokens meet every rule."""
+    """Options that a subject takes, small enough that a few dozen tokens exercise every rule."""
     declares = subject.declares
     chosen: dict[str, Any] = {"keep_ratio": draw(ratios())}
     if declares.prune_after:
@@ -87,19 +87,19 @@ def options_of(draw: st.DrawFn, subject: Subject) -> dict[str, Any]:
         chosen["skip_layers"] = (draw(st.integers(0, LAYERS - 1)),)
     for name in declares.takes:
         if draw(st.booleans()):
-            # An interval of 1 is none.
+            # An interval of 1 has no effect.
             chosen[name] = draw(st.integers(2 if name == "interval" else 1, 5))
     return chosen
 
 
 @st.composite
 def options(draw: st.DrawFn, schedule: str) -> dict[str, Any]:
-    """Options of a press, small enough that a few dozen tokens meet every rule."""
+    """Options of a press, small enough that a few dozen tokens exercise every rule."""
     chosen: dict[str, Any] = {
         "keep_ratio": draw(ratios()),
         "prune_after": draw(st.integers(0, 20)),
     }
-    # Left out at first, so that shrinking ends at plain presses and defaults are met.
+    # Optional, so that shrinking ends at plain presses, and defaults are covered.
     if draw(st.booleans()):
         chosen["sinks"] = draw(st.integers(0, 6))
     if draw(st.booleans()):
@@ -113,7 +113,7 @@ def options(draw: st.DrawFn, schedule: str) -> dict[str, Any]:
 
 @st.composite
 def cases(draw: st.DrawFn, schedule: str, most: int = 40) -> Case:
-    """Options, passes, a prompt's length (mostly that of the first pass) and keys."""
+    """Options, passes, prompt length (often that of the first pass) and keys."""
     passes = draw(pass_lists(most))
     total = sum(passes)
     prompt_length = draw(st.one_of(st.none(), st.integers(1, total)))
@@ -121,6 +121,6 @@ def cases(draw: st.DrawFn, schedule: str, most: int = 40) -> Case:
 
 
 def normal_keys(length: int, rows: int = 1, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Keys ``[rows, HEADS, length, DIMENSION]``, no two alike."""
+    """Normally distributed keys ``[rows, HEADS, length, DIMENSION]``, all different."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn((rows, HEADS, length, DIMENSION), generator=generator, dtype=torch.float64).to(dtype)

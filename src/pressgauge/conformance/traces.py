@@ -1,4 +1,4 @@
-"""What laws are decided by: traces of drawn cases, and what the audit says of them."""
+"""Traces of drawn cases and their audits, on which laws decide."""
 
 from typing import Any
 
@@ -20,8 +20,10 @@ def drawn(
     options: st.SearchStrategy[dict[str, Any]],
     passes: st.SearchStrategy[list[int]],
 ) -> Trace:
-    """What the subject makes of drawn keys, fed in drawn passes, under drawn options. A case that it refuses is drawn
-    again."""
+    """Trace of a subject on drawn keys and passes, under drawn options.
+
+    A case that the subject refuses is drawn again.
+    """
     chosen = data.draw(options, label="options")
     lengths = data.draw(passes, label="passes")
     keys = data.draw(key_tensors(sum(lengths)), label="keys")
@@ -32,8 +34,10 @@ def drawn(
 
 
 def run_scripted(subject: Subject, keys: Tensor, lengths: list[int], compressor: Any = None, **options: Any) -> Trace:
-    """What the subject makes of given keys ``[B, HEADS, T, DIMENSION]``, which every layer is handed; with queries
-    that belong to them if attention is what it goes by."""
+    """Trace of a subject on given keys ``[B, HEADS, T, DIMENSION]``, the same in every layer.
+
+    For a subject that scores by attention, queries are derived from the keys.
+    """
     queries = queries_of(keys) if subject.declares.votes else None
     model, ids = scripted(keys, queries)
     trace = run(subject, model, ids, lengths, compressor=compressor, **options)
@@ -42,7 +46,7 @@ def run_scripted(subject: Subject, keys: Tensor, lengths: list[int], compressor:
 
 
 def audited(trace: Trace) -> Audit:
-    """The audit of a trace, where what is held can be compared with what came in."""
+    """Audit of a trace; the law is not applicable if stored entries cannot be matched."""
     declares = trace.subject.declares
     if not declares.matchable:
         altered = "altered" if declares.entries == "altered" else "rotated anew"
@@ -51,6 +55,6 @@ def audited(trace: Trace) -> Audit:
 
 
 def kept(trace: Trace, layer: int = 0) -> list[list[set[int]]]:
-    """Per row and KV head, the tokens that a layer holds at the end."""
+    """Tokens that a layer retains at the end, per row and KV head."""
     alive = audited(trace).alive[layer][-1]
     return [[set(torch.nonzero(head)[:, 0].tolist()) for head in row] for row in alive]

@@ -1,4 +1,4 @@
-"""Trained models that tests share."""
+"""Trained models shared by tests."""
 
 from functools import cache
 from typing import Any
@@ -13,6 +13,6 @@ def _loaded(name: str, dtype: str, device: str) -> tuple[Any, Any]:
 
 
 def trained_model(name: str, dtype: str, device: str = "cpu") -> tuple[Any, Any]:
-    """A reference model, or one from a folder or a hub, loaded once, and its tokenizer. Not to be changed."""
+    """A model, loaded once, and its tokenizer. Tests must not change them."""
     model, tokenizer = _loaded(name, dtype, device)
     return guarded(model), tokenizer

@@ -1,4 +1,4 @@
-"""Whether a mean falls: paired over documents, one-sided, corrected for all that is looked at together."""
+"""Paired one-sided tests for falling means, corrected for multiple comparisons."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,24 +7,29 @@ from numpy.typing import NDArray
 from scipy.stats import ttest_rel
 
 ERROR = 0.01
-"""The family-wise error: the chance that anything at all is found in a family in which nothing is true."""
+"""Family-wise error rate: probability of any rejection in a family of true null hypotheses."""
 
 
 def p_values(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of the hypotheses that the mean over the last axis, the documents, does not fall from ``before`` to ``after``.
+    """p-values of the hypotheses that the mean over documents does not fall.
 
-    Student's t of the differences. It asks for the mean, as perplexity does, while signed ranks ask for the median, and
-    their least p-value, 2 ** -n for n documents, is too large to reject anything of a family of 40 with fewer than 12.
+    Paired Student's t-test. It tests the mean, as perplexity does, while the signed-rank test tests the median. Also,
+    the smallest p-value of the latter, 2 ** -n for n documents, rejects nothing in a family of 40 if n is below 12.
+
+    Args:
+        before, after: NLLs, with documents on the last axis.
     """
     return np.asarray(ttest_rel(after, before, axis=-1, alternative="less").pvalue, dtype=np.float64)
 
 
 def holm(ps: Sequence[float], error: float = ERROR) -> list[bool]:
-    """Which hypotheses of a family are rejected (Holm 1979): in ascending order, the first of m at ``error / m``, the
-    next at ``error / (m - 1)``, and so on up to the first that is not.
+    """Rejected hypotheses of a family, by Holm's method (1979).
+
+    In ascending order of p-values, the first of m is tested at ``error / m``, the next at ``error / (m - 1)``, and so
+    on up to the first that is not rejected.
 
     Raises:
-        ValueError: for what is no p-value, such as the NaN of differences that do not vary.
+        ValueError: if a number is not a p-value, such as NaN, the result for constant differences.
     """
     if not all(0 <= p <= 1 for p in ps):
         raise ValueError(f"p-values must be numbers from 0 to 1, got {list(ps)}")
@@ -37,7 +42,11 @@ def holm(ps: Sequence[float], error: float = ERROR) -> list[bool]:
 
 
 def judged(family: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> tuple[list[str], list[str]]:
-    """The comparisons of a family, ``before`` and ``after`` by name, as sentences: those that fall, and the others."""
+    """Test a family of comparisons; sentences on those that fall, and on the others.
+
+    Args:
+        family: NLLs ``before`` and ``after``, by name of the comparison.
+    """
     ps = [float(p_values(before, after)) for before, after in family.values()]
     fallen: list[str] = []
     others: list[str] = []

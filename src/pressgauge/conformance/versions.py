@@ -1,4 +1,4 @@
-"""What differs between releases of transformers, told by signatures: how a model takes a cache, and gives it back."""
+"""Name of the cache in the installed transformers, detected from signatures."""
 
 import inspect
 from typing import Any
@@ -8,14 +8,14 @@ from transformers import LlamaForCausalLM
 _TAKEN = inspect.signature(LlamaForCausalLM.forward).parameters
 CACHE_NAMES = ("cache", "past_key_values")
 CACHE = next(name for name in CACHE_NAMES if name in _TAKEN)
-"""The name of the argument, and of the field of outputs."""
+"""Name of the argument, and of the field of outputs."""
 
 
 def using(cache: Any) -> dict[str, Any]:
-    """The arguments with which a model, or its ``generate``, is given a cache."""
+    """Keyword arguments that pass a cache to a model or its ``generate``."""
     return {CACHE: cache}
 
 
 def cache_of(output: Any) -> Any:
-    """The cache in what a model, or its ``generate``, returned."""
+    """Cache in the output of a model or its ``generate``."""
     return getattr(output, CACHE)
