@@ -1,4 +1,4 @@
-"""Hypothesis strategies. They only generate, and shrink to few tokens, one pass, no options."""
+"""Hypothesis strategies, only generating; they shrink to few tokens, one pass, no options."""
 
 from dataclasses import dataclass
 from typing import Any

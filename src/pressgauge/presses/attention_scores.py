@@ -1,8 +1,8 @@
 """Attention scores of one layer's entries, for presses that rank by attention.
 
 Shapes: B batch, H query heads, K KV heads, N retained entries, q queries, D head dimension. Query heads ``k * H / K``
-to ``(k + 1) * H / K - 1`` read KV head k and contribute to its scores. The full ``[T, T]`` attention matrix is never
-materialised.
+to ``(k + 1) * H / K - 1`` read KV head k and contribute to its scores. Attention weights of long texts are materialised
+in blocks of queries, never as a whole ``[T, T]`` matrix.
 """
 
 from abc import ABC, abstractmethod
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 MOST = 1 << 22
-"""Maximum number of attention weights materialised at a time."""
+"""Maximum number of attention weights materialised at a time, or those of a single query."""
 
 
 def weights(queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> Tensor:
