@@ -1,14 +1,15 @@
 """All laws of the conformance suite, and how to hold one subject to one of them."""
 
+import importlib
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conformance import test_attention, test_counts, test_entries, test_identity, test_leaks, test_rows, test_trends
 from hypothesis.errors import FlakyFailure
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -20,10 +21,13 @@ from pressgauge.conformance.trained import trained_model
 
 Law = Callable[..., None]
 
+_FIRST = ("counts", "entries", "attention", "identity", "rows", "leaks", "trends")
+_FILES = sorted(path.stem.removeprefix("test_") for path in (Path(__file__).parent / "conformance").glob("test_*.py"))
+
 LAWS: dict[str, Law] = {
     name: law
-    for module in (test_counts, test_entries, test_attention, test_identity, test_rows, test_leaks, test_trends)
-    for name, law in vars(module).items()
+    for topic in dict.fromkeys([*_FIRST, *_FILES])
+    for name, law in vars(importlib.import_module(f"conformance.test_{topic}")).items()
     if name.startswith("test_")
 }
 

@@ -68,7 +68,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     edit(registry, '    "TOVAPress",\n]', '    "TOVAPress",\n    "LongestPress",\n]')
     edit(ours, '    "tova": {"score": "tova"},\n', f'    "tova": {{"score": "tova"}},\n    "longest": {ORACLE},\n')
     laws, _ = files("A law")
-    with (folder / laws.replace("<subject>", "rows")).open("a", encoding="utf-8") as file:
+    with (folder / laws.replace("<topic>", "rows")).open("a", encoding="utf-8") as file:
         file.write(LAW)
     return folder
 
