@@ -163,7 +163,8 @@ class _Attachment:
             return own(module, query, key, value, attention_mask, **kwargs)
         assert cache is not None
         reason = misfit(kwargs, index in running.attended, layer.handed, running.tokens, query, key, value)
-        if reason is None and attention_mask is not running.checked:
+        # Layers share a mask, but whether no mask means causal attention is up to each.
+        if reason is None and (attention_mask is None or attention_mask is not running.checked):
             reason = self._strange(module, attention_mask, query.shape[2], cache)
             running.checked = attention_mask
         if reason is not None:
