@@ -189,6 +189,33 @@ def test_a_copied_model_takes_no_press_away() -> None:
         assert cache_of(model(ids)).held == [6] * architectures.LAYERS
 
 
+@torch.no_grad()
+def test_a_cache_of_a_press_is_a_plain_one_for_a_copied_model() -> None:
+    """It attends by itself, and evicts the same."""
+    model = architectures.build("llama")
+    ids = architectures.tokens(1, 20)
+    expected = run(model, PRESS, ids, [12] + [1] * 8)
+    with PRESS(model):
+        copied = copy.deepcopy(model)
+        found = run(copied, PRESS, ids, [12] + [1] * 8, attached=False)
+    assert (found.logits - expected.logits).abs().max() < 1e-10
+    assert all(map(torch.equal, found.cache.evicted_at, expected.cache.evicted_at))
+
+
+@torch.no_grad()
+def test_the_decoder_of_an_attached_model_may_be_called_by_itself() -> None:
+    """Its passes are compressed as those of the whole model are."""
+    model = architectures.shared("llama")
+    ids = architectures.tokens(1, 16)
+    expected = run(model, PRESS, ids, [12, 1, 1, 2])
+    cache = PRESS.cache(model.config)
+    with PRESS(model):
+        assert cache_of(model.model(ids)).held == [8] * architectures.LAYERS
+        states = [model.model(part, **using(cache)).last_hidden_state for part in ids.split([12, 1, 1, 2], dim=1)]
+    assert torch.equal(model.lm_head(states[-1]), expected.logits[:, -2:])
+    assert all(map(torch.equal, cache.evicted_at, expected.cache.evicted_at))
+
+
 def test_two_caches_of_one_pass_are_refused() -> None:
     """Under whatever name the second one is given."""
     model = architectures.shared("llama")
