@@ -12,8 +12,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
 from pressgauge import KnormPress, generate, perplexity
-from pressgauge.likelihood import Method
 from pressgauge.conformance import architectures
+from pressgauge.likelihood import Method
 
 PRESS = KnormPress(0.5, prune_after=4)
 
