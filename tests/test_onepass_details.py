@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForC
 from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
-from pressgauge import KnormPress, generate, perplexity
+from pressgauge import H2OPress, KnormPress, TOVAPress, generate, perplexity
 from pressgauge.conformance import architectures
 from pressgauge.likelihood import Method
 
@@ -61,6 +61,18 @@ def test_modules_of_no_layer_attend_as_ever_in_one_pass(press: Any) -> None:
     one = perplexity(model, ids, press, prompt=9)
     equal(one, perplexity(model, ids, press, prompt=9, method="stepwise"))
     assert (one.evictions > 0) == (press is not None)
+
+
+@pytest.mark.parametrize("press", [H2OPress(0.4, prune_after=5), TOVAPress(0.4, prune_after=5)], ids=["h2o", "tova"])
+def test_attention_scores_are_scaled_as_the_model_scales(press: Any) -> None:
+    """Some models divide by another number than the root of the dimension."""
+    model = architectures.build("llama")
+    for layer in model.model.layers:
+        layer.self_attn.scaling = 0.1
+    ids = architectures.tokens(1, 24)
+    one = perplexity(model, ids, press, prompt=9)
+    equal(one, perplexity(model, ids, press, prompt=9, method="stepwise"))
+    assert one.evictions > 0
 
 
 class Wide(Qwen2Attention):
