@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from presses.drive import run
@@ -19,6 +20,15 @@ from pressgauge.conformance.masked_attention import masked_logits
 from pressgauge.conformance.versions import CACHE, cache_of, using
 
 PRESS = KnormPress(0.5, prune_after=4)
+
+
+class FailedError(Exception):
+    """Something that goes wrong in the middle of a pass."""
+
+
+def fail(*_: object) -> None:
+    """A hook that does."""
+    raise FailedError
 
 
 def broken(kind: type[LlamaAttention], layer: int = 1) -> Any:
@@ -118,10 +128,44 @@ def test_a_layer_that_attends_otherwise_is_refused(kind: type[LlamaAttention], r
 def test_no_mask_is_needed_for_single_tokens() -> None:
     """A layer that would attend to later tokens is right where there are none."""
     ids = architectures.tokens(1, 12)
-    found = run(broken(Unmasked), PRESS, ids, [1] * 12)
+    found = run(broken(Unmasked, 0), PRESS, ids, [1] * 12)
     assert found.cache.evictions
     expected = run(architectures.shared("llama"), PRESS, ids, [1] * 12)
     assert torch.equal(found.logits, expected.logits)
+
+
+def views(update: Callable[..., Any], keys: Tensor, values: Tensor) -> Any:
+    """Other tensors of the same storage, as reshaping makes them."""
+    return tuple(stored[:] for stored in update(keys, values))
+
+
+class Nameless(LlamaAttention):
+    """Attention that does not say whether it is causal, which in transformers means that it is."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        vars(self).pop("is_causal", None)
+        return super().forward(*args, **kwargs)
+
+
+class Low(LlamaAttention):
+    """Attention with a mask that is not of the lowest number, but of one that is low enough."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen, tokens = kwargs[CACHE].get_seq_length(self.layer_idx), hidden_states.shape[1]
+        later = torch.ones(1, 1, tokens, seen + tokens, dtype=torch.bool).triu(seen + 1)
+        least = 0.6 * torch.finfo(torch.float64).min
+        mask = torch.zeros(later.shape, dtype=torch.float64).masked_fill(later, least)
+        return super().forward(hidden_states, *args, **{**kwargs, "attention_mask": mask})
+
+
+@pytest.mark.parametrize("kind", [between(views), Nameless, Low], ids=["views", "nameless", "low"])
+def test_attention_that_is_right_in_a_way_of_its_own_is_not_refused(kind: type[LlamaAttention]) -> None:
+    """It is compressed as that of any layer is."""
+    ids = architectures.tokens(1, 18)
+    expected = run(architectures.shared("llama"), PRESS, ids, [12, 1, 1, 3, 1])
+    found = run(broken(kind, 0), PRESS, ids, [12, 1, 1, 3, 1])
+    assert (found.logits - expected.logits).abs().max() < 1e-10
+    assert all(map(torch.equal, found.cache.evicted_at, expected.cache.evicted_at))
 
 
 @torch.no_grad()
@@ -186,6 +230,89 @@ def test_a_copied_model_takes_no_press_away() -> None:
         assert cache_of(model(ids)).held == [6] * architectures.LAYERS
 
 
+@torch.no_grad()
+def test_a_cache_of_a_press_is_a_plain_one_for_a_copied_model() -> None:
+    """It attends by itself, and evicts the same."""
+    model = architectures.build("llama")
+    ids = architectures.tokens(1, 20)
+    expected = run(model, PRESS, ids, [12] + [1] * 8)
+    with PRESS(model):
+        copied = copy.deepcopy(model)
+        found = run(copied, PRESS, ids, [12] + [1] * 8, attached=False)
+    assert (found.logits - expected.logits).abs().max() < 1e-10
+    assert all(map(torch.equal, found.cache.evicted_at, expected.cache.evicted_at))
+
+
+@torch.no_grad()
+def test_the_decoder_of_an_attached_model_may_be_called_by_itself() -> None:
+    """Its passes are compressed as those of the whole model are."""
+    model = architectures.shared("llama")
+    ids = architectures.tokens(1, 16)
+    expected = run(model, PRESS, ids, [12, 1, 1, 2])
+    cache = PRESS.cache(model.config)
+    with PRESS(model):
+        assert cache_of(model.model(ids)).held == [8] * architectures.LAYERS
+        states = [model.model(part, **using(cache)).last_hidden_state for part in ids.split([12, 1, 1, 2], dim=1)]
+    assert torch.equal(model.lm_head(states[-1]), expected.logits[:, -2:])
+    assert all(map(torch.equal, cache.evicted_at, expected.cache.evicted_at))
+
+
+@torch.no_grad()
+def test_a_cache_outlives_the_context_whatever_was_called() -> None:
+    """After passes of the decoder alone, and after one that failed before it began, it is a plain cache again."""
+    model = architectures.build("llama")
+    ids = architectures.tokens(1, 20)
+    expected = run(model, PRESS, ids, [12] + [1] * 8, attached=False)
+    for fails in (False, True):
+        cache = PRESS.cache(model.config)
+        with PRESS(model):
+            model.model(ids[:, :12], **using(cache))
+            if fails:
+                handle = model.register_forward_pre_hook(fail)
+                with pytest.raises(FailedError):
+                    model(ids[:, 12:13], **using(cache))
+                handle.remove()
+        logits = [model(ids[:, t : t + 1], **using(cache)).logits for t in range(12, 20)]
+        assert (torch.cat(logits, dim=1) - expected.logits[:, 12:]).abs().max() < 1e-10
+        assert all(map(torch.equal, cache.evicted_at, expected.cache.evicted_at))
+
+
+@torch.no_grad()
+def test_masks_that_somebody_made_are_refused() -> None:
+    """Of the whole model and of its decoder alone."""
+    model = architectures.shared("llama")
+    ids = architectures.tokens(1, 12)
+    made = torch.ones(1, 1, 12, 12, dtype=torch.bool).tril()
+    for called in (model, model.model):
+        with PRESS(model), pytest.raises(ValueError, match="pass a 2-D attention_mask, or none"):
+            called(ids, attention_mask=made)
+
+
+@pytest.mark.parametrize("by", ["prompt_lookup_num_tokens", "assistant_early_exit"])
+def test_assisted_decoding_is_refused_however_it_is_asked_for(by: str) -> None:
+    """By a configuration of the call as well."""
+    model = architectures.build("llama")
+    ids = architectures.tokens(1, 12)
+    config = GenerationConfig(max_new_tokens=4, **{by: 2})
+    with PRESS(model), pytest.raises(ValueError, match=f"assisted decoding.*: leave {by} out"):
+        model.generate(ids, generation_config=config)
+
+
+@torch.no_grad()
+def test_attention_of_a_layer_that_there_is_not_is_refused() -> None:
+    """A module whose index is beyond the model's layers serves none that a press knows."""
+    model = broken(Beside)
+    aside: Any = LlamaAttention(model.config, 0).double().requires_grad_(False)
+    aside.layer_idx = architectures.LAYERS
+    model.model.layers[1].self_attn.aside = aside
+    ids = architectures.tokens(1, 12)
+    sentence = "attends by modules whose layer_idx is 3, outside 0 to 2"
+    with PRESS(model), pytest.raises(ValueError, match=sentence):
+        model(ids)
+    with pytest.raises(ValueError, match=sentence):
+        perplexity(model, ids, PRESS, prompt=6)
+
+
 def test_two_caches_of_one_pass_are_refused() -> None:
     """Under whatever name the second one is given."""
     model = architectures.shared("llama")
@@ -232,17 +359,9 @@ def test_embeddings_are_fed_as_tokens_are() -> None:
     assert all(map(torch.equal, cache.evicted_at, expected.cache.evicted_at))
 
 
-class FailedError(Exception):
-    """Something that goes wrong in the middle of a pass."""
-
-
 def test_a_pass_that_fails_shows_its_own_error_and_nothing_else() -> None:
     """What the press would say of a pass that was not finished is not said, not even as a warning."""
     model = architectures.build("llama")
-
-    def fail(*_: object) -> None:
-        raise FailedError
-
     model.model.layers[1].mlp.register_forward_hook(fail)
     with warnings.catch_warnings(record=True) as said, PRESS(model):
         warnings.simplefilter("always")

@@ -41,18 +41,21 @@ def test_a_first_pass_that_is_under_way_can_be_looked_at() -> None:
     assert all(map(torch.equal, cache.evicted_at, expected.evicted_at))
 
 
-def test_a_crop_takes_back_an_interrupted_pass() -> None:
+@pytest.mark.parametrize("skipped", [(), (1,)])
+def test_a_crop_takes_back_an_interrupted_pass(skipped: tuple[int, ...]) -> None:
     """Layers that the interrupted pass did not reach stay as they are, and the cache is of use again."""
-    press, keys, other = KnormPress(0.5, prune_after=16), normal_keys(40, seed=2), normal_keys(40, seed=3)
+    press = KnormPress(0.5, prune_after=16, skip_layers=skipped)
+    keys, other = normal_keys(40, seed=2), normal_keys(40, seed=3)
     other[:, :, :10] = keys[:, :, :10]
     expected = feed(press, other, [10, 1, 12, 1])
-    for seen in (0, 10):
+    for seen in (0,) if skipped else (0, 10):
         cache = press.cache(CONFIG)
         if seen:
             _update(cache, keys, 0, seen)
         _update(cache, keys, seen, seen + 3, 0)
-        with pytest.raises(RuntimeError, match="interrupted"):
-            _update(cache, keys, seen + 3, seen + 4)
+        if not skipped:
+            with pytest.raises(RuntimeError, match="interrupted"):
+                _update(cache, keys, seen + 3, seen + 4)
         cache.crop(-3)
         assert cache.seen == seen
         for start, end in ((0, 10), (10, 11), (11, 23), (23, 24)):
@@ -60,7 +63,34 @@ def test_a_crop_takes_back_an_interrupted_pass() -> None:
                 _update(cache, other, start, end)
         for ours, theirs in zip(cache.layers, expected.layers, strict=True):
             assert torch.equal(ours.keys, theirs.keys)
-            assert torch.equal(ours.evicted_at, theirs.evicted_at)
+            assert torch.equal(ours.values, theirs.values)
+        assert all(map(torch.equal, cache.evicted_at, expected.evicted_at))
+
+
+@torch.no_grad()
+def test_a_crop_to_a_single_token_leaves_that_one() -> None:
+    """Lengths above 0 are what is to be left, from 1 on."""
+    press, keys = KnormPress(0.5, prune_after=16), normal_keys(12, seed=7)
+    cache = feed(press, keys, [10])
+    cache.crop(1)
+    assert (cache.seen, cache.held) == (1, [1] * LAYERS)
+    assert all(torch.equal(layer.keys, keys[:, :, :1]) for layer in cache.layers)
+
+
+@pytest.mark.parametrize("keep_ratio", [1, 1.0])
+def test_a_press_that_keeps_all_assists_decoding_as_a_dynamic_cache_does(keep_ratio: float) -> None:
+    """Rule 7: where nothing is evicted, nothing that is taken back is lost."""
+    model = architectures.shared("llama")
+    ids = architectures.tokens(1, 6).repeat(1, 4)
+    settings: dict[str, Any] = {
+        "attention_mask": torch.ones_like(ids),
+        "do_sample": False,
+        "max_new_tokens": 12,
+        "prompt_lookup_num_tokens": 3,
+    }
+    press = KnormPress(keep_ratio, prune_after=4)
+    found = model.generate(ids, **using(press.cache(model.config)), **settings)
+    assert torch.equal(found, model.generate(ids, **using(DynamicCache(config=model.config)), **settings))
 
 
 @pytest.mark.parametrize("prune_after", [4, 100])
@@ -89,7 +119,11 @@ def _decode(model: Any, press: Press, ids: Tensor, passes: list[int]) -> Pressed
     return cache
 
 
-@pytest.mark.parametrize("press", [H2OPress(0.4, prune_after=60), TOVAPress(0.4, prune_after=60)], ids=["h2o", "tova"])
+@pytest.mark.parametrize(
+    "press",
+    [H2OPress(0.4, prune_after=60, recent_share=0), TOVAPress(0.4, prune_after=60)],
+    ids=["h2o", "tova"],
+)
 @torch.no_grad()
 def test_attention_scores_stay_with_their_entries_in_large_storage(press: Press) -> None:
     """A cache of 60 entries, in which a slot may be written anew, evicts what the lists of the oracle evict."""
@@ -141,15 +175,17 @@ def test_storage_of_inference_mode_is_written_to_outside_it(inside: int) -> None
     assert all(torch.equal(ours.keys, other.keys) for ours, other in zip(cache.layers, expected.layers, strict=True))
 
 
-def test_a_soft_prompt_gets_its_gradient_through_what_is_retained() -> None:
-    """Later keys of the first layer need no gradient, those in storage do: the gradient is that of masked attention."""
+@pytest.mark.parametrize("interval", [1, 8])
+def test_a_soft_prompt_gets_its_gradient_through_what_is_retained(interval: int) -> None:
+    """Later keys of the first layer need no gradient, those in storage do, which has room for two more entries: the
+    gradient is that of masked attention."""
     model = architectures.build("llama").requires_grad_(False)
-    ids, passes = architectures.tokens(1, 90), [60] + [1] * 30
-    soft = torch.nn.Parameter(model.get_input_embeddings()(ids[:, :60]).clone())
+    ids, passes = architectures.tokens(1, 150), [120] + [1] * 30
+    soft = torch.nn.Parameter(model.get_input_embeddings()(ids[:, :120]).clone())
     model.get_input_embeddings().register_forward_hook(
-        lambda module, args, output: torch.cat([soft, output[:, 60:]], dim=1) if output.shape[1] >= 60 else output
+        lambda module, args, output: torch.cat([soft, output[:, 120:]], dim=1) if output.shape[1] >= 120 else output
     )
-    press = KnormPress(0.5, prune_after=50)
+    press = KnormPress(0.5, prune_after=100, interval=interval)
     cache = press.cache(model.config)
     with press(model):
         logits = torch.cat([model(part, **using(cache)).logits for part in ids.split(passes, dim=1)], dim=1)
