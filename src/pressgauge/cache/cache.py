@@ -19,7 +19,6 @@ from pressgauge.presses.base import Press
 from pressgauge.rules import Ledger
 
 ASSISTED = "assisted decoding feeds candidate tokens and takes some back, and what they evicted is lost"
-
 _ATTACHED = "use with press(model):"
 
 
@@ -256,12 +255,11 @@ class PressedCache(_Readings, DynamicCache):
         """Crop to ``length`` columns, or by ``-length`` if negative, as transformers' caches do.
 
         Raises:
-            ValueError: if entries were evicted after that point, the press has used the queries to crop, or in assisted
-                decoding.
+            ValueError: if entries were evicted after that point, the press has used queries, or in assisted decoding.
         """
         if self.press.keep_ratio < 1 and interface.in_assisted_decoding():
             raise ValueError(f"{ASSISTED}: generate without assistant_model and prompt_lookup_num_tokens")
-        before = self.ledger.columns
+        before, length = self.ledger.columns, int(length)  # some releases of transformers give a tensor
         columns = length if length > 0 else before + length
         if not 0 <= columns < before:
             return
@@ -280,11 +278,13 @@ class PressedCache(_Readings, DynamicCache):
                 )
         # transformers' own layers first, since some of them raise.
         for layer in self.layers:
-            if not isinstance(layer, PressedLayer):
-                layer.crop(columns - before)
-                if getattr(layer, "keys", None) is not None:
-                    # transformers keeps a view, which keeps the whole storage alive.
-                    layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+            # After an interrupted first pass one may hold nothing yet.
+            if isinstance(layer, PressedLayer) or (interface.caches_keys(layer) and not layer.is_initialized):
+                continue
+            layer.crop(columns - before)
+            if getattr(layer, "keys", None) is not None:
+                # transformers keeps a view, which keeps the whole storage alive.
+                layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
         for layer in self.pressed:
             layer.crop_to(columns)
         self.ledger.crop(columns)
