@@ -278,6 +278,15 @@ def test_a_cache_outlives_the_context_whatever_was_called() -> None:
         logits = [model(ids[:, t : t + 1], **using(cache)).logits for t in range(12, 20)]
         assert (torch.cat(logits, dim=1) - expected.logits[:, 12:]).abs().max() < 1e-10
         assert all(map(torch.equal, cache.evicted_at, expected.cache.evicted_at))
+    cache = PRESS.cache(model.config)
+    with PRESS(model):
+        # It fails when all layers have done their part.
+        handle = model.model.norm.register_forward_pre_hook(fail)
+        with pytest.raises(FailedError):
+            model.model(ids[:, :12], **using(cache))
+        handle.remove()
+    logits = [model(ids[:, t : t + 1], **using(cache)).logits for t in range(12, 20)]
+    assert (torch.cat(logits, dim=1) - expected.logits[:, 12:]).abs().max() < 1e-10
 
 
 @torch.no_grad()
