@@ -434,6 +434,23 @@ def test_the_input_of_generate_is_the_prompt_however_it_is_given(given: str) -> 
     assert cache.held == [8 + 3 if given != "none" else cache.seen] * architectures.LAYERS
 
 
+class Later(LlamaAttention):
+    """Attention with a window of its own, but not in the first pass."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen, tokens = kwargs[CACHE].get_seq_length(self.layer_idx), hidden_states.shape[1]
+        if seen:
+            kwargs["attention_mask"] = torch.ones(1, 1, tokens, seen + tokens, dtype=torch.bool).tril(seen).triu(seen)
+        return super().forward(hidden_states, *args, **kwargs)
+
+
+def test_every_mask_is_looked_at_on_a_cpu() -> None:
+    """A pass whose masks are right says nothing of the next one's."""
+    with pytest.raises(ValueError, match=r"layer 1 \(a mask that is not causal\)"):
+        run(broken(Later), PRESS, architectures.tokens(1, 18), [12, 3, 3])
+    run(broken(Later), PRESS, architectures.tokens(1, 12), [12])
+
+
 def first_sees_padding(padding: int) -> type[LlamaAttention]:
     """Attention in which a padded row's first token sees the column before it."""
 
