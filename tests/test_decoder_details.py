@@ -29,6 +29,13 @@ def test_a_changed_cache_is_compared_with_no_tokens_though_its_old_tensors_live(
     assert all(keys.shape[2] == 11 for keys in kept)
 
 
+def test_counts_of_a_generation_are_whole_numbers() -> None:
+    """They go into JSON."""
+    found = generate(architectures.shared("llama"), architectures.tokens(2, 6), PRESS, 3)
+    assert [type(count) for count in (found.generated, found.new_tokens)] == [int, int]
+    assert (found.generated, found.new_tokens) == (6, 3)
+
+
 @pytest.mark.parametrize("temperature", [True, False, "1", None, 1j])
 def test_a_temperature_is_a_number(temperature: Any) -> None:
     """A truth value is none."""
