@@ -43,10 +43,7 @@ def test_a_temperature_is_a_number(temperature: Any) -> None:
         generate(architectures.shared("llama"), architectures.tokens(1, 5), temperature=temperature)
 
 
-@pytest.mark.parametrize(
-    "press", [KnormPress(0.5, prune_after=4, skip_layers="unprunable"), None], ids=["press", "none"]
-)
-def test_layers_without_keys_take_padding_within_the_prompt_only(press: Any) -> None:
+def test_layers_without_keys_take_padding_within_the_prompt_only() -> None:
     """Padding that is fed singly would be text to them: rule 11 holds where it is part of the prompt, and is refused
     where it is not."""
     model = architectures.hybrid()
@@ -60,12 +57,12 @@ def test_layers_without_keys_take_padding_within_the_prompt_only(press: Any) -> 
         ids, mask = architectures.padded(lengths)
         if not right:
             with pytest.raises(ValueError, match="layers without keys, which take padding that is fed singly for text"):
-                perplexity(model, ids, press, prompt, "stepwise", attention_mask=mask)
+                perplexity(model, ids, None, prompt, "stepwise", attention_mask=mask)
             continue
-        both = perplexity(model, ids, press, prompt, "stepwise", attention_mask=mask)
+        both = perplexity(model, ids, None, prompt, "stepwise", attention_mask=mask)
         if prompt - (16 - lengths[1]) < 1:
             continue
-        alone = perplexity(model, ids[1:, 16 - lengths[1] :], press, prompt - (16 - lengths[1]), "stepwise")
+        alone = perplexity(model, ids[1:, 16 - lengths[1] :], None, prompt - (16 - lengths[1]), "stepwise")
         torch.testing.assert_close(both.nll[1:], alone.nll, rtol=0, atol=1e-5)
 
 
