@@ -75,6 +75,16 @@ def test_attention_scores_are_scaled_as_the_model_scales(press: Any) -> None:
     assert one.evictions > 0
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_queries_that_share_one_kv_head_are_measured_in_one_pass(rows: int) -> None:
+    """Multi-query attention, of one row and of more."""
+    model = architectures.build("llama", num_key_value_heads=1)
+    ids = architectures.tokens(rows, 24)
+    one = perplexity(model, ids, PRESS, prompt=9)
+    equal(one, perplexity(model, ids, PRESS, prompt=9, method="stepwise"))
+    assert one.evictions > 0
+
+
 class Wide(Qwen2Attention):
     """Attention that ignores the window of its layer."""
 

@@ -129,7 +129,12 @@ class _Noting(DynamicLayer):
     handed: Handed | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        self.handed = Handed.add(self.handed, key_states.shape[2], key_states, value_states)
+        tokens, before = key_states.shape[2], self.handed
+        if before is not None:
+            # A layer that passes its tokens in parts reads all of them.
+            key_states = torch.cat([before.keys, key_states], dim=2)
+            value_states = torch.cat([before.values, value_states], dim=2)
+        self.handed = Handed.add(before, tokens, key_states, value_states)
         return key_states, value_states
 
 
@@ -167,7 +172,7 @@ class OnePass:
         self._layers: dict[int, int] = {}
         self._cache: DynamicCache
         self._tokens = 0
-        self._checked: object = self
+        self._checked: tuple[object, int] = self, 0
         """The mask of a skipped layer checked last; these layers share a few."""
         self._problems: Problems
 
@@ -238,12 +243,13 @@ class OnePass:
         cached, tokens = interface.cached_layer(self._cache, index), query.shape[2]
         if self.press is None or index in self.skipped:
             window = getattr(cached, "sliding_window", tokens)
-            if window < tokens and attention_mask is not self._checked and beyond(attention_mask, window):
+            known = attention_mask is self._checked[0] and window == self._checked[1]
+            if window < tokens and not known and beyond(attention_mask, window):
                 raise ValueError(
                     f"{self.support.name} ({interface.VERSION}): layer {index} attends beyond the window of {window} "
                     f"tokens that its cache keeps, {NOT_DECODING}"
                 )
-            self._checked = attention_mask
+            self._checked = attention_mask, window
             return own(module, query, key, value, attention_mask, **kwargs)
         handed = cached.handed if isinstance(cached, _Noting) else None
         reason = misfit(kwargs, index in self.evicted_at, handed, self._tokens, query, key, value)

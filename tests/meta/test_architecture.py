@@ -140,4 +140,4 @@ def test_files_and_classes_of_the_engine_are_short() -> None:
             for node in ast.walk(ast.parse(text)):
                 if isinstance(node, ast.ClassDef):
                     long[f"{module}.{node.name}"] = (node.end_lineno or 0) - node.lineno + 1 - 200
-    assert {name: excess for name, excess in long.items() if excess > 15} == {}
+    assert {name: excess for name, excess in long.items() if excess > 20} == {}

@@ -275,6 +275,15 @@ def test_a_cache_outlives_the_context_whatever_was_called() -> None:
         logits = [model(ids[:, t : t + 1], **using(cache)).logits for t in range(12, 20)]
         assert (torch.cat(logits, dim=1) - expected.logits[:, 12:]).abs().max() < 1e-10
         assert all(map(torch.equal, cache.evicted_at, expected.cache.evicted_at))
+    cache = PRESS.cache(model.config)
+    with PRESS(model):
+        # It fails when all layers have done their part.
+        handle = model.model.norm.register_forward_pre_hook(fail)
+        with pytest.raises(FailedError):
+            model.model(ids[:, :12], **using(cache))
+        handle.remove()
+    logits = [model(ids[:, t : t + 1], **using(cache)).logits for t in range(12, 20)]
+    assert (torch.cat(logits, dim=1) - expected.logits[:, 12:]).abs().max() < 1e-10
 
 
 @torch.no_grad()
@@ -420,6 +429,23 @@ def test_the_input_of_generate_is_the_prompt_however_it_is_given(given: str) -> 
     with press(model):
         cache = cache_of(model.generate(*positional, **settings))
     assert cache.held == [8 + 3 if given != "none" else cache.seen] * architectures.LAYERS
+
+
+class Later(LlamaAttention):
+    """Attention with a window of its own, but not in the first pass."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen, tokens = kwargs[CACHE].get_seq_length(self.layer_idx), hidden_states.shape[1]
+        if seen:
+            kwargs["attention_mask"] = torch.ones(1, 1, tokens, seen + tokens, dtype=torch.bool).tril(seen).triu(seen)
+        return super().forward(hidden_states, *args, **kwargs)
+
+
+def test_every_mask_is_looked_at_on_a_cpu() -> None:
+    """A pass whose masks are right says nothing of the next one's."""
+    with pytest.raises(ValueError, match=r"layer 1 \(a mask that is not causal\)"):
+        run(broken(Later), PRESS, architectures.tokens(1, 18), [12, 3, 3])
+    run(broken(Later), PRESS, architectures.tokens(1, 12), [12])
 
 
 def first_sees_padding(padding: int) -> type[LlamaAttention]:

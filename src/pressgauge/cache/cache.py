@@ -194,7 +194,10 @@ class PressedCache(_Readings, DynamicCache):
         return keys, values
 
     def _start_pass(self, rows: int, tokens: int) -> None:
-        if any(layer.columns != self.ledger.columns for layer in self.pressed):
+        seen = self.ledger.columns
+        skipped = [layer for layer in self.layers if type(layer) is DynamicLayer and layer.is_initialized]
+        missed = any(layer.columns != seen for layer in self.pressed)
+        if missed or any(layer.get_seq_length() != seen for layer in skipped):
             raise RuntimeError("an earlier pass through this cache was interrupted: start again with a new cache")
         if self.ledger.padding and len(self.ledger.padding) != rows:
             raise ValueError(f"this cache serves {len(self.ledger.padding)} rows, got a pass of {rows}")
