@@ -5,7 +5,7 @@ import math
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -136,6 +136,12 @@ def _sentence(error: Exception) -> str:
     return str(error)
 
 
+def _fail(error: Exception) -> NoReturn:
+    """Print what is wrong and exit with code 2."""
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(_sentence(error))}", highlight=False, soft_wrap=True)
+    raise typer.Exit(2) from None
+
+
 def _expected(error: Exception) -> bool:
     """Whether an error says what is wrong with the arguments or the machine, in a sentence for the user."""
     # The last is torch's own, which must not be imported to ask.
@@ -252,8 +258,7 @@ def measure(
     except Exception as error:
         if not _expected(error):
             raise
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(_sentence(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+        _fail(error)
     except KeyboardInterrupt:
         kept = "; what was measured is kept, and --resume goes on with it" if json_file or report else ""
         Console(stderr=True).print(f"[bold red]interrupted[/]{kept}", highlight=False, soft_wrap=True)
@@ -281,6 +286,5 @@ def compressor(
 
         code = run(subject, options or ())
     except (ValueError, ModuleNotFoundError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(_sentence(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+        _fail(error)
     raise typer.Exit(code)

@@ -36,6 +36,10 @@ def _span(numbers: tuple[int, ...], dash: str, separator: str = "") -> str:
     return dash.join(f"{end:{separator}}" for end in ends) or DASH
 
 
+_TTFT_RATIO = Column("TTFT ratio", lambda row: ratio(row.ttft_ratio, row.ttft_interval))
+_TPOT_RATIO = Column("TPOT ratio", lambda row: ratio(row.tpot_ratio, row.tpot_interval))
+
+
 def band_names(bands: Sequence[float]) -> list[str]:
     """``within +20 %`` and so on, and ``above``."""
     return [*(f"within +{100 * band:g} %" for band in bands), "above"]
@@ -154,8 +158,8 @@ class Row:
             "TTFT ratio",
             "time to first token over that of the uncompressed arm of the same run, the median of pairs",
             better="less",
-            page=Column("TTFT ratio", lambda row: ratio(row.ttft_ratio, row.ttft_interval)),
-            terminal=Column("TTFT ratio", lambda row: ratio(row.ttft_ratio, row.ttft_interval)),
+            page=_TTFT_RATIO,
+            terminal=_TTFT_RATIO,
             timed=True,
             interval="ttft_interval",
         ),
@@ -170,8 +174,8 @@ class Row:
             "TPOT ratio",
             "time per later token over that of the uncompressed arm of the same run, the median of pairs",
             better="less",
-            page=Column("TPOT ratio", lambda row: ratio(row.tpot_ratio, row.tpot_interval)),
-            terminal=Column("TPOT ratio", lambda row: ratio(row.tpot_ratio, row.tpot_interval)),
+            page=_TPOT_RATIO,
+            terminal=_TPOT_RATIO,
             timed=True,
             interval="tpot_interval",
         ),

@@ -163,7 +163,6 @@ class Entries:
             storage["positions"] = self._stored_positions().int()
             if self.press.fixed_scores:
                 storage["ranks"] = torch.empty_like(storage["positions"], dtype=torch.long)
-                self._ranked = 0
         self._rank_new()
         positions = storage.held("positions")
         fixed = "ranks" in storage

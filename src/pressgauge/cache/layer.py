@@ -65,7 +65,7 @@ class PressedLayer(Entries, CacheLayerMixin):
         return mask
 
     @property
-    def keys(self) -> Tensor | None:  # type: ignore[override]
+    def keys(self) -> Tensor | None:  # type: ignore[override]  # computed here
         """``[B, K, N, D]`` in order of position, zero-padded on the left.
 
         None before the first pass.
@@ -74,7 +74,7 @@ class PressedLayer(Entries, CacheLayerMixin):
         return self._ordered("keys")
 
     @property
-    def values(self) -> Tensor | None:  # type: ignore[override]
+    def values(self) -> Tensor | None:  # type: ignore[override]  # computed here
         """``[B, K, N, D']``, in the order of ``keys``; None before the first pass."""
         self.settle()
         return self._ordered("values")
