@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from laws import LAWS, words
 
 from peers.deviations import FOLDER, Deviation, about, compare, read
+from support.laws import LAWS, words
 
 FILE = """# A peer
 # of two lines.

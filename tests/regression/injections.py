@@ -23,14 +23,14 @@ class Injection:
         what: in words.
         file: the baseline that catches it.
         field: one of the fields that change.
-        meaning: a part of what is said of it.
+        explanation: a part of what is said of it.
         breaks: puts it into the code.
     """
 
     what: str
     file: str
     field: str
-    meaning: str
+    explanation: str
     breaks: Breaks
 
 

@@ -1,4 +1,4 @@
-"""Each regression that is put into the code is caught by the baseline that is there for it, and its meaning is said.
+"""Each regression that is put into the code is caught by the baseline that is there for it, and is explained.
 
 That nothing is caught where nothing is broken, the comparisons with the baselines show in the same run.
 """
@@ -14,10 +14,10 @@ from pressgauge.history import fixed
 from pressgauge.texts import load_text
 from regression.baseline import Baseline, Rows, changes, read, table
 from regression.costs import costs
+from regression.decoding import decoding, entries
+from regression.explanations import explanations
 from regression.golden import Golden
 from regression.injections import INJECTIONS, Injection
-from regression.live import decoding, entries
-from regression.meaning import meanings
 from regression.perplexities import TOKENS, perplexities
 from regression.provenance import series
 
@@ -65,7 +65,7 @@ def test_the_baseline_catches_it(
     file = f"cost-{series()}" if injection.file == "cost" else injection.file
     injection.breaks(monkeypatch)
     found = list(changes(file, *measured(file)))
-    print(f"{injection.what}\n{table(found)}\n{meanings(found)}")
+    print(f"{injection.what}\n{table(found)}\n{explanations(found)}")
     assert injection.field in {change.field for change in found}
-    assert any(injection.meaning in sentence for sentence in meanings(found))
+    assert any(injection.explanation in sentence for sentence in explanations(found))
     assert f"{file}: " in table(found)

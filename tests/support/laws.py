@@ -1,0 +1,112 @@
+"""All laws of the conformance suite, and how to hold one subject to one of them."""
+
+import importlib
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis.errors import FlakyFailure
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from pressgauge.conformance import architectures
+from pressgauge.conformance.session import Refused
+from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.trained import trained_model
+
+Law = Callable[..., None]
+
+_FIRST = ("counts", "entries", "attention", "identity", "rows", "leaks", "trends")
+_FILES = sorted(
+    path.stem.removeprefix("test_") for path in (Path(__file__).parents[1] / "conformance").glob("test_*.py")
+)
+
+LAWS: dict[str, Law] = {
+    name: law
+    for topic in dict.fromkeys([*_FIRST, *_FILES])
+    for name, law in vars(importlib.import_module(f"conformance.test_{topic}")).items()
+    if name.startswith("test_")
+}
+
+DTYPE = torch.float16
+"""Of laws that are about dtypes: the one in which most goes wrong."""
+
+
+def words(law: Law) -> str:
+    """A law's name."""
+    return law.__name__.removeprefix("test_").replace("_", " ")
+
+
+def obey(law: Law, subject: Subject) -> None:
+    """Hold a subject to a law, on a tiny Llama.
+
+    Raises:
+        AssertionError: if it does not keep it.
+        pytest.skip.Exception: if it is not applicable.
+    """
+    needed = inspect.signature(law).parameters
+    given: dict[str, Any] = {}
+    for name in ("model", "one_model"):
+        if name in needed:
+            given[name] = architectures.shared("llama")
+    if "trained" in needed:
+        given["trained"] = trained_model("reference", "float32")
+    if "dtype" in needed:
+        given["dtype"] = DTYPE
+    try:
+        law(subject=subject, **given)
+    except Refused as refusal:
+        pytest.skip(f"not applicable: the subject refuses: {refusal}")
+
+
+@contextmanager
+def _cleared() -> Iterator[None]:
+    """Takes back the attention functions that a subject leaves registered."""
+    mappings = [functions._global_mapping for functions in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS)]
+    before = [dict(mapping) for mapping in mappings]
+    try:
+        yield
+    finally:
+        for mapping, sound in zip(mappings, before, strict=True):
+            mapping.clear()
+            mapping.update(sound)
+
+
+def judged(law: Law, subject: Subject) -> tuple[str, str]:
+    """``held``, ``broken``, ``not applicable``, or ``crashed``; and the finding or the reason, in one line."""
+    try:
+        with _cleared():
+            obey(law, subject)
+    except pytest.skip.Exception as reason:
+        return "not applicable", _line(reason).removeprefix("not applicable: ")
+    except FlakyFailure as failure:
+        # What a mutant remembers changes its next run; what failed first counts.
+        found = [one for one in failure.exceptions if isinstance(one, AssertionError)]
+        return ("broken", _line(found[0])) if found else ("crashed", _line(failure))
+    except AssertionError as finding:
+        return "broken", _line(finding)
+    except Exception as crash:
+        return "crashed", f"{type(crash).__name__}: {_line(crash)}"
+    return "held", ""
+
+
+def judged_by_all(subject: Subject) -> dict[str, tuple[str, str]]:
+    """A subject against every law, on one thread: by law in words, what came out, and the finding or the reason."""
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {words(law): judged(law, subject) for law in LAWS.values()}
+
+
+def _line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+def outcome(law: Law, subject: Subject) -> str:
+    """``held``, ``broken``, ``not applicable``, or ``crashed``."""
+    return judged(law, subject)[0]
