@@ -1,4 +1,4 @@
-"""``python -m tools.kill_matrix``: holds every mutant to every law, and writes the kill matrix into ``docs/``."""
+"""``python -m tools.kill_matrix``: run every law against every broken compressor; writes ``docs/kill-matrix.md``."""
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -13,11 +13,12 @@ from pressgauge.conformance import plugin
 # How many examples a law draws is read when it is imported.
 plugin.load_profile()
 
-from harness.mutants.catalogue import MUTANTS  # noqa: E402
 from harness.mutants.mutant import Mutant  # noqa: E402
+from harness.mutants.registry import MUTANTS  # noqa: E402
 from harness.mutants.variants import VARIANTS  # noqa: E402
 from support.laws import LAWS, judged_by_all, words  # noqa: E402
 
+COMPRESSORS = [mutant for mutant in MUTANTS if mutant.law in LAWS.values()]
 WORDS = [words(law) for law in LAWS.values()]
 DOCS = Path(__file__).parents[1] / "docs"
 COLORS = {"broken": "#b2182b", "crashed": "#f4a582", "held": "#f7f7f7", "not applicable": "#d9d9d9"}
@@ -26,7 +27,7 @@ Matrix = dict[str, dict[str, str]]
 """What came out, by mutant and law in words."""
 
 
-SUBJECTS = [*(mutant.subject for mutant in MUTANTS), *VARIANTS]
+SUBJECTS = [*(mutant.subject for mutant in COMPRESSORS), *VARIANTS]
 
 
 def outcomes(number: int) -> dict[str, str]:
@@ -38,7 +39,7 @@ def measure() -> Matrix:
     """All mutants, then all that is right, against all laws, in as many processes as there are cores."""
     with ProcessPoolExecutor() as pool:
         found = list(track(pool.map(outcomes, range(len(SUBJECTS))), "killing", total=len(SUBJECTS)))
-    names = [*(mutant.id for mutant in MUTANTS), *map(repr, VARIANTS)]
+    names = [*(mutant.id for mutant in COMPRESSORS), *map(repr, VARIANTS)]
     return dict(zip(names, found, strict=True))
 
 
@@ -52,8 +53,8 @@ def draw(matrix: Matrix, path: Path) -> None:
         axes.set_xticks(range(len(LAWS)), WORDS, rotation=90)
         axes.set_yticks(range(len(matrix)), list(matrix))
         axes.xaxis.tick_top()
-        columns = [WORDS.index(words(mutant.law)) for mutant in MUTANTS]
-        axes.scatter(columns, range(len(MUTANTS)), s=6, color="white")
+        columns = [WORDS.index(words(mutant.law)) for mutant in COMPRESSORS]
+        axes.scatter(columns, range(len(COMPRESSORS)), s=6, color="white")
         axes.set_xticks([x - 0.5 for x in range(len(LAWS))], minor=True)
         axes.set_yticks([y - 0.5 for y in range(len(matrix))], minor=True)
         axes.grid(which="minor", color="white", linewidth=0.5)
@@ -82,14 +83,14 @@ def page(matrix: Matrix) -> Iterator[str]:
     yield ""
     yield "| mutant | bug | seen in | laws that kill it |"
     yield "| --- | --- | --- | ---: |"
-    for mutant in MUTANTS:
+    for mutant in COMPRESSORS:
         count = sum(result == "broken" for result in matrix[mutant.id].values())
         yield f"| {mutant.id} | {mutant.what} | {mutant.seen_in} | {count} |"
 
 
 def survivors(matrix: Matrix) -> list[Mutant]:
     """Mutants that their own law lets live."""
-    return [mutant for mutant in MUTANTS if matrix[mutant.id][words(mutant.law)] != "broken"]
+    return [mutant for mutant in COMPRESSORS if matrix[mutant.id][words(mutant.law)] != "broken"]
 
 
 def main() -> None:

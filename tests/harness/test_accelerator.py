@@ -10,7 +10,7 @@ from torch import Tensor
 from conformance import test_attention, test_counts, test_entries, test_identity, test_leaks
 from conformance import test_rows as rows
 from conformance.ours import ours_by_default
-from harness.mutants.catalogue import cached, with_layers
+from harness.mutants.compressors import cached, with_layers
 from harness.mutants.plain import Plain, plain
 from pressgauge import KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress, generate, perplexity
 from pressgauge.cache import PressedLayer

@@ -10,7 +10,7 @@ from _pytest._code.code import ReprFileLocation
 from torch import Tensor
 
 from conformance import test_counts
-from harness.mutants.catalogue import BeforehandLayer, cached, with_layers
+from harness.mutants.compressors import BeforehandLayer, cached, with_layers
 from pressgauge.cache import PressedLayer
 from pressgauge.conformance import architectures, session
 from pressgauge.conformance.checks import check_attention

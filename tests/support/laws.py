@@ -42,8 +42,8 @@ def words(law: Law) -> str:
     return law.__name__.removeprefix("test_").replace("_", " ")
 
 
-def obey(law: Law, subject: Subject) -> None:
-    """Hold a subject to a law, on a tiny Llama.
+def obey(law: Law, subject: Any) -> None:
+    """Apply a law to its subject; to a compressor, on a tiny Llama.
 
     Raises:
         AssertionError: if it does not keep it.
@@ -51,6 +51,8 @@ def obey(law: Law, subject: Subject) -> None:
     """
     needed = inspect.signature(law).parameters
     given: dict[str, Any] = {}
+    if "subject" in needed:
+        given["subject"] = subject
     for name in ("model", "one_model"):
         if name in needed:
             given[name] = architectures.shared("llama")
@@ -59,7 +61,7 @@ def obey(law: Law, subject: Subject) -> None:
     if "dtype" in needed:
         given["dtype"] = DTYPE
     try:
-        law(subject=subject, **given)
+        law(**given)
     except Refused as refusal:
         pytest.skip(f"not applicable: the subject refuses: {refusal}")
 
@@ -77,22 +79,32 @@ def _cleared() -> Iterator[None]:
             mapping.update(sound)
 
 
-def judged(law: Law, subject: Subject) -> tuple[str, str]:
-    """``held``, ``broken``, ``not applicable``, or ``crashed``; and the finding or the reason, in one line."""
+def failure(law: Law, subject: Any) -> BaseException | None:
+    """What a law raises for its subject: its finding, the reason why it is not applicable, or a crash."""
     try:
         with _cleared():
             obey(law, subject)
-    except pytest.skip.Exception as reason:
-        return "not applicable", _line(reason).removeprefix("not applicable: ")
-    except FlakyFailure as failure:
+    except FlakyFailure as failed:
         # What a mutant remembers changes its next run; what failed first counts.
-        found = [one for one in failure.exceptions if isinstance(one, AssertionError)]
-        return ("broken", _line(found[0])) if found else ("crashed", _line(failure))
-    except AssertionError as finding:
-        return "broken", _line(finding)
-    except Exception as crash:
-        return "crashed", f"{type(crash).__name__}: {_line(crash)}"
-    return "held", ""
+        return next((one for one in failed.exceptions if isinstance(one, AssertionError)), failed)
+    except (Exception, pytest.skip.Exception) as failed:
+        return failed
+    return None
+
+
+def judged(law: Law, subject: Any) -> tuple[str, str]:
+    """``held``, ``broken``, ``not applicable``, or ``crashed``; and the finding or the reason, in one line."""
+    match failure(law, subject):
+        case None:
+            return "held", ""
+        case pytest.skip.Exception() as reason:
+            return "not applicable", _line(reason).removeprefix("not applicable: ")
+        case AssertionError() as finding:
+            return "broken", _line(finding)
+        case FlakyFailure() as crash:
+            return "crashed", _line(crash)
+        case BaseException() as crash:
+            return "crashed", f"{type(crash).__name__}: {_line(crash)}"
 
 
 def judged_by_all(subject: Subject) -> dict[str, tuple[str, str]]:
@@ -107,6 +119,6 @@ def _line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "")
 
 
-def outcome(law: Law, subject: Subject) -> str:
+def outcome(law: Law, subject: Any) -> str:
     """``held``, ``broken``, ``not applicable``, or ``crashed``."""
     return judged(law, subject)[0]

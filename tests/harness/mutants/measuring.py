@@ -7,7 +7,7 @@ import importlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean, median
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from harness.mutants.mutant import Breaks, Mutant
 from pressgauge import Perplexity, decoder, timing
 from pressgauge.bench import sweep
 from pressgauge.bench.row import Row
@@ -26,19 +27,6 @@ from properties import test_measuring as laws
 
 # The package's attribute of this name is the function.
 scoring: Any = importlib.import_module("pressgauge.likelihood")
-
-Breaks = Callable[[pytest.MonkeyPatch], None]
-
-
-@dataclass(frozen=True)
-class MeasuringMutant:
-    """Measuring code that is broken."""
-
-    id: str
-    what: str
-    seen_in: str
-    law: Callable[[], None]
-    breaks: Breaks
 
 
 def replacing(owner: object, name: str, careless: Callable[[Any], Any]) -> Breaks:
@@ -358,199 +346,199 @@ def mean_over_no_readings(real: Any) -> Any:
 REPORTS = "the reports that this project starts from"
 
 MEASURING = [
-    MeasuringMutant(
+    Mutant(
         "M1", "one forward pass that never touches the cache", REPORTS,
-        laws.test_a_press_is_measured_by_what_its_cache_still_holds,
-        replacing(scoring, "_onepass", never_touches_the_cache),
+        None, laws.test_a_press_is_measured_by_what_its_cache_still_holds,
+        breaks=replacing(scoring, "_onepass", never_touches_the_cache),
     ),
-    MeasuringMutant(
+    Mutant(
         "M2-cache", "the factory returns the plain cache", "KVCache-Factory 485af3c, 7855979",
-        laws.test_a_press_is_measured_by_what_its_cache_still_holds,
-        never_installed,
+        None, laws.test_a_press_is_measured_by_what_its_cache_still_holds,
+        breaks=never_installed,
     ),
-    MeasuringMutant(
+    Mutant(
         "M2-label", "the press is in the name of the row only", "KVCache-Factory 485af3c, 7855979",
-        laws.test_a_row_with_the_name_of_a_press_was_measured_under_it,
-        replacing(sweep, "perplexity", sweep_without_press),
+        None, laws.test_a_row_with_the_name_of_a_press_was_measured_under_it,
+        breaks=replacing(sweep, "perplexity", sweep_without_press),
     ),
-    MeasuringMutant(
+    Mutant(
         "M3", "a threshold that was never exceeded makes perplexity 'unchanged'", f"cold-compress issue 39; {REPORTS}",
-        laws.test_what_met_no_eviction_is_called_vacuous_and_never_unchanged,
-        replacing(Perplexity, "vacuous", lambda real: property(lambda self: False)),
+        None, laws.test_what_met_no_eviction_is_called_vacuous_and_never_unchanged,
+        breaks=replacing(Perplexity, "vacuous", lambda real: property(lambda self: False)),
     ),
-    MeasuringMutant(
+    Mutant(
         "M4", "no shift in one pass", REPORTS,
-        laws.test_nll_is_exact_for_a_model_whose_distribution_is_known,
-        replacing(scoring, "_plain", no_shift),
+        None, laws.test_nll_is_exact_for_a_model_whose_distribution_is_known,
+        breaks=replacing(scoring, "_plain", no_shift),
     ),
-    MeasuringMutant(
+    Mutant(
         "M4-stepwise", "no shift while decoding", REPORTS,
-        laws.test_nll_is_exact_for_a_model_whose_distribution_is_known,
-        replacing(scoring, "_stepwise", no_shift_in_steps),
+        None, laws.test_nll_is_exact_for_a_model_whose_distribution_is_known,
+        breaks=replacing(scoring, "_stepwise", no_shift_in_steps),
     ),
-    MeasuringMutant(
+    Mutant(
         "M5", "mean of perplexities", "l2compress; transformers PR 34387",
-        laws.test_ppl_does_not_depend_on_how_the_same_nll_are_partitioned,
-        replacing(Perplexity, "ppl", mean_of_row_perplexities),
+        None, laws.test_ppl_does_not_depend_on_how_the_same_nll_are_partitioned,
+        breaks=replacing(Perplexity, "ppl", mean_of_row_perplexities),
     ),
-    MeasuringMutant(
+    Mutant(
         "M6-cold", "the base line is timed cold and first", REPORTS,
-        laws.test_a_cold_start_is_in_neither_arm,
-        replacing(timing, "interleave", one_arm_after_the_other),
+        None, laws.test_a_cold_start_is_in_neither_arm,
+        breaks=replacing(timing, "interleave", one_arm_after_the_other),
     ),
-    MeasuringMutant(
+    Mutant(
         "M6-clock", "nobody waits for the device", "mlx-swift-lm PR 10",
-        laws.test_times_contain_the_work_of_a_device_that_works_by_itself,
-        replacing(decoder, "_synchronise", lambda real: lambda device: None),
+        None, laws.test_times_contain_the_work_of_a_device_that_works_by_itself,
+        breaks=replacing(decoder, "_synchronise", lambda real: lambda device: None),
     ),
-    MeasuringMutant(
+    Mutant(
         "M7-reset", "peak memory is not reset between arms", "nanochat issue 838",
-        laws.test_peak_memory_is_that_of_the_pressed_arm_alone,
-        replacing(timing, "_run", peak_of_both_arms),
+        None, laws.test_peak_memory_is_that_of_the_pressed_arm_alone,
+        breaks=replacing(timing, "_run", peak_of_both_arms),
     ),
-    MeasuringMutant(
+    Mutant(
         "M7-nan", "a mean over no readings", REPORTS,
-        laws.test_memory_that_nothing_counts_is_said_to_be_not_available,
-        replacing(timing, "_run", mean_over_no_readings),
+        None, laws.test_memory_that_nothing_counts_is_said_to_be_not_available,
+        breaks=replacing(timing, "_run", mean_over_no_readings),
     ),
-    MeasuringMutant(
+    Mutant(
         "M8", "the nominal ratio although a layer was skipped", "kvpress issue 146",
-        laws.test_size_is_what_all_layers_hold_and_not_the_nominal_ratio,
-        replacing(sweep, "make_row", nominal_size),
+        None, laws.test_size_is_what_all_layers_hold_and_not_the_nominal_ratio,
+        breaks=replacing(sweep, "make_row", nominal_size),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-fewer", "the pressed arm scores what was affected only", "plausible",
-        laws.test_every_arm_and_every_method_scores_the_same_tokens,
-        reporting(only_what_was_affected),
+        None, laws.test_every_arm_and_every_method_scores_the_same_tokens,
+        breaks=reporting(only_what_was_affected),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-stays", "a press stays for the base line after it", "kvpress PR 244",
-        laws.test_the_uncompressed_arm_is_uncompressed_whatever_was_measured_before_it,
-        replacing(scoring, "_stepwise", press_that_stays),
+        None, laws.test_the_uncompressed_arm_is_uncompressed_whatever_was_measured_before_it,
+        breaks=replacing(scoring, "_stepwise", press_that_stays),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-shift-two", "labels are shifted twice", "plausible",
-        laws.test_nll_is_exact_for_a_model_whose_distribution_is_known,
-        replacing(OnePass, "logits", shifted_twice),
+        None, laws.test_nll_is_exact_for_a_model_whose_distribution_is_known,
+        breaks=replacing(OnePass, "logits", shifted_twice),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-prompt-scored", "the first tokens are scored, not those after the prompt", "plausible",
-        laws.test_nll_is_exact_for_a_model_whose_distribution_is_known,
-        replacing(scoring, "_plain", prompt_is_scored),
+        None, laws.test_nll_is_exact_for_a_model_whose_distribution_is_known,
+        breaks=replacing(scoring, "_plain", prompt_is_scored),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-bits", "the exponential of bits", "plausible",
-        laws.test_nll_is_exact_for_a_model_whose_distribution_is_known,
-        replacing(scoring, "_score", in_units_of(2)),
+        None, laws.test_nll_is_exact_for_a_model_whose_distribution_is_known,
+        breaks=replacing(scoring, "_score", in_units_of(2)),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-log10", "common logarithms", "plausible",
-        laws.test_no_perplexity_is_below_the_exact_entropy_by_more_than_sampling_error,
-        replacing(scoring, "_score", in_units_of(10)),
+        None, laws.test_no_perplexity_is_below_the_exact_entropy_by_more_than_sampling_error,
+        breaks=replacing(scoring, "_score", in_units_of(10)),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-own-text", "the model is scored on its own choice", "plausible",
-        laws.test_no_perplexity_is_below_the_exact_entropy_by_more_than_sampling_error,
-        replacing(scoring, "_score", own_text),
+        None, laws.test_no_perplexity_is_below_the_exact_entropy_by_more_than_sampling_error,
+        breaks=replacing(scoring, "_score", own_text),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-padding", "the attention mask is ignored", "KIVI issue 18",
-        laws.test_a_text_is_scored_alike_in_whatever_batch_it_is_measured,
-        replacing(scoring, "checked_mask", lambda real: lambda ids, mask: torch.ones_like(ids)),
+        None, laws.test_a_text_is_scored_alike_in_whatever_batch_it_is_measured,
+        breaks=replacing(scoring, "checked_mask", lambda real: lambda ids, mask: torch.ones_like(ids)),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-context", "the text after the prompt is scored without it", "plausible",
-        laws.test_nll_does_not_depend_on_the_prompt_where_nothing_is_evicted,
-        replacing(scoring, "_plain", prompt_is_forgotten),
+        None, laws.test_nll_does_not_depend_on_the_prompt_where_nothing_is_evicted,
+        breaks=replacing(scoring, "_plain", prompt_is_forgotten),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-nan", "NaN is left out of the mean", "plausible",
-        laws.test_what_is_not_a_number_is_not_left_out,
-        replacing(Perplexity, "ppl", without_nan),
+        None, laws.test_what_is_not_a_number_is_not_left_out,
+        breaks=replacing(Perplexity, "ppl", without_nan),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-half", "the loss is taken in bfloat16", "plausible",
-        laws.test_nll_of_a_model_in_half_precision_is_taken_in_float32_or_wider,
-        replacing(scoring, "_score", own_precision),
+        None, laws.test_nll_of_a_model_in_half_precision_is_taken_in_float32_or_wider,
+        breaks=replacing(scoring, "_score", own_precision),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-top-3", "the third choice counts as the first", "plausible",
-        laws.test_accuracy_is_the_share_of_scored_tokens_that_were_the_first_choice,
-        replacing(scoring, "_score", among_the_best_three),
+        None, laws.test_accuracy_is_the_share_of_scored_tokens_that_were_the_first_choice,
+        breaks=replacing(scoring, "_score", among_the_best_three),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-columns", "accuracy is over padding as well", "plausible",
-        laws.test_accuracy_is_the_share_of_scored_tokens_that_were_the_first_choice,
-        replacing(Perplexity, "accuracy", over_all_columns),
+        None, laws.test_accuracy_is_the_share_of_scored_tokens_that_were_the_first_choice,
+        breaks=replacing(Perplexity, "accuracy", over_all_columns),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-affected", "one token too many is affected", "plausible",
-        laws.test_affected_are_the_tokens_after_the_first_pass_that_misses_something,
-        replacing(scoring, "_affected", one_query_early),
+        None, laws.test_affected_are_the_tokens_after_the_first_pass_that_misses_something,
+        breaks=replacing(scoring, "_affected", one_query_early),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-affected-rows", "the first eviction counts for all rows", "plausible",
-        laws.test_affected_are_the_tokens_after_the_first_pass_that_misses_something,
-        replacing(scoring, "_affected", batch_is_affected_as_one),
+        None, laws.test_affected_are_the_tokens_after_the_first_pass_that_misses_something,
+        breaks=replacing(scoring, "_affected", batch_is_affected_as_one),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-evictions", "padding counts as evicted", "plausible",
-        laws.test_evictions_count_entries_of_all_layers_heads_and_rows,
-        replacing(scoring, "count_evictions", padding_was_evicted),
+        None, laws.test_evictions_count_entries_of_all_layers_heads_and_rows,
+        breaks=replacing(scoring, "count_evictions", padding_was_evicted),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-vacuous", "an eviction that no token came after is enough", "plausible",
-        laws.test_what_met_no_eviction_is_called_vacuous_and_never_unchanged,
-        replacing(Perplexity, "vacuous", vacuous_only_at_zero_evictions),
+        None, laws.test_what_met_no_eviction_is_called_vacuous_and_never_unchanged,
+        breaks=replacing(Perplexity, "vacuous", vacuous_only_at_zero_evictions),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-uncompressed", "keeping everything is called vacuous", "plausible",
-        laws.test_keeping_everything_is_called_uncompressed,
-        replacing(Perplexity, "vacuous", lambda real: property(lambda self: not self.affected_tokens)),
+        None, laws.test_keeping_everything_is_called_uncompressed,
+        breaks=replacing(Perplexity, "vacuous", lambda real: property(lambda self: not self.affected_tokens)),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-base-line", "one base line for all models", "plausible",
-        laws.test_a_change_is_relative_to_the_uncompressed_run_of_the_same_model_and_text,
-        replacing(sweep, "make_row", first_base_line_for_all),
+        None, laws.test_a_change_is_relative_to_the_uncompressed_run_of_the_same_model_and_text,
+        breaks=replacing(sweep, "make_row", first_base_line_for_all),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-verdict", "a perplexity that is not a number is in the first band", "plausible",
-        laws.test_verdicts_are_the_bands_below_20_percent_up_to_30_and_above,
-        replacing(Row, "verdict", verdict_by_what_is_above),
+        None, laws.test_verdicts_are_the_bands_below_20_percent_up_to_30_and_above,
+        breaks=replacing(Row, "verdict", verdict_by_what_is_above),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-warm-up", "the first pair counts", "plausible",
-        laws.test_a_cold_start_is_in_neither_arm,
-        replacing(timing, "interleave", no_warm_up),
+        None, laws.test_a_cold_start_is_in_neither_arm,
+        breaks=replacing(timing, "interleave", no_warm_up),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-turns", "the pressed arm always goes first", "plausible",
-        laws.test_a_device_that_gets_slower_favours_neither_arm,
-        replacing(timing, "interleave", no_turns),
+        None, laws.test_a_device_that_gets_slower_favours_neither_arm,
+        breaks=replacing(timing, "interleave", no_turns),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-clock-start", "the clock starts before the device is idle", "plausible",
-        laws.test_times_contain_the_work_of_a_device_that_works_by_itself,
-        replacing(decoder, "_synchronise", clock_started_early),
+        None, laws.test_times_contain_the_work_of_a_device_that_works_by_itself,
+        breaks=replacing(decoder, "_synchronise", clock_started_early),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-tpot", "the prompt is in TPOT", "plausible",
-        laws.test_times_contain_the_work_of_a_device_that_works_by_itself,
-        replacing(decoder, "Generation", first_token_in_tpot),
+        None, laws.test_times_contain_the_work_of_a_device_that_works_by_itself,
+        breaks=replacing(decoder, "Generation", first_token_in_tpot),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-throughput", "the prompt is in tokens per second", "plausible",
-        laws.test_times_contain_the_work_of_a_device_that_works_by_itself,
-        replacing(decoder.Generation, "tokens_per_second", prompt_in_throughput),
+        None, laws.test_times_contain_the_work_of_a_device_that_works_by_itself,
+        breaks=replacing(decoder.Generation, "tokens_per_second", prompt_in_throughput),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-pairs", "the ratio of medians", "plausible",
-        laws.test_a_slow_moment_that_hits_both_of_a_pair_changes_nothing,
-        replacing(timing, "ratio", ratio_of_medians),
+        None, laws.test_a_slow_moment_that_hits_both_of_a_pair_changes_nothing,
+        breaks=replacing(timing, "ratio", ratio_of_medians),
     ),
-    MeasuringMutant(
+    Mutant(
         "measure-interval", "an interval around the mean", "plausible",
-        laws.test_an_interval_contains_its_median_and_nothing_that_was_not_measured,
-        replacing(timing, "ratio", normal_interval),
+        None, laws.test_an_interval_contains_its_median_and_nothing_that_was_not_measured,
+        breaks=replacing(timing, "ratio", normal_interval),
     ),
 ]  # fmt: skip

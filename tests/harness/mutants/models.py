@@ -2,16 +2,18 @@
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicLayer
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaModel
 
+from harness.mutants.mutant import Mutant
 from pressgauge.conformance import architectures
 from pressgauge.conformance.versions import CACHE
+from properties import test_proof
 
 
 def another_name(model: Any) -> None:
@@ -160,40 +162,43 @@ def own_window(model: Any) -> None:
     _masked(model, lambda seen, tokens: _causal(seen, tokens).triu(seen - 3))
 
 
-@dataclass(frozen=True)
-class BrokenModel:
-    """A Llama that uses its cache in a way of its own.
+LAW = test_proof.test_every_layer_hands_its_tokens_to_the_cache_and_attends_to_what_it_returns
 
-    Attributes:
-        broken: what makes a Llama into it.
-        sentence: what the error says, as a pattern.
-        first: the first pass that is wrong.
-        onepass: whether a single pass over a text is wrong as well.
-    """
 
-    broken: Callable[[Any], None]
-    sentence: str
-    first: int = 0
-    onepass: bool = True
+def broken_llama(mutant: Mutant) -> Any:
+    """A new Llama, in float64, with the bug of a mutant."""
+    model = architectures.build("llama")
+    mutant.subject(model)
+    return model
 
-    def build(self) -> Any:
-        """A new one, in float64."""
-        model = architectures.build("llama")
-        self.broken(model)
-        return model
+
+def broken(breaks: Callable[[Any], None], seen_in: str, sentence: str) -> Mutant:
+    """A Llama that uses its cache in a way of its own, and what the press says of it."""
+    name, what = breaks.__name__.replace("_", "-"), inspect.cleandoc(breaks.__doc__ or "").removesuffix(".")
+    return Mutant(f"model-{name}", what, seen_in, breaks, LAW, twin=test_proof.untouched, says=(sentence,))
 
 
 _UNFED = r"layers 0-2 \(tokens of the pass that never reached the cache that it was given\)"
 MODELS = [
-    BrokenModel(another_name, r"takes no key-value cache under a name that pressgauge knows"),
-    BrokenModel(copied_cache, _UNFED),
-    BrokenModel(ignored_cache, _UNFED),
-    BrokenModel(added_layers, r"was given a cache of 3 layers and made it one of 4"),
-    BrokenModel(every_second_pass, _UNFED.replace("layers 0-2", "layer 1"), first=1, onepass=False),
-    BrokenModel(own_attention, r"layer 1 \(no module of its own that attends through transformers' interface\)"),
-    BrokenModel(expanded_keys, r"layer 1 \(keys cached as \[1, 12, 8\] and attended to as \[2, 12, 8\]\)"),
-    BrokenModel(two_calls, r"layer 1 \(a second attention call in a pass\)"),
-    BrokenModel(own_mask, r"layer 1 \(a mask with values other than seen and unseen\)"),
-    BrokenModel(mask_per_head, r"layer 1 \(a mask of its own, \[1, 6, 12, 12\] where \[rows, 1, 12, 12\] is causal\)"),
-    BrokenModel(own_window, r"layer 1 \(a mask that is not causal\)"),
+    broken(another_name, "plausible", r"takes no key-value cache under a name that pressgauge knows"),
+    broken(copied_cache, "plausible", _UNFED),
+    broken(ignored_cache, "plausible", _UNFED),
+    broken(added_layers, "transformers' Dory", r"was given a cache of 3 layers and made it one of 4"),
+    broken(every_second_pass, "plausible", _UNFED.replace("layers 0-2", "layer 1")),
+    broken(
+        own_attention, "plausible", r"layer 1 \(no module of its own that attends through transformers' interface\)"
+    ),
+    broken(
+        expanded_keys,
+        "multi-head latent attention",
+        r"layer 1 \(keys cached as \[1, 12, 8\] and attended to as \[2, 12, 8\]\)",
+    ),
+    broken(two_calls, "the Differential Transformer", r"layer 1 \(a second attention call in a pass\)"),
+    broken(own_mask, "transformers' Doge", r"layer 1 \(a mask with values other than seen and unseen\)"),
+    broken(
+        mask_per_head,
+        "plausible",
+        r"layer 1 \(a mask of its own, \[1, 6, 12, 12\] where \[rows, 1, 12, 12\] is causal\)",
+    ),
+    broken(own_window, "plausible", r"layer 1 \(a mask that is not causal\)"),
 ]

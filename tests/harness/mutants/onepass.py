@@ -1,7 +1,5 @@
 """Mutants of the perplexity in one pass, each with the law that must kill it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -9,6 +7,7 @@ import torch
 from torch import Tensor
 
 from conformance.ours import SCORED_BY_ATTENTION, SUBJECTS
+from harness.mutants.mutant import Breaks, Mutant
 from pressgauge import onepass, replay
 from pressgauge.conformance.subjects import Subject
 from pressgauge.history import NEVER
@@ -17,17 +16,6 @@ from properties import test_onepass
 KNORM = next(subject for subject in SUBJECTS if subject.name == "knorm-budget")
 RANDOM = next(subject for subject in SUBJECTS if subject.name == "random-budget")
 TOVA = next(subject for subject in SCORED_BY_ATTENTION if subject.name == "tova-budget")
-
-
-@dataclass(frozen=True)
-class OnePassMutant:
-    """Something broken in the one pass, over which a sound press is measured."""
-
-    id: str
-    what: str
-    seen_in: str
-    breaks: Callable[[pytest.MonkeyPatch], None]
-    subject: Subject = KNORM
 
 
 def later(evicted_at: Tensor, by: int) -> Tensor:
@@ -96,14 +84,20 @@ def queries_of_the_future(patch: pytest.MonkeyPatch) -> None:
 
 LAW = test_onepass.test_every_press_in_one_pass_is_what_decoding_gives
 
+
+def onepass_mutant(name: str, what: str, seen_in: str, breaks: Breaks, subject: Subject = KNORM) -> Mutant:
+    """A sound press, measured by a broken one pass."""
+    return Mutant(f"onepass-{name}", what, seen_in, subject, LAW, twin=subject, breaks=breaks)
+
+
 ONEPASS = [
-    OnePassMutant("onepass-later", "an entry is seen one token too long", "plausible", off_by_one),
-    OnePassMutant("onepass-merge", "parts are merged without their weights", "plausible", plain_mean),
-    OnePassMutant("onepass-layer", "layer 0 is replayed in every layer", "plausible", first_layer, RANDOM),
-    OnePassMutant(
-        "onepass-heads", "query heads are grouped the wrong way round", "kvpress b1d2865", heads_the_wrong_way_round
+    onepass_mutant("later", "an entry is seen one token too long", "plausible", off_by_one),
+    onepass_mutant("merge", "parts are merged without their weights", "plausible", plain_mean),
+    onepass_mutant("layer", "layer 0 is replayed in every layer", "plausible", first_layer, RANDOM),
+    onepass_mutant(
+        "heads", "query heads are grouped the wrong way round", "kvpress b1d2865", heads_the_wrong_way_round
     ),
-    OnePassMutant("onepass-prompt", "the prompt is fed singly", "plausible", prompt_fed_singly),
-    OnePassMutant("onepass-padding", "padding is counted as time", "KIVI issue 18", columns_of_the_batch),
-    OnePassMutant("onepass-future", "queries of the future vote", "plausible", queries_of_the_future, TOVA),
+    onepass_mutant("prompt", "the prompt is fed singly", "plausible", prompt_fed_singly),
+    onepass_mutant("padding", "padding is counted as time", "KIVI issue 18", columns_of_the_batch),
+    onepass_mutant("future", "queries of the future vote", "plausible", queries_of_the_future, TOVA),
 ]

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from harness.mutants.catalogue import Boundary, ByScore, FloatCeiling, Floor, LaterWins, Rounded
+from harness.mutants.compressors import Boundary, ByScore, FloatCeiling, Floor, LaterWins, Rounded
 from harness.mutants.plain import HOOKED, SOUND, Layers, Plain, plain
 from pressgauge import StreamingLLMPress
 from pressgauge.conformance.subjects import subject_of

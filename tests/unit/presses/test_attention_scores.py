@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.mutants.votes import (
+from harness.mutants.attention_scores import (
     AverageOverAge,
     BlindToOrder,
     FirstQueries,

@@ -159,7 +159,7 @@ QUESTIONED = subject_of(
     recent=2,
 )
 
-VOTES = [
+ATTENTION_SCORES = [
     Mutant("own-votes-causal", "the score has no causal mask: later entries of a pass get votes of earlier queries",
            "plausible", ours("h2o", "budget", counting(H2OPress, lambda press: BlindToOrder())), BEST,
            BY_NAME["h2o-budget"]),

@@ -20,7 +20,6 @@ from conformance import test_attention, test_counts, test_entries, test_identity
 from conformance.ours import SUBJECTS, ours
 from harness.mutants.mutant import Mutant
 from harness.mutants.plain import HOOKED, Hooked, Plain, hooked, plain
-from harness.mutants.votes import VOTES
 from pressgauge import KnormPress, Press, PressedCache, attach
 from pressgauge.cache import PressedLayer
 from pressgauge.conformance.subjects import Subject, subject_of
@@ -671,7 +670,7 @@ def attached(kind: Callable[..., Press]) -> Subject:
     return ours("knorm", "budget", kind)
 
 
-MUTANTS = [
+COMPRESSORS = [
     Mutant("S1", "pruning starts at 32 where 512 was meant", "the reports that this project starts from",
            plain(FixedThreshold), test_counts.test_nothing_is_pruned_up_to_prune_after),
     Mutant("S2", "pruning at P entries", "l2compress cache.py",
@@ -800,5 +799,4 @@ MUTANTS = [
            plain(WideAttention), test_attention.test_passes_do_not_matter_while_nothing_is_evicted),
     Mutant("own-float32", "everything goes through float32", "plausible",
            plain(Requantised), test_identity.test_a_short_sequence_changes_nothing),
-    *VOTES,
 ]  # fmt: skip

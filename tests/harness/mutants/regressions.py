@@ -1,37 +1,17 @@
-"""Regressions that are put into the code one at a time, each with the baseline that has to catch it."""
+"""Regressions of the package, each with the baseline that has to catch it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache as cache_results
 from typing import Any
 
 import pytest
 import torch
 
+from harness.mutants.mutant import Breaks, Mutant
 from pressgauge import KnormPress, cache
 from pressgauge.presses import ranking
 from pressgauge.rules import budget, numbers
-
-Breaks = Callable[[pytest.MonkeyPatch], None]
-
-
-@dataclass(frozen=True)
-class Injection:
-    """A regression.
-
-    Attributes:
-        what: in words.
-        file: the baseline that catches it.
-        field: one of the fields that change.
-        explanation: a part of what is said of it.
-        breaks: puts it into the code.
-    """
-
-    what: str
-    file: str
-    field: str
-    explanation: str
-    breaks: Breaks
+from regression.recorded import rows_are_as_recorded
 
 
 def wrong_default(patch: pytest.MonkeyPatch) -> None:
@@ -102,13 +82,25 @@ def sort(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cache.PressedLayer, "settle", careless)
 
 
-INJECTIONS = [
-    Injection("prune_after 512 -> 32", "perplexity-reference", "held", "look at prune_after", wrong_default),
-    Injection("> -> >= at prune_after", "perplexity-reference", "held", "look at prune_after", boundary),
-    Injection("ceil -> floor", "perplexity-reference", "held", "the rounding of the ratio", floor),
-    Injection("recent off by one", "entries", "tokens", "what is protected", recent),
-    Injection("position from held", "decoding", "nll", "positions and masks", position),
-    Injection("norms in float16", "perplexity-reference", "evicted_at", "look at scores", narrow),
-    Injection("order lost", "entries", "order", "not read in the order of positions", order),
-    Injection("a superfluous sort of the cache per step", "cost", "decode operators", "Only cost moved", sort),
+def regression(name: str, what: str, file: str, breaks: Breaks, *says: str) -> Mutant:
+    """A regression, the baseline that finds it, and what the finding says: a field that changes, and a part of the
+    explanation."""
+    return Mutant(
+        f"regression-{name}", what, "plausible", file, rows_are_as_recorded, twin=file, breaks=breaks, says=says
+    )
+
+
+REGRESSIONS = [
+    regression(
+        "default", "prune_after 512 -> 32", "perplexity-reference", wrong_default, ": held", "look at prune_after"
+    ),
+    regression("boundary", "> -> >= at prune_after", "perplexity-reference", boundary, ": held", "look at prune_after"),
+    regression("floor", "ceil -> floor", "perplexity-reference", floor, ": held", "the rounding of the ratio"),
+    regression("recent", "recent off by one", "entries", recent, ": tokens", "what is protected"),
+    regression("position", "position from held", "decoding", position, ": nll", "positions and masks"),
+    regression("float16", "norms in float16", "perplexity-reference", narrow, ": evicted_at", "look at scores"),
+    regression("order", "order lost", "entries", order, ": order", "not read in the order of positions"),
+    regression(
+        "sort", "a superfluous sort of the cache per step", "cost", sort, ": decode operators", "Only cost moved"
+    ),
 ]
