@@ -1,7 +1,19 @@
-"""Presses whose scores come from attention, and one layer of them in lists and plain numbers."""
+"""Presses whose scores come from attention, and what the oracle says that they evict."""
+
+from collections.abc import Sequence
 
 from pressgauge import H2OPress, Press, SnapKVPress, TOVAPress
-from pressgauge.conformance.oracle import NEVER, Accumulated, Attention, Last, Voter, Window
+from pressgauge.conformance.oracle import (
+    NEVER,
+    Accumulated,
+    Attention,
+    Last,
+    Rules,
+    Voter,
+    Window,
+    counts,
+    retained,
+)
 
 Vectors = list[list[list[float]]]
 
@@ -28,38 +40,40 @@ def voter(press: Press, attention: Attention) -> Voter:
     return found
 
 
-class ByHand:
-    """One layer of one row, in lists.
+def rules_of(press: Press) -> Rules:
+    """What the oracle is told of a press."""
+    return Rules(
+        press.keep_ratio,
+        press.prune_after,
+        press.schedule,
+        sinks=press.sinks,
+        recent=press.recent,
+        recent_share=float(getattr(press, "recent_share", 0)),
+        interval=press.interval,
+    )
+
+
+def evictions(press: Press, keys: Vectors, queries: Vectors, scale: float, passes: Sequence[int]) -> list[list[int]]:
+    """``evicted_at`` of one layer of one row, per KV head and token, in lists.
 
     Args:
         press: whose definition is followed.
         keys: per KV head and token.
         queries: per query head and token.
         scale: of the products.
+        passes: the lengths of the passes.
     """
-
-    def __init__(self, press: Press, keys: Vectors, queries: Vectors, scale: float) -> None:
-        self.press = press
-        self.voter = voter(press, Attention(keys, queries, scale))
-        self.held: list[list[int]] = [[] for _ in keys]
-        self.evicted_at = [[NEVER] * len(keys[0]) for _ in keys]
-        self.seen = 0
-
-    def feed(self, tokens: int, first: bool) -> None:
-        """One pass."""
-        start, self.seen = self.seen, self.seen + tokens
-        self.held = [[*held, *range(start, self.seen)] for held in self.held]
-        scores = self.voter.feed(self.held, start, self.seen)
-        target = self.press.target(self.seen, len(self.held[0]))
-        if (self.press.schedule == "prefill" and not first) or target == len(self.held[0]):
-            return
-        newest = self.press.recent
-        if isinstance(self.press, H2OPress):
-            newest = max(newest, min(int(self.press.recent_share * target), target - self.press.sinks))
+    rules, scored = rules_of(press), voter(press, Attention(keys, queries, scale))
+    held: list[list[int]] = [[] for _ in keys]
+    evicted_at = [[NEVER] * sum(passes) for _ in keys]
+    seen = 0
+    for tokens, size in zip(passes, counts(rules, passes), strict=True):
+        start, seen = seen, seen + tokens
+        held = [[*before, *range(start, seen)] for before in held]
+        scores = scored.feed(held, start, seen)
         for head, score in enumerate(scores):
-            safe = {j for j in self.held[head] if j < self.press.sinks or j >= self.seen - newest}
-            ranked = [(j not in safe, -score[j], j) for j in self.held[head]]
-            order = [j for _, _, j in sorted(ranked)]
-            for j in order[target:]:
-                self.evicted_at[head][j] = self.seen
-            self.held[head] = sorted(order[:target])
+            kept = retained(rules, held[head], [score[j] for j in held[head]], size, seen)
+            for j in set(held[head]) - set(kept):
+                evicted_at[head][j] = seen
+            held[head] = kept
+    return evicted_at

@@ -182,13 +182,12 @@ def compressed_by_hand(
                 target = rules.target(seen, held)
                 if index in press.skip_layers or target == held or not (is_prompt or press.schedule != "prefill"):
                     continue
-                kept = []
-                for head in keys[0].tolist():
-                    scores = [oracle.rounded(score) for score in oracle.norm_scores(head)(list(range(held)))]
-                    # What is held lies in the order of the text, so rows tell the first, the last and the earlier.
-                    safe = {*range(press.sinks), *range(held - press.recent, held)}
-                    order = sorted(range(held), key=lambda i: (i not in safe, -scores[i], i))
-                    kept.append(sorted(order[:target]))
+                # What is held lies in the order of the text, so rows tell the first, the last and the earlier.
+                rows = list(range(held))
+                kept = [
+                    oracle.retained(rules, rows, oracle.norm_scores(head)(rows), target, held)
+                    for head in keys[0].tolist()
+                ]
                 chosen = torch.tensor(kept)[None, :, :, None].expand(-1, -1, -1, keys.shape[3])
                 layer.keys, layer.values = keys.gather(2, chosen), layer.values.gather(2, chosen)
                 evictions += (held - target) * len(kept)

@@ -14,7 +14,7 @@ from pressgauge import H2OPress, KnormPress, Press, PressedCache, TOVAPress
 from pressgauge.conformance import architectures, masked_attention
 from pressgauge.conformance.strategies import LAYERS, normal_keys
 from pressgauge.conformance.versions import cache_of, using
-from support.by_hand import ByHand
+from support.by_hand import evictions
 from support.drive import CONFIG, feed, run, values_of
 
 
@@ -171,12 +171,10 @@ def test_attention_scores_stay_with_their_entries_in_large_storage(press: Press)
 
     with masked_attention.attention(model, note):
         model(ids, use_cache=False)
-    oracle = ByHand(press, seen["keys"], seen["queries"], seen["scale"])
-    for number, tokens in enumerate(passes):
-        oracle.feed(tokens, number == 0)
+    expected = evictions(press, seen["keys"], seen["queries"], seen["scale"], passes)
     cache = _decode(model, press, ids, passes)
     assert cache.held == [60]
-    assert cache.evicted_at[0][0].tolist() == oracle.evicted_at
+    assert cache.evicted_at[0][0].tolist() == expected
 
 
 @pytest.mark.parametrize("press", [H2OPress(0.5, prune_after=20), TOVAPress(0.5, prune_after=20)], ids=["h2o", "tova"])

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pressgauge import H2OPress, KeyDiffPress, KnormPress, Press, RandomPress, StreamingLLMPress, replay
+from pressgauge.conformance import oracle
 from pressgauge.history import NEVER, History, count_evictions, visible
 from pressgauge.presses.attention_scores import Votes
 from pressgauge.storage import writable
+from support.by_hand import rules_of
 from support.query_press import QueryPress
 
 CPU = torch.device("cpu")
@@ -71,29 +73,26 @@ def exactly(sentence: str) -> str:
 def plain_replay(
     press: Press, keys: Tensor, passes: list[int], prompt: int, padding: list[int], layer: int
 ) -> list[list[list[int]]]:
-    """``evicted_at``, one row and head at a time: sort what is held, cut what is too many. ``WeighedPress`` scores."""
+    """``evicted_at`` by the oracle, one row and head at a time. ``WeighedPress`` scores."""
+    rules = rules_of(press)
     table = []
     for row, pad in enumerate(padding):
         heads = []
         for head in keys[row].tolist():
             evicted = [0] * pad + [NEVER] * (len(head) - pad)
             held: list[int] = []
-            columns = later = 0
-            for tokens in passes:
-                is_later = columns >= prompt
-                held += [column for column in range(columns, columns + tokens) if column >= pad]
+            columns = 0
+            for number, tokens in enumerate(passes):
+                held += [column - pad for column in range(columns, columns + tokens) if column >= pad]
                 columns += tokens
-                later += is_later
-                acts = not is_later or later % press.interval == 0
-                if press.schedule == "prefill":
-                    acts = not is_later and columns >= prompt
-                size = press.target(max(0, columns - pad), len(held)) if acts else len(held)
-                safe = {c for c in held if c - pad < press.sinks or c >= columns - press.recent}
-                sign = 1 - 2 * (layer % 2)
-                held.sort(key=lambda c: (c not in safe, -(sign * head[c][0] + (c - pad) % 4), c))
-                for column in held[size:]:
-                    evicted[column] = columns
-                held = sorted(held[:size])
+                if not rules.acts(passes, number, prompt):
+                    continue
+                seen, sign = max(0, columns - pad), 1 - 2 * (layer % 2)
+                scores = [sign * head[pad + token][0] + token % 4 for token in held]
+                kept = oracle.retained(rules, held, scores, rules.target(seen, len(held)), seen)
+                for token in set(held) - set(kept):
+                    evicted[pad + token] = columns
+                held = kept
             heads.append(evicted)
         table.append(heads)
     return table

@@ -24,7 +24,7 @@ from pressgauge import H2OPress, Press, SnapKVPress, TOVAPress, replay
 from pressgauge.conformance.oracle import NEVER
 from pressgauge.history.changing import _Held, _Voting
 from pressgauge.presses import attention_scores as votes
-from support.by_hand import PRESSES, ByHand
+from support.by_hand import PRESSES, evictions
 
 PASSES = {"whole": [24], "prompt": [17] + [1] * 7, "chunks": [9, 4, 1, 1, 6, 3], "singly": [1] * 24}
 
@@ -52,10 +52,7 @@ def follow(press: Press, passes: list[int], heads: tuple[int, int]) -> Tensor:
     """What ``replay`` finds, which is what the compressor of lists finds."""
     queries, keys = (states[:, :, : sum(passes)] for states in drawn(*heads))
     found = replay(press, keys, passes, queries=queries, scale=0.7)
-    by_hand = ByHand(press, keys[0].tolist(), queries[0].tolist(), 0.7)
-    for number, tokens in enumerate(passes):
-        by_hand.feed(tokens, number == 0)
-    assert found[0].tolist() == by_hand.evicted_at
+    assert found[0].tolist() == evictions(press, keys[0].tolist(), queries[0].tolist(), 0.7, passes)
     return found
 
 

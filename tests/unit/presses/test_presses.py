@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pressgauge import KeyDiffPress, KnormPress, Press, PressedCache, RandomPress, StreamingLLMPress
+from pressgauge.conformance import oracle
 from pressgauge.conformance.versions import cache_of
 from pressgauge.presses.ranking import FILLER, choose, protect, rank, wide
 from support.query_press import QueryPress
@@ -40,12 +41,6 @@ def order(scores: Tensor, sinks: int = 0) -> list[int]:
     return ranks[0, 0].argsort(descending=True).tolist()
 
 
-def rounded(score: float) -> float:
-    """To 10 significant bits, half to even."""
-    mantissa, exponent = math.frexp(score)
-    return math.ldexp(round(mantissa * 2**10), exponent - 10)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(
     parts=st.lists(
@@ -60,7 +55,7 @@ def test_scores_halfway_between_two_of_10_bits_round_to_the_even_one(
 ) -> None:
     """Rule 4: scores are rounded to 10 significant bits, as IEEE 754 rounds, up into the next power of two as well."""
     scores = [sign * (bits + sixteenths / 16) * 2.0**exponent for bits, sixteenths, exponent in parts]
-    expected = sorted(range(len(scores)), key=lambda i: (-rounded(scores[i]), i))
+    expected = sorted(range(len(scores)), key=lambda i: (-oracle.rounded(scores[i]), i))
     assert order(torch.tensor(scores, dtype=dtype)) == expected
 
 
@@ -95,7 +90,7 @@ def test_scores_that_are_equal_up_to_noise_tie_unless_an_edge_lies_between_them(
     mantissa, exponent = math.frexp(low)
     halfway = math.ldexp(math.floor(mantissa * 2**10) + 0.5, exponent - 10)
     if low <= halfway <= high:
-        best = [0, 1] if rounded(one.item()) >= rounded(other.item()) else [1, 0]
+        best = [0, 1] if oracle.rounded(one.item()) >= oracle.rounded(other.item()) else [1, 0]
         assert order(torch.stack([one, other])) == best
     else:
         assert order(torch.stack([one, other])) == order(torch.stack([other, one])) == [0, 1]
@@ -266,14 +261,14 @@ def test_compress_cuts_every_row_and_head_by_its_own_scores(
     keys = torch.randn(2, 2, tokens, 3, generator=generator)
     values = torch.randn(2, 2, tokens, 5, generator=generator)
     kept_keys, kept_values = press.compress(keys, values, layer=layer)
-    size = min(tokens, max(1, sinks + recent, -(-4 * tokens // 10)))
+    rules = oracle.Rules(0.4, prune_after=1, sinks=sinks, recent=recent)
+    held = list(range(tokens))
     for head in range(2):
-        hashes = [plain_hash(seed, layer, head, position) for position in range(tokens)]
-        safe = {p for p in range(tokens) if p < sinks or p >= tokens - recent}
-        best = sorted(range(tokens), key=lambda p: (p not in safe, -hashes[p], p))[:size]
+        hashes = oracle.random_scores(seed, layer, head)(held)
+        best = oracle.retained(rules, held, hashes, rules.target(tokens, tokens), tokens, exact=True)
         for row in range(2):
-            assert torch.equal(kept_keys[row, head], keys[row, head, sorted(best)])
-            assert torch.equal(kept_values[row, head], values[row, head, sorted(best)])
+            assert torch.equal(kept_keys[row, head], keys[row, head, best])
+            assert torch.equal(kept_values[row, head], values[row, head, best])
 
 
 def test_compress_is_of_layer_0_unless_said() -> None:
@@ -286,16 +281,6 @@ def test_compress_is_of_layer_0_unless_said() -> None:
     assert KnormPress(0.5, 0, skip_layers=(1,)).compress(keys, keys)[0].shape[2] == 4
 
 
-def plain_hash(seed: int, layer: int, head: int, position: int) -> int:
-    """MurmurHash3's finaliser of a weighted sum, in unsigned 64-bit arithmetic, cut to 26 bits."""
-    full = (1 << 64) - 1
-    x = position * 0x9E3779B97F4A7C15 + head * 0xC2B2AE3D27D4EB4F
-    x = (x + layer * 0x165667B19E3779F9 + seed * 0x27D4EB2F165667C5) & full
-    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
-        x = ((x ^ (x >> 33)) * factor) & full
-    return (x ^ (x >> 33)) & 0x3FFFFFF
-
-
 @pytest.mark.parametrize(("seed", "layer"), [(0, 0), (0, 3), (1, 0), (12345, 7), (-1, 1), (2**40, 100)])
 def test_a_random_score_is_a_hash_of_seed_layer_head_and_position(seed: int, layer: int) -> None:
     """Its score is a hash: of these four and of nothing else, the same on every machine, filler or not."""
@@ -304,7 +289,7 @@ def test_a_random_score_is_a_hash_of_seed_layer_head_and_position(seed: int, lay
     heads = [[head] * 4 for head in range(2)]
     expected = [
         [
-            [plain_hash(seed, layer, h, p) for h, p in zip(hs, ps, strict=True)]
+            [oracle.random_scores(seed, layer, h)([p])[0] for h, p in zip(hs, ps, strict=True)]
             for hs, ps in zip(heads, row, strict=True)
         ]
         for row in positions.tolist()
