@@ -41,6 +41,12 @@ def test_a_toy_law(subject: Subject) -> None:
     """Held by every subject."""
     assert subject.name
 '''
+MACHINE = """
+import sys
+sys.path.insert(0, "tests")
+from properties.test_{name} import {machine}
+print(*(subject.name for subject in {machine}.subjects))
+"""
 
 
 def files(heading: str) -> list[str]:
@@ -96,7 +102,10 @@ def test_the_suite_takes_in_a_press_and_a_law(copy: Path) -> None:
         assert f"test_a_toy_law[longest-{schedule}]" in listed
         assert f"test_the_best_entries_stay[longest-{schedule}]" in listed
     assert "tests/properties/test_counts.py" in re.findall(r"^(.*)::.*longest-", listed, flags=re.MULTILINE)
-    assert re.search(r"test_\w+\[longest-\w+\]", listed)
+    for module in ("cache_machine.CacheMachine", "sequence_machine.SequenceMachine"):
+        name, machine = module.split(".")
+        found = run(copy, "-c", MACHINE.format(name=name, machine=machine))
+        assert {"longest-budget", "longest-step", "longest-prefill"} <= set(found.split()), module
     found = run(copy, *suite, "tests/conformance", "-k", "toy_law or longest-budget and (entries or counts)")
     assert " passed" in found
 
