@@ -43,10 +43,10 @@ COMMANDS = {
 @pytest.mark.parametrize("where", ["wheel", "clone"])
 def test_the_example_of_the_page_is_found_out(site: Path, tmp_path: Path, where: str, command: str) -> None:
     """The compressor of the page, the commands of the page, from a wheel and from a clone, as an editable install has
-    it: the first line of the summary is the one that the page shows; laws that do not apply say why."""
+    it: the first lines of the summary are those that the page shows; laws that do not apply say why."""
     place = site if where == "wheel" else ROOT / "src"
     example = re.search(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
-    finding = re.search(r"<!-- finding -->\n`(.*)`\n<!-- /finding -->", PAGE)
+    finding = re.search(r"<!-- finding -->\n```text\n(.*)\n(.*)\n```\n<!-- /finding -->", PAGE)
     assert example is not None
     assert finding is not None
     (tmp_path / "my_module.py").write_text(example.group(1), encoding="utf-8")
@@ -59,8 +59,7 @@ def test_the_example_of_the_page_is_found_out(site: Path, tmp_path: Path, where:
     start = next(number for number, line in enumerate(lines) if line.strip("= ") == "laws")
     summary = [line for line in lines[start + 1 :] if line]
     assert summary[:7] == [
-        "broken          nothing is pruned up to prune after",
-        f"                {finding.group(1)}",
+        *finding.groups(),
         "held            something is evicted",
         "not applicable  of equal entries the earlier stay",
         "                the subject declares that ties may go either way",
