@@ -9,11 +9,12 @@ import pytest
 from _pytest._code.code import ReprFileLocation
 from conformance import test_counts
 from mutants.catalogue import BeforehandLayer, cached, with_layers
+from mutants.plain import Plain, plain
 from torch import Tensor
 
 from pressgauge.cache import PressedLayer
 from pressgauge.conformance import architectures, session
-from pressgauge.conformance.checks import check_attention
+from pressgauge.conformance.checks import check_attention, check_counts
 from pressgauge.conformance.plugin import IDLENESS, REFUSED, Laws, _require_a_compressor
 from pressgauge.conformance.session import Departure, run
 from pressgauge.conformance.subjects import Subject, subject_of
@@ -162,3 +163,26 @@ def test_a_cache_that_a_model_ignores_is_the_first_finding(monkeypatch: pytest.M
     subject = cached(with_layers(PressedLayer))
     with pytest.raises(Departure, match="was fed 36 tokens and never called update on the cache passed as"):
         test_counts.test_something_is_evicted(subject)
+
+
+@pytest.mark.parametrize(
+    ("layer", "options", "rule"),
+    [
+        (0, {"prune_after": 4}, "step with keep_ratio 0.5 and prune_after 4 retains 3"),
+        (1, {"prune_after": 4, "skip_layers": (1,)}, "a layer in skip_layers retains 6"),
+    ],
+)
+def test_a_wrong_count_names_its_rule(layer: int, options: dict[str, Any], rule: str) -> None:
+    """The schedule, or that the layer is to be skipped."""
+
+    class OneTooFew(Plain):
+        """Evicts one entry too many from one layer."""
+
+        def layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+            keys, values = super().layer(index, keys, values)
+            return (keys[:, :, 1:].clone(), values[:, :, 1:].clone()) if index == layer else (keys, values)
+
+    subject, model = plain(OneTooFew), architectures.shared("llama")
+    trace = run(subject, model, architectures.text(model, 1, 6), [6], keep_ratio=0.5, **options)
+    with pytest.raises(Departure, match=rf"^layer {layer} holds . entries after pass 0 \(6 tokens seen\); {rule}$"):
+        check_counts(subject, trace)
