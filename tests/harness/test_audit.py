@@ -49,22 +49,21 @@ def test_the_history_is_read_off_what_is_held() -> None:
     [
         (
             (KEYS[:, :, [0, 1]], -KEYS[:, :, [1, 0]]),
-            "alignment: after pass 0 (6 tokens seen), layer 0, row 0, KV head 0, entry 0 has the key of token 0 and "
-            "the value of 1",
+            "after pass 0 (6 tokens seen), layer 0, row 0, KV head 0, entry 0 pairs the key of token 0 with the value "
+            "of token 1",
         ),
         (
             (KEYS[:, :, [0, 1]] * 1.01, -KEYS[:, :, [0, 1]]),
-            "altered: after pass 0 (6 tokens seen), layer 0, row 0, KV head 0, entry 0 has a key that never came in; "
-            "the nearest is that of token 0, 0.01 of its size away",
+            "after pass 0 (6 tokens seen), layer 0, row 0, KV head 0, entry 0 has a key that was never passed in; the "
+            "nearest is that of token 0, at a relative distance of 0.01",
         ),
         (
             (KEYS[:, :, [2, 2]], -KEYS[:, :, [2, 2]]),
-            "twice: after pass 0 (6 tokens seen), layer 0, row 0, KV head 0 holds token 2 2 times",
+            "after pass 0 (6 tokens seen), layer 0, row 0, KV head 0 holds token 2 in 2 entries",
         ),
         (
             (KEYS[:, :, [0]].float(), -KEYS[:, :, [0]].double()),
-            "dtype: after pass 0 (6 tokens seen), layer 0 holds values in torch.float64, and was handed them in "
-            "torch.float32",
+            "after pass 0 (6 tokens seen), layer 0 holds values in torch.float64, and was passed them in torch.float32",
         ),
     ],
     ids=["alignment", "altered", "twice", "dtype"],
@@ -78,7 +77,7 @@ def test_what_is_not_as_it_should_be_is_said_in_words(held: tuple[Tensor, Tensor
 
 def test_what_comes_back_is_said() -> None:
     """An entry that was gone after a pass is not there after a later one."""
-    with pytest.raises(Departure, match="revived: layer 0, row 0, KV head 0 had evicted token 1 before pass 2"):
+    with pytest.raises(Departure, match="layer 0, row 0, KV head 0 evicted token 1 before pass 2 and holds it again"):
         assert traced([of(0, 1, 2, 3), of(0, 4), of(0, 1)], [4, 1, 1]).alive
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from conformance import test_counts
 from harness.mutants.compressors import BeforehandLayer, cached, with_layers
+from harness.mutants.plain import Plain, plain
 from pressgauge.cache import PressedLayer
 from pressgauge.conformance import architectures, session
-from pressgauge.conformance.checks import check_attention
+from pressgauge.conformance.checks import check_attention, check_counts
 from pressgauge.conformance.plugin import IDLENESS, REFUSED, Laws, _require_a_compressor
 from pressgauge.conformance.session import Departure, run
 from pressgauge.conformance.subjects import Subject, subject_of
@@ -57,17 +58,17 @@ def summary(*reports: pytest.TestReport) -> list[str]:
 
 def test_a_finding_says_of_which_models_it_is() -> None:
     """Of one law one line for each finding, with all models that show it; none where there is but one."""
-    same = "pressgauge.conformance.session.Departure: order: layer 1 is out of order"
+    same = "pressgauge.conformance.session.Departure: layer 1 is out of order"
     assert summary(
         reported("test_a_law", "-llama", same),
         reported("test_a_law", "-neox", same),
         reported("test_a_law", "-qwen3"),
-        reported("test_another", "", "pressgauge.conformance.session.Departure: counts: too many"),
+        reported("test_another", "", "pressgauge.conformance.session.Departure: too many"),
     ) == [
         "broken a law",
-        "order: layer 1 is out of order (llama, neox)",
+        "layer 1 is out of order (llama, neox)",
         "broken another",
-        "counts: too many",
+        "too many",
         "2 laws broken, 0 held, 0 not applicable",
     ]
 
@@ -106,7 +107,7 @@ def test_who_evicts_before_attending_is_told_so() -> None:
     model = architectures.shared("llama")
     ids = architectures.text(model, 1, 20)
     trace = run(cached(with_layers(EagerLayer)), model, ids, [11] + [1] * 9, keep_ratio=0.5, prune_after=4, recent=1)
-    with pytest.raises(Departure, match="attention to what is held after the pass: it evicts before it attends"):
+    with pytest.raises(Departure, match="attention to the entries held after the pass, so it evicts before attention"):
         check_attention(trace)
 
 
@@ -141,7 +142,7 @@ def unseeing(hooks: bool) -> Subject:
 @pytest.mark.parametrize(
     ("hooks", "finding"),
     [
-        (True, f"the compressor never got to see a cache: KeyError: '{OTHER_NAME}'; in transformers .* as '{CACHE}'"),
+        (True, f"the compressor never received a cache: KeyError: '{OTHER_NAME}'; in transformers .* as '{CACHE}'"),
         (False, "nothing was evicted from 40 tokens"),
     ],
 )
@@ -151,7 +152,7 @@ def test_a_compressor_that_never_sees_a_cache_has_one_finding(hooks: bool, findi
     with pytest.raises(Departure, match=finding):
         test_counts.test_something_is_evicted(subject)
     _require_a_compressor(IDLENESS, subject)
-    with pytest.raises(pytest.skip.Exception, match=f"the subject does not act: acts: {finding}"):
+    with pytest.raises(pytest.skip.Exception, match=f"the subject does not act: {finding}"):
         _require_a_compressor("test_another", subject)
     _require_a_compressor("test_another", cached(with_layers(PressedLayer)))
 
@@ -160,5 +161,28 @@ def test_a_cache_that_a_model_ignores_is_the_first_finding(monkeypatch: pytest.M
     """As under a release that takes it by another name."""
     monkeypatch.setattr(session, "using", lambda cache: {})
     subject = cached(with_layers(PressedLayer))
-    with pytest.raises(Departure, match="was fed 36 tokens and never called update on the cache that it was given"):
+    with pytest.raises(Departure, match="was fed 36 tokens and never called update on the cache passed as"):
         test_counts.test_something_is_evicted(subject)
+
+
+@pytest.mark.parametrize(
+    ("layer", "options", "rule"),
+    [
+        (0, {"prune_after": 4}, "step with keep_ratio 0.5 and prune_after 4 retains 3"),
+        (1, {"prune_after": 4, "skip_layers": (1,)}, "a layer in skip_layers retains 6"),
+    ],
+)
+def test_a_wrong_count_names_its_rule(layer: int, options: dict[str, Any], rule: str) -> None:
+    """The schedule, or that the layer is to be skipped."""
+
+    class OneTooFew(Plain):
+        """Evicts one entry too many from one layer."""
+
+        def layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+            keys, values = super().layer(index, keys, values)
+            return (keys[:, :, 1:].clone(), values[:, :, 1:].clone()) if index == layer else (keys, values)
+
+    subject, model = plain(OneTooFew), architectures.shared("llama")
+    trace = run(subject, model, architectures.text(model, 1, 6), [6], keep_ratio=0.5, **options)
+    with pytest.raises(Departure, match=rf"^layer {layer} holds . entries after pass 0 \(6 tokens seen\); {rule}$"):
+        check_counts(subject, trace)

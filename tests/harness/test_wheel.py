@@ -10,6 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")
+OTHERS = [path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "docs" / "index.md")]
+"""Pages that show the same finding."""
+FINDING = r"^```text\n(broken .*)\n( .*)\n```$"
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +46,12 @@ COMMANDS = {
 @pytest.mark.parametrize("where", ["wheel", "clone"])
 def test_the_example_of_the_page_is_found_out(site: Path, tmp_path: Path, where: str, command: str) -> None:
     """The compressor of the page, the commands of the page, from a wheel and from a clone, as an editable install has
-    it: the first line of the summary is the one that the page shows; laws that do not apply say why."""
+    it: the first lines of the summary are those that the page shows; laws that do not apply say why."""
     place = site if where == "wheel" else ROOT / "src"
     example = re.search(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
-    finding = re.search(r"<!-- finding -->\n`(.*)`\n<!-- /finding -->", PAGE)
+    (shown,), *others = (re.findall(FINDING, page, flags=re.MULTILINE) for page in (PAGE, *OTHERS))
     assert example is not None
-    assert finding is not None
+    assert others == [[shown]] * len(OTHERS)
     (tmp_path / "my_module.py").write_text(example.group(1), encoding="utf-8")
     laws = "prune_after or something_is_evicted or padding or equal_entries"
     result = run(place, tmp_path, *COMMANDS[command], "-k", laws)
@@ -59,8 +62,7 @@ def test_the_example_of_the_page_is_found_out(site: Path, tmp_path: Path, where:
     start = next(number for number, line in enumerate(lines) if line.strip("= ") == "laws")
     summary = [line for line in lines[start + 1 :] if line]
     assert summary[:7] == [
-        "broken          nothing is pruned up to prune after",
-        f"                {finding.group(1)}",
+        *shown,
         "held            something is evicted",
         "not applicable  of equal entries the earlier stay",
         "                the subject declares that ties may go either way",
