@@ -25,8 +25,8 @@ Entries = tuple[Tensor, Tensor]
 class Departure(AssertionError):  # noqa: N818  # the law is broken, not the program
     """A broken law, with a message of one line: ``law: finding``."""
 
-    def __init__(self, law: str, finding: str) -> None:
-        super().__init__(f"{law}: {finding}")
+    def __init__(self, *parts: str) -> None:
+        super().__init__(": ".join(parts))
 
 
 DECLINES = (ValueError, NotImplementedError, AssertionError)
