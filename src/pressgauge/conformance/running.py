@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-
 FOLDERS = {"conformance": "test_counts.py", "measuring": "test_evaluators.py"}
 """Packages whose laws are tests, and one file of each."""
 
