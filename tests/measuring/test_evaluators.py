@@ -306,7 +306,8 @@ def test_there_is_no_figure_without_a_scored_token(evaluator: Evaluator) -> None
     except Exception:
         return
     name, value = headline(call)
-    if math.isfinite(value):
+    counted = call.number("tokens") == 0 or (name == "nll" and evaluator.declares.nll == "sum" and value == 0)
+    if math.isfinite(value) and not counted:
         raise Departure(f"reported {name} {shown(value)} for a text of {length} tokens, of which none is scored")
 
 

@@ -16,10 +16,10 @@ COMPRESSED = 0.5
 _MADE: "weakref.WeakKeyDictionary[Evaluator, dict[Any, Call]]" = weakref.WeakKeyDictionary()
 
 
-def texts_for(evaluator: Evaluator, seed: int = 0, length: int = 64) -> tuple[Text, ...]:
+def texts_for(evaluator: Evaluator, seed: int = 0, length: int = 48) -> tuple[Text, ...]:
     """Texts of an evaluator: several of different lengths if it takes a list, else one."""
     if evaluator.declares.text == "list":
-        return tuple(text_of(length - 20 * number - number // 2, seed + number) for number in range(3))
+        return tuple(text_of(length - 15 * number, seed + number) for number in range(3))
     return (text_of(length, seed),)
 
 
@@ -29,7 +29,7 @@ def made(evaluator: Evaluator) -> list[Call]:
 
 
 def measured(
-    evaluator: Evaluator, keep_ratio: float = 1, skip_layers: tuple[int, ...] = (), seed: int = 0, length: int = 64
+    evaluator: Evaluator, keep_ratio: float = 1, skip_layers: tuple[int, ...] = (), seed: int = 0, length: int = 48
 ) -> Call:
     """The call of an evaluator on a new bag with ``prune_after`` 8; made once.
 

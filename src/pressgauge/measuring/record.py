@@ -1,6 +1,7 @@
 """Record of everything that measuring code makes a bag compute: tokens fed, positions, caches, and what queries read."""
 
 import inspect
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ class Sequence:
     """Tokens that were fed one after the other to one row of a cache, or to a pass without a cache."""
 
     cache: Any
+    call: int
+    """Number of the record that its cache was first seen in."""
     queries: list[Query] = field(default_factory=list)
     earlier: bool = False
     """Whether its cache comes from an earlier call."""
@@ -79,7 +82,10 @@ class Pass:
 class Record:
     """All passes of bags while ``recording`` is open."""
 
+    _numbers = itertools.count()
+
     def __init__(self) -> None:
+        self.number = next(self._numbers)
         self.passes: list[Pass] = []
         self.sequences: list[Sequence] = []
         self._positions: Tensor | None = None
@@ -113,13 +119,14 @@ class Record:
         known: list[Sequence] | None = getattr(cache, _TAG, None)
         if known is not None and len(known) == rows:
             for number, sequence in enumerate(known):
-                if sequence not in self.sequences:
+                if not any(sequence is own for own in self.sequences):
                     # The cache of an earlier call, or a copy of a cache.
-                    copied = Sequence(cache, list(sequence.queries), earlier=sequence.cache is cache)
+                    earlier = sequence.call != self.number
+                    copied = Sequence(cache, self.number, list(sequence.queries), earlier)
                     self.sequences.append(copied)
                     known[number] = copied
             return known
-        found = [Sequence(cache) for _ in range(rows)]
+        found = [Sequence(cache, self.number) for _ in range(rows)]
         self.sequences += found
         if cache is not None:
             cache.__dict__[_TAG] = found
