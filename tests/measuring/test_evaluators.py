@@ -68,7 +68,8 @@ def test_evictions_reach_the_scored_tokens(evaluator: Evaluator) -> None:
         plain = right(name, scoring.plain, call, evaluator.declares)
         what = "is that of the uncompressed cache" if same(value, plain) else mistake or "met no eviction"
         raise Departure(
-            f"keep_ratio {keep_ratio:g}: reported {name} {shown(value)} {what}: {call.record.evidence()}{_cause(evaluator, call)}"
+            f"keep_ratio {keep_ratio:g}: reported {name} {shown(value)} {what}: {call.record.evidence()}"
+            f"{_cause(evaluator, call)}"
         )
 
 

@@ -1,7 +1,6 @@
 """Calls of an evaluator that several laws look at, made once."""
 
 import weakref
-from collections.abc import Sequence
 from typing import Any
 
 from pressgauge.conformance.session import Departure
@@ -66,14 +65,14 @@ def check_figure(evaluator: Evaluator, call: Call, name: str, *, uncompressed: b
     if same(reported, expected):
         return
     others = [one for one in made(evaluator) if one is not call]
-    mistake = Diagnosis(call, declares, others).of(name, reported)
+    mistake = Diagnosis(call, declares, others).of(name, reported) or "is no known mistake"
     lost = [token.at for token in tokens if token.reads is None]
     if lost:
         known = f"no pass predicted token {lost[0]} from all tokens before it ({len(lost)} of {len(tokens)} tokens)"
     else:
         known = f"right is {shown(expected)}"
     raise Departure(
-        f"keep_ratio {call.keep_ratio:g}: reported {name} {shown(reported)} {mistake or 'is no known mistake'}; {known} "
+        f"keep_ratio {call.keep_ratio:g}: reported {name} {shown(reported)} {mistake}; {known} "
         f"({call.record.evidence()})"
     )
 
@@ -93,8 +92,3 @@ def headline(call: Call) -> tuple[str, float]:
         if (value := call.number(name)) is not None:
             return name, value
     raise Departure(f"a result has to have ppl, nll or accuracy, got {', '.join(call.figures)}")
-
-
-def sums(calls: Sequence[Call]) -> list[str]:
-    """Figures of several calls, in words."""
-    return [f"{shown(headline(call)[1])} for {call.label}" for call in calls]

@@ -50,7 +50,6 @@ def _config(size: int) -> LlamaConfig:
         bos_token_id=BOS,
         eos_token_id=BOS,
         pad_token_id=PAD,
-        attn_implementation="sdpa",
     )
 
 
@@ -81,7 +80,7 @@ def _bag() -> Any:
 
 
 def bag() -> Any:
-    """A new copy of the bag: a Llama whose next token depends on which tokens its last layer holds, and on nothing else.
+    """A new copy of the bag: a Llama whose next token depends only on which tokens its last layer holds.
 
     Queries are zero, so that attention is uniform; values are one-hot vectors of the token, times its weight. With f
     the frequencies of the tokens held, averaged over heads and weighted, the logits are

@@ -1,4 +1,4 @@
-"""Record of everything that measuring code makes a bag compute: tokens fed, positions, caches, and what queries read."""
+"""Record of what measuring code makes a bag compute: tokens fed, positions, caches, and what queries read."""
 
 import inspect
 import itertools

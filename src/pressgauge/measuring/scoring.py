@@ -38,9 +38,18 @@ class Token:
         return math.nan if self.reads is None else nll_of(self.reads, self.id)
 
     @property
+    def best(self) -> int | None:
+        """Id of the most likely token; None if nothing could score it."""
+        return None if self.reads is None else max(range(len(self.reads)), key=self.reads.__getitem__)
+
+    @property
     def hit(self) -> bool:
         """Whether it is the most likely token."""
-        return self.reads is not None and max(range(len(self.reads)), key=self.reads.__getitem__) == self.id
+        return self.best == self.id
+
+    def among(self, number: int) -> bool:
+        """Whether it is among the most likely tokens."""
+        return self.reads is not None and sum(share > self.reads[self.id] for share in self.reads) < number
 
 
 class Scoring:
@@ -77,32 +86,26 @@ class Scoring:
         """
         found = []
         for token in self.plain:
-            best: tuple[int, Query] | None = None
-            for misses, offset, sequence in self._aligned[token.row]:
-                index = token.at - 1 - offset
-                if offset == self.begin_of(token.at) and 0 <= index < len(sequence):
-                    best = max((best, (misses, sequence[index])), key=lambda one: -1 if one is None else one[0])
-            query = None if best is None else best[1]
+            fed = [
+                (misses, queries[token.at - 1 - offset])
+                for row, offset, misses, queries in self.aligned
+                if row == token.row and offset == self.begin_of(token.at) and 0 < token.at - offset <= len(queries)
+            ]
+            query = max(fed, key=lambda one: one[0])[1] if fed else None
             reads = None if query is None else query.reads
             found.append(Token(token.row, token.at, token.id, reads, query, token.window))
         return found
 
     @cached_property
-    def _aligned(self) -> list[list[tuple[int, int, list[Query]]]]:
-        """Per text: number of evictions met, offset and real queries of the sequences that fed a part of it."""
-        found: list[list[tuple[int, int, list[Query]]]] = [[] for _ in self.call.texts]
+    def aligned(self) -> list[tuple[int, int, int, list[Query]]]:
+        """Text, offset, number of evictions met and real queries of every sequence that fed a part of a text."""
+        found = []
         for sequence in self.call.record.sequences:
             queries = [query for query in sequence.queries if query.real]
-            misses = sum(not query.complete for query in queries)
             row, offset, length = _best_place([query.token for query in queries], self.call.texts)
             if length == len(queries) or length >= 3:
-                found[row].append((misses, offset, queries[:length]))
+                found.append((row, offset, sum(not query.complete for query in queries), queries[:length]))
         return found
-
-    @cached_property
-    def aligned(self) -> list[tuple[int, int, list[Query]]]:
-        """Text, offset and real queries of every sequence that fed a part of a text."""
-        return [(row, offset, queries) for row, own in enumerate(self._aligned) for _, offset, queries in own]
 
     @property
     def affected(self) -> int:

@@ -12,6 +12,11 @@ from pressgauge import cache_argument
 from pressgauge.measuring.evaluators import Evaluator
 
 
+def new_cache() -> Any:
+    """An empty cache."""
+    return DynamicCache()
+
+
 def evict(cache: Any, keep_ratio: float, prune_after: int, skip_layers: tuple[int, ...] = (), seen: int = 0) -> None:
     """Keep the keys of lowest norm: ``keep_ratio`` of the tokens seen, in each layer that exceeds ``prune_after``."""
     for index, layer in enumerate(cache.layers):
@@ -53,7 +58,7 @@ def token_by_token(
 ) -> float:
     """Every token is a pass of its own, and eviction follows it."""
     ids = tokenizer(text, return_tensors="pt").input_ids
-    cache, nll = DynamicCache(), []
+    cache, nll = new_cache(), []
     for t in range(ids.shape[1] - 1):
         logits = step(model, ids[:, t : t + 1], cache, t)
         nll.append(cross_entropy(logits[:, -1].float(), ids[:, t + 1]))
@@ -66,7 +71,7 @@ def in_chunks(
 ) -> dict[str, Any]:
     """Chunks go through the cache one after the other; the last logits of a chunk score the first of the next."""
     ids = tokenizer(text, return_tensors="pt").input_ids
-    cache, logits = DynamicCache(), []
+    cache, logits = new_cache(), []
     for start in range(0, ids.shape[1], chunk):
         logits.append(step(model, ids[:, start : start + chunk], cache, start))
         evict(cache, keep_ratio, prune_after, (), min(start + chunk, ids.shape[1]))
@@ -88,7 +93,7 @@ def continuation(model: Any, tokenizer: Any, text: str, *, keep_ratio: float, pr
     """Log-likelihood of a continuation after a compressed prompt: two passes."""
     ids = tokenizer(text, return_tensors="pt").input_ids
     prompt, rest = ids[:, :24], ids[:, 24:]
-    cache = DynamicCache()
+    cache = new_cache()
     first = step(model, prompt, cache, 0)[:, -1:]
     evict(cache, keep_ratio, prune_after, (), 24)
     later = step(model, rest, cache, 24)[:, :-1]
@@ -102,7 +107,7 @@ def greedy_accuracy(
 ) -> dict[str, float]:
     """Share of tokens that greedy decoding would have written, the text being given."""
     ids = tokenizer(text, return_tensors="pt").input_ids
-    cache, hits = DynamicCache(), 0
+    cache, hits = new_cache(), 0
     for t in range(ids.shape[1] - 1):
         logits = step(model, ids[:, t : t + 1], cache, t)
         hits += int(logits[0, -1].argmax() == ids[0, t + 1])
@@ -138,7 +143,7 @@ def per_byte(
 ) -> float:
     """Perplexity per byte of the text."""
     ids = tokenizer(text, return_tensors="pt").input_ids
-    cache, total = DynamicCache(), 0.0
+    cache, total = new_cache(), 0.0
     if ids.shape[1] < 2:
         raise ValueError(f"a text needs at least two tokens, got {ids.shape[1]}")
     for t in range(ids.shape[1] - 1):
@@ -157,7 +162,7 @@ def batched(
         batch = tokenizer(texts[begin : begin + batch_size], padding=True, return_tensors="pt")
         ids, mask = batch.input_ids, batch.attention_mask
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        cache = DynamicCache()
+        cache = new_cache()
         for t in range(ids.shape[1] - 1):
             held = cache.layers[0].keys.shape[2] if cache.layers else 0
             with torch.no_grad():
@@ -184,7 +189,7 @@ def candid(
     ids = tokenizer(text, return_tensors="pt").input_ids
 
     def arm(ratio: float) -> tuple[float, int]:
-        cache, total, affected = DynamicCache(), 0.0, 0
+        cache, total, affected = new_cache(), 0.0, 0
         for t in range(ids.shape[1] - 1):
             logits = step(model, ids[:, t : t + 1], cache, t)
             affected += cache.layers[1].keys.shape[2] <= t
@@ -201,7 +206,7 @@ def candid(
 def branching(model: Any, tokenizer: Any, text: str, *, keep_ratio: float, prune_after: int) -> dict[str, float]:
     """The prompt's cache is compressed once, and copied for each continuation that is scored."""
     ids = tokenizer(text, return_tensors="pt").input_ids
-    cache = DynamicCache()
+    cache = new_cache()
     first = step(model, ids[:, :32], cache, 0)[:, -1:]
     evict(cache, keep_ratio, prune_after, (), 32)
     own = copy.deepcopy(cache)
