@@ -51,6 +51,8 @@ def test_with_evictions_the_figure_is_that_of_the_entries_held(evaluator: Evalua
     for keep_ratio in RATIOS:
         call = measured(evaluator, keep_ratio)
         needs(call, "ppl", "nll")
+        if not Scoring(call, evaluator.declares).affected:
+            not_applicable("no scored token met an eviction")
         for name in ("ppl", "nll"):
             check_figure(evaluator, call, name, uncompressed=False)
 
@@ -79,7 +81,7 @@ def _cause(evaluator: Evaluator, call: Call) -> str:
     if not record.passes or not any(one.cached for one in record.passes):
         return ""
     if any(sequence.held and min(sequence.held) < len(sequence.tokens) for sequence in record.sequences):
-        return ", in the pass of the last token or with nothing fed after it"
+        return ""
     longest = max(len(sequence.tokens) for sequence in record.sequences)
     if longest <= PRUNE_AFTER:
         return f"; no cache was fed more than {longest} tokens, and prune_after is {PRUNE_AFTER}"

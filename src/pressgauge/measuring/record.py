@@ -170,7 +170,7 @@ class Record:
         late = [sequence for sequence in self.sequences if sequence.held and min(sequence.held) < len(sequence.tokens)]
         after = ""
         if not self.misses and late:
-            after = f"; entries were evicted after the last query ({min(late[0].held or ())} held at the end)"
+            after = f"; entries were evicted after the last query, {min(late[0].held or ())} are held at the end"
         parts = ", ".join(part for part in (f"{number} of {length}", caches) if part)
         return f"{parts}; {self.misses} of {len(self.fed)} queries met an eviction{after}"
 

@@ -526,7 +526,7 @@ EVALUATORS = [
     mutant("strided-press", strided_under_a_press, "plausible", laws.test_evictions_reach_the_scored_tokens,
            "is that of the uncompressed cache", window=32, stride=16),
     mutant("own-pass", scored_by_its_own_pass, REPORTS, laws.test_evictions_reach_the_scored_tokens,
-           "with nothing fed after it"),
+           "entries were evicted after the last query"),
     mutant("held-positions", positions_from_held, REPORTS, laws.test_queries_have_the_positions_of_the_tokens_seen,
            "counted in entries held"),
     mutant("no-shift", no_shift, REPORTS, laws.test_with_evictions_the_figure_is_that_of_the_entries_held, "no shift"),
