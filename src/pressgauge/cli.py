@@ -271,20 +271,46 @@ def measure(
         console.print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
 
 
-audit = typer.Typer(no_args_is_help=True, help="Run the laws on somebody's compressor.")
+audit = typer.Typer(no_args_is_help=True, help="Run the laws on somebody's compressor, or on code that measures one.")
 app.add_typer(audit, name="audit")
+
+PYTEST = Annotated[list[str] | None, typer.Argument(metavar="[-- PYTEST...]", help="options of pytest")]
+FUNCTION = Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="the measuring function")]
+
+
+def _audit(kind: str, subject: str, options: list[str] | None) -> None:
+    try:
+        from pressgauge.conformance.running import run
+
+        code = run(kind, subject, options or ())
+    except (ValueError, ModuleNotFoundError) as error:
+        _fail(error)
+    raise typer.Exit(code)
 
 
 @audit.command()
 def compressor(
     subject: Annotated[str, typer.Argument(metavar="MODULE:FACTORY", help="the factory of the compressor")],
-    options: Annotated[list[str] | None, typer.Argument(metavar="[-- PYTEST...]", help="options of pytest")] = None,
+    options: PYTEST = None,
 ) -> None:
     """Run every law on a compressor: which it obeys, which it breaks, and by which finding."""
-    try:
-        from pressgauge.conformance.running import run
+    _audit("subject", subject, options)
 
-        code = run(subject, options or ())
-    except (ValueError, ModuleNotFoundError) as error:
-        _fail(error)
-    raise typer.Exit(code)
+
+@audit.command()
+def evaluator(function: FUNCTION, options: PYTEST = None) -> None:
+    """Run every law on a function that computes perplexity or accuracy, and name the mistakes that explain its
+    figures."""
+    _audit("evaluator", function, options)
+
+
+@audit.command()
+def benchmark(function: FUNCTION, options: PYTEST = None) -> None:
+    """Run every law on a function that takes times, and name the mistakes that explain its figures."""
+    _audit("benchmark", function, options)
+
+
+@audit.command()
+def memory(function: FUNCTION, options: PYTEST = None) -> None:
+    """Run every law on a function that measures memory, and name the mistakes that explain its figures."""
+    _audit("memory", function, options)

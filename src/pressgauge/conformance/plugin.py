@@ -26,6 +26,9 @@ settings.register_profile("random", ANEW, max_examples=32, report_multiple_bugs=
 settings.register_profile("nightly", ANEW, max_examples=500, suppress_health_check=[HealthCheck.too_slow])
 
 
+MEASUREMENTS = {"evaluator": "evaluator", "benchmark": "benchmark", "memory": "memory figure"}
+"""Kinds of measuring functions."""
+
 REFUSED = "refused"
 """Name of the report property that lists a subject's refusals."""
 
@@ -46,6 +49,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             group.addoption(f"--pressgauge-{name}", dest=f"pressgauge_{name}", **given)
 
     add("subject", metavar="M:F", help="the compressor under test: package.module:factory")
+    for kind in MEASUREMENTS:
+        add(kind, metavar="M:F", help=f"the {MEASUREMENTS[kind]} under audit: package.module:function")
     add(
         "model", metavar="M", help="run laws about what a model computes on this one: an architecture, a folder, or "
         "a name on the hub",
@@ -80,24 +85,36 @@ def pytest_configure(config: pytest.Config) -> None:
             devices.choose(torch.device(option(config, "device")))
         # With two workers on two cores, more threads would compete. A single thread is also bit-reproducible.
         torch.set_num_threads(1)
-    if reference := option(config, "subject"):
-        from pressgauge.conformance.subjects import find
-
-        # Fail with one sentence before collection if the name is not found.
-        find(reference)
+    # Fail with one sentence before collection if a name is not found.
+    if _audited(config):
         if config.getoption("tbstyle") == "auto":
             # Each finding is one line, and is listed in the summary.
             config.option.tbstyle = "no"
         config.pluginmanager.register(Laws(), "pressgauge-laws")
 
 
-def pytest_report_header(config: pytest.Config) -> list[str]:
-    lines = [f"torch {version('torch')}, transformers {version('transformers')}, device {option(config, 'device')}"]
-    if reference := option(config, "subject"):
-        from pressgauge.conformance.subjects import find
+def _audited(config: pytest.Config) -> list[str]:
+    """Descriptions of what is under audit, one for each option that names something.
 
-        lines.append(f"subject: {find(reference)}")
-    return lines
+    Raises:
+        pytest.UsageError: if a name is not found, or cannot be used.
+    """
+    found = []
+    if reference := option(config, "subject"):
+        from pressgauge.conformance import subjects
+
+        found.append(f"subject: {subjects.find(reference)}")
+    for kind in MEASUREMENTS:
+        if reference := option(config, kind):
+            from pressgauge.measuring.subjects import find
+
+            found.append(f"{kind}: {find(kind, reference)}")
+    return found
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    releases = f"torch {version('torch')}, transformers {version('transformers')}, device {option(config, 'device')}"
+    return [releases, *_audited(config)]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -178,7 +195,7 @@ class Laws:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         file, line, name = report.location
-        if Path(file).parent.name not in ("conformance", "laws"):
+        if Path(file).parent.name not in ("conformance", "measuring", "laws"):
             return
         name = name.partition("[")[0]
         law = self.laws.setdefault(name, Law(name.removeprefix("test_").replace("_", " "), (file, line or 0)))

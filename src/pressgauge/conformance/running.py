@@ -4,16 +4,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+FOLDERS = {"conformance": "test_counts.py", "measuring": "test_evaluators.py"}
+"""Packages whose laws are tests, and one file of each."""
 
-def folder() -> Path:
-    """Folder of the laws: next to this file in an installed wheel, under ``tests`` in a clone.
+
+def folder(package: str = "conformance") -> Path:
+    """Folder of a package's laws: next to the package in an installed wheel, under ``tests`` in a clone.
 
     Raises:
         ValueError: if there is none, for example if only ``src`` was copied.
     """
-    installed, cloned = Path(__file__).parent / "laws", Path(__file__).parents[3] / "tests" / "conformance"
+    installed = Path(__file__).parents[1] / package / "laws"
+    cloned = Path(__file__).parents[3] / "tests" / package
     for place in (installed, cloned):
-        if (place / "test_counts.py").is_file():
+        if (place / FOLDERS[package]).is_file():
             return place
     raise ValueError(
         f"the laws are neither in {installed} nor in {cloned}: install pressgauge from a clone or a wheel, not from a "
@@ -21,11 +25,12 @@ def folder() -> Path:
     )
 
 
-def run(subject: str, options: Sequence[str] = ()) -> int:
-    """Run the laws on a compressor with pytest, and return pytest's exit code.
+def run(kind: str, subject: str, options: Sequence[str] = ()) -> int:
+    """Run the laws on a subject with pytest, and return pytest's exit code.
 
     Args:
-        subject: ``package.module:factory``.
+        kind: ``subject`` for a compressor, or a kind of measuring function: ``evaluator``, ``benchmark``, ``memory``.
+        subject: ``package.module:name``.
         options: further arguments of pytest.
 
     Raises:
@@ -37,4 +42,5 @@ def run(subject: str, options: Sequence[str] = ()) -> int:
         # As with `python -m pytest`, modules in the working directory can be imported.
         sys.path.insert(0, str(Path.cwd()))
     plugins = ["-p", "pressgauge.conformance.plugin", "-p", "no:cacheprovider", "-rN"]
-    return int(pytest.main([str(folder()), *plugins, "--pressgauge-subject", subject, *options]))
+    laws = folder("conformance" if kind == "subject" else "measuring")
+    return int(pytest.main([str(laws), *plugins, f"--pressgauge-{kind}", subject, *options]))

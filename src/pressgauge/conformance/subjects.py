@@ -141,6 +141,25 @@ def subject_of(
     return Subject(name, factory, read_declares(given, kind), version, options)
 
 
+def imported(reference: str, option: str) -> Any:
+    """Import the object named ``package.module:name``.
+
+    Args:
+        reference: its name.
+        option: the option of pytest that names it, for errors.
+
+    Raises:
+        pytest.UsageError: if it is not found.
+    """
+    module_name, _, path = reference.partition(":")
+    if not module_name or not path:
+        raise pytest.UsageError(f"--{option} must be package.module:name, got {reference!r}")
+    try:
+        return functools.reduce(getattr, path.split("."), importlib.import_module(module_name))
+    except (ImportError, AttributeError) as error:
+        raise pytest.UsageError(f"--{option} {reference} was not found: {error}") from None
+
+
 @functools.cache
 def find(reference: str) -> Subject:
     """Import the subject named ``package.module:factory``.
@@ -148,21 +167,16 @@ def find(reference: str) -> Subject:
     Raises:
         pytest.UsageError: if it is not found, or cannot be used.
     """
-    module_name, _, path = reference.partition(":")
-    if not module_name or not path:
-        raise pytest.UsageError(f"--subject must be package.module:factory, got {reference!r}")
+    factory = imported(reference, "subject")
     try:
-        factory: Any = functools.reduce(getattr, path.split("."), importlib.import_module(module_name))
-    except (ImportError, AttributeError) as error:
-        raise pytest.UsageError(f"--subject {reference} was not found: {error}") from None
-    try:
-        return subject_of(reference, factory, version=_version(module_name))
+        return subject_of(reference, factory, version=version_of(reference))
     except Exception as error:
         raise pytest.UsageError(f"--subject {reference} cannot be used: {error}") from error
 
 
-def _version(module_name: str) -> str:
-    package = module_name.partition(".")[0]
+def version_of(reference: str) -> str:
+    """Package and version of the object named ``package.module:name``."""
+    package = reference.partition(":")[0].partition(".")[0]
     try:
         return f"{package} {importlib.metadata.version(package)}"
     except importlib.metadata.PackageNotFoundError:

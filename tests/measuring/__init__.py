@@ -1,0 +1,1 @@
+"""Laws for code that measures."""
