@@ -1,4 +1,4 @@
-"""All laws of the conformance suite, and how to hold one subject to one of them."""
+"""All laws for compressors and for code that measures, and how to hold one subject to one of them."""
 
 import importlib
 import inspect
@@ -15,6 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pressgauge.conformance import architectures
+from pressgauge.conformance.plugin import MEASUREMENTS
 from pressgauge.conformance.session import Refused
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.trained import trained_model
@@ -32,6 +33,14 @@ LAWS: dict[str, Law] = {
     for name, law in vars(importlib.import_module(f"conformance.test_{topic}")).items()
     if name.startswith("test_")
 }
+
+MEASURING: dict[str, Law] = {
+    name: law
+    for path in sorted((Path(__file__).parents[1] / "measuring").glob("test_*.py"))
+    for name, law in vars(importlib.import_module(f"measuring.{path.stem}")).items()
+    if name.startswith("test_")
+}
+"""The laws for code that measures."""
 
 DTYPE = torch.float16
 """Of laws that are about dtypes: the one in which most goes wrong."""
@@ -51,8 +60,9 @@ def obey(law: Law, subject: Any) -> None:
     """
     needed = inspect.signature(law).parameters
     given: dict[str, Any] = {}
-    if "subject" in needed:
-        given["subject"] = subject
+    for name in ("subject", *MEASUREMENTS):
+        if name in needed:
+            given[name] = subject
     for name in ("model", "one_model"):
         if name in needed:
             given[name] = architectures.shared("llama")

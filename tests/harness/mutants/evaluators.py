@@ -1,41 +1,20 @@
 """Broken evaluators, each with the law that must kill it, what the finding has to name, and its sound twin."""
 
 import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from measuring import test_evaluators as laws
 from torch.nn.functional import cross_entropy, log_softmax
 
 from harness.mutants import right_evaluators as right
+from harness.mutants.mutant import Mutant
 from harness.mutants.right_evaluators import evict, new_cache, step
+from measuring import test_evaluators as laws
 from pressgauge import KnormPress, cache_argument
 from pressgauge.measuring.evaluators import Evaluator
-
-
-@dataclass(frozen=True)
-class EvaluatorMutant:
-    """A broken evaluator.
-
-    Attributes:
-        id: its name.
-        what: the mistake.
-        seen_in: where it was seen.
-        evaluator: the evaluator.
-        law: the law that must kill it.
-        says: a part of the finding.
-        twin: the same without the mistake.
-    """
-
-    id: str
-    what: str
-    seen_in: str
-    evaluator: Evaluator
-    law: Callable[[Evaluator], None]
-    says: str
-    twin: Evaluator
+from support.laws import Law
 
 
 def tokens(tokenizer: Any, text: str) -> Any:
@@ -424,6 +403,13 @@ def skip_forgotten(
     return right.token_by_token(model, tokenizer, text, keep_ratio=keep_ratio, prune_after=prune_after)
 
 
+def own_choice(model: Any, tokenizer: Any, text: str, *, keep_ratio: float, prune_after: int) -> float:
+    """The model is scored on its own choice."""
+    ids = tokens(tokenizer, text)
+    logits = decoded(model, ids, keep_ratio, prune_after)
+    return math.exp(float(cross_entropy(logits, logits.argmax(dim=-1))))
+
+
 def accuracy_of_what_was_fed(
     model: Any, tokenizer: Any, text: str, *, keep_ratio: float, prune_after: int
 ) -> dict[str, float]:
@@ -500,20 +486,21 @@ ANY_CHUNK = Evaluator.of("any-chunk", any_chunk, {**PLAIN, "same_for": {"chunk":
 
 
 def mutant(
-    id: str,
+    name: str,
     function: Callable[..., Any],
     seen_in: str,
-    law: Callable[[Evaluator], None],
+    law: Law,
     says: str,
     twin: Evaluator = right.TOKEN_BY_TOKEN,
     **declares: Any,
-) -> EvaluatorMutant:
+) -> Mutant:
     """A mutant that is described by its function."""
     what = (function.__doc__ or "").strip().splitlines()[0].rstrip(".")
-    return EvaluatorMutant(id, what, seen_in, Evaluator.of(id, function, declares), law, says, twin)
+    evaluator = Evaluator.of(name, function, declares)
+    return Mutant(f"evaluator-{name}", what, seen_in, evaluator, law, twin, says=(re.escape(says),))
 
 
-EVALUATORS = [
+EVALUATORS: list[Mutant] = [
     mutant("one-forward", one_forward_under_a_press, REPORTS, laws.test_evictions_reach_the_scored_tokens,
            "is that of the uncompressed cache: 1 pass of 48 tokens"),
     mutant("no-cache", no_cache, REPORTS, laws.test_evictions_reach_the_scored_tokens, "is that of the uncompressed"),
@@ -527,6 +514,10 @@ EVALUATORS = [
            "is that of the uncompressed cache", window=32, stride=16),
     mutant("own-pass", scored_by_its_own_pass, REPORTS, laws.test_evictions_reach_the_scored_tokens,
            "entries were evicted after the last query"),
+    mutant("own-choice", own_choice, "plausible", laws.test_a_chain_is_scored_exactly_at_every_ratio,
+           "for a Markov chain"),
+    mutant("reads-padding", mask_forgotten, "KIVI issue 18", laws.test_a_query_reads_its_own_text_only,
+           "reads padding", ROWS_RIGHT, **ROWS),
     mutant("held-positions", positions_from_held, REPORTS, laws.test_queries_have_the_positions_of_the_tokens_seen,
            "counted in entries held"),
     mutant("no-shift", no_shift, REPORTS, laws.test_with_evictions_the_figure_is_that_of_the_entries_held, "no shift"),

@@ -5,6 +5,7 @@ import inspect
 import os
 import re
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,20 @@ from harness.mutants.models import LAW as PROOF
 from harness.mutants.mutant import Mutant
 from harness.mutants.onepass import LAW as ONEPASS
 from harness.mutants.registry import MUTANTS
+from harness.mutants.right_evaluators import RIGHT
 from harness.mutants.variants import VARIANTS
 from pressgauge.conformance.subjects import Subject
+from pressgauge.measuring.subjects import Measurement
 from properties import test_measuring
 from regression.recorded import rows_are_as_recorded
-from support.laws import LAWS, Law, failure, outcome, words
+from support.laws import LAWS, MEASURING, Law, failure, judged, outcome, words
 
 TREND = LAWS["test_nll_does_not_fall_as_less_is_kept"]
 """A law only for those that declare it, which no variant does."""
 
 EVERY_LAW = {
     *LAWS.values(),
+    *MEASURING.values(),
     *(law for name, law in vars(test_measuring).items() if name.startswith("test_")),
     ONEPASS,
     PROOF,
@@ -34,8 +38,8 @@ EVERY_LAW = {
 
 ROOT = Path(__file__).parents[3]
 CHECKS = [
-    ROOT / "src" / "pressgauge" / "conformance",
-    *(ROOT / "tests" / name for name in ("conformance", "properties")),
+    *(ROOT / "src" / "pressgauge" / name for name in ("conformance", "measuring")),
+    *(ROOT / "tests" / name for name in ("conformance", "measuring", "properties")),
 ]
 """Where assertions of laws are."""
 
@@ -83,6 +87,15 @@ by ``nox -s kills`` and in the nightly run."""
 def test_no_law_breaks_on_what_is_right(variant: Subject, law: Law) -> None:
     """A law that fails on a sound compressor is worse than none."""
     assert outcome(law, variant) in ("held", "not applicable")
+
+
+@pytest.mark.parametrize("measurement", RIGHT, ids=lambda measurement: measurement.name)
+def test_no_law_breaks_on_right_measuring_code(measurement: Measurement) -> None:
+    """Whatever its style, it breaks none of the laws for its kind, and several apply."""
+    kind = type(measurement).__name__.lower()
+    found = {name: judged(law, measurement) for name, law in MEASURING.items() if kind in signature(law).parameters}
+    assert {name: what for name, what in found.items() if what[0] in ("broken", "crashed")} == {}
+    assert sum(what == "held" for what, _ in found.values()) >= 6
 
 
 def test_every_law_has_a_mutant() -> None:
