@@ -89,8 +89,8 @@ def test_passes_do_not_matter_while_nothing_is_evicted(subject: Subject, one_mod
     for feeding, other in zip(list(FEEDINGS)[1:], runs[1:], strict=True):
         if wrong := wrong_tokens(other.logits, runs[0].logits):
             raise Departure(
-                f"nothing may be evicted, but the logits of token {wrong[0]} differ between feeding the text as "
-                f"{next(iter(FEEDINGS))} and as {feeding}"
+                f"nothing may be evicted, but the logits of token {wrong[0]} differ between the passes "
+                f"{next(iter(FEEDINGS))!r} and {feeding!r}"
             )
 
 
