@@ -93,3 +93,14 @@ def test_only_the_harness_imports_test_files_and_only_laws() -> None:
         for name in from_tests(path.read_text(encoding="utf-8")):
             assert TESTS / "harness" in path.parents, f"{path} imports {name}"
             assert LAWS.fullmatch(name), f"{path} imports {name}"
+
+
+def test_the_paths_of_the_sessions_exist() -> None:
+    """Of those that run a part of the tests, and of mutation, which names them from ``tests`` on."""
+    text = (ROOT / "noxfile.py").read_text(encoding="utf-8")
+    named = re.findall(rf'"(?:tests/)?((?:{"|".join(sorted(KINDS))})/[\w/.-]+)"', text)
+    inside = re.search(r"inside = \[(.*)\]", text)
+    assert inside is not None
+    named += [f"unit/{name}" for name in re.findall(r'"([^"]+)"', inside[1])]
+    assert len(named) > 20
+    assert [path for path in named if not (TESTS / path).exists()] == []

@@ -8,7 +8,7 @@ import torch
 from pressgauge import H2OPress, Press, TOVAPress, perplexity
 from pressgauge.conformance import architectures
 from pressgauge.conformance.versions import cache_of, using
-from support.by_hand import PRESSES
+from support.evictions import PRESSES
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from pressgauge import H2OPress, KnormPress, Press, PressedCache, TOVAPress
 from pressgauge.conformance import architectures, masked_attention
 from pressgauge.conformance.strategies import LAYERS, normal_keys
 from pressgauge.conformance.versions import cache_of, using
-from support.by_hand import evictions
 from support.drive import CONFIG, feed, run, values_of
+from support.evictions import evictions
 
 
 def _update(cache: PressedCache, keys: Tensor, start: int, end: int, *layers: int) -> None:

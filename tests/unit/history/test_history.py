@@ -16,7 +16,7 @@ from pressgauge.conformance import oracle
 from pressgauge.history import NEVER, History, count_evictions, visible
 from pressgauge.presses.attention_scores import Votes
 from pressgauge.storage import writable
-from support.by_hand import rules_of
+from support.evictions import rules_of
 from support.query_press import QueryPress
 
 CPU = torch.device("cpu")

@@ -24,7 +24,7 @@ from pressgauge import H2OPress, Press, SnapKVPress, TOVAPress, replay
 from pressgauge.conformance.oracle import NEVER
 from pressgauge.history.changing import _Held, _Voting
 from pressgauge.presses import attention_scores as votes
-from support.by_hand import PRESSES, evictions
+from support.evictions import PRESSES, evictions
 
 PASSES = {"whole": [24], "prompt": [17] + [1] * 7, "chunks": [9, 4, 1, 1, 6, 3], "singly": [1] * 24}
 
