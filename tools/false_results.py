@@ -1,8 +1,10 @@
-"""The numbers of ``docs/false-results.md``: ``python -m tools.false_results`` runs the page and mends what differs.
+"""What pages show under their code: ``python -m tools.false_results`` runs them and mends what differs.
 
 A Python block of the page may be followed by what it prints, between ``<!-- numbers: NAME -->`` and
 ``<!-- /numbers -->``. Times stand in ``<!-- recorded: NAME -->`` and ``<!-- /recorded -->``: they belong to the machine
-and the moment, so only the words around them are held to. To record them anew, empty the block first.
+and the moment, so only the words around them are held to. To record them anew, empty the block first. Between
+``<!-- finding: KIND FUNCTION -->`` and ``<!-- /finding -->`` stands what the audit of measuring code says first of a
+function of the page.
 """
 
 import io
@@ -11,15 +13,20 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from textwrap import dedent, indent
+from textwrap import dedent, indent, wrap
 from typing import Any
 
 import torch
 
-PAGE = Path(__file__).parents[1] / "docs" / "false-results.md"
+from support.laws import first_finding
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "false-results.md"
+SHOWING = (PAGE, DOCS / "measuring-audit.md")
+"""Pages that show what their code prints or what is found in it."""
 BLOCK = re.compile(
     r"^```python\n(?P<code>.*?)^```$"
-    r"(?:\n\n<!-- (?P<kind>numbers|recorded): (?P<name>[a-z-]+) -->\n(?P<shown>.*?)^<!-- /(?P=kind) -->$)?",
+    r"(?:\n\n<!-- (?P<kind>numbers|recorded|finding): (?P<name>[a-z_ -]+) -->\n(?P<shown>.*?)^<!-- /(?P=kind) -->$)?",
     flags=re.MULTILINE | re.DOTALL,
 )
 NUMBER = re.compile(r"(?<![\w.])[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
@@ -63,7 +70,11 @@ def run(text: str, filename: str = str(PAGE)) -> tuple[list[Output], dict[str, A
             exec(compile("\n" * line + block["code"], filename, "exec"), namespace)
         if block["kind"]:
             recorded, shown = block["kind"] == "recorded", dedent(block["shown"]).strip()
-            outputs.append(Output(block["name"], recorded, shown, stdout.getvalue().strip(), block.span("shown")))
+            printed = stdout.getvalue().strip()
+            if block["kind"] == "finding":
+                kind, name = block["name"].split()
+                printed = "\n".join(wrap(first_finding(kind, namespace[name]), 112))
+            outputs.append(Output(block["name"], recorded, shown, printed, block.span("shown")))
     return outputs, namespace
 
 
@@ -78,7 +89,9 @@ def mended(text: str, outputs: list[Output]) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    page = PAGE.read_text(encoding="utf-8")
-    outputs, _ = run(page)
-    PAGE.write_text(mended(page, outputs), encoding="utf-8")
-    print("mended:", ", ".join(output.name for output in outputs if not output.agrees) or "nothing")
+    for path in SHOWING:
+        page = path.read_text(encoding="utf-8")
+        outputs, _ = run(page, str(path))
+        path.write_text(mended(page, outputs), encoding="utf-8")
+        changed = ", ".join(output.name for output in outputs if not output.agrees)
+        print(f"{path.name}: mended {changed or 'nothing'}")

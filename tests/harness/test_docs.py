@@ -17,6 +17,7 @@ from pressgauge.bench.row import Row
 from pressgauge.cli import app
 from pressgauge.presses import PRESSES
 from support.pages import DOCS, PAGES, README, ROOT, blocks, commands, name_of, sessions
+from tools.false_results import SHOWING
 from tools.quantity_table import TABLE, table
 
 COLUMNS = ["keep ratio", "perplexity", "change", "accuracy", "affected", "held"]
@@ -46,8 +47,8 @@ def result_rows() -> tuple[list[str], list[dict[str, str]]]:
     return cells[0], [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
 
 
-# What false-results.md prints is held to as well, so it is run in a test of its own.
-RUN_HERE = [page for page in PAGES if blocks(page, "python") and page.name != "false-results.md"]
+# Pages that show what their code prints are run in a test of their own.
+RUN_HERE = [page for page in PAGES if blocks(page, "python") and page not in SHOWING]
 
 
 @pytest.mark.parametrize("page", RUN_HERE, ids=name_of)

@@ -1,5 +1,7 @@
-"""``docs/false-results.md``: its numbers are those of its code, and each false result is told from the true one."""
+"""Pages that show what their code prints: the numbers and findings are those of the code, and each false result of
+``docs/false-results.md`` is told from the true one."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 
 from pressgauge import KnormPress, perplexity
 from pressgauge.conformance.versions import using
-from tools.false_results import PAGE, Output, mended, run, same
+from tools.false_results import PAGE, SHOWING, Output, mended, run, same
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +24,12 @@ def names(page: tuple[list[Output], dict[str, Any]]) -> dict[str, Any]:
     return page[1]
 
 
-def test_the_page_shows_what_its_code_prints(page: tuple[list[Output], dict[str, Any]]) -> None:
+@pytest.mark.parametrize("path", SHOWING, ids=lambda path: path.stem)
+def test_the_page_shows_what_its_code_prints(path: Path, page: tuple[list[Output], dict[str, Any]]) -> None:
     """To the digits shown. ``python -m tools.false_results`` mends the page."""
-    outputs, _ = page
-    assert len(outputs) == PAGE.read_text(encoding="utf-8").count("\n<!-- /")
+    text = path.read_text(encoding="utf-8")
+    outputs, _ = page if path == PAGE else run(text, str(path))
+    assert len(outputs) == text.count("\n<!-- /")
     wrong = [f"{output.name} shows\n{output.shown}\nand prints\n{output.printed}" for output in outputs]
     assert [text for text, output in zip(wrong, outputs, strict=True) if not output.agrees] == []
 

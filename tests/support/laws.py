@@ -19,6 +19,7 @@ from pressgauge.conformance.plugin import MEASUREMENTS
 from pressgauge.conformance.session import Refused
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.trained import trained_model
+from pressgauge.measuring.subjects import KINDS
 
 Law = Callable[..., None]
 
@@ -132,3 +133,15 @@ def _line(error: BaseException) -> str:
 def outcome(law: Law, subject: Any) -> str:
     """``held``, ``broken``, ``not applicable``, or ``crashed``."""
     return judged(law, subject)[0]
+
+
+def first_finding(kind: str, function: Any) -> str:
+    """What an audit says first of a measuring function: the first law that it breaks, and the finding."""
+    module, _, name = KINDS[kind].partition(":")
+    subject = getattr(importlib.import_module(f"pressgauge.measuring.{module}"), name).of(kind, function)
+    for law in MEASURING.values():
+        if kind in inspect.signature(law).parameters:
+            result, finding = judged(law, subject)
+            if result in ("broken", "crashed"):
+                return f"{words(law)}: {finding}"
+    return "no law is broken"
