@@ -1,4 +1,4 @@
-"""``python -m peers``: holds every peer to every law, compares what comes out with what is known, and writes
+"""``python -m tools.peers``: runs every law against every peer, compares what comes out with what is known, and writes
 ``docs/peers.md``."""
 
 import importlib.metadata
