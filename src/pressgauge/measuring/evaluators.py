@@ -108,6 +108,8 @@ class Evaluator(Measurement):
     """A function ``f(model, tokenizer, text, *, keep_ratio, prune_after, skip_layers, ...)`` that returns a perplexity,
     or a mapping with some of ``ppl``, ``nll``, ``accuracy``, ``tokens`` and ``kept``."""
 
+    kind = "evaluator"
+
     @classmethod
     def declared(cls, given: Mapping[str, Any]) -> Declares:
         """Validated declarations.

@@ -1,0 +1,6 @@
+"""Measuring code that is right, in the styles in which people write it: none of it breaks a law for its kind."""
+
+from harness.mutants.right_evaluators import RIGHT_EVALUATORS
+from pressgauge.measuring.subjects import Measurement
+
+RIGHT: list[Measurement] = [*RIGHT_EVALUATORS]
