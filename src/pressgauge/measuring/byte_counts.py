@@ -102,24 +102,22 @@ class Count:
 
     def _explained(self, reported: float) -> str:
         """The mistakes that give exactly this figure, the simplest first; empty if none does."""
-        bases, factors = list(self.bases()), list(self.factors())
-        levels: list[list[Cause]] = [
-            bases,
-            [(f"{words}, {how}", value * factor) for words, value in bases for how, factor in factors],
-        ]
-        levels.append(
-            [
-                (f"{words}, {how}", value * factor)
-                for words, value in levels[1]
-                for how, factor in factors
-                if how not in words
-            ]
-        )
-        for level in levels:
-            found = [words for words, value in level if self._matches(reported, value)]
-            if found:
-                return " or ".join(dict.fromkeys(found[:2]))
+        factors = list(self.factors())
+        bases, reads = list(self.bases()), [] if self.name in ("saved", "ratio") else list(self._read())
+        level = [*bases, *reads]
+        for causes in (bases, reads):
+            if found := self._first(reported, causes):
+                return found
+        for _ in range(2):
+            level = [(f"{words}, {how}", value * factor) for words, value in level for how, factor in factors]
+            if found := self._first(reported, level):
+                return found
         return ""
+
+    def _first(self, reported: float, causes: list[Cause]) -> str:
+        """The first two that give this figure."""
+        found = [words for words, value in causes if self._matches(reported, value)]
+        return " or ".join(list(dict.fromkeys(found))[:2])
 
     def _matches(self, reported: float, value: float) -> bool:
         if not math.isfinite(value) or abs(value - self.right) <= self.tolerance:
@@ -157,7 +155,6 @@ class Count:
             yield from self._peaks()
         elif self.name == "kv_cache":
             yield from self._caches()
-            yield from self._read()
         else:
             yield from self._compared()
 
@@ -165,31 +162,32 @@ class Count:
         """What a mistake takes for the bytes of the cache."""
         reading, run = self.reading, self.run
         scenario, state = reading.scenario, run.state
+        yield "nothing: the cache was no longer there when it was read", 0.0
         yield "what the cache holds", self.total(state)
-        yield from self._nominal()
         kept = sum(layer.storage for layer in state)
         numbers = sum(layer.numbers for layer in state)
         others = sum(layer.other for layer in state)
         if numbers != kept:
-            words = f"what the views of keys and values show: they keep storages of {kept:,} bytes alive"
+            words = f"what views of keys and values show, which keep storages of {kept:,} bytes alive"
             yield words, float(numbers)
-            yield f"{words}, with metadata", float(numbers + others)
+            yield f"{words}, and metadata", float(numbers + others)
         if others:
-            yield f"keys and values without {others:,} bytes of metadata (positions, scores, scales)", float(kept)
-            yield f"keys, values and {others:,} bytes of metadata", float(kept + others)
+            words = f"{others:,} bytes of metadata, such as positions, scores and scales"
+            yield f"keys and values without {words}", float(kept)
+            yield f"keys, values and {words}", float(kept + others)
+        yield from self._nominal()
         for layer in range(len(state)):
             own = self.total(state[layer : layer + 1])
-            yield f"{LAYERS} times layer {layer}", LAYERS * own
+            yield f"{LAYERS} times layer {layer}, though layers differ", LAYERS * own
             yield f"layer {layer} alone", own
+        if scenario.skip_layers:
+            pressed = tuple(layer for index, layer in enumerate(state) if index not in scenario.skip_layers)
+            yield f"without the skipped layers {list(scenario.skip_layers)}", self.total(pressed)
         for passes, earlier in run.states[:-1]:
             yield f"what the cache held after pass {passes} of {len(run.lengths)}", self.total(earlier)
         for other in reading.runs:
             if other is not run and other.cached:
                 yield f"the cache of another run, of {other.seen} tokens", self.total(other.state)
-        if scenario.skip_layers:
-            yield "the pressed layers alone", self.total(
-                [layer for index, layer in enumerate(state) if index not in scenario.skip_layers]  # type: ignore[arg-type]
-            )
 
     def _lengths(self) -> Iterator[tuple[str, int]]:
         seen = self.run.seen
@@ -203,22 +201,21 @@ class Count:
 
     def _nominal(self) -> Iterator[Cause]:
         scenario = self.reading.scenario
-        ratio, skipped = scenario.keep_ratio, len(scenario.skip_layers)
+        ratio, skipped = scenario.keep_ratio, len(scenario.skip_layers)  # the ratio is below a half
         for words, tokens in self._lengths():
             yield f"the uncompressed cache of {words}", self.reading.whole(tokens)
-        if ratio < 1:
-            for words, tokens in self._lengths():
-                for count in (ratio * tokens, math.ceil(ratio * tokens), int(ratio * tokens)):
-                    nominal = self.reading.whole(count)
-                    yield f"the nominal ratio {ratio} of {words} in all layers", nominal
-                    if skipped:
-                        rest = self.reading.whole(tokens) * skipped / LAYERS
-                        yield (
-                            f"the nominal ratio {ratio} of {words} in layers that are pressed",
-                            nominal * (1 - skipped / LAYERS) + rest,
-                        )
-            for words, tokens in self._lengths():
-                yield f"the share {1 - ratio:.4g} of {words}, that is evicted", self.reading.whole((1 - ratio) * tokens)
+        if ratio == 1:
+            return
+        given: set[float] = set()
+        for words, tokens in self._lengths():
+            for count in (ratio * tokens, math.ceil(ratio * tokens), int(ratio * tokens), (1 - ratio) * tokens):
+                nominal = self.reading.whole(count)
+                share = f"the nominal ratio {ratio}" if count < tokens / 2 else f"the evicted share {1 - ratio:.4g}"
+                rest = self.reading.whole(tokens - count) * skipped / LAYERS
+                if nominal not in given:
+                    yield f"{share} of {words} in all {LAYERS} layers", nominal
+                    yield f"{share} of {words} in all layers that are not skipped", nominal + rest
+                given.add(nominal)
 
     def _peaks(self) -> Iterator[Cause]:
         reading, run = self.reading, self.run
@@ -235,11 +232,11 @@ class Count:
             if other is not run:
                 what = "uncompressed run" if not reading.evicts(other) else "run"
                 yield f"the peak of another {what}: the counter was not reset between them", float(other.peak - above)
-        yield from self._read()
         what = "the peak and the weights, which are declared to be left out" if above else "the peak above the weights"
         yield what, float(run.peak if above else run.peak - base)
-        yield from ((f"a snapshot, weights and {words}", value + base - above) for words, value in self._caches())
-        yield from ((f"no peak, but {words}", value) for words, value in self._caches())
+        caches = list(self._caches())
+        yield from ((f"a snapshot, weights and {words}", value + base - above) for words, value in caches)
+        yield from ((f"no peak, but {words}", value) for words, value in caches)
 
     def _read(self) -> Iterator[Cause]:
         """Readings of counters, and their differences."""

@@ -224,7 +224,7 @@ class Footprint(Measurement):
         }
         if self.declares.compressor == "argument":
             options["compressor"] = Views(scenario.keep_ratio) if scenario.views else KnormPress(**options)
-        gc.collect()
+        self._clear(meter)
         before = _attachments(meter.model)
         with meter.measuring(self.function):
             result = self.function(
@@ -232,7 +232,7 @@ class Footprint(Measurement):
             )
         figures = self._figures(result)
         del result
-        gc.collect()
+        self._clear(meter)
         after = _attachments(meter.model)
         changed = [name for name in before if before[name] != after[name]]
         scale = {name: 1 if name == "ratio" else UNITS[self.declares.unit] for name in figures}
@@ -249,6 +249,18 @@ class Footprint(Measurement):
             left=meter.storages.live(),
             changed=", ".join(changed),
         )
+
+    @staticmethod
+    def _clear(meter: Meter) -> None:
+        """Free caches in reference cycles."""
+        if meter.storages.live():
+            gc.collect()
+
+    @functools.cached_property
+    def arms(self) -> tuple[Reading, Reading]:
+        """Readings of an uncompressed arm and then of a pressed one, in one process."""
+        meter = self.meter(Scenario())
+        return self.measure(Scenario(keep_ratio=1.0), meter), self.measure(Scenario(), meter)
 
     def _figures(self, result: Any) -> dict[str, float | None]:
         """Figures by name, as the function wrote them."""
@@ -275,6 +287,6 @@ def _attachments(model: Any) -> dict[str, Any]:
         "hooks": sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()),
         "forward": [name for name, module in model.named_modules() if "forward" in vars(module)],
         "attention": model.config._attn_implementation,
-        "weights": float(sum(parameter.double().sum() for parameter in model.parameters())),
+        "weights": float(sum(parameter.detach().double().sum() for parameter in model.parameters())),
         "training": model.training,
     }

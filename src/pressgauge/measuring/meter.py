@@ -32,6 +32,12 @@ TOTAL = 1 << 33
 HOST = 700 << 20
 """Bytes of a process, beside tensors on the CPU."""
 
+LOOKS = frozenset(
+    getattr(Tensor, name) if callable(getattr(Tensor, name)) else getattr(Tensor, name).__get__
+    for name in ("nbytes", "itemsize", "shape", "size", "numel", "nelement", "element_size", "untyped_storage", "storage")
+)
+"""Functions by which somebody who counts bytes looks at a tensor."""
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
@@ -75,23 +81,21 @@ class Read:
 class _OnDevice(TorchFunctionMode):
     """Tensors say that they are on the device, and what is moved or made there is on the CPU."""
 
-    ASKED = (Tensor.device.__get__, Tensor.is_cuda.__get__, Tensor.cuda)  # type: ignore[attr-defined]
-
-    def __init__(self, device: torch.device, after: Callable[[], None]) -> None:
+    def __init__(self, device: torch.device, look: Callable[[], None]) -> None:
         super().__init__()
         self.device = device
-        self.after = after
+        self.look = look
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        asks_device, asks_cuda, moves = self.ASKED
         if self.device == CUDA:
-            if func == asks_device:
+            if func == Tensor.device.__get__:  # type: ignore[attr-defined]
                 return self.device
-            if func == asks_cuda:
+            if func == Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
                 return True
-            if func == moves:
+            if func == Tensor.cuda:
                 return args[0]
-        self.after()
+        if func in LOOKS:
+            self.look()
         args = tuple(_here(value) for value in args)
         return func(*args, **{name: _here(value) for name, value in (kwargs or {}).items()})
 
@@ -125,7 +129,7 @@ class Meter:
         self.reads: list[Read] = []
         self._reset = False
         self.storages = Storages()
-        self._within = False
+        self._busy = False
 
     # The record
 
@@ -134,7 +138,10 @@ class Meter:
         return self.weights + self.buffers + self.storages.live()
 
     def look(self) -> None:
-        """Note what caches hold now."""
+        """Note what caches hold now, but not within a pass."""
+        if self._busy:
+            return
+        self._busy = True
         for run in self.runs:
             cache = run.cache()
             if cache is None:
@@ -144,6 +151,7 @@ class Meter:
                 run.states.append((len(run.lengths), state))
         if self.runs:
             self._peaks(self.runs[-1], 0)
+        self._busy = False
 
     def _peaks(self, run: Run, more: int) -> None:
         base = self.weights + self.buffers + more
@@ -155,16 +163,11 @@ class Meter:
         self.max_reserved = max(self.max_reserved, self.reserved)
         self.ever = max(self.ever, now)
 
-    def _outside(self) -> None:
-        if not self._within and any(run.cache() is not None for run in self.runs):
-            self.look()
-
     def _before(self, module: Any, args: Any, kwargs: Any) -> None:
         self.look()
-        self._within = True
+        self._busy = True
 
     def _after(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        self._within = False
         fed = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
         fed = args[0] if fed is None else fed
         given = [kwargs.get(name) for name in CACHE_NAMES] + [getattr(output, name, None) for name in CACHE_NAMES]
@@ -176,6 +179,7 @@ class Meter:
         if cache is not None:
             run.states.append((len(run.lengths), self.storages.held(cache, run)))
         self._peaks(run, fed.shape[0] * tokens * ACTIVATIONS)
+        self._busy = False
 
     def _run_of(self, cache: Any) -> Run:
         for run in self.runs[::-1]:
@@ -289,9 +293,9 @@ class Meter:
                 decoder.register_forward_hook(self._after, with_kwargs=True),
             ):
                 stack.callback(handle.remove)
-            with _OnDevice(CUDA if self.there else CPU, self._outside):
+            with _OnDevice(CUDA if self.there else CPU, self.look):
                 try:
                     yield
                     self.look()
                 finally:
-                    self._within = False
+                    self._busy = False

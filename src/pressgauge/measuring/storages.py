@@ -1,14 +1,15 @@
 """Storages that caches keep alive, layer by layer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import ModuleType
+from types import ModuleType, NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,12 @@ State = tuple[Held, ...]
 """What each layer of a cache holds."""
 
 
-def _tensors(value: Any, name: str = "", depth: int = 5) -> Iterator[tuple[str, Tensor]]:
+SIMPLE = (NoneType, bool, int, float, str, torch.dtype, torch.device)
+ENDS = (ModuleType, type, torch.nn.Module, PreTrainedConfig)
+"""Types that hold no tensors of a cache."""
+
+
+def _tensors(value: Any, name: str = "", depth: int = 4) -> Iterator[tuple[str, Tensor]]:
     """Tensors reachable from an object, each with its path of names."""
     if isinstance(value, Tensor):
         if is_traceable_wrapper_subclass(value):
@@ -39,16 +45,18 @@ def _tensors(value: Any, name: str = "", depth: int = 5) -> Iterator[tuple[str, 
         else:
             yield name, value
         return
-    if not depth or isinstance(value, ModuleType | type | torch.nn.Module) or callable(value):
-        return
-    if isinstance(value, Mapping):
-        parts = list(value.items())
+    parts: Iterable[tuple[Any, Any]]
+    if isinstance(value, dict):
+        parts = value.items()
     elif isinstance(value, list | tuple):
-        parts = list(enumerate(value))
+        parts = enumerate(value)
+    elif not depth or isinstance(value, ENDS) or callable(value):
+        return
     else:
-        parts = list(getattr(value, "__dict__", {}).items())
+        parts = vars(value).items() if hasattr(value, "__dict__") else ()
     for part, inner in parts:
-        yield from _tensors(inner, f"{name}.{part}", depth - 1)
+        if type(inner) not in SIMPLE:
+            yield from _tensors(inner, f"{name}.{part}", depth - 1)
 
 
 def _is_entry(name: str) -> bool:
