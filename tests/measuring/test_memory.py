@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -23,32 +24,32 @@ def counts(memory: Footprint, reading: Reading, *names: str) -> list[Count]:
     """Figures of these names, by default all, that a reading gives."""
     if reading.run is None:
         return []
-    given = {name: value for name, value in reading.figures.items() if value is not None and math.isfinite(value)}
+    given = [name for name, value in reading.figures.items() if value is not None and math.isfinite(value)]
     return [Count(memory, reading, name) for name in given if not names or name in names]
 
 
-def check(memory: Footprint, reading: Reading, *names: str) -> None:
-    """Raise ``Departure`` for the first of these figures that is wrong."""
+def check(memory: Footprint, reading: Reading, *names: str, beside: Scenario = PLAIN) -> None:
+    """Raise ``Departure`` for the first of these figures that is wrong; mistakes also explain those of ``beside``."""
     given = counts(memory, reading, *names)
     if not given:
         not_applicable(f"the function reports no {' or '.join(names) or 'figure'}")
     for count in given:
-        if finding := count.finding():
-            raise Departure(finding)
+        if not count.holds:
+            others = counts(memory, memory.reading(beside), count.name)
+            raise Departure(replace(count, others=others).finding())
 
 
 def right_in(memory: Footprint, scenario: Scenario) -> None:
     """Skip a law whose figures are wrong already without what the law is about."""
-    reading = memory.reading(scenario)
-    for count in counts(memory, reading):
-        if count.finding():
+    for count in counts(memory, memory.reading(scenario)):
+        if not count.holds:
             not_applicable(f"the {count.name} is wrong without it")
 
 
-def varied(memory: Footprint, **changes: object) -> None:
+def varied(memory: Footprint, **changes: Any) -> None:
     """Check all figures of a scenario in which something else is changed."""
     right_in(memory, PLAIN)
-    check(memory, memory.reading(replace(PLAIN, **changes)))  # type: ignore[arg-type]
+    check(memory, memory.reading(replace(PLAIN, **changes)))
 
 
 def attempted(memory: Footprint, scenario: Scenario, what: str) -> Reading:
@@ -99,17 +100,17 @@ def test_no_figure_is_given_where_nothing_was_read(memory: Footprint) -> None:
 
 def test_bytes_of_the_cache_are_those_of_its_storages(memory: Footprint) -> None:
     """The bytes of a cache are those of all storages that it keeps alive at the end of the run."""
-    check(memory, memory.reading(PLAIN), "kv_cache")
+    check(memory, memory.reading(PLAIN), "kv_cache", beside=WHOLE)
 
 
 def test_the_peak_is_the_most_that_was_allocated(memory: Footprint) -> None:
     """A peak is the most bytes that were allocated at any moment of the run."""
-    check(memory, memory.reading(PLAIN), "peak")
+    check(memory, memory.reading(PLAIN), "peak", beside=WHOLE)
 
 
 def test_savings_are_against_the_uncompressed_cache_of_the_same_tokens(memory: Footprint) -> None:
     """Saved bytes and ratios compare what the cache holds with what all tokens seen would take."""
-    check(memory, memory.reading(PLAIN), "saved", "ratio")
+    check(memory, memory.reading(PLAIN), "saved", "ratio", beside=WHOLE)
 
 
 def test_something_is_evicted_and_shows(memory: Footprint) -> None:
@@ -195,7 +196,7 @@ def test_measuring_leaves_nothing_behind(memory: Footprint) -> None:
             raise Departure(f"the call changed the model's {reading.changed}")
     for name, value in first.figures.items():
         again = second.figures[name]
-        if again != value and counts(memory, second, name) and not counts(memory, second, name)[0].finding():
+        if again != value:
             raise Departure(f"reported {value} as {name}, and {again} when it was called again")
 
 

@@ -2,17 +2,30 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import NamedTuple
 
 from pressgauge.measuring.footprints import DIMENSION, HEADS, LAYERS, PROMPT, UNITS, Footprint, Reading
 from pressgauge.measuring.meter import Read, Run
 from pressgauge.measuring.storages import State
 
-Cause = tuple[str, float]
-"""What a figure is, in words, and its value."""
-
-COARSEST = 0.01
+COARSEST = 0.02
 """Largest share of a figure by which rounding may change it."""
+
+
+class Cause(NamedTuple):
+    """What a mistake takes for a figure, or by which factor it changes one.
+
+    Attributes:
+        key: name of the mistake, the same in all readings; up to a colon, of its family.
+        words: the mistake, in words and numbers.
+        value: the figure that it gives, or the factor.
+    """
+
+    key: str
+    words: str
+    value: float
 
 
 @dataclass(frozen=True)
@@ -23,11 +36,13 @@ class Count:
         subject: the function.
         reading: its reading, which has a run.
         name: ``peak``, ``kv_cache``, ``saved`` or ``ratio``.
+        others: the same figure of other readings, which a mistake has to explain as well.
     """
 
     subject: Footprint
     reading: Reading
     name: str
+    others: Sequence["Count"] = field(default=(), repr=False)
 
     @property
     def run(self) -> Run:
@@ -36,48 +51,64 @@ class Count:
         assert run is not None
         return run
 
+    @property
+    def reported(self) -> float:
+        """The figure, in bytes or as a ratio."""
+        value = self.reading.figures[self.name]
+        assert value is not None
+        return value
+
     def total(self, state: State) -> float:
         """Bytes of a cache, with or without metadata as declared."""
         counted = self.subject.declares.metadata == "counted"
         return float(sum(layer.storage + counted * layer.other for layer in state))
 
-    def convert(self, held: float, whole: float) -> float:
-        """Saved bytes, or the declared ratio, of a cache and an uncompressed one."""
+    def compared(self, held: float, whole: float, ratio: str | None = None) -> float:
+        """Saved bytes, or the ratio in a convention, by default the declared one."""
         if self.name == "saved":
             return whole - held
-        return self.ratio(held / whole if whole else math.nan, self.subject.declares.ratio)
-
-    @staticmethod
-    def ratio(share: float, convention: str) -> float:
-        """A share of held bytes in a convention of ratios."""
+        share = held / whole if whole else math.nan
+        convention = self.subject.declares.ratio if ratio is None else ratio
         return {"held": share, "saved": 1 - share, "factor": 1 / share if share else math.inf}[convention]
+
+    @property
+    def base(self) -> int:
+        """Bytes of the model."""
+        return self.reading.weights + self.reading.buffers
+
+    @property
+    def above(self) -> int:
+        """Bytes that a peak is declared not to contain."""
+        return self.base if self.subject.declares.above == "weights" else 0
 
     @property
     def right(self) -> float:
         """The right value."""
         if self.name == "peak":
-            reading = self.reading
-            above = reading.weights + reading.buffers if self.subject.declares.above == "weights" else 0
-            return float(self.run.peak - above)
+            return float(self.run.peak - self.above)
         held = self.total(self.run.state)
-        return held if self.name == "kv_cache" else self.convert(held, self.reading.whole(self.run.seen))
+        return held if self.name == "kv_cache" else self.compared(held, self.reading.whole(self.run.seen))
+
+    def tolerance(self, value: float) -> float:
+        """How far the figure may be from a value: half of its last digit, within 2 %."""
+        rounding = min(0.51 * self.reading.printed[self.name], COARSEST * abs(value))
+        return max(rounding, 1e-9 * abs(value))
 
     @property
-    def tolerance(self) -> float:
-        """How far a figure may be from the right one: half of its last digit, within 1 %."""
-        rounding = min(0.51 * self.reading.printed[self.name], COARSEST * abs(self.right))
-        # Whether buffers are weights is a matter of taste.
-        taste = self.reading.buffers if self.name == "peak" and self.subject.declares.above == "weights" else 0
-        return max(rounding, 1e-9 * abs(self.right)) + taste
+    def holds(self) -> bool:
+        """Whether the figure is right. Whether buffers are weights is up to the function."""
+        taste = self.reading.buffers if self.name == "peak" and self.above else 0
+        return abs(self.reported - self.right) <= self.tolerance(self.right) + taste
 
     def finding(self) -> str:
         """What is wrong with the figure; empty if it is right."""
-        reported = self.reading.figures[self.name]
-        assert reported is not None
-        if abs(reported - self.right) <= self.tolerance:
+        if self.holds:
             return ""
-        because = self._explained(reported)
-        what = f"reported {self.written(reported)}"
+        what = f"reported {self.written(self.reported)}"
+        rounding = self.reading.printed[self.name]
+        if abs(self.reported - self.right) <= 0.51 * rounding:
+            return f"{what}, rounded to {self.written(rounding)}, which is too coarse to be told; {self._truth()}"
+        because = self._explained()
         return f"{what} is {because}; {self._truth()}" if because else f"{what}, and no known mistake; {self._truth()}"
 
     def written(self, value: float) -> str:
@@ -89,168 +120,215 @@ class Count:
     def _truth(self) -> str:
         run = self.run
         if self.name == "peak":
-            above = " above the weights" if self.subject.declares.above == "weights" else ""
+            above = " above the weights" if self.above else ""
             return f"the peak of this run was {self.written(self.right)}{above}"
-        held = self.total(run.state)
-        entries = self.reading.scenario.rows * self.reading.whole(1) / LAYERS / self.reading.scenario.rows
-        layers = ", ".join(f"{(layer.storage + layer.other) / entries:.4g}" for layer in run.state)
-        truth = f"the cache holds {held:,.0f} bytes, {layers} of {run.seen} tokens' in its layers"
+        token = self.reading.whole(1) / LAYERS
+        layers = ", ".join(f"{(layer.storage + layer.other) / token:.4g}" for layer in run.state)
+        truth = f"the cache holds {self.total(run.state):,.0f} bytes, by layer those of {layers} of {run.seen} tokens"
         if self.name == "kv_cache":
             return truth
         whole = self.reading.whole(run.seen)
         return f"{truth}, the uncompressed one {whole:,.0f}: {self.written(self.right)}"
 
-    def _explained(self, reported: float) -> str:
-        """The mistakes that give exactly this figure, the simplest first; empty if none does."""
-        factors = list(self.factors())
-        bases, reads = list(self.bases()), [] if self.name in ("saved", "ratio") else list(self._read())
-        level = [*bases, *reads]
-        for causes in (bases, reads):
-            if found := self._first(reported, causes):
-                return found
-        for _ in range(2):
-            level = [(f"{words}, {how}", value * factor) for words, value in level for how, factor in factors]
-            if found := self._first(reported, level):
-                return found
+    # The search for mistakes that give exactly the reported figure
+
+    def _explained(self) -> str:
+        """The simplest mistakes that explain the figure, and those of other readings; empty if there is none."""
+        bases, factors, reads = list(self.bases(every=False)), list(self.factors()), list(self.reads())
+        once = [(base, factor) for base in [*bases, *reads] for factor in factors]
+        twice = [(*both, factor) for both in once for factor in factors if factor.key > both[1].key]
+        for level in ([(base,) for base in bases], [(base,) for base in reads], once, twice):
+            found = [causes for causes in level if self._matches(math.prod(cause.value for cause in causes))]
+            shared = [causes for causes in found if all(other.follows(causes) for other in self.others)]
+            families = {causes[0].key.partition(":")[0]: causes for causes in reversed(shared or found)}
+            if families:
+                words = [", ".join(cause.words for cause in causes) for causes in reversed(families.values())]
+                return " or ".join(words[:2])
         return ""
 
-    def _first(self, reported: float, causes: list[Cause]) -> str:
-        """The first two that give this figure."""
-        found = [words for words, value in causes if self._matches(reported, value)]
-        return " or ".join(list(dict.fromkeys(found))[:2])
-
-    def _matches(self, reported: float, value: float) -> bool:
-        if not math.isfinite(value) or abs(value - self.right) <= self.tolerance:
+    def _matches(self, value: float) -> bool:
+        """Whether a value is the reported one, and not the right one."""
+        if not math.isfinite(value) or abs(value - self.right) <= self.tolerance(self.right):
             return False
-        rounding = min(0.51 * self.reading.printed[self.name], COARSEST * abs(value))
-        return abs(reported - value) <= max(rounding, 1e-9 * abs(value))
+        return abs(self.reported - value) <= self.tolerance(value)
 
-    # What mistakes give
+    def follows(self, causes: Sequence[Cause]) -> bool:
+        """Whether the same mistakes give this figure as well."""
+        bases = {cause.key: cause.value for cause in [*self.bases(), *self.reads()]}
+        factors = {cause.key: cause.value for cause in self.factors()}
+        first, *rest = causes
+        value = math.prod([bases.get(first.key, math.nan), *(factors.get(cause.key, 1.0) for cause in rest)])
+        return abs(self.reported - value) <= self.tolerance(value)
 
     def factors(self) -> Iterator[Cause]:
-        """Factors by which a mistake changes bytes."""
+        """Factors by which mistakes change a figure."""
         scenario, declares = self.reading.scenario, self.subject.declares
         if self.name == "ratio":
-            yield "in per cent", 100.0
+            yield Cause("per cent", "in per cent", 100.0)
             return
         if self.name != "peak":
             own = scenario.dtype.itemsize
             if scenario.kv_heads != HEADS:
-                yield f"with {HEADS} query heads for {scenario.kv_heads} KV heads", HEADS / scenario.kv_heads
+                words = f"with {HEADS} query heads for {scenario.kv_heads} KV heads"
+                yield Cause("query heads", words, HEADS / scenario.kv_heads)
+            if scenario.rows > 1:
+                yield Cause("row", f"of one row of {scenario.rows}", 1 / scenario.rows)
+            yield Cause("keys", "of keys without values", 0.5)
             for size in (2, 4, 8, 1):
                 if size != own:
-                    yield f"with {size} bytes a number, which has {own}", size / own
-            if scenario.rows > 1:
-                yield f"of one row of {scenario.rows}", 1 / scenario.rows
-            yield "of keys without values", 0.5
+                    yield Cause(f"{size} bytes", f"with {size} bytes a number, which has {own}", size / own)
         unit = UNITS[declares.unit]
         for name, size in UNITS.items():
             if size != unit:
-                yield f"in {name} where {declares.unit} is declared", unit / size
-        yield "in bits", 8.0
+                yield Cause(name, f"in {name} where {declares.unit} is declared", unit / size)
+        yield Cause("bits", "in bits", 8.0)
 
-    def bases(self) -> Iterator[Cause]:
-        """What a mistake takes for the figure."""
-        if self.name == "peak":
-            yield from self._peaks()
-        elif self.name == "kv_cache":
-            yield from self._caches()
+    def bases(self, *, every: bool = True) -> Iterator[Cause]:
+        """What mistakes take for the figure: ``every`` one, or without those that make no difference here."""
+        held = self.total(self.run.state)
+        caches = [cause for cause in self._caches() if every or cause.value != held]
+        if self.name == "kv_cache":
+            yield Cause("dropped", "nothing: the cache was no longer there when it was read", 0.0)
+            yield from [Cause("cache", "what the cache holds", held), *caches]
         else:
-            yield from self._compared()
+            yield from self._peaks(caches) if self.name == "peak" else self._savings(caches)
 
     def _caches(self) -> Iterator[Cause]:
-        """What a mistake takes for the bytes of the cache."""
+        """What mistakes take for the bytes of the cache."""
         reading, run = self.reading, self.run
-        scenario, state = reading.scenario, run.state
-        yield "nothing: the cache was no longer there when it was read", 0.0
-        yield "what the cache holds", self.total(state)
-        kept = sum(layer.storage for layer in state)
-        numbers = sum(layer.numbers for layer in state)
-        others = sum(layer.other for layer in state)
-        if numbers != kept:
-            words = f"what views of keys and values show, which keep storages of {kept:,} bytes alive"
-            yield words, float(numbers)
-            yield f"{words}, and metadata", float(numbers + others)
-        if others:
-            words = f"{others:,} bytes of metadata, such as positions, scores and scales"
-            yield f"keys and values without {words}", float(kept)
-            yield f"keys, values and {words}", float(kept + others)
+        state, skipped = run.state, reading.scenario.skip_layers
+        kept, numbers, others = (
+            sum(getattr(layer, name) for layer in state) for name in ("storage", "numbers", "other")
+        )
+        words = f"{others:,} bytes of metadata, such as positions, scores and scales"
+        yield Cause("metadata: without", f"keys and values without {words}", float(kept))
+        yield Cause("metadata: with", f"keys, values and {words}", float(kept + others))
+        words = f"what views of keys and values show, which keep storages of {kept:,} bytes alive"
+        yield Cause("views: alone", words, float(numbers))
+        yield Cause("views: with metadata", f"{words}, and metadata", float(numbers + others))
         yield from self._nominal()
         for layer in range(len(state)):
             own = self.total(state[layer : layer + 1])
-            yield f"{LAYERS} times layer {layer}, though layers differ", LAYERS * own
-            yield f"layer {layer} alone", own
-        if scenario.skip_layers:
-            pressed = tuple(layer for index, layer in enumerate(state) if index not in scenario.skip_layers)
-            yield f"without the skipped layers {list(scenario.skip_layers)}", self.total(pressed)
-        for passes, earlier in run.states[:-1]:
-            yield f"what the cache held after pass {passes} of {len(run.lengths)}", self.total(earlier)
-        for other in reading.runs:
+            yield Cause(f"layer: times {layer}", f"{LAYERS} times layer {layer}, though layers differ", LAYERS * own)
+            yield Cause(f"layer: alone {layer}", f"layer {layer} alone", own)
+        if skipped:
+            pressed = tuple(layer for index, layer in enumerate(state) if index not in skipped)
+            yield Cause("layer: pressed", f"without the skipped layers {list(skipped)}", self.total(pressed))
+        ends = {passes: self.total(moment) for passes, moment in run.states}
+        for size, passes in groupby(ends, ends.__getitem__):
+            first, *rest = passes
+            words = f"what the cache held after pass {f'{first} to {rest[-1]}' if rest else first} of {len(run.lengths)}"
+            for number in (first, *rest):
+                yield Cause(f"moment: {number}", words, size)
+        for passes, moment in run.states:
+            words = f"what the cache held after pass {passes} of {len(run.lengths)}, before its eviction"
+            if self.total(moment) != ends[passes]:
+                yield Cause(f"moment: before {passes}", words, self.total(moment))
+        for index, other in enumerate(reading.runs):
             if other is not run and other.cached:
-                yield f"the cache of another run, of {other.seen} tokens", self.total(other.state)
+                yield Cause(f"run: {index}", f"the cache of another run of {other.seen} tokens", self.total(other.state))
 
-    def _lengths(self) -> Iterator[tuple[str, int]]:
-        seen = self.run.seen
-        new = self.reading.scenario.new_tokens
-        yield f"the {seen} tokens seen", seen
-        yield f"the prompt's {PROMPT} tokens", PROMPT
-        yield f"the {new} new tokens", new
-        for tokens in (seen + 1, seen - 1, PROMPT + new):
-            if tokens != seen:
-                yield f"{tokens} tokens, though {seen} were fed", tokens
+    def _lengths(self) -> Iterator[tuple[str, str, int]]:
+        """Numbers of tokens that are taken for those seen: key, words, number."""
+        seen, new = self.run.seen, self.reading.scenario.new_tokens
+        yield "seen", f"the {seen} tokens seen", seen
+        yield "prompt", f"the prompt's {PROMPT} tokens", PROMPT
+        yield "both", f"{PROMPT + new} tokens, though {seen} were fed", PROMPT + new
+        yield "more", f"{seen + 1} tokens, though {seen} were fed", seen + 1
+        yield "less", f"{seen - 1} tokens, though {seen} were fed", seen - 1
+        yield "new", f"the {new} new tokens", new
 
     def _nominal(self) -> Iterator[Cause]:
-        scenario = self.reading.scenario
-        ratio, skipped = scenario.keep_ratio, len(scenario.skip_layers)  # the ratio is below a half
-        for words, tokens in self._lengths():
-            yield f"the uncompressed cache of {words}", self.reading.whole(tokens)
-        if ratio == 1:
-            return
-        given: set[float] = set()
-        for words, tokens in self._lengths():
-            for count in (ratio * tokens, math.ceil(ratio * tokens), int(ratio * tokens), (1 - ratio) * tokens):
-                nominal = self.reading.whole(count)
-                share = f"the nominal ratio {ratio}" if count < tokens / 2 else f"the evicted share {1 - ratio:.4g}"
-                rest = self.reading.whole(tokens - count) * skipped / LAYERS
-                if nominal not in given:
-                    yield f"{share} of {words} in all {LAYERS} layers", nominal
-                    yield f"{share} of {words} in all layers that are not skipped", nominal + rest
-                given.add(nominal)
+        """Uncompressed caches, and what a ratio leaves of them."""
+        whole, ratio = self.reading.whole, self.reading.scenario.keep_ratio
+        skipped = len(self.reading.scenario.skip_layers) / LAYERS
+        for key, words, tokens in self._lengths():
+            yield Cause(f"whole: {key}", f"the uncompressed cache of {words}", whole(tokens))
+        for key, words, tokens in self._lengths():
+            for way, count in {
+                "exact": ratio * tokens,
+                "up": math.ceil(ratio * tokens),
+                "down": int(ratio * tokens),
+                "evicted": (1 - ratio) * tokens,
+            }.items():
+                share = f"the evicted share {1 - ratio:.4g}" if way == "evicted" else f"the nominal ratio {ratio:g}"
+                what = f"{share} of {words} in all"
+                yield Cause(f"nominal: {key} {way}", f"{what} {LAYERS} layers", whole(count))
+                if skipped:
+                    most = whole(count) * (1 - skipped) + whole(tokens) * skipped
+                    yield Cause(f"nominal: {key} {way} but", f"{what} layers that are not skipped", most)
 
-    def _peaks(self) -> Iterator[Cause]:
-        reading, run = self.reading, self.run
-        base = reading.weights + reading.buffers
-        above = base if self.subject.declares.above == "weights" else 0
-        if run.shared_peak != run.peak:
-            yield (
-                f"the peak with {run.shared_peak - run.peak:,} bytes of another run's cache, which was still alive",
-                float(run.shared_peak - above),
-            )
-        before = f"the peak of what ran before: the counter was not reset, and this run's peak was {run.peak:,}"
-        yield before, float(reading.peak_before - above)
-        for other in reading.runs:
+    def _peaks(self, caches: Sequence[Cause]) -> Iterator[Cause]:
+        """What mistakes take for the peak."""
+        caches = [Cause("cache", "what the cache holds", self.total(self.run.state)), *caches]
+        yield Cause("peak", "the peak", self.right)
+        reading, run, above = self.reading, self.run, self.above
+        more = run.shared_peak - run.peak
+        if more:
+            words = f"the peak with {more:,} bytes of another run's cache, which was still alive"
+            yield Cause("alive", words, float(run.shared_peak - above))
+        for index, other in enumerate(reading.runs):
             if other is not run:
-                what = "uncompressed run" if not reading.evicts(other) else "run"
-                yield f"the peak of another {what}: the counter was not reset between them", float(other.peak - above)
-        what = "the peak and the weights, which are declared to be left out" if above else "the peak above the weights"
-        yield what, float(run.peak if above else run.peak - base)
-        caches = list(self._caches())
-        yield from ((f"a snapshot, weights and {words}", value + base - above) for words, value in caches)
-        yield from ((f"no peak, but {words}", value) for words, value in caches)
+                arm = "run" if reading.evicts(other) else "uncompressed run"
+                words = f"the peak of another {arm}: the counter was not reset between them"
+                yield Cause(f"arm: {index}", words, float(other.peak - above))
+        words = "the peak of what ran before: the counter was not reset"
+        yield Cause("before", words, float(reading.peak_before - above))
+        words = "the peak and the weights, which are declared to be left out" if above else "the peak above the weights"
+        yield Cause("weights", words, float(run.peak if above else run.peak - self.base))
+        for key, what, value in caches:
+            yield Cause(f"snapshot {key}", f"a snapshot, weights and {what}", value + self.base - above)
+        for key, what, value in caches:
+            yield Cause(f"no peak {key}", f"no peak, but {what}", value)
 
-    def _read(self) -> Iterator[Cause]:
-        """Readings of counters, and their differences."""
-        reads: Sequence[Read] = self.reading.reads
-        for read in reads:
-            yield self._says(read), float(read.value)
-        for base in ("weights", "buffers"):
-            size = self.reading.weights + (self.reading.buffers if base == "buffers" else 0)
-            yield from ((f"{self._says(read)}, less the weights", float(read.value - size)) for read in reads)
-        for index, first in enumerate(reads):
-            for read in reads[index + 1 :]:
-                if read.value != first.value:
-                    words = f"{self._says(read)}, less {first.name} after pass {first.passes}"
-                    yield words, float(read.value - first.value)
+    def _savings(self, caches: Sequence[Cause]) -> Iterator[Cause]:
+        """What mistakes take for a saving: of two caches one is wrong, or both."""
+        run, declares = self.run, self.subject.declares
+        held, whole = self.total(run.state), self.reading.whole(run.seen)
+        if self.name == "ratio":
+            for way, words in (
+                ("held", "compressed to uncompressed"),
+                ("saved", "saved to uncompressed"),
+                ("factor", "uncompressed to compressed"),
+            ):
+                if way != declares.ratio:
+                    words = f"the ratio of {words}, where {declares.ratio!r} is declared"
+                    yield Cause(f"convention: {way}", words, self.compared(held, whole, way))
+        caches = [Cause("cache", "the cache", held), *caches]
+        wholes = [Cause("seen", "the uncompressed one", whole)]
+        for index, other in enumerate(self.reading.runs):
+            if other is run or not other.cached:
+                continue
+            peaks = self.compared(float(run.peak), float(other.peak))
+            yield Cause(f"peaks: {index}", "that of the two runs' peaks, not of their caches", peaks)
+            for passes, state in other.states:
+                last = passes == len(other.lengths)
+                moment = "" if last else f" after pass {passes}, so that the arms were sampled at different moments"
+                wholes.append(Cause(f"run {index} {passes}", f"another run of {other.seen} tokens{moment}", self.total(state)))
+        wholes += [
+            Cause(key, f"the uncompressed cache of {words}", self.reading.whole(count))
+            for key, words, count in self._lengths()
+        ]
+        pairs = [(first, wholes[0]) for first in caches] + [(caches[0], second) for second in wholes[1:]]
+        pairs += [(first, second) for first in caches[1:] for second in wholes[1:]]
+        for own, other in pairs:
+            words = f"that of {own.words} against {other.words}"
+            yield Cause(f"{own.key}, {other.key}", words, self.compared(own.value, other.value))
+
+    def reads(self) -> Iterator[Cause]:
+        """Readings of counters, and their differences, in bytes."""
+        if self.name in ("saved", "ratio"):
+            return
+        reads = list(enumerate(self.reading.reads))
+        for index, read in reads:
+            yield Cause(f"read: {index}", self._says(read), float(read.value))
+        for index, read in reads:
+            words = f"{self._says(read)}, less the weights"
+            yield Cause(f"read: {index} weights", words, float(read.value - self.base))
+        for one, first in reads:
+            for two, last in reads[one + 1 :]:
+                words = f"{self._says(last)}, less {first.name} after pass {first.passes}"
+                yield Cause(f"read: {one} {two}", words, float(last.value - first.value))
 
     def _says(self, read: Read) -> str:
         moment = f"after pass {read.passes} of {self.reading.passes}"
@@ -261,33 +339,3 @@ class Count:
         if read.name in ("rss", "ru_maxrss"):
             return f"{read.name} of the process {moment}, which is not that of tensors"
         return f"{read.name} {moment}, {'since its last reset' if read.reset else 'never reset'}"
-
-    def _compared(self) -> Iterator[Cause]:
-        """What a mistake takes for a saving: two caches, one of them wrong, or both."""
-        run, declares = self.run, self.subject.declares
-        held, whole = self.total(run.state), self.reading.whole(run.seen)
-        caches: list[Cause] = [("the cache", held), *self._caches()]
-        wholes: list[Cause] = [("the uncompressed one", whole)]
-        wholes += [(f"the uncompressed cache of {words}", self.reading.whole(count)) for words, count in self._lengths()]
-        for other in self.reading.runs:
-            if other is not run and other.cached:
-                wholes += [
-                    (f"another run's after pass {passes} of {len(other.lengths)}", self.total(state))
-                    for passes, state in other.states
-                ]
-                peaks = float(run.peak), float(other.peak)
-                yield "that of the two runs' peaks, not of their caches", self.convert(*peaks)
-        if self.name == "ratio":
-            for convention, words in (
-                ("held", "compressed to uncompressed"),
-                ("saved", "the share that was saved"),
-                ("factor", "uncompressed to compressed"),
-            ):
-                if convention != declares.ratio:
-                    yield f"the ratio of {words}, where {declares.ratio!r} is declared", self.ratio(held / whole, convention)
-            yield f"the nominal ratio {self.reading.scenario.keep_ratio}", self.reading.scenario.keep_ratio
-        pairs = [(first, second) for first in caches for second in wholes[:1]]
-        pairs += [(first, second) for first in caches[:1] for second in wholes[1:]]
-        pairs += [(first, second) for first in caches[1:] for second in wholes[1:]]
-        for (what, own), (against, other_bytes) in pairs:
-            yield f"that of {what} against {against}", self.convert(own, other_bytes)

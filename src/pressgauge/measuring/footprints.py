@@ -87,7 +87,7 @@ class Scenario:
     views: bool = False
 
 
-LAYERS, HEADS, DIMENSION, PROMPT, PRUNE_AFTER = 3, 4, 128, 40, 8
+LAYERS, HEADS, DIMENSION, PROMPT, PRUNE_AFTER = 3, 4, 128, 41, 8
 
 
 @functools.cache

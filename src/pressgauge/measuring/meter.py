@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from pressgauge.conformance.versions import CACHE_NAMES
 from pressgauge.measuring.storages import State, Storages
 
-ACTIVATIONS = 1_777
+ACTIVATIONS = 1_111
 """Bytes that a pass needs for each token of each row, beside weights and caches."""
 SEGMENT = 1 << 21
 """Bytes of a segment, in which the allocator of the device reserves memory."""
@@ -54,6 +54,8 @@ class Run:
     """Different states of the cache, each with the number of passes before it."""
     peak: int = 0
     """Most bytes allocated in a pass, or after one, by weights, this run's cache and the pass alone."""
+    layers: list[Any] = field(default_factory=list)
+    """Layers of the cache as long as it lives, so that it can be looked at once more when it is freed."""
     shared_peak: int = 0
     """The same with everything else that was alive."""
 
@@ -146,12 +148,30 @@ class Meter:
             cache = run.cache()
             if cache is None:
                 continue
-            state = self.storages.held(cache, run)
-            if not run.states or run.state != state:
-                run.states.append((len(run.lengths), state))
+            self._note(run, cache)
         if self.runs:
             self._peaks(self.runs[-1], 0)
         self._busy = False
+
+    def _note(self, run: Run, cache: Any) -> None:
+        state = self.storages.held(cache, run)
+        if not run.states or run.state != state:
+            run.states.append((len(run.lengths), state))
+        layers = list(getattr(cache, "layers", ()))
+        cyclic = any(value is cache for layer in layers for value in vars(layer).values())
+        run.layers = [] if cyclic else layers
+
+    def _freed(self, run: Run) -> None:
+        """A cache is freed: look at it once more."""
+        if run.layers and not self._busy:
+            self._busy = True
+            state = self.storages.held(SimpleNamespace(layers=run.layers), run)
+            # What the cache held beside its layers did not change since.
+            state += run.state[len(state) :]
+            if run.state != state:
+                run.states.append((len(run.lengths), state))
+            self._busy = False
+        run.layers = []
 
     def _peaks(self, run: Run, more: int) -> None:
         base = self.weights + self.buffers + more
@@ -177,7 +197,7 @@ class Meter:
         run.lengths.append(tokens)
         self.passes += 1
         if cache is not None:
-            run.states.append((len(run.lengths), self.storages.held(cache, run)))
+            self._note(run, cache)
         self._peaks(run, fed.shape[0] * tokens * ACTIVATIONS)
         self._busy = False
 
@@ -189,6 +209,8 @@ class Meter:
             # Caches in reference cycles are freed at an uncertain time; none of them belongs to this run.
             gc.collect()
         run = Run((lambda: None) if cache is None else weakref.ref(cache), cache is not None)
+        if cache is not None:
+            weakref.finalize(cache, self._freed, run)
         self.runs.append(run)
         return run
 
@@ -203,10 +225,18 @@ class Meter:
 
         return counter
 
-    def reset(self, *args: Any, **kwargs: Any) -> None:
-        """Reset the peak."""
+    def wait(self, *args: Any, **kwargs: Any) -> None:
+        """Wait for the device.
+
+        Raises:
+            RuntimeError: if there is none, as in torch.
+        """
         if not self.there:
-            raise RuntimeError("there is no device whose counters could be reset")
+            raise RuntimeError("there is no device")
+
+    def reset(self, *args: Any, **kwargs: Any) -> None:
+        """Reset the peak. Raises as ``wait``."""
+        self.wait()
         self.look()
         self.peak, self.max_reserved, self._reset = self.allocated(), self.reserved, True
 
@@ -241,7 +271,7 @@ class Meter:
         resets = dict.fromkeys(("reset_peak_memory_stats", "reset_max_memory_allocated"), self.reset)
         others = {"empty_cache": self.empty, "memory_stats": stats, "mem_get_info": free, "get_memory_info": free}
         device: dict[str, Callable[..., Any]] = {
-            "synchronize": lambda *args, **kwargs: None,
+            "synchronize": self.wait,
             "is_available": lambda: self.there,
             "device_count": lambda: int(self.there),
             "current_device": lambda: 0,
@@ -250,7 +280,7 @@ class Meter:
 
     def _resident(self) -> int:
         """Resident memory of the process, which the allocator never returns."""
-        return HOST + (0 if self.there else self.ever)
+        return HOST + (0 if self.there else self.ever // 1024 * 1024)
 
     def _names(self, function: Callable[..., Any]) -> Iterator[tuple[Any, str, Any]]:
         """Attributes to replace, each with its replacement."""
@@ -299,3 +329,5 @@ class Meter:
                     self.look()
                 finally:
                     self._busy = False
+                    for run in self.runs:
+                        run.layers = []
