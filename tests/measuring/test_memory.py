@@ -8,6 +8,7 @@ import torch
 
 from pressgauge.conformance.session import Departure, not_applicable
 from pressgauge.measuring.byte_counts import Count
+from pressgauge.measuring.byte_mistakes import finding
 from pressgauge.measuring.footprints import Footprint, Reading, Scenario
 
 PLAIN = Scenario()
@@ -36,7 +37,7 @@ def check(memory: Footprint, reading: Reading, *names: str, beside: Scenario = P
     for count in given:
         if not count.holds:
             others = counts(memory, memory.reading(beside), count.name)
-            raise Departure(replace(count, others=others).finding())
+            raise Departure(finding(count, others))
 
 
 def right_in(memory: Footprint, scenario: Scenario) -> None:
@@ -95,7 +96,9 @@ def test_no_figure_is_given_where_nothing_was_read(memory: Footprint) -> None:
         return
     for name, value in reading.figures.items():
         if value is not None and not (math.isfinite(value) and value > 0):
-            raise Departure(f"reported {value:g} as {name} on a machine without a device, where no counter says anything")
+            raise Departure(
+                f"reported {value:g} as {name} on a machine without a device, where no counter says anything"
+            )
 
 
 def test_bytes_of_the_cache_are_those_of_its_storages(memory: Footprint) -> None:
@@ -198,5 +201,3 @@ def test_measuring_leaves_nothing_behind(memory: Footprint) -> None:
         again = second.figures[name]
         if again != value:
             raise Departure(f"reported {value} as {name}, and {again} when it was called again")
-
-

@@ -5,7 +5,7 @@ import gc
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pressgauge.conformance.session import Departure
-from pressgauge.measuring.meter import Meter, Read, Run
+from pressgauge.measuring.counters import Read
+from pressgauge.measuring.meter import Meter, Run
 from pressgauge.measuring.subjects import Measurement, read_declares
 from pressgauge.measuring.views import Views
 from pressgauge.presses import KnormPress
@@ -115,7 +116,7 @@ def model_of(kv_heads: int, dtype: torch.dtype) -> Any:
 def tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of 63 words."""
     words = Tokenizer(models.WordLevel({"<pad>": 0, **{f"w{i}": i for i in range(1, 64)}}, unk_token="<pad>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", padding_side="left")
 
 
@@ -227,9 +228,7 @@ class Footprint(Measurement):
         self._clear(meter)
         before = _attachments(meter.model)
         with meter.measuring(self.function):
-            result = self.function(
-                meter.model, tokenizer(), prompt, scenario.new_tokens, **self.taken(options)
-            )
+            result = self.function(meter.model, tokenizer(), prompt, scenario.new_tokens, **self.taken(options))
         figures = self._figures(result)
         del result
         self._clear(meter)
@@ -241,11 +240,11 @@ class Footprint(Measurement):
             figures={name: None if value is None else value * scale[name] for name, value in figures.items()},
             printed={name: step(value) * scale[name] for name, value in figures.items() if value is not None},
             runs=meter.runs,
-            reads=meter.reads,
-            passes=meter.passes,
-            weights=meter.weights,
-            buffers=meter.buffers,
-            peak_before=meter.peak_before,
+            reads=meter.device.reads,
+            passes=meter.device.passes,
+            weights=meter.device.weights,
+            buffers=meter.device.buffers,
+            peak_before=meter.device.peak_before,
             left=meter.storages.live(),
             changed=", ".join(changed),
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import measuring.test_memory as laws
-import psutil
+import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 from torch.cuda import max_memory_allocated, reset_peak_memory_stats
@@ -22,7 +22,9 @@ from pressgauge.conformance.versions import cache_of, using
 from pressgauge.measuring.footprints import Footprint
 
 Function = Callable[..., Any]
-Evict = Callable[[DynamicCache, int], None]
+Cache = Any
+"""A ``DynamicCache``, whose layers transformers annotates without keys."""
+Evict = Callable[[Cache, int], None]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def declared(name: str, function: Function, **declares: Any) -> Footprint:
 def newest(keep_ratio: float, prune_after: int = 0, skip_layers: tuple[int, ...] = (), copy: bool = True) -> Evict:
     """Keep the newest entries of each layer."""
 
-    def evict(cache: DynamicCache, seen: int) -> None:
+    def evict(cache: Cache, seen: int) -> None:
         count = math.ceil(keep_ratio * seen)
         for index, layer in enumerate(cache.layers):
             held = layer.keys.shape[2]
@@ -71,7 +73,7 @@ def newest(keep_ratio: float, prune_after: int = 0, skip_layers: tuple[int, ...]
 def smallest_norms(keep_ratio: float, prune_after: int = 0, skip_layers: tuple[int, ...] = ()) -> Evict:
     """Keep the entries whose keys have the smallest norm."""
 
-    def evict(cache: DynamicCache, seen: int) -> None:
+    def evict(cache: Cache, seen: int) -> None:
         count = math.ceil(keep_ratio * seen)
         for index, layer in enumerate(cache.layers):
             if index in skip_layers or layer.keys.shape[2] <= max(prune_after, count):
@@ -90,9 +92,9 @@ def decode(
     prompt: Any,
     new_tokens: int,
     evict: Evict | None = None,
-    cache: DynamicCache | None = None,
-    after: Callable[[DynamicCache], None] = lambda cache: None,
-) -> DynamicCache:
+    cache: Cache | None = None,
+    after: Callable[[Cache], None] = lambda cache: None,
+) -> Cache:
     """Decode greedily with true positions, evicting after each pass; ``after`` is called after each pass."""
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].view(-1, 41).to(model.device)
     cache = DynamicCache() if cache is None else cache
@@ -108,7 +110,7 @@ def decode(
     return cache
 
 
-def size(cache: DynamicCache) -> int:
+def size(cache: Cache) -> int:
     """Bytes of keys and values."""
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
@@ -220,11 +222,17 @@ def cache_bytes(
     return size(cache)
 
 
-def measured_by(count: Callable[[DynamicCache, Any], float], copy: bool = True) -> Function:
+def measured_by(count: Callable[[Cache, Any], float], copy: bool = True) -> Function:
     """A function that counts the bytes of the cache its own way."""
 
     def measure(
-        model: Any, tokenizer: Any, prompt: Any, new_tokens: int, *, keep_ratio: float, skip_layers: tuple[int, ...] = ()
+        model: Any,
+        tokenizer: Any,
+        prompt: Any,
+        new_tokens: int,
+        *,
+        keep_ratio: float,
+        skip_layers: tuple[int, ...] = (),
     ) -> float:
         cache = decode(model, tokenizer, prompt, new_tokens, newest(keep_ratio, skip_layers=skip_layers, copy=copy))
         return count(cache, model.config)
@@ -232,36 +240,36 @@ def measured_by(count: Callable[[DynamicCache, Any], float], copy: bool = True) 
     return measure
 
 
-def keys_alone(cache: DynamicCache, config: Any) -> int:
+def keys_alone(cache: Cache, config: Any) -> int:
     return sum(layer.keys.numel() * layer.keys.element_size() for layer in cache.layers)
 
 
-def query_heads(cache: DynamicCache, config: Any) -> int:
-    rows, _, tokens, dimension = cache.layers[0].keys.shape
+def query_heads(cache: Cache, config: Any) -> Any:
+    rows, _, _, dimension = cache.layers[0].keys.shape
     total = sum(layer.keys.shape[2] for layer in cache.layers)
     return 2 * rows * config.num_attention_heads * total * dimension * cache.layers[0].keys.element_size()
 
 
-def shapes(cache: DynamicCache, config: Any) -> int:
+def shapes(cache: Cache, config: Any) -> Any:
     rows, heads, _, dimension = cache.layers[0].keys.shape
     total = sum(layer.keys.shape[2] for layer in cache.layers)
     return 2 * rows * heads * total * dimension * cache.layers[0].keys.element_size()
 
 
-def half_precision(cache: DynamicCache, config: Any) -> int:
+def half_precision(cache: Cache, config: Any) -> Any:
     return sum(2 * (layer.keys.numel() + layer.values.numel()) for layer in cache.layers)
 
 
-def first_layer(cache: DynamicCache, config: Any) -> int:
+def first_layer(cache: Cache, config: Any) -> Any:
     layer = cache.layers[0]
     return config.num_hidden_layers * (layer.keys.nbytes + layer.values.nbytes)
 
 
-def one_row(cache: DynamicCache, config: Any) -> int:
+def one_row(cache: Cache, config: Any) -> int:
     return sum(layer.keys[0].nbytes + layer.values[0].nbytes for layer in cache.layers)
 
 
-def storages(cache: DynamicCache, config: Any) -> int:
+def storages(cache: Cache, config: Any) -> int:
     tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
@@ -273,14 +281,14 @@ def nominal(
     config, rows = model.config, cache.layers[0].keys.shape[0]
     seen = len(tokenizer(prompt)["input_ids"]) + new_tokens - 1 if rows == 1 else 41 + new_tokens - 1
     entries = config.num_hidden_layers * math.ceil(keep_ratio * seen)
-    return 2 * rows * config.num_key_value_heads * config.head_dim * entries * model.dtype.itemsize
+    return int(2 * rows * config.num_key_value_heads * config.head_dim * entries * model.dtype.itemsize)
 
 
 def of_the_prompt(model: Any, tokenizer: Any, prompt: Any, new_tokens: int, *, keep_ratio: float) -> int:
     cache = decode(model, tokenizer, prompt, new_tokens, newest(keep_ratio))
     tokens = math.ceil(keep_ratio * tokenizer(prompt, return_tensors="pt")["input_ids"].shape[-1])
     per_token = sum(layer.keys[:, :, :1].nbytes + layer.values[:, :, :1].nbytes for layer in cache.layers)
-    return tokens * per_token
+    return int(tokens * per_token)
 
 
 def without_cache(use_cache: bool) -> Function:
@@ -294,7 +302,7 @@ def without_cache(use_cache: bool) -> Function:
             ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
         config = model.config
         per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
-        return math.ceil(keep_ratio * (ids.shape[1] - 1)) * per_token
+        return int(math.ceil(keep_ratio * (ids.shape[1] - 1)) * per_token)
 
     return measure
 
@@ -315,6 +323,9 @@ def difference(dropped: bool) -> Function:
 class Int8Layer(DynamicLayer):
     """A layer of 8-bit numbers, with one scale for each entry."""
 
+    keys: Any
+    values: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
         self.scales: list[Tensor] = []
@@ -323,7 +334,9 @@ class Int8Layer(DynamicLayer):
         if self.is_initialized:
             keys, values = (
                 torch.cat([old * scale, new], dim=2).to(new.dtype)
-                for old, scale, new in zip((self.keys, self.values), self.scales, (key_states, value_states), strict=True)
+                for old, scale, new in zip(
+                    (self.keys, self.values), self.scales, (key_states, value_states), strict=True
+                )
             )
         else:
             self.is_initialized = True
@@ -341,7 +354,7 @@ def quantised(scales: bool) -> Function:
         cache.layers = [Int8Layer() for _ in range(model.config.num_hidden_layers)]
         decode(model, tokenizer, prompt, new_tokens, cache=cache)
         layers: list[Any] = cache.layers
-        return size(cache) + scales * sum(scale.nbytes for layer in layers for scale in layer.scales)
+        return size(cache) + scales * int(sum(scale.nbytes for layer in layers for scale in layer.scales))
 
     return measure
 
@@ -349,9 +362,7 @@ def quantised(scales: bool) -> Function:
 def at_pass(number: int | None) -> Function:
     def measure(model: Any, tokenizer: Any, prompt: Any, new_tokens: int, *, keep_ratio: float) -> int:
         sizes: list[int] = []
-        decode(
-            model, tokenizer, prompt, new_tokens, newest(keep_ratio), after=lambda cache: sizes.append(size(cache))
-        )
+        decode(model, tokenizer, prompt, new_tokens, newest(keep_ratio), after=lambda cache: sizes.append(size(cache)))
         return sizes[-1 if number is None else number - 1]
 
     return measure
@@ -624,7 +635,9 @@ MUTANTS = [
     MemoryMutant(
         "reused",
         "the result of another keep_ratio",
-        declared("reused", remembered(lambda model, prompt, tokens, keep_ratio: (model, prompt, tokens)), figure="cache"),
+        declared(
+            "reused", remembered(lambda model, prompt, tokens, keep_ratio: (model, prompt, tokens)), figure="cache"
+        ),
         laws.test_something_is_evicted_and_shows,
         "without a pass: a result of keep_ratio 1 was used again",
         declared("remembered", remembered(lambda *case: case), figure="cache"),
@@ -735,7 +748,8 @@ def above_weights(model: Any, tokenizer: Any, prompt: Any, new_tokens: int, *, k
     """Above ``get_memory_footprint``, in MiB, with names that were imported."""
     reset_peak_memory_stats()
     decode(model, tokenizer, prompt, new_tokens, newest(keep_ratio))
-    return round((max_memory_allocated() - model.get_memory_footprint()) / 2**20, 3)
+    footprint: int = model.get_memory_footprint()
+    return round((max_memory_allocated() - footprint) / 2**20, 3)
 
 
 def by_statistics(model: Any, tokenizer: Any, prompt: Any, new_tokens: int, *, keep_ratio: float) -> int:
