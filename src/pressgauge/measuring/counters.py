@@ -223,7 +223,7 @@ def replacements(device: Device, function: Callable[..., Any]) -> list[tuple[Any
         def info(process: Any) -> SimpleNamespace:
             return SimpleNamespace(rss=resident(), vms=device.resident())
 
-        places += [(sys.modules["psutil"].Process, name, info) for name in ("memory_info", "memory_full_info")]
+        places.append((sys.modules["psutil"].Process, "memory_info", info))
     package = str(getattr(function, "__module__", "")).partition(".")[0]
     own = [
         module

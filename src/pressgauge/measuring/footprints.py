@@ -30,8 +30,8 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "above": ("nothing", "weights"),
     "metadata": ("counted", "excluded"),
     "ratio": ("factor", "held", "saved"),
-    "compressor": ("own", "argument"),
-    "prompt": ("text", "ids"),
+    "compressor": ("inside", "argument"),
+    "prompt": ("string", "ids"),
     "device": ("cuda", "cpu"),
 }
 """Allowed values of declarations."""
@@ -49,8 +49,8 @@ class Declares:
         metadata: ``counted`` if bytes of a cache contain whatever it holds, such as positions, scores and scales;
             ``excluded`` if they are those of keys and values.
         ratio: ``factor``, uncompressed to compressed; ``held``, compressed to uncompressed; or ``saved``, 1 less that.
-        compressor: ``own``, or ``argument`` if the function takes ``compressor``, a press.
-        prompt: ``text``, or ``ids`` if the function takes token ids, ``[B, T]``.
+        compressor: ``inside``, or ``argument`` if the function takes ``compressor``, a press.
+        prompt: ``string``, or ``ids`` if the function takes token ids, ``[B, T]``.
         device: what the model's tensors say they are on, ``cuda`` or ``cpu``.
     """
 
@@ -59,8 +59,8 @@ class Declares:
     above: str = "nothing"
     metadata: str = "counted"
     ratio: str = "factor"
-    compressor: str = "own"
-    prompt: str = "text"
+    compressor: str = "inside"
+    prompt: str = "string"
     device: str = "cuda"
 
 

@@ -6,12 +6,12 @@ import gc
 import math
 import resource
 import sys
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import measuring.test_memory as laws
-import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 from torch.cuda import max_memory_allocated, reset_peak_memory_stats
@@ -161,14 +161,17 @@ def reserved(model: Any, tokenizer: Any, prompt: Any, new_tokens: int, *, keep_r
     return torch.cuda.max_memory_reserved()
 
 
-def resident(model: Any, tokenizer: Any, prompt: Any, new_tokens: int, *, keep_ratio: float) -> int:
-    decode(model, tokenizer, prompt, new_tokens, newest(keep_ratio))
-    return int(psutil.Process().memory_info().rss)
-
-
 def high_water_mark(model: Any, tokenizer: Any, prompt: Any, new_tokens: int, *, keep_ratio: float) -> int:
     decode(model, tokenizer, prompt, new_tokens, newest(keep_ratio))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def traced(model: Any, tokenizer: Any, prompt: Any, new_tokens: int, *, keep_ratio: float) -> int:
+    tracemalloc.start()
+    decode(model, tokenizer, prompt, new_tokens, newest(keep_ratio))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return most
 
 
 def peak_with_history(keeps: bool) -> Function:
@@ -505,11 +508,19 @@ MUTANTS = [
         PEAK,
     ),
     MemoryMutant(
-        "resident",
-        "resident memory of the process for that of the device",
-        declared("resident", resident),
+        "of-the-process",
+        "memory of the process for that of the device",
+        declared("of-the-process", high_water_mark),
         laws.test_the_peak_is_the_most_that_was_allocated,
-        "is rss of the process",
+        "is ru_maxrss of the process",
+        PEAK,
+    ),
+    MemoryMutant(
+        "of-python",
+        "what tracemalloc sees, which is no tensor",
+        declared("of-python", traced),
+        laws.test_the_peak_is_the_most_that_was_allocated,
+        "is get_traced_memory of the process",
         PEAK,
     ),
     MemoryMutant(
