@@ -38,7 +38,7 @@ def finding(count: Count, others: Sequence[Count] = ()) -> str:
     what = f"reported {count.written(count.reported)}"
     if abs(count.reported - count.right) <= count.rounding:
         step = count.written(count.reading.printed[count.name])
-        return f"{what}, rounded to {step}, which is too coarse to be told; {count.truth}"
+        return f"{what}, in steps of {step}, which are too coarse to tell; {count.truth}"
     because = explained(count, others)
     return f"{what}{f' is {because}' if because else ', which no known mistake gives'}; {count.truth}"
 
