@@ -18,6 +18,8 @@ TOTAL = 1 << 33
 """Bytes of the device."""
 HOST = 700 << 20
 """Bytes of a process, beside tensors on the CPU."""
+PYTHON = 5 << 20, 6 << 20
+"""Bytes of Python's own objects, now and at most: all that ``tracemalloc`` sees."""
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -213,12 +215,8 @@ def replacements(device: Device, function: Callable[..., Any]) -> list[tuple[Any
     most = device.says("ru_maxrss", device.resident)
     unit = 1 if sys.platform == "darwin" else 1024
     places.append((resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=most() // unit)))
-    traced = tracemalloc.get_traced_memory
-    python = [
-        device.says("get_traced_memory", lambda: traced()[0]),
-        device.says("get_traced_memory", lambda: traced()[1]),
-    ]
-    places.append((tracemalloc, "get_traced_memory", lambda: (python[0](), python[1]())))
+    now, traced = (device.says("get_traced_memory", lambda size=size: size) for size in PYTHON)  # type: ignore[misc]
+    places.append((tracemalloc, "get_traced_memory", lambda: (now(), traced())))
     if "psutil" in sys.modules:
         resident = device.says("rss", device.resident)
 

@@ -650,7 +650,7 @@ MUTANTS = [
             "reused", remembered(lambda model, prompt, tokens, keep_ratio: (model, prompt, tokens)), figure="cache"
         ),
         laws.test_something_is_evicted_and_shows,
-        "without a pass: a result of keep_ratio 1 was used again",
+        "without a pass: the result of another keep_ratio was used again",
         declared("remembered", remembered(lambda *case: case), figure="cache"),
     ),
     MemoryMutant(
