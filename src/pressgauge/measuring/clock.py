@@ -226,9 +226,9 @@ def _named(values: tuple[Any, ...], kind: str) -> bool:
 
 def _here(value: Any, func: Any) -> Any:
     """An argument of a call, on the CPU if it is a device."""
-    if isinstance(value, torch.device) or (func is Tensor.to and isinstance(value, str | int)):
-        return "cpu" if isinstance(value, int) or _named((value,), "cuda") else value
-    return value
+    number = func is Tensor.to and type(value) is int
+    text = func is Tensor.to and isinstance(value, str)
+    return "cpu" if number or ((text or isinstance(value, torch.device)) and _named((value,), "cuda")) else value
 
 
 class _Stream:
