@@ -27,7 +27,7 @@ PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 UNITS = {**PER_SECOND, **{f"tokens/{unit}": 1 / scale for unit, scale in PER_SECOND.items()}}
 """What a second, or a token per second, is in each unit."""
 
-NEW_TOKENS = 12
+NEW_TOKENS = 8
 PRUNE_AFTER = 16
 ATTACHING = SECOND // 5
 """Nanoseconds of attaching the compressor that is handed in."""
@@ -174,7 +174,7 @@ class Benchmark(Measurement):
             "prune_after": PRUNE_AFTER,
             "skip_layers": (),
             "batch_size": ask.rows,
-            "repeats": 5,
+            "repeats": 3,
         }
         if self.declares.compressor == "argument":
             options["compressor"] = Handed(ask.keep_ratio, prune_after=PRUNE_AFTER)

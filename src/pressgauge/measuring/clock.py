@@ -192,8 +192,12 @@ WAITS = {
 }
 """Functions of torch that need what the device computes."""
 
-_DEVICE_OF: Any = vars(torch._C.TensorBase)["device"].__get__
-_IS_CUDA: Any = vars(torch._C.TensorBase)["is_cuda"].__get__
+_PROPERTIES: Any = vars(torch._C.TensorBase)
+SAYS = {_PROPERTIES["device"].__get__: DEVICE, _PROPERTIES["is_cuda"].__get__: True}
+"""What a tensor says of where it is."""
+
+STAYS = (Tensor.cuda, Tensor.pin_memory)
+"""Functions that move a tensor to the device, where it is."""
 
 
 class _Elsewhere(TorchFunctionMode):
@@ -204,18 +208,19 @@ class _Elsewhere(TorchFunctionMode):
         self.device = device
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func == _DEVICE_OF:
-            return DEVICE
-        if func == _IS_CUDA:
-            return True
-        if func in (Tensor.cuda, Tensor.pin_memory):
-            return args[0]
-        kwargs = dict(kwargs or {})
-        if func in WAITS or (func is Tensor.to and _named((*args[1:], *kwargs.values()), "cpu")):
+        kwargs = kwargs or {}
+        if func in WAITS:
             self.device.wait()
-        args = tuple(_here(value, func) for value in args)
+        elif func in SAYS:
+            return SAYS[func]
+        elif func in STAYS:
+            return args[0]
+        elif func is Tensor.to:
+            if _named((*args[1:], *kwargs.values()), "cpu"):
+                self.device.wait()
+            args = (args[0], *map(_here, args[1:]))
         if "device" in kwargs:
-            kwargs["device"] = _here(kwargs["device"], Tensor.to)
+            kwargs = {**kwargs, "device": _here(kwargs["device"])}
         return func(*args, **kwargs)
 
 
@@ -224,11 +229,9 @@ def _named(values: tuple[Any, ...], kind: str) -> bool:
     return any(str(value).startswith(kind) for value in values if isinstance(value, str | torch.device))
 
 
-def _here(value: Any, func: Any) -> Any:
-    """An argument of a call, on the CPU if it is a device."""
-    number = func is Tensor.to and type(value) is int
-    text = func is Tensor.to and isinstance(value, str)
-    return "cpu" if number or ((text or isinstance(value, torch.device)) and _named((value,), "cuda")) else value
+def _here(value: Any) -> Any:
+    """An argument of a call: where it is the device, the CPU."""
+    return "cpu" if _named((value,), "cuda") or type(value) is int else value
 
 
 class _Stream:
