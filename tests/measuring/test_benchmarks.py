@@ -44,7 +44,8 @@ BUSY = Script(queued=SECOND * 2 // 5)
 COLD = Script(cold_prompt=SECOND * 3 // 2, cold_step=SECOND // 4, waits=True)
 DRIFT = Script(pace=slower, waits=True)
 UNEVEN = Script(pace=uneven, waits=True)
-DRIFT_OF_A_PAIR = 0.021
+DRIFT_OF_A_PAIR = 0.041
+"""A measurement may take two runs."""
 
 
 def one_call(benchmark: Benchmark, script: Script = PLAIN, ask: Ask | None = None) -> Call:
@@ -196,7 +197,7 @@ def test_work_that_others_had_queued_is_in_no_figure(benchmark: Benchmark) -> No
 
 
 def test_a_device_that_gets_slower_favours_neither_arm(benchmark: Benchmark) -> None:
-    """Where every run takes 2 % longer than the one before, a ratio is off by the drift of one run at most."""
+    """Where every run takes 2 % longer than the one before, a ratio is off by the drift of two runs at most."""
     base, call = one_call(benchmark), one_call(benchmark, DRIFT)
     names = reported(base, RATIOS)
     if not names:
@@ -208,7 +209,7 @@ def test_a_device_that_gets_slower_favours_neither_arm(benchmark: Benchmark) -> 
             order = "".join("c" if run.compressed else "u" for run in runs if run.steps)
             raise Departure(
                 f"reported {name} is {off:+.1%} off where every run is 2 % slower than the one before: runs were "
-                f"{order} (c compressed, u uncompressed), and not paired"
+                f"{order} (c compressed, u uncompressed), one arm after the other"
             )
 
 

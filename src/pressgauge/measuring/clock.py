@@ -152,16 +152,36 @@ def held_in(cache: Any) -> float:
     return sum(held) / len(held) if held else 0
 
 
+def _waits(thread: int) -> bool:
+    """Whether a thread waits for another one, in a queue or a join."""
+    frame = sys._current_frames()[thread]
+    if frame.f_globals.get("__name__") != "threading":
+        return False
+    # Who has been notified is no waiter any more, and about to go on.
+    return frame.f_code.co_name != "wait" or bool(getattr(frame.f_locals["self"], "_waiters", True))
+
+
+def _take_turns(caller: int) -> None:
+    """Wait until the thread that called the benchmark waits too, which has had time to read a clock."""
+    for _ in range(2000):
+        if threading.get_ident() == caller or _waits(caller):
+            return
+        # Real time, in which the other thread runs.
+        threading.Event().wait(0.0005)
+
+
 @contextmanager
 def _recorded(device: Device, model: PreTrainedModel) -> Iterator[None]:
     """Passes of ``model`` and of its copies take their time on ``device``."""
     given: list[tuple[Any, float]] = []
+    caller = threading.get_ident()
 
     def cache_in(values: Any) -> Any:
         return next((value for value in values if isinstance(value, Cache)), None)
 
     # Functions, not methods: a copy of the model has the same ones.
     def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        _take_turns(caller)
         with torch._C.DisableTorchFunction():
             cache = cache_in((*args, *kwargs.values()))
             given.append((cache, held_in(cache)))
