@@ -129,9 +129,8 @@ class Device:
             run, seen = self._runs - 1, max(round(held), int(cache.get_seq_length())) if held else 0
         return run, seen
 
-    def add(self, cache: Any, new: Any, rows: int, fed: int, held: float) -> None:
-        """Queue a pass that was given ``cache``, None for none, and left its entries in ``new``, None for none."""
-        run, seen = self.run_of(cache, held)
+    def add(self, run: int, seen: int, new: Any, rows: int, fed: int, held: float) -> None:
+        """Queue a pass of a run that left its entries in the cache ``new``, None for none."""
         first = not any((one.fed > 1) == (fed > 1) for one in self.passes)
         cold = (self.script.cold_prompt if fed > 1 else self.script.cold_step) if first else 0
         cost = PASS + TOKEN * fed + ROW * (rows - 1) + round(ENTRY * held)
@@ -182,16 +181,19 @@ def _recorded(device: Device, model: PreTrainedModel) -> Iterator[None]:
     # Functions, not methods: a copy of the model has the same ones.
     def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         _take_turns(caller)
-        with torch._C.DisableTorchFunction():
-            cache = cache_in((*args, *kwargs.values()))
-            given.append((cache, held_in(cache)))
+        cache, now = cache_in((*args, *kwargs.values())), device.now
+        given.append((cache, held_in(cache)))
+        # Reading the cache may have waited for the device, which the code under audit did not.
+        device.now = now
 
     def after(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         cache, held = given.pop()
         found = args[0] if args else kwargs.get("input_ids")
         shape = (kwargs["inputs_embeds"] if found is None else found).shape
-        with torch._C.DisableTorchFunction():
-            device.add(cache, cache_in(output.values()), shape[0], shape[1], held)
+        now = device.now
+        run, seen = device.run_of(cache, held)
+        device.now = now
+        device.add(run, seen, cache_in(output.values()), shape[0], shape[1], held)
 
     decoder = interface.decoder_of(model)
     hooks = [

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import permutations
 from statistics import fmean
 
 from pressgauge.measuring.benchmarks import ATTACHING, FIGURES, UNITS, Benchmark, Call
-from pressgauge.measuring.clock import SECOND
+from pressgauge.measuring.clock import SECOND, Pass
 from pressgauge.measuring.runs import Cost, Run, measured, right, runs_of, taken, warm, whole
 
 TOLERANCE = 1e-3
@@ -117,9 +118,9 @@ def _counts(figure: str, part: Part, run: Run, call: Call, prompt: str) -> Itera
     counts: dict[int, tuple[str, ...]] = {natural: ()}
     by = "divided by " if figure == "tpot" else "counts "
     for number, fault in (
+        (run.tokens, f"{by}all {run.tokens} tokens, and timed {part.words}"),
         (ask.new_tokens, f"{by}the {ask.new_tokens} tokens requested, and {run.tokens} were generated"),
         (ask.new_tokens - 1, f"{by}the intervals of {ask.new_tokens} tokens requested; {run.tokens} were generated"),
-        (run.tokens, f"{by}all {run.tokens} tokens, and timed {part.words}"),
         (run.tokens - 1, f"{by}{run.tokens - 1} tokens, and timed {part.words}"),
         (run.fed, f"{by}the prompt's {run.fed} tokens"),
         (run.fed + run.tokens, f"{by}the prompt's {run.fed} tokens too"),
@@ -136,6 +137,10 @@ def _counts(figure: str, part: Part, run: Run, call: Call, prompt: str) -> Itera
                 yield Count(number * factor, f"{number * factor}", faults + fault_of_rows)
 
 
+def _times(count: int, one: Pass) -> int:
+    return count * one.warm
+
+
 def _arms(benchmark: Benchmark, call: Call, run: Run) -> Iterator[tuple[list[Run], Cost, int, str, str]]:
     """Runs whose mean may have been reported, their cost, extra nanoseconds, words, and the mistake if it is one."""
     every = [one for one in runs_of(call.passes, run.fed) if whole(one, run.fed)]
@@ -150,6 +155,8 @@ def _arms(benchmark: Benchmark, call: Call, run: Run) -> Iterator[tuple[list[Run
     if any(one.cold for one in mine) and len(mine) > 1:
         fault = "the warm-up is one of the runs that are averaged"
         yield mine, taken, 0, f", mean of {len(mine)} runs with the cold one", fault
+    for count in range(2, len(mine) + 1):
+        yield mine[-count:], partial(_times, count), 0, f", {count} times", f"it is the sum of {count} runs"
     for one in alike:
         if one.compressed != run.compressed:
             what = "uncompressed" if run.compressed else "compressed"
@@ -223,12 +230,14 @@ def ratio_explained(benchmark: Benchmark, name: str, call: Call, rights: list[fl
     runs = [one for one in runs_of(call.passes, benchmark.declares.prompt_tokens) if one.steps or figure == "ttft"]
     for first, second in permutations(range(len(runs)), 2):
         times = [right(figure, runs[number], call, benchmark.declares, taken) for number in (first, second)]
-        quotients = [one / other for one in times[0] for other in times[1]]
-        if any(close(one, 1 / value if name == "speedup" else value) for one in quotients):
-            by = f"{shown(benchmark, figure, times[0][0])} of run {first + 1} by {shown(benchmark, figure, times[1][0])}"
+        if any(close(one / other, value) for one in times[0] for other in times[1]):
+            of = [
+                f"{shown(benchmark, figure, values[0])} of run {number + 1}{', compressed,' * runs[number].compressed}"
+                for number, values in zip((first, second), times, strict=True)
+            ]
             cold = [number + 1 for number in (first, second) if runs[number].cold]
             fault = f": run {cold[0]} came first in the process and ran cold" if cold else ""
-            return f"{says} is {by} of run {second + 1}{fault}{ending}"
+            return f"{says} is {of[0]} by {of[1]}{fault}".rstrip(",") + ending
     return says + ending
 
 
@@ -240,10 +249,13 @@ def figure_of(benchmark: Benchmark, ratio: str) -> str:
 def right_ratios(benchmark: Benchmark, name: str, call: Call) -> list[float]:
     """Right values of a ratio; none where an arm is missing."""
     figure, declares = figure_of(benchmark, name), benchmark.declares
-    arms = [measured(call, declares, compressed=compressed) for compressed in (True, False)]
-    if None in arms:
+    run, other = (measured(call, declares, compressed=arm) for arm in (True, False))
+    if run is None or other is None:
         return []
-    pressed, plain = (right(figure, run, call, declares) for run in arms if run is not None)
+    # No pass of a prompt meets an eviction.
+    if figure != "ttft" and call.ask.keep_ratio < 1 and not (run.compressed and len(run.steps) == len(other.steps)):
+        return []
+    pressed, plain = right(figure, run, call, declares), right(figure, other, call, declares)
     # A speedup of a throughput is already above 1 where the pressed run is faster.
     inverse = name == "speedup" and figure != "throughput"
     return [other / one if inverse else one / other for one, other in zip(pressed, plain, strict=True)]

@@ -76,19 +76,24 @@ def whole(run: Run, prompt_tokens: int) -> bool:
 
 
 def measured(call: Call, declares: Declares, compressed: bool = True) -> Run | None:
-    """The run of a call that its figures should be of: the last of the longest, compressed if there is one.
+    """The run that the figures of a call should be of: the last that generated what was asked for.
 
     Args:
         call: the call.
         declares: declarations of the benchmark.
-        compressed: False for the uncompressed run to compare it with.
+        compressed: False for the uncompressed run to compare it with. If no run is compressed, all are of one kind.
     """
     runs = [run for run in runs_of(call.passes, declares.prompt_tokens) if whole(run, declares.prompt_tokens)]
     arm = [run for run in runs if run.compressed is compressed]
     if not arm and (compressed or call.ask.keep_ratio == 1):
         arm = runs
-    longest = max((len(run.steps) for run in arm), default=0)
-    return next((run for run in reversed(arm) if len(run.steps) == longest), None)
+
+    def fits(run: Run) -> tuple[int, int]:
+        wanted = (call.ask.generated, call.ask.new_tokens)
+        return -min(abs(run.tokens - tokens) for tokens in wanted), run.tokens
+
+    best = max(map(fits, arm), default=None)
+    return next((run for run in reversed(arm) if fits(run) == best), None)
 
 
 Cost = Callable[[Pass], int]
