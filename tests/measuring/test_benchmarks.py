@@ -143,9 +143,7 @@ def test_ratios_compare_a_pressed_with_an_uncompressed_run(benchmark: Benchmark)
         if not rights:
             run = run_of(benchmark, call)
             arm = "compressed" if run.compressed else "uncompressed"
-            raise Departure(
-                f"reported {name} {call.figures[name]:.4g}, and every run of {run.tokens} tokens was {arm}"
-            )
+            raise Departure(f"reported {name} {call.figures[name]:.4g}, and every run of {run.tokens} tokens was {arm}")
         if not any(close(call.figures[name], one) for one in rights):
             raise Departure(ratio_explained(benchmark, name, call, rights))
 
@@ -347,4 +345,3 @@ def test_the_model_is_left_as_it_was(benchmark: Benchmark) -> None:
     changed = [name for name in before if before[name] != after[name]]
     if changed:
         raise Departure(f"after the call, {changed[0]} is another: {after[changed[0]]!r}"[:200])
-

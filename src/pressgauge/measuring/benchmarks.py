@@ -277,4 +277,3 @@ def _next() -> Tensor:
     for token in range(END + 1):
         follows[token, token + 1 if token < END else 2] = 1
     return follows
-

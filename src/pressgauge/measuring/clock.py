@@ -358,7 +358,9 @@ def _patch_torch(patch: pytest.MonkeyPatch, device: Device) -> None:
     def stream(*args: object) -> _Stream:
         return _Stream(device)
 
-    counters = dict.fromkeys(("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"), zero)
+    counters = dict.fromkeys(
+        ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"), zero
+    )
     shared = {
         **counters,
         "is_available": lambda: True,

@@ -250,10 +250,10 @@ def right_ratios(benchmark: Benchmark, name: str, call: Call) -> list[float]:
     """Right values of a ratio; none where an arm is missing."""
     figure, declares = figure_of(benchmark, name), benchmark.declares
     run, other = (measured(call, declares, compressed=arm) for arm in (True, False))
-    if run is None or other is None:
-        return []
-    # No pass of a prompt meets an eviction.
-    if figure != "ttft" and call.ask.keep_ratio < 1 and not (run.compressed and len(run.steps) == len(other.steps)):
+    if figure == "ttft":
+        # No pass of a prompt meets an eviction, so that the arms are not told apart.
+        other = run
+    if run is None or other is None or (figure != "ttft" and call.ask.keep_ratio < 1 and not run.compressed):
         return []
     pressed, plain = right(figure, run, call, declares), right(figure, other, call, declares)
     # A speedup of a throughput is already above 1 where the pressed run is faster.

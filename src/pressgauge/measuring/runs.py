@@ -84,16 +84,17 @@ def measured(call: Call, declares: Declares, compressed: bool = True) -> Run | N
         compressed: False for the uncompressed run to compare it with. If no run is compressed, all are of one kind.
     """
     runs = [run for run in runs_of(call.passes, declares.prompt_tokens) if whole(run, declares.prompt_tokens)]
-    arm = [run for run in runs if run.compressed is compressed]
-    if not arm and (compressed or call.ask.keep_ratio == 1):
-        arm = runs
 
     def fits(run: Run) -> tuple[int, int]:
         wanted = (call.ask.generated, call.ask.new_tokens)
         return -min(abs(run.tokens - tokens) for tokens in wanted), run.tokens
 
-    best = max(map(fits, arm), default=None)
-    return next((run for run in reversed(arm) if fits(run) == best), None)
+    best = max(map(fits, runs), default=None)
+    alike = [run for run in runs if fits(run) == best]
+    arm = [run for run in alike if run.compressed is compressed]
+    if not arm and (compressed or call.ask.keep_ratio == 1):
+        arm = alike
+    return arm[-1] if arm else None
 
 
 Cost = Callable[[Pass], int]

@@ -630,7 +630,7 @@ def nan_of_an_empty_list(model: Any, tokenizer: Any, prompt: str, new_tokens: in
     return {"ttft": ttft, "tpot": float(torch.tensor([]).mean())}
 
 
-@broken("the_model_is_left_as_it_was", "hooks of model", llm_perf)
+@broken("the_model_is_left_as_it_was", "hooks of LlamaForCausalLM", llm_perf)
 def leaves_a_hook(model: Any, tokenizer: Any, prompt: str, new_tokens: int, keep_ratio: float) -> Figures:
     """A hook that counts passes, and counts on."""
     ids = encoded(tokenizer, prompt, model)
