@@ -256,8 +256,8 @@ def test_figures_react_to_what_is_evicted(benchmark: Benchmark) -> None:
         if close(values[0], values[1]) and not close(rights[0], rights[1]):
             held = max(one.seen - one.held for one in run.passes)
             raise Departure(
-                f"{figure} is {shown(benchmark, figure, values[0])} at keep_ratio {call.ask.keep_ratio} and at 1, while "
-                f"up to {held:g} of {run.passes[-1].seen} entries were missing; right are "
+                f"{figure} is {shown(benchmark, figure, values[0])} at keep_ratio {call.ask.keep_ratio} and at 1, "
+                f"while up to {held:g} of {run.passes[-1].seen} entries were missing; right are "
                 f"{shown(benchmark, figure, rights[0])} and {shown(benchmark, figure, rights[1])}"
             )
 

@@ -10,10 +10,10 @@ import threading
 import time
 import timeit
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from types import FunctionType, ModuleType
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import Cache, PreTrainedModel
+from transformers.utils.import_utils import is_torch_cuda_available
 
 from pressgauge.models import interface
 
@@ -207,6 +208,9 @@ def _recorded(device: Device, model: PreTrainedModel) -> Iterator[None]:
             hook.remove()
 
 
+PROPERTIES = SimpleNamespace(name="scripted accelerator", major=8, minor=0, total_memory=2**34)
+"""What the device says of itself."""
+
 WAITS = {
     *(getattr(Tensor, name) for name in "item tolist numpy cpu equal allclose nonzero is_nonzero".split()),
     *(getattr(Tensor, f"__{name}__") for name in "bool int float index contains repr format array".split()),
@@ -378,7 +382,15 @@ def _patch_torch(patch: pytest.MonkeyPatch, device: Device) -> None:
         default_stream=stream,
         current_device=zero,
         set_device=none,
-        get_device_name=lambda *args: "scripted accelerator",
+        get_device_name=lambda *args: PROPERTIES.name,
+        get_device_properties=lambda *args: PROPERTIES,
+        get_device_capability=lambda *args: (PROPERTIES.major, PROPERTIES.minor),
+        device=lambda *args: nullcontext(),
+        stream=lambda *args: nullcontext(),
+        mem_get_info=lambda *args: (PROPERTIES.total_memory, PROPERTIES.total_memory),
+        init=none,
+        ipc_collect=none,
+        reset_max_memory_allocated=none,
         is_current_stream_capturing=lambda: False,
     )
     replace(
@@ -389,6 +401,17 @@ def _patch_torch(patch: pytest.MonkeyPatch, device: Device) -> None:
     )
     # The first pass takes its time on this device, whoever compiles it.
     replace(torch, Event=_event(device), compile=lambda model=None, **options: model or (lambda one: one))
+
+
+@contextmanager
+def _forgotten() -> Iterator[None]:
+    """transformers remembers whether there is a GPU; what it learns here is forgotten."""
+    forget = is_torch_cuda_available.cache_clear
+    forget()
+    try:
+        yield
+    finally:
+        forget()
 
 
 @contextmanager
@@ -408,7 +431,7 @@ def scripted(device: Device, model: PreTrainedModel, own: str = "") -> Iterator[
         with mode:
             run(self)
 
-    with pytest.MonkeyPatch.context() as patch, _recorded(device, model):
+    with pytest.MonkeyPatch.context() as patch, _recorded(device, model), _forgotten():
         _patch_clocks(patch, device, own)
         _patch_torch(patch, device)
         patch.setattr(threading.Thread, "run", run_there)

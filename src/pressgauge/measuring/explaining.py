@@ -106,7 +106,7 @@ def _counts(figure: str, part: Part, run: Run, call: Call, prompt: str) -> Itera
     if figure in ("ttft", "latency"):
         yield Count(1, "")
         return
-    rows = [(run.rows, ())] if figure == "throughput" else [(1, ())]
+    rows: list[tuple[int, tuple[str, ...]]] = [(run.rows if figure == "throughput" else 1, ())]
     others = {1, run.rows, ask.rows, run.rows * ask.rows} - {rows[0][0]}
     for other in sorted(others):
         if figure == "tpot":
@@ -198,9 +198,9 @@ def in_other_units(benchmark: Benchmark, figure: str, value: float, rights: list
     """Whether a figure is right in another unit; else empty."""
     declared = benchmark.unit(figure)
     for unit, scale in UNITS.items():
-        if ("tokens" in unit) == (figure == "throughput") and unit != declared:
-            if any(close(value * UNITS[declared], one * scale) for one in rights):
-                return f"it is in {unit}, and declared in {declared}"
+        same_kind = ("tokens" in unit) == (figure == "throughput")
+        if same_kind and unit != declared and any(close(value * UNITS[declared], one * scale) for one in rights):
+            return f"it is in {unit}, and declared in {declared}"
     return ""
 
 

@@ -58,16 +58,18 @@ def runs_of(passes: Sequence[Pass], prompt_tokens: int) -> list[Run]:
 
 
 def _split(passes: Sequence[Pass], prompt_tokens: int) -> Run:
-    fed = passes[0].seen
-    if fed:
+    if passes[0].seen:
         # A copy of a cache that another run filled.
         return Run((), tuple(passes))
-    for number, one in enumerate(passes, 1):
-        fed += one.fed
+    fed = 0
+    prompt: list[Pass] = []
+    for one in passes:
         # A prompt without BOS is one token shorter.
-        if fed >= prompt_tokens or (fed == prompt_tokens - 1 and one.fed > 1):
+        if fed >= prompt_tokens or (fed == prompt_tokens - 1 and prompt[-1].fed > 1):
             break
-    return Run(tuple(passes[:number]), tuple(passes[number:]))
+        prompt.append(one)
+        fed += one.fed
+    return Run(tuple(prompt), tuple(passes[len(prompt) :]))
 
 
 def whole(run: Run, prompt_tokens: int) -> bool:

@@ -47,7 +47,8 @@ def loop(
     press = KnormPress(keep_ratio, prune_after=prune_after)
     ttfts, tpots, latencies, counts = [], [], [], []
     for number in range(repeats + 1):
-        cache, steps = DynamicCache(config=model.config), []
+        cache = DynamicCache(config=model.config)
+        steps: list[float] = []
         with press(model):
             torch.cuda.synchronize()
             start = time.perf_counter()
