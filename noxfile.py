@@ -98,7 +98,8 @@ def baselines(session: nox.Session) -> None:
 def oldest(session: nox.Session) -> None:
     """Conformance, and what looks inside our presses, on the oldest transformers that is supported."""
     install(session, "oldest")
-    where = ["tests/conformance", "tests/presses"]
+    inside = ["cache", "test_attach.py", "test_proof.py", "test_storage.py"]
+    where = ["tests/conformance", "tests/properties", *(f"tests/unit/{name}" for name in inside)]
     session.run("python", "-m", "pytest", *where, "--numprocesses", "2", *session.posargs)
 
 
@@ -106,7 +107,7 @@ def oldest(session: nox.Session) -> None:
 def newest(session: nox.Session) -> None:
     """The whole suite with the newest releases that the metadata admits; first, what is newer than the lock."""
     install(session, "test", locked=False)
-    session.run("python", "tools/lock.py", "newer", "constraints.txt")
+    session.run("python", "-m", "tools.lock", "newer", "constraints.txt")
     session.run("python", "-m", "pytest", "--device", "cpu", "--numprocesses", "2", *session.posargs)
 
 
@@ -119,70 +120,76 @@ def lock(session: nox.Session) -> None:
     extras = [each for extra in metadata["optional-dependencies"].values() for each in extra]
     for path, groups in LOCKS.items():
         requirements = nox.project.dependency_groups(PROJECT, *groups)
-        session.run("python", "tools/lock.py", "write", path, TORCH, *metadata["dependencies"], *extras, *requirements)
+        session.run(
+            "python", "-m", "tools.lock", "write", path, TORCH, *metadata["dependencies"], *extras, *requirements
+        )
 
 
 @nox.session
 def installs(session: nox.Session) -> None:
     """Run every install line of README and docs in an empty environment, in the releases of the lock."""
     install(session, "test")
-    session.chdir("tests")
-    session.run("python", "-m", "installs")
+    session.run("python", "-m", "tools.installs")
 
 
 MUTATED = {
     "decide": (
         ("rules", "presses", "history"),
         (
-            "test_budget.py",
-            "test_press.py",
-            "test_history.py",
-            "test_votes.py",
-            "presses/test_counts.py",
-            "presses/test_which.py",
-            "presses/test_replay.py",
+            "unit/rules",
+            "unit/presses",
+            "unit/history",
+            "properties/test_counts.py",
+            "properties/test_which.py",
+            "properties/test_replay.py",
         ),
     ),
     "hold": (
         ("storage", "cache"),
         (
-            "presses/test_storage.py",
-            "presses/test_memory.py",
-            "presses/test_rows.py",
-            "presses/test_which.py",
-            "presses/test_leaks.py",
-            "presses/test_identity.py",
-            "presses/test_refusals.py",
-            "presses/test_surroundings.py",
-            "test_history.py",
+            "unit/test_storage.py",
+            "properties/test_memory.py",
+            "properties/test_rows.py",
+            "properties/test_which.py",
+            "properties/test_leaks.py",
+            "properties/test_identity.py",
+            "properties/test_refusals.py",
+            "properties/test_surroundings.py",
+            "unit/history/test_history.py",
         ),
     ),
     "attach": (
         ("proof", "attach", "onepass"),
         (
-            "presses/test_proof.py",
-            "presses/test_leaks.py",
-            "presses/test_refusals.py",
-            "presses/test_surroundings.py",
-            "presses/test_attention_first.py",
-            "presses/test_onepass.py",
-            "presses/test_rows.py",
-            "test_onepass.py",
+            "unit/test_proof.py",
+            "properties/test_leaks.py",
+            "properties/test_refusals.py",
+            "properties/test_surroundings.py",
+            "properties/test_attention_first.py",
+            "properties/test_onepass.py",
+            "properties/test_rows.py",
+            "unit/test_onepass.py",
         ),
     ),
     "measure": (
         ("decoder", "likelihood"),
-        ("test_decoder.py", "test_perplexity.py", "test_arguments.py", "presses/test_onepass.py", "test_measuring.py"),
+        (
+            "unit/test_decoder.py",
+            "unit/test_likelihood.py",
+            "unit/test_arguments.py",
+            "properties/test_onepass.py",
+            "properties/test_measuring.py",
+        ),
     ),
     "models": (
         ("models/interface", "models/support"),
         (
-            "presses/test_refusals.py",
-            "presses/test_proof.py",
-            "presses/test_surroundings.py",
-            "presses/test_borrowed.py",
-            "test_decoder.py",
-            "zoo/test_zoo.py",
+            "properties/test_refusals.py",
+            "unit/test_proof.py",
+            "properties/test_surroundings.py",
+            "properties/test_borrowed.py",
+            "unit/test_decoder.py",
+            "harness/test_zoo.py",
         ),
     ),
 }
@@ -199,7 +206,7 @@ def mutate(session: nox.Session, part: str) -> None:
     install(session, "mutate")
     copy = Path(session.create_tmp()).resolve() / "copy"
     shutil.rmtree(copy, ignore_errors=True)
-    for name in ("src", "tests"):
+    for name in ("src", "tests", "tools"):
         shutil.copytree(name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     modules, tests = MUTATED[part]
     files = [f"src/pressgauge/{name}/*.py" if Path("src/pressgauge", name).is_dir() else f"src/pressgauge/{name}.py"
@@ -214,7 +221,7 @@ def mutate(session: nox.Session, part: str) -> None:
         path.write_text(re.sub(r"^@lru_cache\(.*\)\n", "", code, flags=re.MULTILINE), encoding="utf-8")
     session.chdir(copy)
     session.run("mutmut", "run", *session.posargs, env={"PYTHONPATH": str(copy / "tests"), "OMP_NUM_THREADS": "1"})
-    session.run("python", "tests/mutants/survivors.py", *modules)
+    session.run("python", "-m", "tools.survivors", *modules)
 
 
 @nox.session
@@ -230,8 +237,7 @@ def lint(session: nox.Session) -> None:
 def kills(session: nox.Session) -> None:
     """Hold every mutant to every law, and write the kill matrix into ``docs/``."""
     install(session, "test")
-    session.chdir("tests")
-    session.run("python", "-m", "mutants", *session.posargs)
+    session.run("python", "-m", "tools.kill_matrix", *session.posargs)
 
 
 @nox.session
@@ -240,16 +246,14 @@ def peers(session: nox.Session) -> None:
     kvpress needs an older transformers."""
     install(session, "peers")
     session.run("python", "-m", "pytest", "tests/peers", *session.posargs)
-    session.chdir("tests")
-    session.run("python", "-m", "peers")
+    session.run("python", "-m", "tools.peers")
 
 
 @nox.session
 def zoo(session: nox.Session) -> None:
     """Try a press on every causal architecture of the installed transformers, and write ``docs/zoo.md``."""
     install(session, "test")
-    session.chdir("tests")
-    session.run("python", "-m", "zoo", *session.posargs)
+    session.run("python", "-m", "tools.zoo", *session.posargs)
 
 
 @nox.session
@@ -257,16 +261,14 @@ def comparison(session: nox.Session) -> None:
     """Measure the presses side by side, as the reports claim to, and write ``docs/comparison.md``; ``-- --help`` lists
     the options."""
     install(session, "test")
-    session.chdir("tests")
-    session.run("python", "-m", "comparison", *session.posargs)
+    session.run("python", "-m", "tools.comparison", *session.posargs)
 
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """Print ratios of times and memory; ``-- --help`` lists the benchmarks."""
     install(session)
-    session.chdir("tests")
-    session.run("python", "-m", "benchmarks", *session.posargs)
+    session.run("python", "-m", "tools.benchmarks", *session.posargs)
 
 
 @nox.session

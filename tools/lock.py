@@ -1,6 +1,6 @@
 """Write a file of constraints, or list where an environment is newer than one.
 
-``python tools/lock.py write FILE REQUIREMENT...`` and ``python tools/lock.py newer FILE``; see ``nox -s lock`` and
+``python -m tools.lock write FILE REQUIREMENT...`` and ``python -m tools.lock newer FILE``; see ``nox -s lock`` and
 ``nox -s newest``.
 """
 

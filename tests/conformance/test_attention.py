@@ -59,9 +59,10 @@ def test_a_token_is_rotated_by_the_number_of_tokens_seen(subject: Subject, model
                 place = int(torch.nonzero(given != expected)[0])
                 before = [keys.shape[2] for keys, _ in trace.passes[number - 1].held]
                 raise Departure(
-                    "positions", f"token {one.start + place} was given position {int(given[place])} in pass {number}; "
-                    f"{one.start + place} tokens were seen before it, and {min(before)} to {max(before)} entries held",
-                )  # fmt: skip
+                    f"token {one.start + place} was rotated by position {int(given[place])} in pass {number}; "
+                    f"{one.start + place} tokens were seen before it, and {min(before)} to {max(before)} entries were "
+                    "held"
+                )
 
 
 def test_later_tokens_change_no_earlier_logit(subject: Subject, one_model: architectures.Model) -> None:
@@ -74,7 +75,7 @@ def test_later_tokens_change_no_earlier_logit(subject: Subject, one_model: archi
             run(subject, one_model, i, lengths, keep_ratio=0.5, prune_after=4).logits[:, :15] for i in (ids, other)
         )
         if wrong := wrong_tokens(one, two):
-            raise Departure("causality", f"the logits of token {wrong[0]} depend on tokens from 15 on")
+            raise Departure(f"the logits of token {wrong[0]} depend on tokens from 15 on")
 
 
 def test_passes_do_not_matter_while_nothing_is_evicted(subject: Subject, one_model: architectures.Model) -> None:
@@ -88,9 +89,9 @@ def test_passes_do_not_matter_while_nothing_is_evicted(subject: Subject, one_mod
     for feeding, other in zip(list(FEEDINGS)[1:], runs[1:], strict=True):
         if wrong := wrong_tokens(other.logits, runs[0].logits):
             raise Departure(
-                "passes", f"nothing may be evicted, and yet the logits of token {wrong[0]} differ between "
-                f"feeding it whole and as {feeding}",
-            )  # fmt: skip
+                f"nothing may be evicted, but the logits of token {wrong[0]} differ between the passes "
+                f"{next(iter(FEEDINGS))!r} and {feeding!r}"
+            )
 
 
 def test_a_copy_goes_its_own_way(subject: Subject, one_model: architectures.Model) -> None:
@@ -108,4 +109,4 @@ def test_a_copy_goes_its_own_way(subject: Subject, one_model: architectures.Mode
     alone = run(subject, one_model, ids, [12] + [1] * (LENGTH - 12), keep_ratio=0.5, prune_after=4)
     found = torch.cat([one.logits for one in session.passes], dim=1)
     if wrong := wrong_tokens(found, alone.logits):
-        raise Departure("copies", f"the logits of token {wrong[0]} changed when a copy of the cache went another way")
+        raise Departure(f"the logits of token {wrong[0]} changed because a copy of the cache was continued")

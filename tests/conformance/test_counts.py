@@ -54,7 +54,7 @@ def test_a_skipped_layer_keeps_everything(subject: Subject) -> None:
     ids = architectures.text(model, 1, 20)
     for skipped in ((0,), (1,), (0, 2)):
         trace = run(subject, model, ids, [16] + [1] * 4, keep_ratio=0.5, prune_after=4, skip_layers=skipped)
-        check_counts(subject, trace, "skip_layers")
+        check_counts(subject, trace)
 
 
 def test_counts_are_those_of_exact_numbers(subject: Subject) -> None:
@@ -76,7 +76,7 @@ def test_counts_are_those_of_exact_numbers(subject: Subject) -> None:
         options: dict[str, Any] = {"keep_ratio": ratio, "prune_after": 0}
         if "sinks" in subject.declares.takes:
             options["sinks"] = 0
-        check_counts(subject, run(subject, model, ids, subject.once(count), **options), "exact counts")
+        check_counts(subject, run(subject, model, ids, subject.once(count), **options))
 
 
 def test_the_shortest_texts_and_the_smallest_ratios(subject: Subject) -> None:
@@ -92,10 +92,10 @@ def test_the_shortest_texts_and_the_smallest_ratios(subject: Subject) -> None:
                 for one in trace.passes:
                     least = min(keys.shape[2] for keys, _ in one.held)
                     if least < 1:
-                        raise Departure("empty", f"a layer holds nothing after {one.end} tokens with {options}")
+                        raise Departure(f"a layer holds no entries after {one.end} tokens with {options}")
                     if not one.logits.isfinite().all():
-                        raise Departure("empty", f"the logits of pass {one.start} are not numbers with {options}")
-                check_counts(subject, trace, "short texts")
+                        raise Departure(f"the logits from token {one.start} on are not finite with {options}")
+                check_counts(subject, trace)
 
 
 def test_the_step_after_a_one_token_prompt_is_a_step(subject: Subject) -> None:
@@ -104,7 +104,7 @@ def test_the_step_after_a_one_token_prompt_is_a_step(subject: Subject) -> None:
     ids = architectures.text(model, 1, 8)
     for lengths in ([1] * 8, [1, 5, 1, 1]):
         trace = run(subject, model, ids, lengths, keep_ratio=0.5, prune_after=2)
-        check_counts(subject, trace, "one-token prompt")
+        check_counts(subject, trace)
 
 
 def test_something_is_evicted(subject: Subject) -> None:
@@ -122,7 +122,10 @@ def test_heads_and_layers_agree_on_the_shape(subject: Subject) -> None:
     trace = run(subject, model, ids, [16] + [1] * 4, keep_ratio=0.4, prune_after=3)
     for one in trace.passes:
         if len(one.held) != architectures.LAYERS:
-            raise Departure("shape", f"{len(one.held)} of {architectures.LAYERS} layers can be read")
+            raise Departure(f"the cache has {len(one.held)} readable layers, and the model has {architectures.LAYERS}")
         for layer, (keys, values) in enumerate(one.held):
             if keys.shape[:3] != values.shape[:3] or keys.shape[:2] != one.arrived[layer][0].shape[:2]:
-                raise Departure("shape", f"layer {layer} holds keys {list(keys.shape)} and values {list(values.shape)}")
+                raise Departure(
+                    f"layer {layer} holds keys {list(keys.shape)} and values {list(values.shape)}; both must start "
+                    f"with {list(one.arrived[layer][0].shape[:2])} and hold equally many entries"
+                )

@@ -51,9 +51,9 @@ def test_what_is_read_is_in_the_order_of_positions(subject: Subject, data: st.Da
                     real = [position for position in positions if position != GONE]
                     if real != sorted(real):
                         raise Departure(
-                            "order", f"layer {layer}, row {row}, KV head {head} holds tokens {_few(real)} in this "
-                            f"order after pass {number}",
-                        )  # fmt: skip
+                            f"layer {layer}, row {row}, KV head {head} holds tokens {_few(real)} in this order after "
+                            f"pass {number}"
+                        )
 
 
 def _few(items: list[int]) -> str:
@@ -122,17 +122,17 @@ def _check_pair(
                 continue
             if low == high or (low != low and high != high):
                 wrong = best < worst and subject.declares.ties == "earlier"
-                why = "are equal, and the earlier token stays"
+                rule = "of equal scores the earlier token is retained"
             else:
                 told_apart = subject.declares.exact or high - low > TELLING_APART * max(abs(high), abs(low))
                 # NaN is below every number.
                 wrong = (high > low and told_apart) or (high == high and low != low)
-                why = "say the contrary"
+                rule = "NaN ranks below every number" if low != low else "the higher score is retained"
             if wrong:
                 raise Departure(
-                    "best", f"{where} let go of token {best} in pass {number} and kept token {worst}; their scores, "
-                    f"{high:.6g} and {low:.6g}, {why}",
-                )  # fmt: skip
+                    f"{where} evicted token {best} in pass {number} and retained token {worst}; their scores are "
+                    f"{high:.6g} and {low:.6g}, and {rule}"
+                )
 
 
 @FEW
@@ -177,9 +177,9 @@ def check_protected(trace: Trace, sinks: int, recent: int) -> None:
                 which = "first" if missing[0] < sinks else "last"
                 size = sinks if missing[0] < sinks else recent
                 raise Departure(
-                    "protected", f"layer {layer} let go of token {missing[0]} in pass {number} ({one.end} tokens "
-                    f"seen), one of the {which} {size}, which never go",
-                )  # fmt: skip
+                    f"layer {layer} evicted token {missing[0]} in pass {number} ({one.end} tokens seen), one of the "
+                    f"{which} {size}, which are protected"
+                )
 
 
 def test_sinks_and_recent_tokens_are_never_evicted(subject: Subject) -> None:
@@ -208,7 +208,7 @@ def test_sinks_and_recent_tokens_are_never_evicted(subject: Subject) -> None:
             for lengths in ([16], [8, 1, 1, 1, 1, 4]):
                 trace = run_scripted(subject, keys, lengths, keep_ratio=0.2, prune_after=3, **given)
                 check_protected(trace, sinks, recent)
-                check_counts(subject, trace, "protected")
+                check_counts(subject, trace)
 
 
 @FEW
@@ -232,9 +232,9 @@ def check_nested(subject: Subject, keys: Tensor, low: float, high: float) -> Non
         for head, (small, large) in enumerate(zip(some, more, strict=True)):
             if not small <= large:
                 raise Departure(
-                    "nested", f"of {length} tokens, row {row}, KV head {head} keeps token {min(small - large)} with "
-                    f"keep_ratio {low} and not with {high}",
-                )  # fmt: skip
+                    f"of {length} tokens, row {row}, KV head {head} retains token {min(small - large)} with "
+                    f"keep_ratio {low} and not with {high}"
+                )
 
 
 def test_permuting_heads_permutes_the_result(subject: Subject) -> None:
@@ -248,9 +248,9 @@ def test_permuting_heads_permutes_the_result(subject: Subject) -> None:
         )
         if one != other[::-1]:
             raise Departure(
-                "heads", f"KV head 0 keeps tokens {_few(sorted(one[0]))}, and the same keys in head 1 keep "
-                f"{_few(sorted(other[1]))}",
-            )  # fmt: skip
+                f"KV head 0 retains tokens {_few(sorted(one[0]))}, and KV head 1 with the same keys retains "
+                f"{_few(sorted(other[1]))}"
+            )
 
 
 def test_scaling_a_head_by_a_power_of_two_changes_nothing(subject: Subject) -> None:
@@ -268,9 +268,9 @@ def test_scaling_a_head_by_a_power_of_two_changes_nothing(subject: Subject) -> N
             other = kept(run_scripted(subject, scaled, lengths, keep_ratio=0.4, prune_after=4))[0]
             if one != other:
                 raise Departure(
-                    "scale", f"with the keys of KV head 1 times 2**{exponent} it keeps tokens "
-                    f"{_few(sorted(other[1]))}, and {_few(sorted(one[1]))} without",
-                )  # fmt: skip
+                    f"KV head 1 retains tokens {_few(sorted(one[1]))}, and {_few(sorted(other[1]))} with its keys "
+                    f"times 2**{exponent}"
+                )
 
 
 EXTREMES = ["zeros", "huge", "tiny", "alike", "NaN"]
@@ -290,7 +290,7 @@ def test_extreme_keys_are_keys(subject: Subject, dtype: torch.dtype) -> None:
             except Departure as finding:
                 findings.setdefault(kind, str(finding))
     if findings:
-        raise Departure("extreme keys", f"with {', '.join(findings)}: {next(iter(findings.values()))}")
+        raise Departure(f"with keys of kind {', '.join(findings)}: {next(iter(findings.values()))}")
 
 
 def extreme_keys(kind: str, length: int, dtype: torch.dtype) -> Tensor:
@@ -328,7 +328,7 @@ def test_dtype_and_device_are_kept(subject: Subject, dtype: torch.dtype) -> None
         for layer, held in enumerate(one.held):
             for name, mine, own in zip(("keys", "values"), held, one.arrived[layer], strict=True):
                 if mine.dtype != own.dtype:
-                    raise Departure("dtype", f"layer {layer} was handed {name} in {own.dtype} and holds {mine.dtype}")
+                    raise Departure(f"layer {layer} was passed {name} in {own.dtype} and holds them in {mine.dtype}")
 
 
 def test_later_keys_change_no_earlier_decision(subject: Subject) -> None:
@@ -347,6 +347,6 @@ def test_later_keys_change_no_earlier_decision(subject: Subject) -> None:
         if not torch.equal(one, two):
             row, head, token = torch.nonzero(one != two)[0].tolist()
             raise Departure(
-                "causality", f"what became of token {token} of row {row}, KV head {head} by {split} tokens depends on "
-                "tokens that came later",
-            )  # fmt: skip
+                f"the eviction of token {token} from row {row}, KV head {head} within the first {split} tokens depends "
+                "on later tokens"
+            )

@@ -41,9 +41,9 @@ def check_identity(subject: Subject, trace: Trace, why: str) -> None:
         error = off(trace.logits, logits)
         first = torch.nonzero(~(error <= (0 if exact else EXACT)))[0]
         raise Departure(
-            "identity", f"{why}, and yet the logits of token {int(first)} differ from those of a DynamicCache, by up "
-            f"to {float(error.max()):.2g} of the largest",
-        )  # fmt: skip
+            f"{why}, but the logits differ from those with a DynamicCache, from token {int(first)} on, by up to "
+            f"{float(error.max()):.2g} of the largest"
+        )
     for layer, (keys, values) in enumerate(trace.passes[-1].held):
         own: Any = cache.layers[layer]
         own_keys, own_values = own.keys.cpu(), own.values.cpu()
@@ -55,8 +55,8 @@ def check_identity(subject: Subject, trace: Trace, why: str) -> None:
         if not same:
             what = "other entries, or the same in another order"
             if keys.shape != own_keys.shape:
-                what = f"keys {list(keys.shape)} where that holds {list(own_keys.shape)}"
-            raise Departure("identity", f"{why}, and yet layer {layer} does not hold what a DynamicCache does: {what}")
+                what = f"keys {list(keys.shape)} instead of {list(own_keys.shape)}"
+            raise Departure(f"{why}, but layer {layer} does not hold the entries of a DynamicCache: {what}")
 
 
 def test_a_ratio_of_one_changes_nothing(subject: Subject, model: architectures.Model) -> None:
@@ -104,7 +104,9 @@ def test_generate_with_a_ratio_of_one_is_as_without(subject: Subject, one_model:
     with Session(subject, subject(keep_ratio=1.0, prune_after=0), one_model) as session:
         tokens = session.generate(ids, NEW)[:, 11:]
     if not torch.equal(tokens, expected):
-        raise Departure("generate", f"keep_ratio is 1, and yet {tokens[0].tolist()} comes for {expected[0].tolist()}")
+        raise Departure(
+            f"keep_ratio is 1, but model.generate gives {tokens[0].tolist()} instead of {expected[0].tolist()}"
+        )
 
 
 def test_generate_attends_to_what_is_held(subject: Subject, model: architectures.Model) -> None:
@@ -124,6 +126,6 @@ def test_generate_attends_to_what_is_held(subject: Subject, model: architectures
     error = ((logits - expected).abs().amax(-1) / expected.abs().max()).tolist()
     if wrong := [step for step, value in enumerate(error) if not value < EXACT]:
         raise Departure(
-            "generate", f"step {wrong[0]} of model.generate gives logits that are off by {error[wrong[0]]:.2g} of the "
-            "largest: they are not those of attention to what was held, at true positions",
-        )  # fmt: skip
+            f"the logits of step {wrong[0]} of model.generate are off by {error[wrong[0]]:.2g} of the largest: they "
+            "are not those of attention to the held entries at true positions"
+        )

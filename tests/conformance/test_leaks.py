@@ -43,9 +43,9 @@ def test_a_second_sequence_is_as_fresh_as_the_first(subject: Subject, one_model:
             again = run(subject, one_model, texts[index], lengths[index], compressor=compressor, **options)
             if not _same(again, fresh[index]):
                 raise Departure(
-                    "fresh", f"a text of {texts[index].shape[1]} tokens is treated otherwise as number {turn + 1} "
-                    "through one compressor than as the first",
-                )  # fmt: skip
+                    f"a text of {texts[index].shape[1]} tokens gives another result as sequence {turn + 1} of one "
+                    "compressor than as the first"
+                )
     with Session(subject, subject(**options), one_model) as session:
         for turn, index in enumerate((0, 1, 0)):
             if turn:
@@ -55,9 +55,9 @@ def test_a_second_sequence_is_as_fresh_as_the_first(subject: Subject, one_model:
             again = Trace(subject, options, one_model, texts[index], session.passes)
             if not _same(again, fresh[index]):
                 raise Departure(
-                    "fresh", f"a text of {texts[index].shape[1]} tokens is treated otherwise as number {turn + 1} "
-                    f"{session.adapter.shared}than as the first",
-                )  # fmt: skip
+                    f"a text of {texts[index].shape[1]} tokens gives another result as sequence {turn + 1} "
+                    f"{session.adapter.shared}than as the first"
+                )
 
 
 def test_two_sequences_side_by_side_do_not_meet(subject: Subject, one_model: architectures.Model) -> None:
@@ -75,7 +75,7 @@ def test_two_sequences_side_by_side_do_not_meet(subject: Subject, one_model: arc
     for session, expected in zip((one, other), fresh, strict=True):
         found = torch.cat([p.logits for p in session.passes], dim=1)
         if not torch.equal(found, expected):
-            raise Departure("fresh", "two sequences that are fed in turns through one compressor change each other")
+            raise Departure("two sequences fed in turns through one compressor change each other's logits")
 
 
 def test_the_same_again_is_the_same(subject: Subject, one_model: architectures.Model) -> None:
@@ -85,12 +85,12 @@ def test_the_same_again_is_the_same(subject: Subject, one_model: architectures.M
     state = torch.random.get_rng_state()
     one = run(subject, one_model, ids, [12] + [1] * 6, **options)
     if not torch.equal(torch.random.get_rng_state(), state):
-        raise Departure("random numbers", "the global random state was changed")
+        raise Departure("the global random state has changed")
     torch.rand(3)
     other = run(subject, one_model, ids, [12] + [1] * 6, **options)
     torch.random.set_rng_state(state)
     if not _same(one, other):
-        raise Departure("repeats", "the same text through two equal compressors gives different results")
+        raise Departure("the same text gives different results with two equal compressors")
 
 
 @contextmanager
@@ -101,9 +101,9 @@ def _left_as_it_was(model: architectures.Model, when: str) -> Iterator[None]:
     before, there = fingerprint(model), registered()
     yield
     if changed := difference(before, fingerprint(model)):
-        raise Departure("leaks", f"the model is not what it was {when}: {changed}")
+        raise Departure(f"the model has changed {when}: {changed}")
     if more := registered() ^ there:
-        raise Departure("leaks", f"transformers' attention functions are not what they were {when}: {min(more)}")
+        raise Departure(f"transformers' attention functions have changed {when}: {min(more)}")
 
 
 class InterruptedPassError(Exception):
@@ -138,10 +138,10 @@ def test_the_model_is_left_as_it_was(subject: Subject) -> None:
             pass
     with torch.no_grad():
         if not torch.equal(model(own).logits, expected):
-            raise Departure("leaks", "the model computes something else than before")
+            raise Departure("the model's logits without a compressor have changed")
     fresh = run(subject, architectures.under_test("llama"), ids, [12] + [1] * 4, **options)
     if not _same(run(subject, model, ids, [12] + [1] * 4, **options), fresh):
-        raise Departure("leaks", "after an exception, a new sequence is treated otherwise than by a new model")
+        raise Departure("after an exception, a new sequence gives another result than on a new model")
 
 
 @FEW
@@ -163,9 +163,9 @@ def check_storage(trace: Trace) -> None:
             not_applicable("a layer's storage is nowhere that the harness knows of")
         if kept_alive > SLACK * needed:
             raise Departure(
-                "storage", f"layer {layer} holds {keys.shape[2]} entries, {needed} bytes, and keeps {kept_alive} bytes "
-                f"alive after {trace.passes[-1].end} tokens",
-            )  # fmt: skip
+                f"layer {layer} holds {keys.shape[2]} entries, {needed} bytes, and keeps {kept_alive} bytes alive "
+                f"after {trace.passes[-1].end} tokens"
+            )
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -16,14 +16,14 @@ LENGTH = 20
 LENGTHS = [5, 9, 15]
 
 
-def check_alone(together: Trace, alone: Trace, row: int, padding: int, law: str) -> None:
+def check_alone(together: Trace, alone: Trace, row: int, padding: int) -> None:
     """Row ``row`` of a batch, behind its padding, is what it is alone."""
     own = together.logits[row : row + 1, padding:]
     if wrong := wrong_tokens(own, alone.logits):
         raise Departure(
-            law, f"row {row}, with {padding} columns of padding, gives its token {wrong[0]} other logits in a batch "
-            f"than alone, by {float(off(own, alone.logits).max()):.2g} of the largest",
-        )  # fmt: skip
+            f"row {row} with {padding} columns of padding has other logits in a batch than alone, from its token "
+            f"{wrong[0]} on, by up to {float(off(own, alone.logits).max()):.2g} of the largest"
+        )
 
 
 def test_rows_are_as_they_are_alone(subject: Subject, model: architectures.Model) -> None:
@@ -40,10 +40,10 @@ def test_rows_are_as_they_are_alone(subject: Subject, model: architectures.Model
                 if not torch.equal(mine[row], own[0]):
                     head, token = torch.nonzero(mine[row] != own[0])[0].tolist()
                     raise Departure(
-                        "rows", f"layer {layer}, KV head {head} evicts token {token} of row {row} "
-                        f"{_when(int(mine[row, head, token]))} in a batch and {_when(int(own[0, head, token]))} alone",
-                    )  # fmt: skip
-        check_alone(together, alone, row, 0, "rows")
+                        f"layer {layer}, KV head {head} evicts token {token} of row {row} "
+                        f"{_when(int(mine[row, head, token]))} in a batch and {_when(int(own[0, head, token]))} alone"
+                    )
+        check_alone(together, alone, row, 0)
 
 
 def _when(evicted_at: int) -> str:
@@ -59,7 +59,7 @@ def test_permuting_rows_permutes_the_result(subject: Subject, one_model: archite
         for i in (ids, ids[order])
     )
     if wrong := wrong_tokens(one[order], other):
-        raise Departure("rows", f"with its rows in another order, a batch gives token {wrong[0]} other logits")
+        raise Departure(f"with its rows in another order, a batch has other logits from token {wrong[0]} on")
 
 
 def test_padding_counts_for_nothing(subject: Subject, model: architectures.Model) -> None:
@@ -75,4 +75,4 @@ def test_padding_counts_for_nothing(subject: Subject, model: architectures.Model
     for row, length in enumerate(LENGTHS):
         padding = columns - length
         alone = run(subject, model, ids[row : row + 1, padding:], [length] + [1] * new, **options)
-        check_alone(together, alone, row, padding, "padding")
+        check_alone(together, alone, row, padding)

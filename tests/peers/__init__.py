@@ -1,1 +1,1 @@
-"""Other people's compressors, held to the laws: ``python -m peers`` writes what came out into ``docs/peers.md``."""
+"""Other people's compressors, run against the laws; ``python -m tools.peers`` writes ``docs/peers.md``."""

@@ -1,7 +1,6 @@
 """The peers: by the name of their file of deviations."""
 
-from mutants.variants import DYNAMIC, WINDOW_SIZE, SlidingWindow
-
+from harness.mutants.variants import DYNAMIC, WINDOW_SIZE, SlidingWindow
 from peers import kvpress_presses
 from peers.l2compress import l2compress
 from peers.quantized import Quantized

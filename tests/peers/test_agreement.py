@@ -10,11 +10,11 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from conformance.ours import SCORED_BY_ATTENTION, SUBJECTS
 from kvpress import TOVAPress
 from torch import Tensor
 
 import pressgauge
+from conformance.ours import SCORED_BY_ATTENTION, SUBJECTS
 from peers.catalogue import PEERS
 from peers.kvpress_presses import WINDOW, press
 from pressgauge.conformance.checks import TELLING_APART

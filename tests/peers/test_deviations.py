@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import pytest
-from laws import LAWS, words
 
 from peers.deviations import FOLDER, Deviation, about, compare, read
+from support.laws import LAWS, words
 
 FILE = """# A peer
 # of two lines.
 
 broken: the best entries stay
-finds: best: layer * let go of token *
+finds: layer * evicted token *
 why: it keeps others,
     on purpose
 matters: no
@@ -22,13 +22,11 @@ why: it looks for what is not there
 matters: yes
 """
 KNOWN = [
-    Deviation(
-        "the best entries stay", "broken", "best: layer * let go of token *", "it keeps others, on purpose", "no"
-    ),
+    Deviation("the best entries stay", "broken", "layer * evicted token *", "it keeps others, on purpose", "no"),
     Deviation("something is evicted", "crashed", "KeyError: 'layers[0]'", "it looks for what is not there", "yes"),
 ]
 FOUND = {
-    "the best entries stay": ("broken", "best: layer 0, row 0 let go of token 3"),
+    "the best entries stay": ("broken", "layer 0, row 0 evicted token 3"),
     "something is evicted": ("crashed", "KeyError: 'layers[0]'"),
     "padding counts for nothing": ("not applicable", "it has none"),
     "a copy goes its own way": ("held", ""),
@@ -67,13 +65,13 @@ def test_what_is_as_the_file_says_is_right() -> None:
         ),
         (
             "the best entries stay",
-            ("broken", "attention: pass 3"),
-            "listed with another finding: the best entries stay: attention: pass 3",
+            ("broken", "no entry is held"),
+            "listed with another finding: the best entries stay: no entry is held",
         ),
         (
             "a copy goes its own way",
-            ("broken", "copies: the logits of token 3"),
-            "broken, and not listed: a copy goes its own way: copies: the logits of token 3",
+            ("broken", "the logits of token 3"),
+            "broken, and not listed: a copy goes its own way: the logits of token 3",
         ),
     ],
     ids=["stale", "another finding", "not listed"],

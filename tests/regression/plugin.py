@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from regression.baseline import Change, table
-from regression.meaning import meanings
+from regression.explanations import explanations
 
 PROPERTY = "baseline changes"
 """Under what name a test notes what changed."""
@@ -27,5 +27,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     terminalreporter.section("baselines")
     terminalreporter.write_line(table(found, most=40))
-    for sentence in meanings(found):
+    for sentence in explanations(found):
         terminalreporter.write_line(sentence)

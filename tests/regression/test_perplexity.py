@@ -10,8 +10,8 @@ import torch
 
 from pressgauge.presses import PRESSES
 from pressgauge.texts import load_text
+from regression.decoding import decoding, entries
 from regression.golden import Golden
-from regression.live import decoding, entries
 from regression.perplexities import EXACT, TOKENS, perplexities
 from regression.rounding import tolerance
 

@@ -3,8 +3,8 @@
 Processes differ: what has which place in memory, and what else the machine does meanwhile, is the same for all runs of
 a process. So a ratio is recorded as its mean over several processes, and is called slower if the mean over several
 others is, by a test whose error rate is one in 200. No other one is asked about what the process at hand does not find
-slower. How often something is called slower where nothing is, and where something is, ``python -m benchmarks alarms``
-counts.
+slower. How often something is called slower where nothing is, and where something is, is counted by
+``python -m tools.benchmarks false-alarms``.
 """
 
 import math

@@ -61,9 +61,12 @@ class Audit:
         where = f"after pass {number} ({one.end} tokens seen), layer {layer}"
         for name, tensor, own in (("keys", keys, own_keys), ("values", values, own_values)):
             if tensor.dtype != own.dtype:
-                raise Departure("dtype", f"{where} holds {name} in {tensor.dtype}, and was handed them in {own.dtype}")
+                raise Departure(f"{where} holds {name} in {tensor.dtype}, and was passed them in {own.dtype}")
         if keys.shape[:2] != own_keys.shape[:2] or keys.shape[:3] != values.shape[:3]:
-            raise Departure("shape", f"{where} holds keys {list(keys.shape)} and values {list(values.shape)}")
+            raise Departure(
+                f"{where} holds keys {list(keys.shape)} and values {list(values.shape)}; both must start with "
+                f"{list(own_keys.shape[:2])} and hold equally many entries"
+            )
         same_key, same_value = _equal(keys, own_keys), _equal(values, own_values)
         both = same_key & same_value
         matches = both.sum(-1)
@@ -100,16 +103,16 @@ class Audit:
         where = f"after pass {number} ({one.end} tokens seen), layer {layer}, row {row}, KV head {head}, entry {place}"
         tokens = [torch.nonzero(same[row, head, place])[:, 0].tolist() for same in (same_key, same_value)]
         if tokens[0] and tokens[1]:
-            raise Departure("alignment", f"{where} has the key of token {tokens[0][0]} and the value of {tokens[1][0]}")
+            raise Departure(f"{where} pairs the key of token {tokens[0][0]} with the value of token {tokens[1][0]}")
         name, index = ("value", 1) if tokens[0] else ("key", 0)
         mine = one.held[layer][index][row, head, place]
         arrived = self.trace.arrived(layer, number + 1)[index][row, head]
         change = (arrived - mine).double().norm(dim=-1) / arrived.double().norm(dim=-1).clamp(min=1e-30)
         nearest = int(change.nan_to_num(torch.inf).argmin())
         raise Departure(
-            "altered", f"{where} has a {name} that never came in; the nearest is that of token {nearest}, "
-            f"{float(change[nearest]):.2g} of its size away",
-        )  # fmt: skip
+            f"{where} has a {name} that was never passed in; the nearest is that of token {nearest}, at a relative "
+            f"distance of {float(change[nearest]):.2g}"
+        )
 
     @cached_property
     def alive(self) -> list[Tensor]:
@@ -132,9 +135,9 @@ class Audit:
                 if len(twice := torch.nonzero(count > 1)):
                     row, head, token = twice[0].tolist()
                     raise Departure(
-                        "twice", f"after pass {number} ({one.end} tokens seen), layer {layer}, row {row}, KV head "
-                        f"{head} holds token {token} {int(count[row, head, token])} times",
-                    )  # fmt: skip
+                        f"after pass {number} ({one.end} tokens seen), layer {layer}, row {row}, KV head {head} "
+                        f"holds token {token} in {int(count[row, head, token])} entries"
+                    )
                 now = count.bool()
                 if states:
                     old = states[-1].clone()
@@ -142,9 +145,9 @@ class Audit:
                     if len(back := torch.nonzero(now & ~old)):
                         row, head, token = back[0].tolist()
                         raise Departure(
-                            "revived", f"layer {layer}, row {row}, KV head {head} had evicted token {token} before "
-                            f"pass {number}, and holds it again after {one.end} tokens",
-                        )  # fmt: skip
+                            f"layer {layer}, row {row}, KV head {head} evicted token {token} before pass {number} and "
+                            f"holds it again after {one.end} tokens"
+                        )
                 states.append(now)
             layers.append(torch.stack(states))
         return layers

@@ -17,7 +17,7 @@ TELLING_APART = 2.0**-9
 """Relative difference below which unequal scores may be ranked in either order."""
 
 
-def check_counts(subject: Subject, trace: Trace, law: str = "counts") -> None:
+def check_counts(subject: Subject, trace: Trace) -> None:
     """Check the number of retained entries after each pass against the schedule.
 
     Raises:
@@ -36,11 +36,15 @@ def check_counts(subject: Subject, trace: Trace, law: str = "counts") -> None:
                     continue
                 held = round(float(real.double().mean()), 2)  # type: ignore[assignment]
             if held != wanted:
-                rule = "its own rule" if declares.target else f"{rules.schedule} with keep_ratio {rules.keep_ratio}"
+                rule = f"{rules.schedule} with keep_ratio {rules.keep_ratio} and prune_after {rules.prune_after}"
+                if declares.target:
+                    rule = "its own rule"
+                if layer in trace.options.get("skip_layers", ()):
+                    rule = "a layer in skip_layers"
                 raise Departure(
-                    law, f"layer {layer} holds {held} entries after pass {number} ({one.end} tokens seen); {rule} and "
-                    f"prune_after {rules.prune_after} leaves {wanted}",
-                )  # fmt: skip
+                    f"layer {layer} holds {held} entries after pass {number} ({one.end} tokens seen); {rule} retains "
+                    f"{wanted}"
+                )
 
 
 def check_threshold(subject: Subject, trace: Trace) -> None:
@@ -57,8 +61,7 @@ def check_threshold(subject: Subject, trace: Trace) -> None:
             before = one.held[layer][0].shape[2]
             if before < arrived and not (rules.may_prune(arrived) or rules.keep_ratio == 1):
                 raise Departure(
-                    "prune_after",
-                    f"layer {layer} was pruned while it held {arrived} entries; prune_after is {rules.prune_after}",
+                    f"layer {layer} evicted while it held {arrived} entries; prune_after is {rules.prune_after}"
                 )
 
 
@@ -72,18 +75,18 @@ def check_acts(subject: Subject) -> None:
     try:
         trace = run(subject, model, architectures.text(model, 1, 40), [36] + [1] * 4, keep_ratio=0.5, prune_after=8)
     except Refused as refusal:
-        raise Departure("acts", f"a plain Llama is refused: {refusal}") from refusal
+        raise Departure(f"the subject refuses a plain Llama: {refusal}") from refusal
     except (KeyError, AttributeError, TypeError) as error:
         # The cache argument has different names in different releases.
         if not any(name in str(error) for name in CACHE_NAMES):
             raise
         raise Departure(
-            "acts", f"the compressor never got to see a cache: {type(error).__name__}: {error}; in transformers "
-            f"{transformers.__version__} models and layers take it as {CACHE!r}",
-        ) from error  # fmt: skip
+            f"the compressor never received a cache: {type(error).__name__}: {error}; in transformers "
+            f"{transformers.__version__} models and layers take it as {CACHE!r}"
+        ) from error
     held = [keys.shape[2] for keys, _ in trace.passes[-1].held]
     if min(held) == 40:
-        raise Departure("acts", "nothing was evicted from 40 tokens with keep_ratio 0.5 and prune_after 8")
+        raise Departure("nothing was evicted from 40 tokens with keep_ratio 0.5 and prune_after 8")
 
 
 def off(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
@@ -126,11 +129,11 @@ def check_attention(trace: Trace) -> None:
     one = trace.passes[number]
     counts = [keys.shape[2] for keys, _ in trace.passes[number - 1].held] if number else [0]
     early = masked_logits(trace.model, trace.ids, _before_their_pass(trace, audit.evicted_at))
-    reason = "they are not those of attention to what was held and, causally, to the pass itself"
+    reason = "they are not those of attention to the held entries and, causally, to the pass itself"
     if token not in wrong_tokens(trace.logits, early):
-        reason = "they are those of attention to what is held after the pass: it evicts before it attends"
-    ambiguous = f" ({audit.ambiguous} entries equal several tokens)" if audit.ambiguous else ""
+        reason = "they are those of attention to the entries held after the pass, so it evicts before attention"
+    ambiguous = f" ({audit.ambiguous} entries match several tokens)" if audit.ambiguous else ""
     raise Departure(
-        "attention", f"pass {number} (tokens {one.start} to {one.end - 1}, {max(counts)} entries held before it) gives "
-        f"token {token} logits that are off by {float(error[token]):.2g} of the largest: {reason}{ambiguous}",
-    )  # fmt: skip
+        f"the logits of token {token} in pass {number} (tokens {one.start} to {one.end - 1}, {max(counts)} entries "
+        f"held before it) are off by {float(error[token]):.2g} of the largest: {reason}{ambiguous}"
+    )

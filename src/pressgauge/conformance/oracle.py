@@ -245,6 +245,28 @@ def counts(rules: Rules, passes: Sequence[int], prompt_length: int | None = None
     return after
 
 
+def retained(
+    rules: Rules, held: Sequence[int], scores: Sequence[float], size: int, seen: int, *, exact: bool = False
+) -> list[int]:
+    """The ``size`` of the ``held`` tokens of one head that an eviction after ``seen`` tokens retains, ascending.
+
+    Args:
+        rules: the rules.
+        held: the tokens before the eviction.
+        scores: the score of each.
+        size: the number of tokens retained.
+        seen: the tokens seen so far.
+        exact: whether scores are integers, which are not rounded.
+    """
+    newest = seen - rules.newest(size)
+    # Best first: protected, then higher scores, then earlier tokens.
+    order = sorted(
+        zip(held, scores, strict=True),
+        key=lambda entry: (rules.sinks <= entry[0] < newest, -(entry[1] if exact else rounded(entry[1])), entry[0]),
+    )
+    return sorted(position for position, _ in order[:size])
+
+
 def history(
     rules: Rules,
     scores: Scores,
@@ -273,18 +295,8 @@ def history(
         held += range(seen, seen + length)
         seen += length
         if size < len(held):
-            values = scores(held)
-            protected = {p for p in held if p < rules.sinks or p >= seen - rules.recent}
-            # Best first: protected, then higher scores, then earlier tokens.
-            order = sorted(
-                zip(held, values, strict=True),
-                key=lambda entry: (
-                    entry[0] not in protected,
-                    -(entry[1] if exact else rounded(entry[1])),
-                    entry[0],
-                ),
-            )
-            for position, _ in order[size:]:
+            kept = retained(rules, held, scores(held), size, seen, exact=exact)
+            for position in set(held) - set(kept):
                 evicted_at[position] = seen
-            held = sorted(position for position, _ in order[:size])
+            held = kept
     return evicted_at, after

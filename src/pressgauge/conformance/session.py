@@ -23,10 +23,7 @@ Entries = tuple[Tensor, Tensor]
 
 
 class Departure(AssertionError):  # noqa: N818  # the law is broken, not the program
-    """A broken law, with a message of one line: ``law: finding``."""
-
-    def __init__(self, *parts: str) -> None:
-        super().__init__(": ".join(parts))
+    """A broken law. The message is the finding, one line; the law is the test that raises it."""
 
 
 DECLINES = (ValueError, NotImplementedError, AssertionError)
@@ -161,7 +158,7 @@ class Session:
             result = type(cache).update(cache, keys, values, layer, *args, **kwargs)
             for name, before, after in zip(("keys", "values"), given, (keys, values), strict=True):
                 if not _same(before, after):
-                    raise Departure("inputs", f"the {name} that layer {layer} was handed were written to")
+                    raise Departure(f"update wrote to the {name} that were passed to layer {layer}")
             return result
 
         cache.update = recording
@@ -218,9 +215,9 @@ class Session:
             logits: Tensor = self.model(ids, **using(self.cache), use_cache=True, **given).logits.cpu()
         if not self._arrived:
             raise Departure(
-                "cache", f"the model was fed {end} tokens and never called update on the cache that it was given as "
-                f"{CACHE!r} (transformers {transformers.__version__})",
-            )  # fmt: skip
+                f"the model was fed {end} tokens and never called update on the cache passed as {CACHE!r} "
+                f"(transformers {transformers.__version__})"
+            )
         self._finish(logits, ids.shape[1])
         return logits
 
@@ -276,28 +273,28 @@ class Session:
         with _refusals(*DECLINES):
             result = self.adapter.compress(list(layers))
         if not isinstance(result, list | tuple) or len(result) != len(layers):
-            raise Departure("result", f"compress has to return {len(layers)} pairs of keys and values, got {result!r}")
+            raise Departure(f"compress must return {len(layers)} pairs of keys and values, got {result!r}")
         for index, (pair, own, old) in enumerate(zip(result, layers, before, strict=True)):
             keys, values = pair
             if keys.dim() != 4 or keys.shape[:3] != values.shape[:3] or keys.shape[:2] != own[0].shape[:2]:
                 raise Departure(
-                    "result", f"layer {index} came back as {list(keys.shape)} and {list(values.shape)}, which no "
-                    f"cache of {list(own[0].shape)} can become",
-                )  # fmt: skip
+                    f"compress returned keys {list(keys.shape)} and values {list(values.shape)} for layer {index} of "
+                    f"{list(own[0].shape)}; only the number of entries may change, and by the same for both"
+                )
             for name, given, kept, returned in zip(("keys", "values"), own, old, (keys, values), strict=True):
                 if returned.dtype != given.dtype or returned.device != given.device:
                     raise Departure(
-                        "dtype", f"the {name} of layer {index} went in in {given.dtype} on {given.device} and came "
-                        f"back in {returned.dtype} on {returned.device}",
-                    )  # fmt: skip
+                        f"compress was passed the {name} of layer {index} in {given.dtype} on {given.device} and "
+                        f"returned them in {returned.dtype} on {returned.device}"
+                    )
                 if not _same(given, kept):
-                    raise Departure("inputs", f"the {name} of layer {index} were written to by compress")
+                    raise Departure(f"compress wrote to the {name} of layer {index} that it was passed")
                 shares = returned.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
                 if returned.shape[2] < given.shape[2] and shares and returned.numel():
                     raise Departure(
-                        "storage", f"the {name} of layer {index} that stay are a view of the "
-                        f"{given.shape[2]} entries that came in, so none of these can be freed",
-                    )  # fmt: skip
+                        f"the retained {name} of layer {index} are a view of all {given.shape[2]} entries, so the "
+                        "evicted ones cannot be freed"
+                    )
             self.cache.layers[index].keys, self.cache.layers[index].values = keys, values
 
     def held(self) -> list[Entries]:
@@ -319,7 +316,7 @@ class Session:
                 )
             there = self._devices.get(index, keys.device)
             if keys.device != there:
-                raise Departure("dtype", f"layer {index} was handed entries on {there} and holds them on {keys.device}")
+                raise Departure(f"layer {index} was passed entries on {there} and holds them on {keys.device}")
             layers.append((keys.cpu().clone(), values.cpu().clone()))
         return layers
 

@@ -1,1 +1,1 @@
-"""Tests of the harness itself."""
+"""Compressors that are broken on purpose, each with the law that must find it out."""

@@ -1,0 +1,202 @@
+"""Sets of predictions that an evaluator may have scored instead of the right ones, the likeliest mistakes first."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+
+from pressgauge.measuring.evaluators import Call, Declares
+from pressgauge.measuring.known import PAD, frequencies
+from pressgauge.measuring.record import Query
+from pressgauge.measuring.scoring import Scoring, Token
+
+EVICTED = "a cache from which entries were evicted"
+UNCOMPRESSED = "the uncompressed cache"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A set of predictions.
+
+    Attributes:
+        what: what differs from the right set, as the end of "the perplexity ..."; empty if nothing does.
+        nll: NLL in nats.
+        groupings: numbers of the text, of the query's pass and window, and of the token's own pass and window.
+    """
+
+    what: str
+    nll: tuple[float, ...]
+    groupings: tuple[tuple[int, ...], ...]
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is a prediction, and no NLL is NaN."""
+        return bool(self.nll) and not any(map(math.isnan, self.nll))
+
+
+class Mistakes:
+    """Sets of predictions of a call on a bag.
+
+    Args:
+        call: the call.
+        declares: declarations of the evaluator.
+    """
+
+    def __init__(self, call: Call, declares: Declares) -> None:
+        self.call, self.declares = call, declares
+        self.scoring = Scoring(call, declares)
+
+    @cached_property
+    def aligned(self) -> list[tuple[int, int, list[Query]]]:
+        """Text, offset and real queries of every sequence that fed a part of a text."""
+        return [(row, offset, queries) for row, offset, _, queries in self.scoring.aligned]
+
+    @cached_property
+    def passes(self) -> dict[tuple[int, int], int]:
+        """Number of the pass that fed a token first, by text and index."""
+        found: dict[tuple[int, int], int] = {}
+        for row, offset, queries in self.aligned:
+            for index, query in enumerate(queries):
+                found.setdefault((row, offset + index), query.pass_number)
+        return found
+
+    @cached_property
+    def seams(self) -> set[tuple[int, int]]:
+        """Text and index of tokens that were the first of a pass, those of a text's first pass excepted."""
+        found = set()
+        for row, offset, queries in self.aligned:
+            last = None
+            for index, query in enumerate(queries):
+                if query.pass_number != last and offset + index:
+                    found.add((row, offset + index))
+                last = query.pass_number
+        return found
+
+    def sources(self) -> list[tuple[str, list[Token]]]:
+        """The scored tokens as they should be, and the other way: without evictions, or with them."""
+        run, plain = self.scoring.run, self.scoring.plain
+        if not any(token.query for token in run):
+            return [("", plain)]
+        return [("", plain), (EVICTED, run)] if self.call.keep_ratio == 1 else [("", run), (UNCOMPRESSED, plain)]
+
+    def sets(self) -> Iterator[Predictions]:
+        """All sets."""
+        for source, tokens in self.sources():
+            of = f" of {source}" if source else ""
+            yield self._set(of, tokens)
+            yield from self._shifted(source, of)
+            yield from self._subsets(of, tokens, uncompressed=source != "" or self.call.keep_ratio == 1)
+        yield from self._contexts()
+        yield from self._padded()
+
+    def _set(self, what: str, tokens: Sequence[Token]) -> Predictions:
+        def grouped(lag: int) -> tuple[int, ...]:
+            return _numbers([(token.window, self.passes.get((token.row, token.at - lag), -1)) for token in tokens])
+
+        rows = tuple(token.row for token in tokens)
+        return Predictions(what, tuple(token.nll for token in tokens), (rows, grouped(1), grouped(0)))
+
+    def _shifted(self, source: str, of: str) -> Iterator[Predictions]:
+        """Queries that are paired with another token than the next."""
+        texts, prompt = self.call.texts, self.declares.prompt
+        reads = {
+            (row, at): tuple(frequencies(ids[: at + 1])) for row, ids in enumerate(texts) for at in range(len(ids))
+        }
+        if source != UNCOMPRESSED:
+            for row, offset, queries in self.aligned:
+                reads |= {(row, offset + index): query.reads for index, query in enumerate(queries)}
+        none = "no shift: each logit is scored on the token that was fed, not on the next"
+        twice = "a double shift: each logit is scored on the token after the next"
+        for what, lag, begin, end in (
+            (none, 0, prompt - 1, 1),
+            (none, 0, prompt - 1, 0),
+            (none, 0, prompt, 0),
+            (twice, 2, prompt + 1, 0),
+            (twice, 2, prompt, 0),
+        ):
+            pairs = [
+                Token(row, at, ids[at], reads.get((row, at - lag)))
+                for row, ids in enumerate(texts)
+                for at in range(max(begin, lag), len(ids) - end)
+            ]
+            yield self._set(f"{of} with {what}", pairs)
+
+    def _subsets(self, of: str, tokens: list[Token], *, uncompressed: bool) -> Iterator[Predictions]:
+        """Other tokens than the declared ones."""
+        texts, prompt = self.call.texts, self.declares.prompt
+        if prompt > 1:
+            every = Scoring(self.call, replace(self.declares, prompt=1))
+            yield self._set(f"{of} with the prompt scored as well", every.plain if uncompressed else every.run)
+        later = [token for token in tokens if token.at > prompt]
+        yield self._set(f"{of} without the first scored token of each text", later)
+        yield self._set(f"{of} without the last token", [t for t in tokens if t.at < len(texts[t.row]) - 1])
+        missed = {
+            (token.row, token.at) for token in self.scoring.run if token.query is not None and not token.query.complete
+        }
+        affected = [token for token in tokens if (token.row, token.at) in missed]
+        yield self._set(f"{of} of the affected tokens only", affected)
+        for lag, what in ((0, "the first token of each pass"), (1, "the last token of each pass")):
+            lost = [token for token in tokens if (token.row, token.at + lag) not in self.seams]
+            if len(lost) < len(tokens):
+                yield self._set(f"{of} without {what}: a token is lost at each seam", lost)
+        fed = max((offset + len(queries) for _, offset, queries in self.aligned), default=0)
+        part = [token for token in tokens if token.at <= fed]
+        if len(part) < len(tokens):
+            yield self._set(f"{of} of the first {fed + 1} tokens of the text only", part)
+        for row in range(len(texts) if len(texts) > 1 else 0):
+            yield self._set(f"{of} of text {row} alone", [token for token in tokens if token.row == row])
+
+    def _contexts(self) -> Iterator[Predictions]:
+        """Contexts that are not those of the text."""
+        prompt, texts = self.declares.prompt, self.call.texts
+        if prompt > 1:
+            for begin, what in ((prompt, "the prompt"), (prompt - 1, "the prompt but for its last token")):
+                tokens = [
+                    Token(row, at, ids[at], tuple(frequencies(ids[begin:at])))
+                    for row, ids in enumerate(texts)
+                    for at in range(begin + 1, len(ids))
+                ]
+                yield self._set(f" of the rest of the text without {what} in its context", tokens)
+        if any(offset for _, offset, _ in self.aligned):
+            pieces = [
+                Token(row, offset + index + 1, texts[row][offset + index + 1], query.reads, window=offset)
+                for row, offset, queries in self.aligned
+                for index, query in enumerate(queries[:-1])
+                if offset + index + 1 >= prompt
+            ]
+            yield self._set(" of pieces that do not see each other, which loses a token at each seam", pieces)
+        for sequence in self.call.record.sequences:
+            if sequence.earlier and len(texts) == 1:
+                before = sequence.tokens[: len(sequence.tokens) - len(texts[0])]
+                behind = [
+                    Token(0, at, texts[0][at], tuple(frequencies([*before, *texts[0][:at]])))
+                    for at in range(prompt, len(texts[0]))
+                ]
+                yield self._set(" of the text behind that of an earlier call, whose cache was used again", behind)
+
+    def _padded(self) -> Iterator[Predictions]:
+        """Padding slots that are scored or read."""
+        texts = self.call.texts
+        longest = max(map(len, texts))
+        if min(map(len, texts)) == longest:
+            return
+        columns = [
+            (Token(row, index + 1, after.token, query.reads), after.real)
+            for row, sequence in enumerate(self.call.record.sequences[: len(texts)])
+            for index, (query, after) in enumerate(pairwise(sequence.queries))
+        ]
+        many = " with one token too many for each short text: its first one, behind padding"
+        yield self._set(many, [token for token, real in columns if real])
+        yield self._set(" with the padding scored", [token for token, _ in columns])
+        read = [
+            Token(row, at, ids[at], tuple(frequencies([PAD] * (longest - len(ids)) + list(ids[:at]))))
+            for row, ids in enumerate(texts)
+            for at in range(self.declares.prompt, len(ids))
+        ]
+        yield self._set(" with the padding read: no attention mask was given", read)
+
+
+def _numbers(parts: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    numbers = {part: number for number, part in enumerate(dict.fromkeys(parts))}
+    return tuple(numbers[part] for part in parts)

@@ -1,2 +1,0 @@
-"""Ratios of times and of memory, measured side by side: ``python -m benchmarks [NAME...]`` in ``tests``, or
-``nox -s benchmarks``. Nothing here is a test: a ratio is printed beside its limit, and a slow day breaks nothing."""

@@ -1,1 +1,0 @@
-"""The published comparison of presses, measured: ``python -m comparison`` writes ``docs/comparison.md``."""

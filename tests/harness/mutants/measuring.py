@@ -1,0 +1,544 @@
+"""The mutants of measuring: each breaks one thing in the code that measures, and names the law that must kill it.
+
+The ids are those of docs/bug-catalogue.md; ``measure`` marks mutants of laws that it does not list.
+"""
+
+import importlib
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from statistics import fmean, median
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from harness.mutants.mutant import Breaks, Mutant
+from pressgauge import Perplexity, decoder, timing
+from pressgauge.bench import sweep
+from pressgauge.bench.row import Row
+from pressgauge.conformance.versions import using
+from pressgauge.onepass import OnePass
+from pressgauge.timing import Ratio
+from properties import test_measuring as laws
+
+# The package's attribute of this name is the function.
+scoring: Any = importlib.import_module("pressgauge.likelihood")
+
+
+def replacing(owner: object, name: str, careless: Callable[[Any], Any]) -> Breaks:
+    """Breaks an attribute: ``careless`` makes the broken one of the right one."""
+    return lambda patch: patch.setattr(owner, name, careless(vars(owner)[name]))
+
+
+def reporting(change: Callable[..., dict[str, Any]]) -> Breaks:
+    """Breaks what a ``Perplexity`` is made of: ``change`` gets all fields and returns those that it falsifies."""
+    return replacing(scoring, "Perplexity", lambda real: lambda **found: real(**(found | change(**found))))
+
+
+# What is measured
+
+
+def never_touches_the_cache(real: Any) -> Any:
+    """The press is on the label, and the pass is a plain one."""
+
+    def onepass(model: Any, ids: Tensor, mask: Tensor, press: Any, prompt: int, progress: bool) -> Any:
+        return scoring._plain(model, ids, mask, prompt)
+
+    return onepass
+
+
+def never_installed(patch: pytest.MonkeyPatch) -> None:
+    """The factory returns the plain cache, and nothing is attached."""
+    new_cache = scoring.new_cache
+    patch.setattr(scoring, "attached", lambda press, model: decoder.attached(None, model))
+    patch.setattr(scoring, "new_cache", lambda press, model, prompt: new_cache(None, model, prompt))
+
+
+def sweep_without_press(real: Any) -> Any:
+    """The sweep forgets to hand the press on, and writes its name all the same."""
+    return lambda model, ids, press, prompt: real(model, ids, None, prompt)
+
+
+def only_what_was_affected(compressing: bool, scored: Tensor, affected: Tensor, **found: Any) -> dict[str, Any]:
+    """The pressed arm scores nothing before the first eviction."""
+    return {"scored": affected} if compressing else {}
+
+
+def press_that_stays(real: Any) -> Any:
+    """A press that was given once is there for every later measurement."""
+    known = []
+
+    def stepwise(model: Any, ids: Tensor, mask: Tensor, press: Any, prompt: int, progress: bool) -> Any:
+        known.extend([press] if press is not None else [])
+        return real(model, ids, mask, known[-1] if known else None, prompt, progress)
+
+    return stepwise
+
+
+# Perplexity
+
+
+def no_shift(real: Any) -> Any:
+    """A token by the logits of the pass that was fed it."""
+
+    def plain(model: Any, ids: Tensor, mask: Tensor, prompt: int) -> Any:
+        logits = model(ids, attention_mask=mask, position_ids=scoring.own_positions(mask), use_cache=False).logits
+        return scoring._Scores(*scoring._score(logits[:, prompt:], ids[:, prompt:]))
+
+    return plain
+
+
+def no_shift_in_steps(real: Any) -> Any:
+    """The same while decoding: each pass scores what it is fed."""
+
+    def stepwise(model: Any, ids: Tensor, mask: Tensor, press: Any, prompt: int, progress: bool) -> Any:
+        cache = DynamicCache(config=model.config)
+        model(ids[:, :prompt], **using(cache))
+        scores = []
+        for token in range(prompt, ids.shape[1]):
+            fed = ids[:, token : token + 1]
+            scores.append(scoring._score(model(fed, **using(cache)).logits, fed))
+        return scoring._Scores(*(torch.cat(parts, dim=1) for parts in zip(*scores, strict=True)))
+
+    return stepwise
+
+
+def shifted_twice(real: Any) -> Any:
+    """The labels are shifted for a model that shifts them itself."""
+
+    def logits(self: OnePass, model: Any, ids: Tensor) -> Tensor:
+        right: Tensor = real(self, model, ids)
+        return torch.cat([right[:, :1], right[:, :-1]], dim=1)
+
+    return logits
+
+
+def prompt_is_scored(real: Any) -> Any:
+    """As many tokens as there are to score, but from the front."""
+
+    def plain(model: Any, ids: Tensor, mask: Tensor, prompt: int) -> Any:
+        logits = model(ids, attention_mask=mask, position_ids=scoring.own_positions(mask), use_cache=False).logits
+        return scoring._Scores(*scoring._score(logits[:, :-prompt], ids[:, 1 : ids.shape[1] - prompt + 1]))
+
+    return plain
+
+
+def prompt_is_forgotten(real: Any) -> Any:
+    """What comes after the prompt is scored without having seen it."""
+
+    def plain(model: Any, ids: Tensor, mask: Tensor, prompt: int) -> Any:
+        logits = model(ids[:, prompt - 1 : -1], attention_mask=mask[:, prompt - 1 : -1], use_cache=False).logits
+        return scoring._Scores(*scoring._score(logits, ids[:, prompt:]))
+
+    return plain
+
+
+def in_units_of(base: float) -> Callable[[Any], Any]:
+    """The exponential is taken of logarithms to another base."""
+
+    def careless(real: Any) -> Any:
+        def score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            nll, hits = real(logits, targets)
+            return nll / math.log(base), hits
+
+        return score
+
+    return careless
+
+
+def own_text(real: Any) -> Any:
+    """The model is scored on what it would have written itself."""
+    return lambda logits, targets: real(logits, logits.argmax(dim=-1).to(targets.device))
+
+
+def own_precision(real: Any) -> Any:
+    """The loss is taken in the dtype of the logits."""
+
+    def score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        nll = -logits.log_softmax(dim=-1).gather(2, targets[..., None])[..., 0]
+        return nll.double(), logits.argmax(dim=-1) == targets
+
+    return score
+
+
+def mean_of_row_perplexities(real: Any) -> Any:
+    """Each row's perplexity counts alike."""
+    return property(lambda self: float(self.nll.nanmean(dim=1).exp().nanmean()))
+
+
+def without_nan(real: Any) -> Any:
+    """The mean over what is a number."""
+    return property(lambda self: float(self.nll.nanmean().exp()))
+
+
+# Counts and words
+
+
+def among_the_best_three(real: Any) -> Any:
+    """The first choice is not told from the third."""
+
+    def score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return real(logits, targets)[0], (logits.topk(3).indices == targets[..., None]).any(dim=-1)
+
+    return score
+
+
+def over_all_columns(real: Any) -> Any:
+    """Padding counts as tokens that were missed."""
+    return property(lambda self: float(self.hits.double().mean()))
+
+
+def one_query_early(real: Any) -> Any:
+    """The token that the evicting pass itself scores counts as affected."""
+    return lambda tables, scored, prompt: real(tables, scored, prompt + 1)
+
+
+def batch_is_affected_as_one(real: Any) -> Any:
+    """The first eviction in any row counts for all rows."""
+
+    def affected(tables: tuple[Tensor, ...], scored: Tensor, prompt: int) -> Tensor:
+        found: Tensor = real(tables, scored, prompt)
+        return scored & found.any(dim=0)
+
+    return affected
+
+
+def padding_was_evicted(real: Any) -> Any:
+    """Whatever is not held counts as evicted."""
+    return lambda tables: sum(int((table < scoring.NEVER).sum()) for table in tables)
+
+
+def vacuous_only_at_zero_evictions(real: Any) -> Any:
+    """One eviction is enough, though nothing was scored after it."""
+    return property(lambda self: self.compressing and not self.evictions)
+
+
+def verdict_by_what_is_above(real: Any) -> Any:
+    """No comparison with NaN is true, and so it falls through to the best verdict."""
+
+    def verdict(self: Row) -> str:
+        if self.keep_ratio == 1 or self.vacuous:
+            return "uncompressed" if self.keep_ratio == 1 else "vacuous"
+        return "above" if self.ppl_change > 0.3 else "within +30 %" if self.ppl_change >= 0.2 else "within +20 %"
+
+    return property(verdict)
+
+
+def first_base_line_for_all(real: Any) -> Any:
+    """The uncompressed perplexity that was found first is kept for the rest of the sweep."""
+    known = []
+
+    def make_row(name: str, press: Any, source: Any, result: Perplexity, base: float, times: Any = None) -> Row:
+        known.append(base)
+        row: Row = real(name, press, source, result, known[0], times)
+        return row
+
+    return make_row
+
+
+def nominal_size(real: Any) -> Any:
+    """The ratio that was asked for, taken of all layers."""
+
+    def make_row(name: str, press: Any, source: Any, result: Perplexity, base: float, times: Any = None) -> Row:
+        row: Row = real(name, press, source, result, base, times)
+        columns = result.nll.shape[1] + 1
+        entries = round(press.keep_ratio * columns) if result.compressing else columns
+        nominal = row.kv_bytes * entries * len(row.held) // sum(row.held)
+        return replace(row, held=(entries,) * len(row.held), kv_bytes=nominal)
+
+    return make_row
+
+
+# Times and memory
+
+
+def one_arm_after_the_other(real: Any) -> Any:
+    """The base line first and cold, then the pressed arm, warm."""
+
+    def interleave(first: Any, second: Any, pairs: int) -> list[tuple[Any, Any]]:
+        base = [second() for _ in range(pairs)]
+        return [(first(), other) for other in base]
+
+    return interleave
+
+
+def no_warm_up(real: Any) -> Any:
+    """The first pair counts."""
+    return lambda first, second, pairs: real(first, second, pairs, warmup=0)
+
+
+def no_turns(real: Any) -> Any:
+    """The pressed arm always goes first."""
+
+    def interleave(first: Any, second: Any, pairs: int) -> list[tuple[Any, Any]]:
+        return [(first(), second()) for _ in range(1 + pairs)][1:]
+
+    return interleave
+
+
+def clock_started_early(real: Any) -> Any:
+    """Nobody waits for what was queued before the clock starts."""
+    calls = itertools.count()
+    return lambda device: real(device) if next(calls) else None
+
+
+def first_token_in_tpot(real: Any) -> Any:
+    """The whole time, over all tokens."""
+
+    def generation(tokens: Any, new: int, generated: int, cache: Any, ttft: float, tpot: float | None) -> Any:
+        return real(tokens, new, generated, cache, ttft, (ttft + (tpot or 0) * (new - 1)) / new)
+
+    return generation
+
+
+def prompt_in_throughput(real: Any) -> Any:
+    """Tokens that were only read count as written."""
+    return property(lambda self: self.tokens.numel() / (self.ttft + (self.tpot or 0) * (self.new_tokens - 1)))
+
+
+def ratio_of_medians(real: Any) -> Any:
+    """The pairs are taken apart."""
+
+    def ratio(pairs: Sequence[tuple[float, float]]) -> Ratio:
+        first, second = zip(*pairs, strict=True)
+        return Ratio(median(first) / median(second), real(pairs).interval)
+
+    return ratio
+
+
+def normal_interval(real: Any) -> Any:
+    """The mean, and 1.96 standard errors to both sides."""
+
+    def ratio(pairs: Sequence[tuple[float, float]]) -> Ratio:
+        quotients = torch.tensor([one / other for one, other in pairs], dtype=torch.float64)
+        reach = 1.96 * float(quotients.std()) / math.sqrt(len(pairs))
+        return Ratio(float(quotients.median()), (float(quotients.mean()) - reach, float(quotients.mean()) + reach))
+
+    return ratio
+
+
+def peak_of_both_arms(real: Any) -> Any:
+    """The counter is read and never reset."""
+
+    def run(model: Any, ids: Tensor, press: Any, new_tokens: int) -> Any:
+        result = decoder.generate(model, ids, press, new_tokens, eos_token_id=[])
+        memory = torch.accelerator.max_memory_allocated(ids.device)
+        return timing._Run(result.ttft, result.tpot or 0, result.tokens_per_second, memory, "device")
+
+    return run
+
+
+def mean_over_no_readings(real: Any) -> Any:
+    """Only CUDA is read, and a mean is reported wherever one runs."""
+
+    def run(model: Any, ids: Tensor, press: Any, new_tokens: int) -> Any:
+        found = real(model, ids, press, new_tokens)
+        readings = [found.memory] if ids.device.type == "cuda" else []
+        return replace(found, memory=fmean(readings) if readings else math.nan, memory_of="device")
+
+    return run
+
+
+REPORTS = "the reports that this project starts from"
+
+MEASURING = [
+    Mutant(
+        "M1", "one forward pass that never touches the cache", REPORTS,
+        None, laws.test_a_press_is_measured_by_what_its_cache_still_holds,
+        breaks=replacing(scoring, "_onepass", never_touches_the_cache),
+    ),
+    Mutant(
+        "M2-cache", "the factory returns the plain cache", "KVCache-Factory 485af3c, 7855979",
+        None, laws.test_a_press_is_measured_by_what_its_cache_still_holds,
+        breaks=never_installed,
+    ),
+    Mutant(
+        "M2-label", "the press is in the name of the row only", "KVCache-Factory 485af3c, 7855979",
+        None, laws.test_a_row_with_the_name_of_a_press_was_measured_under_it,
+        breaks=replacing(sweep, "perplexity", sweep_without_press),
+    ),
+    Mutant(
+        "M3", "a threshold that was never exceeded makes perplexity 'unchanged'", f"cold-compress issue 39; {REPORTS}",
+        None, laws.test_what_met_no_eviction_is_called_vacuous_and_never_unchanged,
+        breaks=replacing(Perplexity, "vacuous", lambda real: property(lambda self: False)),
+    ),
+    Mutant(
+        "M4", "no shift in one pass", REPORTS,
+        None, laws.test_nll_is_exact_for_a_model_whose_distribution_is_known,
+        breaks=replacing(scoring, "_plain", no_shift),
+    ),
+    Mutant(
+        "M4-stepwise", "no shift while decoding", REPORTS,
+        None, laws.test_nll_is_exact_for_a_model_whose_distribution_is_known,
+        breaks=replacing(scoring, "_stepwise", no_shift_in_steps),
+    ),
+    Mutant(
+        "M5", "mean of perplexities", "l2compress; transformers PR 34387",
+        None, laws.test_ppl_does_not_depend_on_how_the_same_nll_are_partitioned,
+        breaks=replacing(Perplexity, "ppl", mean_of_row_perplexities),
+    ),
+    Mutant(
+        "M6-cold", "the base line is timed cold and first", REPORTS,
+        None, laws.test_a_cold_start_is_in_neither_arm,
+        breaks=replacing(timing, "interleave", one_arm_after_the_other),
+    ),
+    Mutant(
+        "M6-clock", "nobody waits for the device", "mlx-swift-lm PR 10",
+        None, laws.test_times_contain_the_work_of_a_device_that_works_by_itself,
+        breaks=replacing(decoder, "_synchronise", lambda real: lambda device: None),
+    ),
+    Mutant(
+        "M7-reset", "peak memory is not reset between arms", "nanochat issue 838",
+        None, laws.test_peak_memory_is_that_of_the_pressed_arm_alone,
+        breaks=replacing(timing, "_run", peak_of_both_arms),
+    ),
+    Mutant(
+        "M7-nan", "a mean over no readings", REPORTS,
+        None, laws.test_memory_that_nothing_counts_is_said_to_be_not_available,
+        breaks=replacing(timing, "_run", mean_over_no_readings),
+    ),
+    Mutant(
+        "M8", "the nominal ratio although a layer was skipped", "kvpress issue 146",
+        None, laws.test_size_is_what_all_layers_hold_and_not_the_nominal_ratio,
+        breaks=replacing(sweep, "make_row", nominal_size),
+    ),
+    Mutant(
+        "measure-fewer", "the pressed arm scores what was affected only", "plausible",
+        None, laws.test_every_arm_and_every_method_scores_the_same_tokens,
+        breaks=reporting(only_what_was_affected),
+    ),
+    Mutant(
+        "measure-stays", "a press stays for the base line after it", "kvpress PR 244",
+        None, laws.test_the_uncompressed_arm_is_uncompressed_whatever_was_measured_before_it,
+        breaks=replacing(scoring, "_stepwise", press_that_stays),
+    ),
+    Mutant(
+        "measure-shift-two", "labels are shifted twice", "plausible",
+        None, laws.test_nll_is_exact_for_a_model_whose_distribution_is_known,
+        breaks=replacing(OnePass, "logits", shifted_twice),
+    ),
+    Mutant(
+        "measure-prompt-scored", "the first tokens are scored, not those after the prompt", "plausible",
+        None, laws.test_nll_is_exact_for_a_model_whose_distribution_is_known,
+        breaks=replacing(scoring, "_plain", prompt_is_scored),
+    ),
+    Mutant(
+        "measure-bits", "the exponential of bits", "plausible",
+        None, laws.test_nll_is_exact_for_a_model_whose_distribution_is_known,
+        breaks=replacing(scoring, "_score", in_units_of(2)),
+    ),
+    Mutant(
+        "measure-log10", "common logarithms", "plausible",
+        None, laws.test_no_perplexity_is_below_the_exact_entropy_by_more_than_sampling_error,
+        breaks=replacing(scoring, "_score", in_units_of(10)),
+    ),
+    Mutant(
+        "measure-own-text", "the model is scored on its own choice", "plausible",
+        None, laws.test_no_perplexity_is_below_the_exact_entropy_by_more_than_sampling_error,
+        breaks=replacing(scoring, "_score", own_text),
+    ),
+    Mutant(
+        "measure-padding", "the attention mask is ignored", "KIVI issue 18",
+        None, laws.test_a_text_is_scored_alike_in_whatever_batch_it_is_measured,
+        breaks=replacing(scoring, "checked_mask", lambda real: lambda ids, mask: torch.ones_like(ids)),
+    ),
+    Mutant(
+        "measure-context", "the text after the prompt is scored without it", "plausible",
+        None, laws.test_nll_does_not_depend_on_the_prompt_where_nothing_is_evicted,
+        breaks=replacing(scoring, "_plain", prompt_is_forgotten),
+    ),
+    Mutant(
+        "measure-nan", "NaN is left out of the mean", "plausible",
+        None, laws.test_what_is_not_a_number_is_not_left_out,
+        breaks=replacing(Perplexity, "ppl", without_nan),
+    ),
+    Mutant(
+        "measure-half", "the loss is taken in bfloat16", "plausible",
+        None, laws.test_nll_of_a_model_in_half_precision_is_taken_in_float32_or_wider,
+        breaks=replacing(scoring, "_score", own_precision),
+    ),
+    Mutant(
+        "measure-top-3", "the third choice counts as the first", "plausible",
+        None, laws.test_accuracy_is_the_share_of_scored_tokens_that_were_the_first_choice,
+        breaks=replacing(scoring, "_score", among_the_best_three),
+    ),
+    Mutant(
+        "measure-columns", "accuracy is over padding as well", "plausible",
+        None, laws.test_accuracy_is_the_share_of_scored_tokens_that_were_the_first_choice,
+        breaks=replacing(Perplexity, "accuracy", over_all_columns),
+    ),
+    Mutant(
+        "measure-affected", "one token too many is affected", "plausible",
+        None, laws.test_affected_are_the_tokens_after_the_first_pass_that_misses_something,
+        breaks=replacing(scoring, "_affected", one_query_early),
+    ),
+    Mutant(
+        "measure-affected-rows", "the first eviction counts for all rows", "plausible",
+        None, laws.test_affected_are_the_tokens_after_the_first_pass_that_misses_something,
+        breaks=replacing(scoring, "_affected", batch_is_affected_as_one),
+    ),
+    Mutant(
+        "measure-evictions", "padding counts as evicted", "plausible",
+        None, laws.test_evictions_count_entries_of_all_layers_heads_and_rows,
+        breaks=replacing(scoring, "count_evictions", padding_was_evicted),
+    ),
+    Mutant(
+        "measure-vacuous", "an eviction that no token came after is enough", "plausible",
+        None, laws.test_what_met_no_eviction_is_called_vacuous_and_never_unchanged,
+        breaks=replacing(Perplexity, "vacuous", vacuous_only_at_zero_evictions),
+    ),
+    Mutant(
+        "measure-uncompressed", "keeping everything is called vacuous", "plausible",
+        None, laws.test_keeping_everything_is_called_uncompressed,
+        breaks=replacing(Perplexity, "vacuous", lambda real: property(lambda self: not self.affected_tokens)),
+    ),
+    Mutant(
+        "measure-base-line", "one base line for all models", "plausible",
+        None, laws.test_a_change_is_relative_to_the_uncompressed_run_of_the_same_model_and_text,
+        breaks=replacing(sweep, "make_row", first_base_line_for_all),
+    ),
+    Mutant(
+        "measure-verdict", "a perplexity that is not a number is in the first band", "plausible",
+        None, laws.test_verdicts_are_the_bands_below_20_percent_up_to_30_and_above,
+        breaks=replacing(Row, "verdict", verdict_by_what_is_above),
+    ),
+    Mutant(
+        "measure-warm-up", "the first pair counts", "plausible",
+        None, laws.test_a_cold_start_is_in_neither_arm,
+        breaks=replacing(timing, "interleave", no_warm_up),
+    ),
+    Mutant(
+        "measure-turns", "the pressed arm always goes first", "plausible",
+        None, laws.test_a_device_that_gets_slower_favours_neither_arm,
+        breaks=replacing(timing, "interleave", no_turns),
+    ),
+    Mutant(
+        "measure-clock-start", "the clock starts before the device is idle", "plausible",
+        None, laws.test_times_contain_the_work_of_a_device_that_works_by_itself,
+        breaks=replacing(decoder, "_synchronise", clock_started_early),
+    ),
+    Mutant(
+        "measure-tpot", "the prompt is in TPOT", "plausible",
+        None, laws.test_times_contain_the_work_of_a_device_that_works_by_itself,
+        breaks=replacing(decoder, "Generation", first_token_in_tpot),
+    ),
+    Mutant(
+        "measure-throughput", "the prompt is in tokens per second", "plausible",
+        None, laws.test_times_contain_the_work_of_a_device_that_works_by_itself,
+        breaks=replacing(decoder.Generation, "tokens_per_second", prompt_in_throughput),
+    ),
+    Mutant(
+        "measure-pairs", "the ratio of medians", "plausible",
+        None, laws.test_a_slow_moment_that_hits_both_of_a_pair_changes_nothing,
+        breaks=replacing(timing, "ratio", ratio_of_medians),
+    ),
+    Mutant(
+        "measure-interval", "an interval around the mean", "plausible",
+        None, laws.test_an_interval_contains_its_median_and_nothing_that_was_not_measured,
+        breaks=replacing(timing, "ratio", normal_interval),
+    ),
+]  # fmt: skip

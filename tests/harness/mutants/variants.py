@@ -1,0 +1,120 @@
+"""Compressors that are right, each in its own way: no law may break on them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicSlidingWindowLayer
+
+from harness.mutants.compressors import Boundary, ByScore, FloatCeiling, Floor, LaterWins, Rounded
+from harness.mutants.plain import HOOKED, SOUND, Layers, Plain, plain
+from pressgauge import StreamingLLMPress
+from pressgauge.conformance.subjects import subject_of
+
+
+def by_hand(keep_ratio: float, prune_after: int = 512, skip_layers: tuple[int, ...] = ()) -> Any:
+    """Lists and loops: the newest entries stay."""
+
+    def compress(layers: Layers) -> Layers:
+        result = []
+        for index, (keys, values) in enumerate(layers):
+            held = keys.shape[2]
+            if index in skip_layers or held <= prune_after or keep_ratio == 1:
+                result.append((keys, values))
+                continue
+            thousandths = round(keep_ratio * 1000)
+            left = max(1, (held * thousandths + 999) // 1000)
+            result.append((keys[:, :, held - left :].clone(), values[:, :, held - left :].clone()))
+        return result
+
+    return compress
+
+
+class NoThreshold(Plain):
+    """Takes neither ``prune_after`` nor ``skip_layers``."""
+
+    def __init__(self, keep_ratio: float) -> None:
+        super().__init__(keep_ratio, prune_after=0)
+
+
+class Uncompressed:
+    """transformers' own cache, which evicts nothing."""
+
+    def __init__(self, keep_ratio: float) -> None:
+        pass
+
+    def cache(self, config: Any) -> DynamicCache:
+        return DynamicCache(config=config)
+
+
+WINDOW_SIZE = 7
+
+
+class SlidingWindow:
+    """transformers' own layers with a sliding window, whatever the model: a cache that keeps the newest."""
+
+    def __init__(self, keep_ratio: float) -> None:
+        self.keep_ratio = keep_ratio
+
+    def cache(self, config: Any) -> DynamicCache:
+        cache = DynamicCache(config=config)
+        if self.keep_ratio < 1:
+            cache.layers = [DynamicSlidingWindowLayer(WINDOW_SIZE) for _ in cache.layers]
+        return cache
+
+
+class FloorFromP(Floor, Boundary):
+    """Prunes at P entries, and rounds down."""
+
+
+class PerHead(Plain):
+    """The heads of a layer compete: the best entries of all of them stay, and of each head at least the best."""
+
+    def layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        there = (keys != 0).any(-1) | (values != 0).any(-1)
+        rows, heads, columns = there.shape
+        held = int(there.sum()) // (rows * heads)
+        if index in self.skip_layers or not self.prunes(held):
+            return keys, values
+        scores = self.scores(keys).masked_fill(~there, -torch.inf)
+        first = scores.argsort(dim=-1, descending=True, stable=True)[..., :1]
+        together = scores.scatter(2, first, torch.inf).view(rows, heads * columns)
+        best = together.argsort(dim=-1, descending=True, stable=True)[:, : heads * self.count(held)]
+        stays = torch.zeros_like(together, dtype=torch.bool).scatter(1, best, True).view_as(there)
+        width = int(stays.sum(-1).max())
+        # Those that stay come last, in order, and in front of them what is missing.
+        kept = stays.int().argsort(dim=-1, stable=True)[..., columns - width :]
+        gone = ~stays.gather(2, kept)[..., None]
+        return self.take(keys, kept).masked_fill(gone, 0), self.take(values, kept).masked_fill(gone, 0)
+
+
+DYNAMIC = subject_of(
+    "DynamicCache", Uncompressed, {"prune_after": None, "skip_layers": None, "target": lambda seen, held: held}
+)
+
+VARIANTS = [
+    SOUND,
+    HOOKED,
+    plain(ByScore, order="any"),
+    plain(LaterWins, ties="any"),
+    plain(FloorFromP, boundary=">=", rounding=lambda ratio, count: int(ratio * count)),
+    plain(FloatCeiling, rounding="float-ceil"),
+    plain(NoThreshold, prune_after=None, skip_layers=None),
+    plain(Rounded, entries="altered"),
+    plain(PerHead, held="per-head"),
+    subject_of("by hand", by_hand, {"score": "position"}),
+    DYNAMIC,
+    subject_of(
+        "transformers' sliding window",
+        SlidingWindow,
+        {
+            "prune_after": None,
+            "skip_layers": None,
+            "score": "position",
+            "storage": "any",
+            "target": lambda seen, held: min(held, WINDOW_SIZE - 1),
+        },
+    ),
+    subject_of("StreamingLLMPress, plain", StreamingLLMPress, {"score": "position", "sinks": 4}),
+]

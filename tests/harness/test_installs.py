@@ -1,0 +1,50 @@
+"""The install lines can work: no index has the package, and what they name is there. ``nox -s installs`` runs them."""
+
+import re
+import shlex
+import tomllib
+from importlib.metadata import metadata
+from pathlib import Path
+
+import pytest
+
+from support.pages import PAGES, ROOT, commands, name_of
+from tools.installs.lines import installs, is_install
+
+LINES = sorted({line for lines in installs().values() for line in lines})
+TOOLS = ("nox", "pip>=25.1")
+OPTIONS = {"--editable": "path", "--constraint": "file", "--group": "group", "--upgrade": ""}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_what_an_install_line_names_is_there(line: str) -> None:
+    """The clone by its path, with extras and groups that it has, or a tool that the index has."""
+    words = iter(shlex.split(line)[4:])
+    for word in words:
+        kind = OPTIONS.get(word, "path" if not word.startswith("-") else "no option that a test knows")
+        if kind == "":
+            continue
+        value = word if word not in OPTIONS else next(words)
+        if kind == "file":
+            assert (ROOT / value).is_file()
+        elif kind == "group":
+            project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+            assert value in project["dependency-groups"]
+        elif value not in TOOLS:
+            where = re.fullmatch(r"(\.|path/to/pressgauge)(?:\[(\w+)\])?", value)
+            assert kind == "path"
+            assert where, f"{value!r} would be looked for on the index"
+            assert where[2] in [None, *(metadata("pressgauge").get_all("Provides-Extra") or [])]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_install_line_is_hidden_in_the_text(page: Path) -> None:
+    """All stand in console blocks, where they are run; those of the workflow are read by test_ci.py."""
+    text = re.sub(r"^```yaml\n.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert text.count("pip install") == sum(is_install(line) for line in commands(page))
+
+
+def test_lines_are_found() -> None:
+    """On the pages that have some."""
+    pages = {where.split(":")[0] for where in installs()}
+    assert pages >= {"README.md", "docs/index.md", "docs/testing.md", "docs/conformance.md"}

@@ -1,0 +1,175 @@
+"""Subjects are told apart, and what they declare is understood or refused."""
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance.ours import ours_by_default
+from pressgauge import KnormPress
+from pressgauge.conformance import oracle
+from pressgauge.conformance.adapters import adapter_of
+from pressgauge.conformance.declares import Declares, read_declares
+from pressgauge.conformance.subjects import find, subject_of
+from support.laws import LAWS, judged
+
+PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
+
+
+class Context:
+    """Can be called, and has no cache."""
+
+    def __call__(self, model: Any) -> Any:
+        raise NotImplementedError
+
+    def compress(self, layers: Any) -> Any:
+        """A method."""
+        return layers
+
+
+@pytest.mark.parametrize(
+    ("compressor", "kind"),
+    [
+        (KnormPress(0.5), "cache"),
+        (Context(), "context"),
+        (Context().compress, "function"),
+        (lambda layers: layers, "function"),
+        (functools.partial(Context.compress, Context()), "function"),
+    ],
+    ids=["cache", "context", "method", "function", "partial"],
+)
+def test_the_three_conventions_are_told_apart(compressor: object, kind: str) -> None:
+    """By what the factory returns."""
+    assert adapter_of(compressor).kind == kind
+
+
+def test_what_follows_no_convention_is_refused() -> None:
+    """With the three conventions in words."""
+    with pytest.raises(
+        ValueError, match=r"the factory returned a int: it has to return an object with \.cache\(config\)"
+    ):
+        adapter_of(3)
+
+
+@pytest.mark.parametrize(
+    ("declares", "sentence"),
+    [
+        ({"shedule": "step"}, "declares has no 'shedule': known are kind, schedule, "),
+        (
+            {"schedule": "always"},
+            "declares schedule must be one of 'budget', 'step', 'prefill', 'decoding', got 'always'",
+        ),
+        ({"prune_after": 512}, "declares prune_after must be one of None, got 512"),
+        ({"boundary": "<"}, "declares boundary must be one of '>', '>=', got '<'"),
+        ({"rounding": "up"}, "declares rounding must be one of ceil, floor, float-ceil or a function, got 'up'"),
+        ({"score": "snapkv"}, "declares score 'snapkv' needs the window that votes, at least one token: declare it as"),
+        (
+            {"score": "snap"},
+            "declares score must be one of knorm, position, keydiff, h2o, snapkv, tova or a function, got 'snap'",
+        ),
+        ({"takes": ["window"]}, "declares takes must name sinks, recent or interval, got 'window'"),
+        ({"takes": "sinks"}, "declares takes must be a tuple of names, got 'sinks'"),
+        (
+            {"score": lambda keys, layer, head: lambda position: keys[position][0]},
+            "for three keys and the positions [0, 2] it raises TypeError: list indices must be integers",
+        ),
+        (
+            {"score": lambda keys, layer, head: lambda positions: [keys[place] for place in positions]},
+            "declares score must give a list of two numbers for the positions [0, 2], got [[1.0, 2.0], [0.0, 1.0]]",
+        ),
+        ({"target": lambda seen, held, ratio: held}, "for 9 and 8 it raises TypeError"),
+        ({"target": lambda seen, held: seen / 2}, "target must give a whole number for 9 seen and 8 held, got 4.5"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_is_declared_wrongly_is_refused(declares: dict[str, Any], sentence: str) -> None:
+    """The sentence names what was declared and what could be."""
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        read_declares(declares, "cache")
+
+
+def test_a_convention_has_its_schedule() -> None:
+    """Unless another is declared."""
+    assert {kind: read_declares({}, kind).schedule for kind in ("cache", "context", "function")} == {
+        "cache": "budget",
+        "context": "prefill",
+        "function": "step",
+    }
+    assert read_declares({"schedule": "step"}, "cache").schedule == "step"
+
+
+def test_options_that_a_factory_does_not_take_are_left_out() -> None:
+    """``prune_after`` and ``skip_layers`` that are declared as None never reach it."""
+
+    def factory(keep_ratio: float) -> Any:
+        return KnormPress(keep_ratio)
+
+    factory.declares = {"prune_after": None, "skip_layers": None}  # type: ignore[attr-defined]
+    subject = subject_of("narrow", factory)
+    assert subject(0.5, prune_after=3, skip_layers=(1,)) == KnormPress(0.5)
+    assert subject.rules({"keep_ratio": 0.5, "prune_after": 3}) == oracle.Rules(0.5, prune_after=0)
+
+
+def test_a_factory_that_takes_too_little_is_told_what_to_declare() -> None:
+    """One that has no layers to skip has to say so."""
+    with pytest.raises(ValueError, match=r"or declare those that it does not take as None \(.*'skip_layers'"):
+        subject_of("narrow", lambda keep_ratio, prune_after: KnormPress(keep_ratio, prune_after))
+
+
+def test_the_example_of_the_page_is_right_once_it_is_mended() -> None:
+    """Whoever mends the one bug that the page shows has nothing else to mend; the page's own score is read too."""
+    text = PAGE.read_text(encoding="utf-8")
+    first, second = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(first.replace("held <= 32", "held <= prune_after"), names)
+    mended = subject_of("mended", names["my_factory"])
+    assert {judged(law, mended)[0] for law in LAWS.values()} == {"held", "not applicable"}
+    exec(second, names)
+    assert subject_of("scored", names["my_factory"]).declares.nan == "any"
+
+
+def test_a_factory_is_found_by_its_name() -> None:
+    """With the version of the package that it is from."""
+    subject = find("pressgauge.presses.knorm:KnormPress")
+    assert subject.declares.kind == "cache"
+    assert re.fullmatch(r"pressgauge [\d.]+", subject.version)
+
+
+@pytest.mark.parametrize(
+    ("reference", "sentence"),
+    [
+        ("nowhere:factory", "--subject nowhere:factory was not found: No module named 'nowhere'"),
+        (
+            "pressgauge.presses.knorm:Nothing",
+            "--subject pressgauge.presses.knorm:Nothing was not found: module ",
+        ),
+        ("pressgauge.presses.knorm", "--subject must be package.module:factory, got 'pressgauge.presses.knorm'"),
+        ("builtins:print", "--subject builtins:print cannot be used: "),
+    ],
+)
+def test_a_subject_that_cannot_be_had_is_one_sentence(reference: str, sentence: str) -> None:
+    """And no traceback."""
+    with pytest.raises(pytest.UsageError, match=re.escape(sentence)):
+        find(reference)
+
+
+def test_all_of_ours_are_there() -> None:
+    """All presses and schedules, and each convention."""
+    subjects = ours_by_default()
+    names = {subject.name for subject in subjects}
+    assert {
+        f"{p}-{s}" for p in ("knorm", "streaming-llm", "random", "keydiff") for s in ("budget", "step", "prefill")
+    } <= names
+    assert {"h2o-budget", "snapkv-prefill", "tova-budget"} <= names
+    assert {subject.declares.kind for subject in subjects} == {"cache", "context", "function"}
+    assert len(names) == len(subjects)
+
+
+def test_the_page_names_all_that_can_be_declared() -> None:
+    """And nothing else: ``votes`` is what a score by name comes to."""
+    table = PAGE.read_text(encoding="utf-8").split("## What a factory declares")[1].split("\n## ")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    assert named == set(Declares.__dataclass_fields__) - {"votes"}

@@ -1,0 +1,345 @@
+"""A sample of the zoo, and tests of the zoo itself: what is planted is found, and called by its name."""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, DynamicCache
+from transformers.models.llama import modeling_llama
+
+from pressgauge import KnormPress, PressedCache
+from pressgauge.models.support import Support
+from support.zoo import examine, oracle, reasons, specimens
+from support.zoo.examine import BAD, CRASH, FALSE, LENGTH, NOT_BUILT, PATTERNS, REFUSED, RIGHT, WRONG, Verdict
+from tools.zoo.page import KINDS, page
+
+SAMPLE: dict[str, tuple[str, str]] = {
+    "llama": (RIGHT, "grouped queries"),
+    "gpt2": (RIGHT, "learned positions"),
+    "roberta": (RIGHT, "positions that begin behind the padding token's"),
+    "gemma3_text": (RIGHT, "windows in some layers"),
+    "gemma3": (RIGHT, "a wrapper around a text model, with images in mind"),
+    "gemma3n_text, shared keys": (RIGHT, "layers that borrow keys"),
+    "gemma4_text, shared keys": (RIGHT, "layers that borrow keys, as wide as those of a window or not"),
+    "qwen3_next": (RIGHT, "layers without keys"),
+    "gpt_neo": (REFUSED, "attention code of its own, with windows"),
+    "bloom": (REFUSED, "ALiBi"),
+    "deepseek_v3": (REFUSED, "latents that are expanded after the cache"),
+    "deepseek_v32": (REFUSED, "an indexer that selects keys"),
+    "diffllama": (REFUSED, "values of several heads joined"),
+    "doge": (REFUSED, "a learned mask"),
+}
+"""Architectures that stand for many, with what a press does on them and why they are here."""
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_press_is_right_on_this_architecture_or_refused_by_a_true_sentence(name: str) -> None:
+    """What ``nox -s zoo`` does with all."""
+    if name not in specimens.names():
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    verdict = examine.examine(name)
+    assert verdict.kind == SAMPLE[name][0], verdict
+
+
+def test_every_architecture_of_the_installed_release_is_tried() -> None:
+    """Those that transformers' own mapping has, by its classes and not by a list of ours."""
+    # A checkpoint with code of its own, once loaded, is in the mapping for the rest of the process.
+    own = [kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING if kind.__module__.startswith("transformers.models.")]
+    known = {kind.model_type for kind in own}
+    # Some names share a configuration, as GPT-SW3 does with GPT-2.
+    tried = {transformers.CONFIG_MAPPING[name].model_type for name in set(specimens.names()) - set(specimens.VARIANTS)}
+    assert known == tried
+
+
+def test_nearly_every_architecture_can_be_configured() -> None:
+    """What no rule can build is rare, or the zoo would be empty and green."""
+    failing = []
+    for name in specimens.names():
+        try:
+            specimens.configuration(name)
+        except Exception as error:
+            failing.append(f"{name}: {error}")
+    assert len(failing) <= len(specimens.names()) // 15, failing
+
+
+# Specimens
+
+
+@pytest.mark.parametrize(
+    ("kinds", "chosen"),
+    [("aaaaabaaaaab", [0, 1, 5, 11]), ("aaaa", [0, 1, 2, 3]), ("ab", [0, 1]), ("abcdeabcde", [0, 1, 2, 3, 4])],
+)
+def test_a_shortened_list_has_layers_of_each_kind(kinds: str, chosen: list[int]) -> None:
+    """Of each kind as many as of the others as far as they go, in their order; more than four kinds are all there."""
+    assert specimens.chosen_layers(list(kinds), specimens.LAYERS) == chosen
+
+
+def test_a_list_of_layers_is_shortened_everywhere_alike() -> None:
+    """Gemma 3 has a full layer after each five with a window; Qwen3-Next has one after three of linear attention."""
+    config: Any = specimens.configuration("gemma3_text")
+    assert sorted(config.layer_types) == ["full_attention"] * 2 + ["sliding_attention"] * 2
+    assert config.num_hidden_layers == len(config.layer_types) == specimens.LAYERS
+    assert config.sliding_window == specimens.WINDOW
+
+
+def test_a_configuration_within_another_is_tiny_too() -> None:
+    """The text and the images of Gemma 3's wrapper."""
+    config: Any = specimens.configuration("gemma3")
+    assert config.text_config.hidden_size == config.vision_config.hidden_size == 32
+    assert config.image_token_id < specimens.VOCABULARY
+
+
+def test_specimens_are_random_and_always_the_same() -> None:
+    """Two builds are equal, and no token is special."""
+    one, other = (specimens.build("llama").state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert float(one["model.layers.0.input_layernorm.weight"].std()) > 0.01, "no noise on a weight that begins as 1"
+    drawn = specimens.tokens(3, 400)
+    assert (int(drawn.min()), int(drawn.max())) == (3, specimens.SPECIAL - 1)
+
+
+def test_what_cannot_be_built_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configuration that is no good, and a model that is not tiny."""
+    monkeypatch.setitem(specimens.CHANGES, "llama", {"num_attention_heads": 5})
+    assert examine.examine("llama").kind == NOT_BUILT
+    monkeypatch.setitem(specimens.CHANGES, "llama", {"vocab_size": 1_000_000})
+    verdict = examine.examine("llama")
+    assert (verdict.kind, "parameters, which is not tiny" in verdict.detail) == (NOT_BUILT, True)
+
+
+# The oracle
+
+
+@cache
+def model(name: str) -> Any:
+    """A specimen, not to be changed."""
+    return specimens.build(name)
+
+
+def nothing_evicted(built: Any) -> list[Tensor]:
+    """Tables of a text of which everything is kept."""
+    count = built.config.get_text_config(decoder=True).num_hidden_layers
+    return [torch.full((1, 2, LENGTH), torch.iinfo(torch.int32).max, dtype=torch.int32) for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize("passes", PATTERNS, ids=["prompt", "chunks", "single"])
+def test_the_oracle_is_the_stock_model_where_nothing_is_evicted(name: str, passes: Sequence[int]) -> None:
+    """To the bit in eager attention, and one pass without a cache agrees."""
+    built = model(name)
+    ids = specimens.tokens(1, LENGTH)
+    found = oracle.expected(built, ids, passes, nothing_evicted(built))
+    stock, _ = oracle.decode(built, ids, passes)
+    with torch.no_grad():
+        whole = built(ids, use_cache=False).logits
+    assert (found - stock).abs().max() < 1e-5
+    assert (found - whole).abs().max() < 1e-5
+
+
+def one_eviction(layer: int, head: int, token: int, time: int) -> list[Tensor]:
+    """Tables of a text of which one entry is evicted."""
+    tables = nothing_evicted(model("llama"))
+    tables[layer][0, head, token] = time
+    return tables
+
+
+def test_the_oracle_masks_what_is_evicted_from_then_on_and_nothing_else() -> None:
+    """Logits before the eviction are what they were, and all later ones are not."""
+    ids = specimens.tokens(1, LENGTH)
+    whole = oracle.expected(model("llama"), ids, PATTERNS[0], nothing_evicted(model("llama")))
+    for layer, head in ((0, 0), (3, 1)):
+        found = oracle.expected(model("llama"), ids, PATTERNS[0], one_eviction(layer, head, 5, 20))
+        change = (found - whole).abs().amax(dim=-1)[0]
+        assert float(change[:20].max()) == 0
+        assert float(change[20:].min()) > 1e-6
+
+
+def test_the_oracle_is_attention_written_out() -> None:
+    """One layer of Llama: what its last query reads, worked out from the projections of the model."""
+    built = model("llama")
+    ids = specimens.tokens(1, LENGTH)
+    tables = one_eviction(0, 1, 7, 9)
+    seen: dict[str, Tensor] = {}
+    layer = built.model.layers[0].self_attn
+    handle = layer.o_proj.register_forward_pre_hook(lambda module, args: seen.update(attended=args[0]))
+    inputs = layer.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    try:
+        oracle.expected(built, ids, [LENGTH], tables)
+    finally:
+        handle.remove()
+        inputs.remove()
+    hidden = seen["hidden_states"][0]
+    cos, sin = (part[0] for part in seen["position_embeddings"])
+    with torch.no_grad():
+        query, key, value = (
+            projection(hidden).unflatten(-1, (-1, 8)).transpose(0, 1)
+            for projection in (layer.q_proj, layer.k_proj, layer.v_proj)
+        )
+    query, key = (part * cos + torch.cat([-part[..., 4:], part[..., :4]], dim=-1) * sin for part in (query, key))
+    for head in range(4):
+        scores = key[head // 2] @ query[head, -1] / 8**0.5
+        if head // 2 == 1:
+            scores[7] = -torch.inf
+        expected = scores.softmax(dim=0) @ value[head // 2]
+        assert (expected - seen["attended"][0, -1, 8 * head : 8 * head + 8]).abs().max() < 1e-6
+
+
+def test_what_the_oracle_cannot_reach_it_says() -> None:
+    """RoFormer attends by code of its own."""
+    tables = nothing_evicted(model("roformer"))
+    tables[2][0, 0, 5] = 20
+    with pytest.raises(oracle.Unreachable, match=re.escape("layers [2]")):
+        oracle.expected(model("roformer"), specimens.tokens(1, LENGTH), PATTERNS[0], tables)
+
+
+# Faults that are planted
+
+
+def later(name: str, monkeypatch: pytest.MonkeyPatch, amount: int) -> Verdict:
+    """A verdict, where every eviction is said to be so many tokens later than it was."""
+    true: Any = PressedCache.evicted_at
+
+    def told(cache: PressedCache) -> list[Tensor]:
+        tables: list[Tensor] = true.fget(cache)
+        return [torch.where(table < LENGTH, table + amount, table) for table in tables]
+
+    monkeypatch.setattr(PressedCache, "evicted_at", property(told))
+    return examine.examine(name)
+
+
+def test_an_eviction_that_is_told_a_token_late_is_silently_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the same detour with the true number is right."""
+    verdict = later("llama", monkeypatch, 1)
+    assert (verdict.kind, verdict.detail[:8]) == (WRONG, "attached"), verdict
+    monkeypatch.undo()
+    assert later("llama", monkeypatch, 0).kind == RIGHT
+
+
+def test_a_press_whose_evictions_attention_never_meets_is_silently_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All counts and tables are right; the logits are the stock model's."""
+    true = examine._Specimen.attached
+
+    def ignoring(self: Any, press: KnormPress, passes: Sequence[int]) -> tuple[Tensor, PressedCache]:
+        _, kept = true(self, press, passes)
+        logits, _ = oracle.decode(self.model, self.ids, passes, DynamicCache(config=self.model.config))
+        return logits, kept
+
+    monkeypatch.setattr(examine._Specimen, "attached", ignoring)
+    verdict = examine.examine("llama")
+    assert (verdict.kind, "oracle" in verdict.detail) == (WRONG, True), verdict
+
+
+def test_a_refusal_that_names_too_few_layers_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says to skip is not enough."""
+    true = Support.refusal
+
+    def short(self: Support, reasons: dict[int, str], skipped: Sequence[int] = ()) -> ValueError:
+        first = dict(list(reasons.items())[:1])
+        return true(self, first, ())
+
+    monkeypatch.setattr(Support, "refusal", short)
+    assert examine.examine("gemma3_text").kind in BAD
+
+
+def test_a_refusal_that_offers_what_does_not_work_is_false(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says to measure without a press, and that fails."""
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise ValueError("neither")
+
+    monkeypatch.setitem(broken.__globals__, "__name__", "pressgauge.planted")
+    monkeypatch.setattr(examine, "perplexity", broken)
+    monkeypatch.setattr(examine._Specimen, "baseline", lambda self: None)
+    verdict = examine.examine("deepseek_v3")
+    assert (verdict.kind, "neither stepwise nor plain works" in verdict.detail) == (FALSE, True), verdict
+
+
+def test_an_error_that_is_not_of_pressgauge_is_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is a ValueError."""
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise ValueError("of somebody else")
+
+    monkeypatch.setattr(PressedCache, "held_rows", broken)
+    assert examine.examine("llama").kind == CRASH
+
+
+# The reasons of refusals
+
+TRUE: list[tuple[str, str]] = [
+    ("gemma3_text", "a press cannot prune layers 0-1 (sliding attention of 8)"),
+    ("qwen3_next", "a press cannot prune layers 0-1 (linear attention, which caches no keys)"),
+    ("gemma2", "a press cannot prune layers 0, 2 (sliding attention of 8); layers 1, 3 (attention with softcap 50.0)"),
+    ("gpt_oss", "a press cannot prune layers 1, 3 (attention with sinks)"),
+    ("deepseek_v3", "a press cannot prune layer 2 (keys cached as [1, 12, 12] and attended to as [4, 12, 12])"),
+    ("deepseek_v32", "a press cannot prune layers 0-3 (indexed attention)"),
+    ("diffllama", "joins the values of several heads that lie in one slot"),
+    ("doge", "a press cannot prune layer 0 (a mask of its own, [1, 4, 12, 12] where [rows, 1, 12, 12] is causal)"),
+    ("doge", "makes masks of its own from all values that lie in the cache"),
+    ("dory", "adds layers to the cache that it is given"),
+    ("bloom", "adds ALiBi biases by the slot of an entry, not its position"),
+    ("roformer", "does not go through transformers' attention interface"),
+]
+
+
+@pytest.mark.parametrize(("name", "sentence"), TRUE, ids=[f"{name}-{sentence[:12]}" for name, sentence in TRUE])
+def test_a_true_reason_is_found_true_and_is_false_of_llama(name: str, sentence: str) -> None:
+    """Every kind of reason, of a model of which it is true and of one of which it is not."""
+    if name not in specimens.names():
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    ids = specimens.tokens(1, LENGTH)
+    assert reasons.unfounded(model(name), ids, f"Its name: {sentence}; pass skip_layers=") is None
+    assert reasons.unfounded(model("llama"), ids, f"Its name: {sentence}; pass skip_layers=") is not None
+
+
+def test_a_true_reason_of_another_layer_is_not_true() -> None:
+    """Of Gemma 3's layers two have a window, and there is no fifth."""
+    ids = specimens.tokens(1, LENGTH)
+    for layers, found in (("layers 1-2", "layer 2 has no sliding attention of 8"), ("layer 4", "no layer 4")):
+        said = reasons.unfounded(model("gemma3_text"), ids, f"a press cannot prune {layers} (sliding attention of 8)")
+        assert said is not None
+        assert found in said
+
+
+def test_a_reason_that_nobody_checks_is_not_taken_on_trust() -> None:
+    """A new refusal needs a check of its own here."""
+    ids = specimens.tokens(1, LENGTH)
+    assert reasons.unfounded(model("llama"), ids, "has a bad day") == "nobody checks this reason"
+    said = reasons.unfounded(model("llama"), ids, "a press cannot prune layer 1 (tiredness)")
+    assert said == "nobody checks whether a layer has tiredness"
+
+
+def test_looking_for_facts_leaves_no_trace() -> None:
+    """Functions of the model's file and of transformers' caches are what they were."""
+    names = vars(modeling_llama)
+    before = (names["eager_attention_forward"], DynamicCache.update, model("llama").config._attn_implementation)
+    reasons.facts(model("llama"), specimens.tokens(1, LENGTH))
+    after = (names["eager_attention_forward"], DynamicCache.update, model("llama").config._attn_implementation)
+    assert before == after
+
+
+# The page
+
+
+def test_the_page_has_a_row_for_each_architecture_and_counts_them() -> None:
+    """What is on it is what was found; signs of Markdown are text."""
+    version = transformers.__version__
+    found = {
+        "b": Verdict(REFUSED, f"B (transformers {version}): a | b * c_d"),
+        "a": Verdict(RIGHT, "A: skip these", (0, 2)),
+        "c": Verdict(RIGHT),
+    }
+    lines = page(found).splitlines()
+    assert lines[-3:] == [
+        "| a | right | 0, 2 | A: skip these |",
+        r"| b | refused |  | B: a \| b \* c\_d |",
+        "| c | right |  |  |",
+    ]
+    counts = {cells[1].strip(): cells[2].strip() for line in lines if len(cells := line.split("|")) == 5}
+    assert {kind: counts[kind] for kind in KINDS} == {**dict.fromkeys(KINDS, "0"), RIGHT: "2", REFUSED: "1"}
+    assert f"transformers {version} and torch" in lines[2]

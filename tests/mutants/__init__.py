@@ -1,1 +1,0 @@
-"""Compressors that are broken on purpose, each with the law that must find it out."""

@@ -1,1 +1,0 @@
-"""Laws that any KV-cache compressor must obey, and the oracle that decides what is right."""

@@ -1,0 +1,1 @@
+"""Properties of presses in caches and of measuring, and state machines."""

@@ -1,0 +1,424 @@
+"""Rule 12: what a press cannot do right is refused, before anything is done, with a sentence that says the way out."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    DynamicCache,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3nTextConfig,
+    GptOssConfig,
+    GptOssForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    StaticCache,
+)
+
+from pressgauge import KnormPress, Press, PressedCache, StreamingLLMPress, replay
+from pressgauge.attach import attach
+from pressgauge.conformance import architectures
+from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.versions import cache_of, using
+from pressgauge.presses.attention_scores import Attention, LastQueries, Votes
+from support.drive import CONFIG, run
+from support.query_press import QueryPress
+from support.small_config import SMALL
+
+MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"keep_ratio": 1.5}, ValueError, "keep_ratio must be in (0, 1], got 1.5"),
+    ({"keep_ratio": 0}, ValueError, "keep_ratio must be in (0, 1], got 0"),
+    ({"keep_ratio": -0.1}, ValueError, "keep_ratio must be in (0, 1], got -0.1"),
+    ({"keep_ratio": float("nan")}, ValueError, "keep_ratio must be in (0, 1], got nan"),
+    ({"keep_ratio": "0.5"}, TypeError, "keep_ratio must be a number in (0, 1], got '0.5'"),
+    ({"keep_ratio": True}, TypeError, "keep_ratio must be a number in (0, 1], got True"),
+    ({"prune_after": -1}, ValueError, "prune_after must be at least 0, got -1"),
+    ({"prune_after": 1.5}, TypeError, "prune_after must be a whole number, got 1.5"),
+    ({"skip_layers": (0, -1)}, ValueError, "a layer index in skip_layers must be at least 0, got -1"),
+    ({"skip_layers": 3}, TypeError, "skip_layers must be a sequence of layer indices or 'unprunable', got 3"),
+    ({"skip_layers": "01"}, TypeError, "skip_layers must be a sequence of layer indices or 'unprunable', got '01'"),
+    ({"sinks": -2}, ValueError, "sinks must be at least 0, got -2"),
+    ({"recent": -2}, ValueError, "recent must be at least 0, got -2"),
+    ({"schedule": "always"}, ValueError, "schedule must be one of budget, step, prefill, got 'always'"),
+    ({"interval": 0}, ValueError, "interval must be at least 1, got 0"),
+    ({"interval": 2, "schedule": "prefill"}, ValueError, "interval must be 1 with schedule 'prefill'"),
+]
+
+
+@pytest.mark.parametrize(("options", "kind", "sentence"), MISTAKES, ids=lambda value: str(value)[:40])
+def test_a_mistake_in_a_press_is_told_when_it_is_made(
+    options: dict[str, Any], kind: type[Exception], sentence: str
+) -> None:
+    """One sentence that names the value and the rule, raised by the constructor of every press."""
+    for press in (KnormPress, StreamingLLMPress):
+        with pytest.raises(kind, match=re.escape(sentence)):
+            press(**{"keep_ratio": 0.5, **options})
+
+
+@pytest.fixture(params=["cache", "attached"])
+def meet(request: pytest.FixtureRequest) -> Callable[[Press, PreTrainedModel], object]:
+    """The two ways in which a press meets a model."""
+
+    def enter(press: Press, model: PreTrainedModel) -> None:
+        with attach(press, model):
+            pass
+
+    return enter if request.param == "attached" else lambda press, model: press.cache(model.config)
+
+
+Meet = Callable[[Press, PreTrainedModel], object]
+
+
+def test_a_layer_that_the_model_lacks_is_refused_with_their_number(meet: Meet) -> None:
+    """The sentence names the number of layers."""
+    with pytest.raises(ValueError, match="skip_layers names layer 3, but the model has 3 layers, 0 to 2"):
+        meet(KnormPress(0.5, skip_layers=(0, 3)), architectures.shared("llama"))
+
+
+def test_sliding_windows_are_refused_unless_they_are_skipped(meet: Meet) -> None:
+    """A Mistral with a window of 16 has no layer to prune; without one it works."""
+    windowed = architectures.build("mistral", sliding_window=16)
+    for skipped, named in (((), "layers 0-2"), ((0,), "layers 1-2"), ((0, 2), "layer 1")):
+        sentence = f"a press cannot prune {named} (sliding attention of 16); that leaves no layer to prune"
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            meet(KnormPress(0.5, skip_layers=skipped), windowed)
+    meet(KnormPress(0.5, skip_layers=(0, 1, 2)), windowed)
+    meet(KnormPress(0.5), architectures.shared("mistral"))
+
+
+def mixed() -> architectures.Model:
+    """A Qwen2 of which the last layer has a window."""
+    return architectures.build(
+        "qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=2, layer_types=None
+    )
+
+
+def test_a_refusal_lists_all_layers_by_reason_and_the_way_out(meet: Meet) -> None:
+    """What is to be skipped is there to be pasted."""
+    sentence = (
+        "a press cannot prune layer 2 (sliding attention of 8); pass skip_layers=(2,) or skip_layers='unprunable', "
+        "which leaves layers 0-1 to prune"
+    )
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        meet(KnormPress(0.5), mixed())
+    meet(KnormPress(0.5, skip_layers=(2,)), mixed())
+
+
+def test_unprunable_layers_are_skipped_by_that_word() -> None:
+    """The word stands for the layers of the model at hand, and caches and results have them as a list."""
+    model = mixed()
+    press = KnormPress(0.5, prune_after=4, skip_layers="unprunable")
+    assert press.resolved(model) == KnormPress(0.5, prune_after=4, skip_layers=(2,))
+    ids = architectures.tokens(1, 30)
+    attached, plain = (run(model, press, ids, [12] + [1] * 18, attached=way) for way in (True, False))
+    for result in (attached, plain):
+        assert result.cache.press.skip_layers == (2,)
+        assert result.cache.held == [15, 15, 7]
+    assert KnormPress(0.5, skip_layers="unprunable").resolved(architectures.shared("llama")).skip_layers == ()
+
+
+def test_unprunable_layers_are_layers_of_a_model() -> None:
+    """Where there is none, and where nothing else is left, the word is refused."""
+    press = KnormPress(0.5, prune_after=0, skip_layers="unprunable")
+    keys = torch.zeros(1, 1, 4, 2)
+    alone: list[Callable[[], object]] = [lambda: press.compress(keys, keys), lambda: replay(press, keys, [4])]
+    for action in alone:
+        with pytest.raises(ValueError, match="'unprunable' means layers of a model, and there is none here"):
+            action()
+    windowed = architectures.build("mistral", sliding_window=16)
+    meetings: list[Callable[[], object]] = [lambda: press.cache(windowed.config), lambda: press.resolved(windowed)]
+    for action in meetings:
+        with pytest.raises(ValueError, match=r"layers 0-2 \(sliding.*leaves no layer to prune.*press=None"):
+            action()
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_skipped_sliding_layers_keep_their_own_cache(attached: bool) -> None:
+    """Where all layers with a window are skipped, the model computes what it computes alone, to the bit."""
+    model = architectures.build("mistral", sliding_window=16)
+    ids = architectures.tokens(1, 40)
+    plain = DynamicCache(config=model.config)
+    with torch.no_grad():
+        expected = [model(ids[:, :20], **using(plain)).logits]
+        expected += [model(ids[:, t : t + 1], **using(plain)).logits for t in range(20, 40)]
+    result = run(model, KnormPress(0.5, skip_layers=(0, 1, 2)), ids, [20] + [1] * 20, attached=attached)
+    assert torch.equal(result.logits, torch.cat(expected, dim=1))
+    assert [type(ours) for ours in result.cache.layers] == [type(theirs) for theirs in plain.layers]
+
+
+def test_a_mixture_of_windows_and_full_attention_prunes_the_full_layers() -> None:
+    """Qwen2 with windows in its last layer only: the others are pruned as ever, and the last is left alone."""
+    model = mixed()
+    assert model.config.layer_types == ["full_attention", "full_attention", "sliding_attention"]
+    ids = architectures.tokens(1, 30)
+    press = KnormPress(0.5, prune_after=4, skip_layers=(2,))
+    whole = run(model, press, ids, [12] + [1] * 18)
+    assert whole.cache.held == [15, 15, 7]
+    chunks = run(model, press, ids, [12, 1, 1, 1, 6] + [1] * 9)
+    assert chunks.cache.held == [15, 15, 7]
+    assert whole.logits.isfinite().all()
+
+
+def _shared_kv() -> PretrainedConfig:
+    return Gemma3nTextConfig(
+        vocab_size=8, hidden_size=8, num_hidden_layers=4, num_kv_shared_layers=2, layer_types=["full_attention"] * 4
+    )
+
+
+def test_shared_keys_and_values_are_refused() -> None:
+    """Layers that read another layer's keys cannot be pruned apart from it."""
+    with pytest.raises(ValueError, match=r"layers [\d, -]*3 \(keys and values shared between layers\)"):
+        KnormPress(0.5).cache(_shared_kv())
+
+
+def test_softcap_is_refused() -> None:
+    """Gemma 2 caps its attention scores."""
+    config = Gemma2Config(
+        **SMALL,
+    )
+    config._attn_implementation = "eager"
+    with (
+        pytest.raises(ValueError, match=r"layers 0-1 \(attention with softcap 50.0\); that leaves no layer"),
+        attach(KnormPress(0.5), Gemma2ForCausalLM(config)),
+    ):
+        pass
+
+
+def test_attention_sinks_are_refused() -> None:
+    """GPT-OSS adds a learned sink to every softmax."""
+    config = GptOssConfig(
+        **SMALL,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+    )
+    config._attn_implementation = "eager"
+    with (
+        pytest.raises(ValueError, match=r"layers 0-1 \(attention with sinks\); that leaves no layer"),
+        attach(KnormPress(0.5), GptOssForCausalLM(config)),
+    ):
+        pass
+
+
+def test_a_model_that_already_carries_a_press_is_refused() -> None:
+    """Two presses on one model would each think that the other's cache is whole."""
+    model = architectures.shared("llama")
+    with (
+        attach(KnormPress(0.5), model),
+        pytest.raises(ValueError, match="already carries a press"),
+        attach(KnormPress(0.6), model),
+    ):
+        pass
+
+
+def test_flash_attention_is_refused() -> None:
+    """An implementation whose masks the press does not know is refused by name."""
+    model = architectures.build("llama")
+    model.config._attn_implementation = "flex_attention"
+    with pytest.raises(ValueError, match="'sdpa' and 'eager', got 'flex_attention'"), attach(KnormPress(0.5), model):
+        pass
+
+
+def test_cropping_into_evicted_history_is_refused(subject: Subject) -> None:
+    """Rule 12: what was evicted after the point to crop to cannot be had back; nothing is lost by trying."""
+    model = architectures.shared("llama")
+    press = subject(0.5, prune_after=4, interval=1)
+    cache = run(model, press, architectures.tokens(1, 12), [12]).cache
+    held = cache.held
+    with pytest.raises(ValueError, match="cannot crop to 8 tokens: layer 0 evicted entries after token 12"):
+        cache.crop(-4)
+    assert cache.held == held
+
+
+def test_cropping_what_was_never_evicted_goes_back(subject: Subject) -> None:
+    """A cache cropped to before its first eviction, or after its last, goes on as if the tokens had never been fed."""
+    model = architectures.shared("llama")
+    ids = architectures.tokens(1, 30)
+    interval = 1 if subject.schedule == "prefill" else 8
+    press = subject(0.5, prune_after=4, interval=interval)
+    cache = run(model, press, ids[:, :15], [12, 1, 1, 1]).cache
+    if subject.schedule != "prefill":
+        assert cache.held == [6 + 3] * architectures.LAYERS
+    cache.crop(-2)
+    expected = run(model, press, ids, [12, 1, 17])
+    with torch.no_grad(), press(model):
+        logits = model(ids[:, 13:], **using(cache)).logits
+    assert (logits - expected.logits[:, 13:]).abs().max() < 1e-10
+    assert all(map(torch.equal, cache.evicted_at, expected.cache.evicted_at))
+
+
+@torch.no_grad()
+def test_a_plain_cache_refuses_to_evict_from_a_batch_that_may_be_padded() -> None:
+    """A cache never sees the attention mask; nothing is stored by the pass that is refused."""
+    model = architectures.shared("llama")
+    ids = architectures.tokens(2, 12)
+    press = KnormPress(0.5, prune_after=4)
+    cache = press.cache(model.config)
+    model(ids[:, :4], **using(cache))
+    with pytest.raises(ValueError, match=r"batch of 2 rows.*with press\(model\): or.*unpadded=True"):
+        model(ids[:, 4:], **using(cache))
+    assert cache.seen == 4
+    assert cache.held == [4] * architectures.LAYERS
+    promised = press.cache(model.config, unpadded=True)
+    model(ids, **using(promised))
+    assert promised.held == [6] * architectures.LAYERS
+
+
+@torch.no_grad()
+def test_a_plain_cache_refuses_one_mask_for_layers_of_different_lengths() -> None:
+    """C8 of the bug catalogue: several tokens at once, where a skipped layer holds more, need the attached mode."""
+    model = architectures.shared("llama")
+    ids = architectures.tokens(1, 20)
+    cache = KnormPress(0.5, prune_after=4, skip_layers=(0,)).cache(model.config)
+    model(ids[:, :12], **using(cache))
+    with pytest.raises(ValueError, match=r"different numbers of entries \(6 to 12\).*with press\(model\):"):
+        model(ids[:, 12:], **using(cache))
+    model(ids[:, 12:13], **using(cache))
+    assert cache.seen == 13
+
+
+@torch.no_grad()
+def test_eager_attention_refuses_it_for_single_tokens_too() -> None:
+    """Eager attention takes one mask for all layers, even of a single query."""
+    model = architectures.build("llama")
+    model.set_attn_implementation("eager")
+    ids = architectures.tokens(1, 20)
+    cache = KnormPress(0.5, prune_after=4, skip_layers=(0,)).cache(model.config)
+    model(ids[:, :12], **using(cache))
+    with pytest.raises(ValueError, match=r"attention 'eager'.*attn_implementation='sdpa', or use with press\(model\):"):
+        model(ids[:, 12:13], **using(cache))
+
+
+@torch.no_grad()
+def test_a_cache_with_padded_rows_is_refused_outside_the_context() -> None:
+    """Once rows are known to be padded, stock attention would attend to their filler."""
+    model = architectures.shared("llama")
+    ids = architectures.tokens(2, 12)
+    mask = torch.tensor([[0] * 5 + [1] * 7, [1] * 12])
+    cache = run(model, KnormPress(0.5, prune_after=4), ids, [12], mask=mask).cache
+    with pytest.raises(ValueError, match=r"this cache holds padded rows.*with press\(model\):"):
+        model(ids[:, :1], **using(cache))
+
+
+Call = Callable[[PreTrainedModel, Press], object]
+IDS = architectures.tokens(2, 6)
+CALLS: dict[str, tuple[Call, str]] = {
+    "no cache": (
+        lambda model, press: model(IDS, use_cache=False),
+        "use_cache=False leaves a press nothing to compress",
+    ),
+    "a static cache": (
+        lambda model, press: model(IDS, **using(StaticCache(config=model.config, max_cache_len=9))),
+        "cannot compress a StaticCache",
+    ),
+    "another press's cache": (
+        lambda model, press: model(IDS, **using(KnormPress(0.9).cache(model.config))),
+        "the cache belongs to KnormPress.*but the model carries",
+    ),
+    "a mask of four dimensions": (
+        lambda model, press: model(IDS, attention_mask=torch.ones(2, 1, 6, 6, dtype=torch.bool)),
+        "pass a 2-D attention_mask",
+    ),
+    "a mask of another size": (
+        lambda model, press: model(IDS, attention_mask=torch.ones(2, 7)),
+        "must cover the 0 columns seen and the 6 new ones of 2 rows",
+    ),
+    "padding on the right": (
+        lambda model, press: model(IDS, attention_mask=torch.tensor([[1, 1, 1, 1, 0, 0], [1] * 6])),
+        "row 0 has padding between or after its tokens: pad on the left",
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_calls_that_would_be_silently_wrong_are_refused(call: str) -> None:
+    """Inside the context, a call that the press could not serve rightly is refused before the model runs."""
+    model = architectures.shared("llama")
+    press = KnormPress(0.5, prune_after=2)
+    action, sentence = CALLS[call]
+    with torch.no_grad(), press(model), pytest.raises(ValueError, match=sentence):
+        action(model, press)
+
+
+@torch.no_grad()
+def test_a_cache_with_tokens_that_no_press_saw_is_refused() -> None:
+    """A ``DynamicCache`` that is not empty cannot be adopted, and stays what it was."""
+    model = architectures.shared("llama")
+    cache = DynamicCache(config=model.config)
+    model(IDS[:1], **using(cache))
+    press = KnormPress(0.5, prune_after=2)
+    with press(model), pytest.raises(ValueError, match="the cache holds 6 tokens that no press has seen"):
+        model(IDS[:1, :1], **using(cache))
+    assert type(cache) is DynamicCache
+    assert cache.get_seq_length() == 6
+
+
+@torch.no_grad()
+def test_masks_that_contradict_each_other_are_refused() -> None:
+    """What was padding in one pass cannot be a token in the next."""
+    model = architectures.shared("llama")
+    press = KnormPress(0.5, prune_after=2)
+    with press(model):
+        cache = cache_of(model(IDS, attention_mask=torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])))
+        with pytest.raises(ValueError, match="pass the attention_mask of all columns"):
+            model(IDS[:, :1], **using(cache))
+        with pytest.raises(ValueError, match="row 0 of attention_mask has 1 columns of padding, in earlier passes 2"):
+            model(IDS[:, :1], **using(cache), attention_mask=torch.tensor([[0, 1, 1, 1, 1, 1, 1], [1] * 7]))
+
+
+def test_a_press_that_needs_queries_works_attached_only() -> None:
+    """A plain cache never sees queries; ``compress`` on keys alone cannot serve such a press either."""
+
+    press = QueryPress(0.5)
+    with pytest.raises(
+        ValueError, match=r"QueryPress needs queries, which a cache never sees: use with press\(model\):"
+    ):
+        press.cache(CONFIG)
+    with pytest.raises(ValueError, match="QueryPress needs queries"):
+        press.compress(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2))
+
+
+@torch.no_grad()
+def test_queries_are_at_hand_when_attached() -> None:
+    """The interface for presses that look at attention: what the last pass adds is there when it acts."""
+    seen: list[tuple[int, ...]] = []
+
+    class Looking(LastQueries):
+        def observe(self, attention: Attention) -> None:
+            seen.append(tuple(attention.queries.shape))
+            super().observe(attention)
+
+    class LookingPress(QueryPress):
+        def votes(self) -> Votes:
+            return Looking(1)
+
+    model = architectures.shared("llama")
+    press = LookingPress(0.5, prune_after=4)
+    with press(model):
+        cache = cache_of(model(architectures.tokens(1, 12)))
+        model(architectures.tokens(1, 1), **using(cache))
+    layers = architectures.LAYERS
+    assert seen == [(1, 6, 12, 8)] * layers + [(1, 6, 1, 8)] * layers
+    assert isinstance(cache, PressedCache)
+
+
+def test_a_press_that_needs_queries_says_which() -> None:
+    """Whoever forgets ``votes`` is told."""
+
+    class Forgetful(KnormPress):
+        needs_queries = True
+
+    with pytest.raises(NotImplementedError, match=r"Forgetful needs queries, so it has to say which: define votes\(\)"):
+        Forgetful(0.5).votes()
+
+
+@pytest.mark.parametrize(
+    ("keys", "values"),
+    [((2, 3, 4), (2, 3, 4)), ((1, 2, 5, 3), (1, 2, 4, 3)), ((1, 2, 5, 3), (1, 1, 5, 3))],
+)
+def test_compress_refuses_shapes_that_do_not_fit(keys: tuple[int, ...], values: tuple[int, ...]) -> None:
+    """Keys and values must agree in batch, heads and tokens."""
+    with pytest.raises(ValueError, match="keys and values must be"):
+        KnormPress(0.5).compress(torch.zeros(keys), torch.zeros(values))

@@ -1,0 +1,42 @@
+"""The pages of the documentation: their code, their commands, and the sessions that they name."""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+PAGES = [README, *sorted(DOCS.glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """The fenced blocks of a language: the number of the line above the first, and the text."""
+    text = page.read_text(encoding="utf-8")
+    fences = re.finditer(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [(text[: fence.start(1)].count("\n"), fence.group(1)) for fence in fences]
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of the console blocks that are typed, without the prompt."""
+    lines = [line for _, block in blocks(page, "console") for line in block.splitlines()]
+    return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+
+
+def name_of(page: Path) -> str:
+    """A page's name in the project, the same on every system."""
+    return page.relative_to(ROOT).as_posix()
+
+
+def sessions() -> set[str]:
+    """The sessions of ``noxfile.py``, read and not run: nox itself is not among the tests' requirements."""
+    names = set()
+    for node in ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and any(
+            re.match(r"nox\.session\b", ast.unparse(d)) for d in node.decorator_list
+        ):
+            names.add(node.name)
+            for decorator in node.decorator_list:
+                ids = [word.value for word in getattr(decorator, "keywords", []) if word.arg == "ids"]
+                names |= {f"{node.name}({name})" for value in ids for name in ast.literal_eval(value)}
+    return names

@@ -1,0 +1,345 @@
+"""One architecture: is a press right on it, or refused by a sentence that is true?"""
+
+import ast
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.utils import logging
+
+from pressgauge import KnormPress, Press, PressedCache, TOVAPress, perplexity
+from pressgauge.conformance.versions import using
+from support.zoo import oracle, reasons, specimens
+
+LENGTH, PROMPT = 36, 12
+PATTERNS = ([PROMPT, *[1] * (LENGTH - PROMPT)], [4, 7, 1, 8, 1, 1, 14], [1] * LENGTH)
+"""Passes of a text: a prompt, chunks, and single tokens."""
+PADDED = (LENGTH, 29, 20)
+"""Tokens of the rows of a padded batch."""
+PRESS = KnormPress(0.5, prune_after=8)
+
+RIGHT, REFUSED = "right", "refused"
+WRONG, CRASH, FALSE, UNCHECKED, NOT_BUILT = "silently wrong", "crash", "false refusal", "unchecked", "not built"
+BAD = (WRONG, CRASH, FALSE, UNCHECKED)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found.
+
+    Attributes:
+        kind: one of the words above.
+        skipped: the layers that were skipped.
+        detail: the sentence of a refusal, or what is wrong and by how much.
+    """
+
+    kind: str
+    detail: str = ""
+    skipped: tuple[int, ...] = ()
+
+
+class Wrong(Exception):  # noqa: N818  # it is a finding
+    """Something is not what it should be, without an error."""
+
+
+class _Specimen:
+    """A model and what the stock model says."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.tolerance = 1e-5 if model.dtype == torch.float64 else 2e-3
+        self.ids = specimens.tokens(1, LENGTH)
+
+    def close(self, what: str, found: Tensor, wanted: Tensor) -> None:
+        """Raise ``Wrong`` unless the two are equal up to rounding."""
+        if found.shape != wanted.shape:
+            raise Wrong(f"{what}: {list(found.shape)} where {list(wanted.shape)} is right")
+        both = found.isnan() & wanted.isnan()
+        off = float((found.double() - wanted.double()).abs().masked_fill(both, 0).max())
+        if not off <= self.tolerance:
+            raise Wrong(f"{what}: off by {off:.2g}")
+
+    def stock(self, passes: Sequence[int]) -> tuple[Tensor, Any]:
+        """Logits of the stock model in passes, with the cache that it makes for itself if it hands it back."""
+        try:
+            return oracle.decode(self.model, self.ids, passes)
+        except oracle.Unreachable:
+            return oracle.decode(self.model, self.ids, passes, DynamicCache(config=self.model.config))
+
+    def baseline(self) -> None:
+        """Without a press, every method gives what the stock model gives, or is refused."""
+        model, ids = self.model, self.ids
+        with torch.no_grad():
+            self.close("plain, no press", perplexity(model, ids, None, PROMPT, "plain").nll,
+                       oracle.nll(model(ids, use_cache=False).logits, ids, PROMPT))  # fmt: skip
+        for method in ("stepwise", "onepass"):
+            try:
+                found = perplexity(model, ids, None, PROMPT, method)
+            except ValueError as refusal:
+                _sentence(refusal)
+                continue
+            wanted, _ = self.stock(PATTERNS[0])
+            self.close(f"{method}, no press", found.nll, oracle.nll(wanted, ids, PROMPT))
+
+    def attached(self, press: Press, passes: Sequence[int]) -> tuple[Tensor, PressedCache]:
+        """Logits of passes with the press attached, and the cache."""
+        cache: Any = DynamicCache(config=self.model.config)
+        with torch.no_grad(), press(self.model):
+            logits = [self.model(part, **using(cache)).logits for part in self.ids.split(list(passes), dim=1)]
+        return torch.cat(logits, dim=1), cache
+
+    def cached(self, press: Press, passes: Sequence[int]) -> tuple[Tensor, PressedCache]:
+        """The same with a plain cache."""
+        cache = press.cache(self.model.config)
+        with torch.no_grad():
+            logits = [self.model(part, **using(cache)).logits for part in self.ids.split(list(passes), dim=1)]
+        return torch.cat(logits, dim=1), cache
+
+    def identity(self, press: Press) -> None:
+        """With a ratio of 1 all is bit-identical to the stock model with its own cache."""
+        whole = replace(press, keep_ratio=1)
+        for passes in PATTERNS:
+            stock, _ = oracle.decode(self.model, self.ids, passes, DynamicCache(config=self.model.config))
+            logits, _ = self.attached(whole, passes)
+            if not torch.equal(logits, stock):
+                raise Wrong(f"keep_ratio 1 in passes {passes[:3]}...: off by {float((logits - stock).abs().max()):.2g}")
+
+    def ways(self, press: Press) -> None:
+        """Attached, cache, stepwise and one pass agree with each other and with the oracle."""
+        size = max(8, -(-LENGTH // 2))
+        for passes in PATTERNS:
+            logits, cache = self.attached(press, passes)
+            for layer, held in enumerate(cache.held):
+                if layer not in press.skipped and held != size:
+                    raise Wrong(f"layer {layer} holds {held} entries where the schedule leaves {size}")
+            self.close(f"attached in passes {passes[:3]}... and the oracle",
+                       oracle.expected(self.model, self.ids, passes, cache.evicted_at), logits)  # fmt: skip
+        self.cache(press)
+        logits, cache = self.attached(press, PATTERNS[0])
+        stepwise = perplexity(self.model, self.ids, press, PROMPT, "stepwise")
+        self.close("stepwise and attached", stepwise.nll, oracle.nll(logits, self.ids, PROMPT))
+        try:
+            onepass = perplexity(self.model, self.ids, press, PROMPT)
+        except ValueError as refusal:
+            if "method='stepwise'" not in _sentence(refusal):
+                raise
+            return
+        self.same(onepass, stepwise)
+
+    def same(self, onepass: Any, stepwise: Any) -> None:
+        """One pass gives what stepwise gives."""
+        self.close("one pass and stepwise", onepass.nll, stepwise.nll)
+        for name in ("held", "evictions", "affected_tokens"):
+            if getattr(onepass, name) != getattr(stepwise, name):
+                raise Wrong(f"{name}: {getattr(onepass, name)} in one pass, {getattr(stepwise, name)} stepwise")
+        if not onepass.kv_bytes <= stepwise.kv_bytes <= 1.03 * onepass.kv_bytes:
+            raise Wrong(f"kv_bytes: {onepass.kv_bytes:,} in one pass, {stepwise.kv_bytes:,} stepwise")
+        for layer, (one, other) in enumerate(zip(onepass.evicted_at, stepwise.evicted_at, strict=True)):
+            if not torch.equal(one, other):
+                raise Wrong(f"evicted_at of layer {layer} differs between one pass and stepwise")
+
+    def cache(self, press: Press) -> None:
+        """As a plain cache: what it evicts is what the oracle masks; or a sentence."""
+        for passes in (PATTERNS[0], PATTERNS[2]):
+            try:
+                logits, cache = self.cached(press, passes)
+            except ValueError as refusal:
+                _sentence(refusal)
+                return
+            self.close("plain cache and the oracle",
+                       oracle.expected(self.model, self.ids, passes, cache.evicted_at), logits)  # fmt: skip
+
+    def implementations(self, press: Press) -> None:
+        """Eager and sdpa agree."""
+        found = []
+        for name in ("sdpa", "eager"):
+            if self.model.config._attn_implementation == name or _can(self.model, name):
+                found.append(self.attached(press, PATTERNS[1])[0])
+        if len(found) == 2:
+            self.close("eager and sdpa", *found)
+
+    def rows(self, press: Press) -> None:
+        """A padded row gives what it gives alone, in both ways; or a sentence."""
+        texts = [specimens.tokens(1, length, seed=row) for row, length in enumerate(PADDED)]
+        ids = torch.cat([torch.nn.functional.pad(text, (LENGTH - text.shape[1], 0)) for text in texts])
+        mask = torch.tensor([[int(column >= LENGTH - length) for column in range(LENGTH)] for length in PADDED])
+        for one in (press, None):
+            for prompt in (PROMPT, 1):
+                for method in ("stepwise", "onepass"):
+                    try:
+                        batch = perplexity(self.model, ids, one, prompt, method, attention_mask=mask)
+                    except ValueError as refusal:
+                        _sentence(refusal)
+                        continue
+                    for row, text in enumerate(texts):
+                        padding = LENGTH - PADDED[row]
+                        if padding >= prompt and prompt > 1:
+                            continue
+                        alone = perplexity(self.model, text, one, max(prompt - padding, 1), method)
+                        own = batch.nll[row : row + 1, -alone.nll.shape[1] :]
+                        what = f"{method}, {'no ' * (one is None)}press, row {row} of a padded batch, prompt {prompt}"
+                        self.close(what, own, alone.nll)
+
+    def queries(self, press: Press) -> None:
+        """A press that goes by attention: one pass and stepwise agree."""
+        tova = TOVAPress(0.5, prune_after=8, skip_layers=press.skipped)
+        try:
+            onepass = perplexity(self.model, self.ids, tova, PROMPT)
+        except ValueError as refusal:
+            _sentence(refusal)
+            return
+        self.same(onepass, perplexity(self.model, self.ids, tova, PROMPT, "stepwise"))
+
+    def untouched(self) -> None:
+        """With all layers skipped the model computes what it does alone; or a sentence."""
+        count = self.model.config.get_text_config(decoder=True).num_hidden_layers
+        try:
+            logits, _ = self.attached(KnormPress(0.5, prune_after=8, skip_layers=tuple(range(count))), PATTERNS[0])
+        except ValueError as refusal:
+            _sentence(refusal)
+            return
+        stock, _ = oracle.decode(self.model, self.ids, PATTERNS[0], DynamicCache(config=self.model.config))
+        self.close("all layers skipped", logits, stock)
+
+    def alone(self) -> None:
+        """What a refusal offers: the model without a press. And as a plain cache, right or refused."""
+        methods = 0
+        for method in ("stepwise", "plain"):
+            try:
+                perplexity(self.model, self.ids, None, PROMPT, method)
+            except ValueError as refusal:
+                _sentence(refusal)
+            else:
+                methods += 1
+        if not methods:
+            raise Wrong("neither stepwise nor plain works without a press")
+        self.plain_cache()
+
+    def plain_cache(self) -> None:
+        """A cache that is accepted where an attached press is refused."""
+        press = replace(PRESS, skip_layers="unprunable")
+        try:
+            logits, cache = self.cached(press, PATTERNS[0])
+        except ValueError as refusal:
+            _sentence(refusal)
+            return
+        try:
+            wanted = oracle.expected(self.model, self.ids, PATTERNS[0], cache.evicted_at)
+        except oracle.Unreachable:
+            # What else could be wrong is that attention goes by slots.
+            change = oracle.depends_on_slots(self.model, self.ids, PROMPT)
+            if change > self.tolerance:
+                raise Wrong(f"plain cache: the order of entries changes logits by {change:.2g}") from None
+        else:
+            self.close("plain cache and the oracle", wanted, logits)
+
+
+def _can(model: Any, name: str) -> bool:
+    try:
+        model.set_attn_implementation(name)
+    except (ValueError, ImportError, KeyError):
+        return False
+    return bool(model.config._attn_implementation == name)
+
+
+def _sentence(refusal: ValueError) -> str:
+    """A refusal's sentence.
+
+    Raises:
+        ValueError: the error itself, if it is not one of pressgauge's.
+    """
+    frames = []
+    trace = refusal.__traceback__
+    while trace is not None:
+        frames.append(str(trace.tb_frame.f_globals.get("__name__")))
+        trace = trace.tb_next
+    if frames[-1].partition(".")[0] != "pressgauge":
+        raise refusal
+    return str(refusal)
+
+
+def _press_for(model: Any, ids: Tensor) -> tuple[Press | None, str]:
+    """The press with the layers skipped that its refusals name, None if none is left; and the first refusal."""
+    press: Press = PRESS
+    first = ""
+    for _ in range(3):
+        try:
+            with torch.no_grad(), press(model):
+                model(ids[:, :PROMPT])
+        except ValueError as refusal:
+            sentence = _sentence(refusal)
+            first = first or sentence
+            offered = re.search(r"skip_layers=(\([\d, ]*\))", sentence)
+            if offered is None:
+                return None, sentence
+            press = replace(press, skip_layers=ast.literal_eval(offered[1]))
+        else:
+            return press, first
+    raise Wrong(f"what it offers to skip does not do: {first}")
+
+
+def examine(model_type: str) -> Verdict:
+    """What a press does on a tiny model of an architecture."""
+    with _quiet():
+        return _examine(model_type)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What models of others warn of is theirs; small ones are quickest on one thread."""
+    verbosity, threads = logging.get_verbosity(), torch.get_num_threads()
+    logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        torch.set_num_threads(threads)
+
+
+def _examine(model_type: str) -> Verdict:
+    try:
+        model = specimens.build(model_type)
+    except specimens.NotBuilt as reason:
+        return Verdict(NOT_BUILT, str(reason))
+    specimen = _Specimen(model)
+    try:
+        oracle.decode(model, specimen.ids, PATTERNS[0])
+    except oracle.Unreachable:
+        pass
+    except Exception as error:
+        return Verdict(NOT_BUILT, f"the stock model does not decode: {' '.join(str(error).split())[:120]}")
+    skipped: tuple[int, ...] = ()
+    try:
+        specimen.baseline()
+        press, sentence = _press_for(model, specimen.ids)
+        specimen.untouched()
+        if sentence and (what := reasons.unfounded(model, specimen.ids, sentence)):
+            return Verdict(FALSE, f"{what}: {sentence}")
+        if press is None:
+            try:
+                specimen.alone()
+            except Wrong as finding:
+                return Verdict(FALSE, f"{finding}: {sentence}")
+            return Verdict(REFUSED, sentence)
+        skipped = press.skipped
+        specimen.identity(press)
+        specimen.ways(press)
+        specimen.rows(press)
+        specimen.queries(press)
+        specimen.implementations(press)
+    except Wrong as finding:
+        return Verdict(WRONG, str(finding), skipped)
+    except oracle.Unreachable as reason:
+        return Verdict(UNCHECKED, str(reason), skipped)
+    except Exception as error:
+        return Verdict(CRASH, " ".join(f"{type(error).__name__}: {error}".split())[:300], skipped)
+    return Verdict(RIGHT, sentence, skipped)

@@ -1,0 +1,96 @@
+"""Quantities: each is declared once, and a new one takes two edits."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from pressgauge.bench.row import QUANTITIES, Row
+
+ROOT = Path(__file__).parents[3]
+DECLARATION = """
+    bits: Annotated[
+        float,
+        Quantity(
+            "bits per token",
+            "what a token takes on average",
+            "bits",
+            "less",
+            page=Column("bits", lambda row: number(row.bits)),
+            terminal=Column("bits", lambda row: f"{row.bits:.2f}"),
+            drawn=True,
+        ),
+    ]
+    accuracy: Annotated["""
+PROPERTY = """
+    @property
+    def bits(self) -> float:
+        return 2.5
+
+    @property
+    def accuracy(self)"""
+
+
+def edit(path: Path, before: str, after: str) -> None:
+    """Replace what stands in a file once."""
+    text = path.read_text(encoding="utf-8")
+    assert text.count(before) == 1, f"{path.name} has {before!r} {text.count(before)} times"
+    path.write_text(text.replace(before, after), encoding="utf-8")
+
+
+def test_a_new_quantity_is_its_declaration_and_the_code_that_computes_it(tmp_path: Path) -> None:
+    """In a copy of the project, two files are edited: the quantity is in the JSON, in both tables, in a panel with its
+    unit and direction, in what explains the page, and in the docs."""
+    for name in ("src", "docs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "tools").mkdir()
+    for name in ("__init__.py", "quantity_table.py"):
+        shutil.copy(ROOT / "tools" / name, tmp_path / "tools")
+    edit(tmp_path / "src" / "pressgauge" / "bench" / "row.py", "\n    accuracy: Annotated[", DECLARATION)
+    edit(tmp_path / "src" / "pressgauge" / "likelihood.py", "\n    @property\n    def accuracy(self)", PROPERTY)
+
+    def run(*arguments: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "COLUMNS": "80"}
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    options = "--samples 1 --tokens 40 --prune-after 16 --keep-ratios 0.5 --device cpu --json rows.json --report out"
+    shown = run("-m", "pressgauge", "measure", *options.split())
+    lines = [line.split() for line in shown.splitlines()]
+    heading = next(line for line in lines if line[:1] == ["keep"])
+    assert heading[:6] == ["keep", "ratio", "perplexity", "change", "bits", "accuracy"]
+    assert [line[3] for line in lines if line[:1] in (["1"], ["0.5"])] == ["2.50"] * 2
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["bits"] for row in rows] == [2.5] * 2
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<td>2.50</td>") == 2
+    for text in (">bits per token<", ">bits<", ">less is better<", "What a token takes on average. Less is better."):
+        assert text in page
+    run("-m", "tools.quantity_table")
+    docs = (tmp_path / "docs" / "measuring.md").read_text(encoding="utf-8")
+    assert "| `bits` | bits per token | bits | less | what a token takes on average |" in docs
+
+
+def test_what_is_measured_is_declared() -> None:
+    """All fields but the settings, what was measured on, and what is said of the numbers."""
+    others = "press schedule keep_ratio prune_after skip_layers model text dtype device warnings bands".split()
+    assert sorted([*QUANTITIES, *others]) == sorted(field.name for field in fields(Row))
+
+
+def test_fields_that_a_quantity_names_exist() -> None:
+    """A ratio to uncompressed, and an interval; a ratio has one."""
+    for name, quantity in QUANTITIES.items():
+        assert {quantity.ratio, quantity.interval} <= {"", *QUANTITIES}, name
+        assert not quantity.ratio or QUANTITIES[quantity.ratio].interval
+
+
+def test_no_two_quantities_have_one_name_or_heading() -> None:
+    """A reader could not tell them apart."""
+    for kind in ("name", "page", "terminal"):
+        given = [getattr(quantity, kind) for quantity in QUANTITIES.values()]
+        names = [one if isinstance(one, str) else one.heading for one in given if one]
+        assert len(names) == len(set(names))

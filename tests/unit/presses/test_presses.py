@@ -1,0 +1,391 @@
+"""The order of scores, what it selects, and the scores themselves, on bare tensors."""
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pressgauge import KeyDiffPress, KnormPress, Press, PressedCache, RandomPress, StreamingLLMPress
+from pressgauge.conformance import oracle
+from pressgauge.conformance.versions import cache_of
+from pressgauge.presses.ranking import FILLER, choose, protect, rank, wide
+from support.query_press import QueryPress
+
+CONFIG = LlamaConfig(
+    vocab_size=16,
+    hidden_size=8,
+    intermediate_size=8,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+)
+META = torch.device("meta")
+"""Where tensors have shapes and no data, and cannot be combined with those of another device."""
+
+
+def exactly(sentence: str) -> str:
+    """A pattern that this sentence alone matches."""
+    return f"^{re.escape(sentence)}$"
+
+
+def order(scores: Tensor, sinks: int = 0) -> list[int]:
+    """The order, best first, in which one head keeps entries of these scores."""
+    ranks = rank(scores[None, None], torch.arange(len(scores))[None, None], sinks)
+    assert len(set(ranks.flatten().tolist())) == len(scores)
+    return ranks[0, 0].argsort(descending=True).tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(
+    parts=st.lists(
+        st.tuples(st.sampled_from([2**9, 2**9 + 1, 2**10 - 2, 2**10 - 1]), st.integers(0, 16), st.integers(-3, 3)),
+        min_size=2,
+        max_size=10,
+    ),
+    sign=st.sampled_from([1, -1]),
+)
+def test_scores_halfway_between_two_of_10_bits_round_to_the_even_one(
+    dtype: torch.dtype, parts: list[tuple[int, int, int]], sign: int
+) -> None:
+    """Rule 4: scores are rounded to 10 significant bits, as IEEE 754 rounds, up into the next power of two as well."""
+    scores = [sign * (bits + sixteenths / 16) * 2.0**exponent for bits, sixteenths, exponent in parts]
+    expected = sorted(range(len(scores)), key=lambda i: (-oracle.rounded(scores[i]), i))
+    assert order(torch.tensor(scores, dtype=dtype)) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_last_bit_breaks_a_tie_between_two_of_10_bits(dtype: torch.dtype, sign: int) -> None:
+    """Rule 4: just halfway rounds to the even one, a last bit more rounds on."""
+    halfway, last = 2.0**-10, torch.finfo(dtype).eps
+    one, half, more = (torch.tensor(sign * size, dtype=dtype) for size in (1.0, 1 + halfway, 1 + halfway + last))
+    assert order(torch.stack([half, one])) == order(torch.stack([one, half])) == [0, 1]
+    assert order(torch.stack([one, more])) == ([1, 0] if sign > 0 else [0, 1])
+    assert order(torch.stack([more, one])) == ([0, 1] if sign > 0 else [1, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(
+    size=st.floats(2.0**-40, 2.0**40),
+    sign=st.sampled_from([1, -1]),
+    noise=st.floats(-(2.0**-20), 2.0**-20),
+    edge=st.booleans(),
+)
+def test_scores_that_are_equal_up_to_noise_tie_unless_an_edge_lies_between_them(
+    dtype: torch.dtype, size: float, sign: int, noise: float, edge: bool
+) -> None:
+    """Rule 4: noise of 2 ** -20 ranks no later token above an earlier one but where two of 10 bits meet halfway."""
+    if edge:
+        # Next to a halfway point between two of 10 bits.
+        mantissa, exponent = math.frexp(size)
+        size = math.ldexp(math.floor(mantissa * 2**10) + 0.5, exponent - 10) * (1 - noise / 2)
+    one, other = (torch.tensor(sign * value, dtype=dtype) for value in (size, size * (1 + noise)))
+    low, high = sorted((abs(one.double().item()), abs(other.double().item())))
+    mantissa, exponent = math.frexp(low)
+    halfway = math.ldexp(math.floor(mantissa * 2**10) + 0.5, exponent - 10)
+    if low <= halfway <= high:
+        best = [0, 1] if oracle.rounded(one.item()) >= oracle.rounded(other.item()) else [1, 0]
+        assert order(torch.stack([one, other])) == best
+    else:
+        assert order(torch.stack([one, other])) == order(torch.stack([other, one])) == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_no_number_has_the_place_of_a_sink_or_of_nan(dtype: torch.dtype) -> None:
+    """Rule 4: NaN ranks below every number, and a sink above every score, the infinite ones included."""
+    most = torch.finfo(dtype).max / 2  # the largest itself has no 10 bits, and rounds to infinity
+    scores = torch.tensor([-math.inf, math.nan, -most, 0.0, most, math.inf], dtype=dtype)
+    assert order(scores) == [5, 4, 3, 2, 0, 1]
+    assert order(scores, sinks=2) == [0, 1, 5, 4, 3, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_minus_zero_ties_with_zero(dtype: torch.dtype) -> None:
+    """Rule 4: equal scores keep the earlier token, and minus the norm of a key of zeros is minus zero."""
+    assert order(torch.tensor([0.0, -0.0, 0.0], dtype=dtype)) == [0, 1, 2]
+    assert order(torch.tensor([-0.0, 0.0, -0.0], dtype=dtype)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_integer_scores_are_told_apart_up_to_27_bits(dtype: torch.dtype) -> None:
+    """Integer scores count exactly as far as positions and hashes go; the largest does not outrank a sink."""
+    most = (1 << 27) - 1
+    scores = torch.tensor([-most, 1 - most, -1, 0, 1, most - 1, most], dtype=dtype)
+    assert order(scores) == [6, 5, 4, 3, 2, 1, 0]
+    assert order(scores, sinks=1) == [0, 6, 5, 4, 3, 2, 1]
+
+
+def test_integer_scores_beyond_27_bits_are_ties() -> None:
+    """A press of one's own may score by any integer: it is cut to the range, and outranks no sink."""
+    most = (1 << 27) - 1
+    for more in (1 << 27, 1 << 30, 1 << 40):
+        huge = torch.tensor([-more, -most, most, more])
+        assert order(huge) == [2, 3, 0, 1]
+        assert order(huge, sinks=2) == [0, 1, 2, 3]
+
+
+def test_filler_ranks_below_every_entry() -> None:
+    """The glossary of ``rank``: filler is worse than a NaN at the last position there can be, and is no sink."""
+    scores = torch.tensor([[[math.inf, math.nan, math.inf]]])
+    positions = torch.tensor([[[-1, (1 << 31) - 1, -1]]], dtype=torch.int32)
+    ranks = rank(scores, positions, sinks=4)[0, 0].tolist()
+    assert ranks[0] == ranks[2] == FILLER == -(1 << 63)
+    assert ranks[1] > FILLER
+
+
+@pytest.mark.parametrize("positions", [[0, 1], [(1 << 31) - 2, (1 << 31) - 1]])
+@pytest.mark.parametrize("score", [-math.inf, -1.0, 0.0, 1.0, math.inf, math.nan])
+def test_the_earlier_of_two_ties_ranks_higher_at_every_position(score: float, positions: list[int]) -> None:
+    """Rule 4: equal scores keep the earlier token, and a position never outweighs a score."""
+    scores = torch.tensor([[[score, score]]], dtype=torch.float64)
+    early, late = rank(scores, torch.tensor([[positions]]))[0, 0].tolist()
+    assert early > late
+    assert early - late == positions[1] - positions[0]
+
+
+def test_a_later_entry_of_a_better_score_ranks_higher() -> None:
+    """Rule 4: a position decides between ties only, however far apart the positions are."""
+    positions = torch.tensor([[[0, (1 << 31) - 1]]])
+    for scores in (torch.tensor([[[4, 5]]]), torch.tensor([[[1.0, 1.0 + 2.0**-9]]])):
+        worse, better = rank(scores, positions)[0, 0].tolist()
+        assert better > worse
+
+
+def test_what_is_protected_ranks_above_a_sink() -> None:
+    """Rule 4: entries from ``first`` on are above all, per row; the ranks of others, and of filler, stay."""
+    positions = torch.tensor([[[0, 1, 2, 3]], [[-1, -1, 0, 1]]])
+    ranks = rank(torch.zeros(2, 1, 4), positions, sinks=1)
+    put = protect(ranks, positions, torch.tensor([2, -3])[:, None, None])
+    most = torch.iinfo(torch.int64).max
+    assert put[0, 0].tolist() == [*ranks[0, 0, :2].tolist(), most, most]
+    assert put[1, 0].tolist() == [FILLER, FILLER, most, most]
+    assert torch.equal(protect(ranks, positions, 4), ranks)
+
+
+@given(data=st.data(), rows=st.integers(1, 3), length=st.integers(1, 8))
+def test_choose_takes_the_highest_ranks_of_every_row(data: st.DataObject, rows: int, length: int) -> None:
+    """Rules 4, 5 and 11: per row and head the ``keep`` highest ranks stay, in order of position, filler in front;
+    what goes is named, each once."""
+    keep = data.draw(st.lists(st.integers(0, length), min_size=rows, max_size=rows))
+    seed = data.draw(st.integers(0, 99))
+    generator = torch.Generator().manual_seed(seed)
+    positions = torch.stack([torch.randperm(length, generator=generator) for _ in range(rows * 2)]).view(rows, 2, -1)
+    ranks = torch.stack([torch.randperm(length, generator=generator) for _ in range(rows * 2)]).view(rows, 2, -1)
+    indices, stays, gone = choose(ranks, positions, keep)
+    assert indices.shape == stays.shape == (rows, 2, max(keep))
+    assert gone.shape == (rows, 2, length - min(keep))
+    for row, count in enumerate(keep):
+        for head in range(2):
+            best = sorted(range(length), key=lambda i: -ranks[row, head, i])
+            filler = max(keep) - count
+            expected = sorted(positions[row, head, best[:count]].tolist())
+            assert stays[row, head].tolist() == [-1] * filler + expected
+            assert positions[row, head, indices[row, head, filler:]].tolist() == expected
+            left = [position for position in gone[row, head].tolist() if position >= 0]
+            assert sorted(left) == sorted(positions[row, head, best[count:]].tolist())
+
+
+def test_choose_keeps_filler_in_front_where_it_has_to_stay() -> None:
+    """Rule 11: a row that holds fewer entries than the longest keeps filler, in front, and loses none of its own."""
+    positions = torch.tensor([[[0, 1, 2, 3]], [[-1, -1, 0, 1]]])
+    ranks = rank(torch.tensor([[[1.0, 4.0, 3.0, 2.0]], [[9.0, 9.0, 1.0, 2.0]]]), positions)
+    _, stays, gone = choose(ranks, positions, [3, 2])
+    assert stays.tolist() == [[[1, 2, 3]], [[-1, 0, 1]]]
+    assert gone.tolist() == [[[-1, 0]], [[-1, -1]]]
+
+
+@pytest.mark.parametrize(
+    ("keys", "values"),
+    [
+        ((1, 4, 2), (1, 4, 2)),
+        ((1, 1, 4), (1, 1, 4, 2)),
+        ((1, 1, 4, 2), (1, 1, 4)),
+        ((1, 1, 4, 2), (1, 4, 2)),
+        ((1, 4, 2), (1, 1, 4, 2)),
+        ((1, 1, 4, 2), (1, 1, 3, 2)),
+    ],
+)
+def test_compress_refuses_shapes_that_do_not_fit(keys: tuple[int, ...], values: tuple[int, ...]) -> None:
+    """Both are ``[batch, KV heads, tokens, dimension]``, and the sentence names what came."""
+    sentence = (
+        "keys and values must be [batch, KV heads, tokens, dimension] and agree in the first three, "
+        f"got {list(keys)} and {list(values)}"
+    )
+    with pytest.raises(ValueError, match=exactly(sentence)):
+        KnormPress(0.5).compress(torch.zeros(keys), torch.zeros(values))
+
+
+def test_a_press_that_needs_queries_names_the_way_in_that_has_them() -> None:
+    """Rule 12: refused at once, with the way out: neither a bare tensor nor a cache ever meets a query."""
+    with pytest.raises(
+        ValueError, match=exactly("QueryPress needs queries, so it works attached only: with press(model):")
+    ):
+        QueryPress(0.5).compress(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2))
+    sentence = "QueryPress needs queries, which a cache never sees: use with press(model):"
+    with pytest.raises(ValueError, match=exactly(sentence)):
+        QueryPress(0.5).cache(CONFIG)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 6), (0, 2, 20), (2, 2, 0), (2, 2, 6)])
+def test_compress_gives_back_its_arguments_where_nothing_goes(shape: tuple[int, int, int]) -> None:
+    """Nothing is evicted from no rows, from no tokens, from a skipped layer, and from P entries or fewer."""
+    press = KnormPress(0.5, prune_after=6, skip_layers=(1,))
+    keys, values = torch.randn(*shape, 3), torch.randn(*shape, 5)
+    assert all(a is b for a, b in zip(press.compress(keys, values), (keys, values), strict=True))
+    longer_keys, longer_values = keys.repeat(1, 1, 2, 1), values.repeat(1, 1, 2, 1)
+    skipped = press.compress(longer_keys, longer_values, layer=1)
+    assert all(a is b for a, b in zip(skipped, (longer_keys, longer_values), strict=True))
+
+
+@settings(max_examples=20)
+@given(
+    seed=st.integers(0, 99),
+    tokens=st.integers(2, 12),
+    sinks=st.integers(0, 3),
+    recent=st.integers(0, 3),
+    layer=st.integers(0, 2),
+)
+def test_compress_cuts_every_row_and_head_by_its_own_scores(
+    seed: int, tokens: int, sinks: int, recent: int, layer: int
+) -> None:
+    """Rules 4, 5 and 8, for keys and values of different dimensions: per row and head the best by score of the press,
+    sinks and recent tokens before all, in order of position, keys and values in step."""
+    press = RandomPress(0.4, prune_after=1, sinks=sinks, recent=recent, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.randn(2, 2, tokens, 3, generator=generator)
+    values = torch.randn(2, 2, tokens, 5, generator=generator)
+    kept_keys, kept_values = press.compress(keys, values, layer=layer)
+    rules = oracle.Rules(0.4, prune_after=1, sinks=sinks, recent=recent)
+    held = list(range(tokens))
+    for head in range(2):
+        hashes = oracle.random_scores(seed, layer, head)(held)
+        best = oracle.retained(rules, held, hashes, rules.target(tokens, tokens), tokens, exact=True)
+        for row in range(2):
+            assert torch.equal(kept_keys[row, head], keys[row, head, best])
+            assert torch.equal(kept_values[row, head], values[row, head, best])
+
+
+def test_compress_is_of_layer_0_unless_said() -> None:
+    """Skipped layers and seeds that go by layer see the first one."""
+    keys = torch.randn(1, 1, 8, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(
+        RandomPress(0.5, 0).compress(keys, keys)[0], RandomPress(0.5, 0).compress(keys, keys, layer=0)[0]
+    )
+    assert KnormPress(0.5, 0, skip_layers=(0,)).compress(keys, keys)[0] is keys
+    assert KnormPress(0.5, 0, skip_layers=(1,)).compress(keys, keys)[0].shape[2] == 4
+
+
+@pytest.mark.parametrize(("seed", "layer"), [(0, 0), (0, 3), (1, 0), (12345, 7), (-1, 1), (2**40, 100)])
+def test_a_random_score_is_a_hash_of_seed_layer_head_and_position(seed: int, layer: int) -> None:
+    """Its score is a hash: of these four and of nothing else, the same on every machine, filler or not."""
+    positions = torch.tensor([[[0, 1, 2, 500], [7, 8, 9, 10**6]], [[3, 3, 3, 3], [-1, -1, 0, 1]]], dtype=torch.int32)
+    scores = RandomPress(0.5, seed=seed).score(torch.zeros(2, 2, 4, 3), positions=positions, layer=layer)
+    heads = [[head] * 4 for head in range(2)]
+    expected = [
+        [
+            [oracle.random_scores(seed, layer, h)([p])[0] for h, p in zip(hs, ps, strict=True)]
+            for hs, ps in zip(heads, row, strict=True)
+        ]
+        for row in positions.tolist()
+    ]
+    assert scores.tolist() == expected
+    assert scores.dtype == torch.int64
+
+
+def test_knorm_scores_are_minus_the_norms() -> None:
+    """Devoto et al., arXiv 2406.11430: the L2 norm, over the head dimension alone."""
+    keys = torch.tensor([[[[3.0, 4.0], [0.0, -2.0]], [[5.0, 12.0], [8.0, 15.0]]]], dtype=torch.float64)
+    scores = KnormPress(0.5).score(keys, positions=torch.arange(2)[None, None], layer=0)
+    assert scores.tolist() == [[[-5.0, -2.0], [-13.0, -17.0]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_keydiff_scores_are_minus_the_cosines_to_the_mean_of_unit_keys(dtype: torch.dtype) -> None:
+    """Park et al., arXiv 2504.15364: unit keys first, whatever their lengths; the mean over the entries of one row and
+    head, without filler; in float32 or wider."""
+    entries = [[[3.0, 4.0], [-8.0, 6.0], [6.0, 8.0]], [[9.0, 9.0], [-4.0, 3.0], [6.0, 8.0]]]
+    # The other head has the same keys turned by an angle of the triangle 3, 4, 5, and ten times as long.
+    turned = [[[6 * x - 8 * y, 8 * x + 6 * y] for x, y in row] for row in entries]
+    keys = torch.tensor([list(heads) for heads in zip(entries, turned, strict=True)], dtype=dtype)
+    positions = torch.tensor([[[0, 1, 2]], [[-1, 0, 1]]]).expand(2, 2, 3)
+    scores = KeyDiffPress(0.5).score(keys, positions=positions, layer=0)
+    assert scores.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    # The keys stand at right angles. With two of the one to one of the other their mean leans toward the two.
+    long, short, half = 2 / math.sqrt(5), 1 / math.sqrt(5), 1 / math.sqrt(2)
+    expected = torch.tensor([-long, -short, -long, -half, -half], dtype=scores.dtype)
+    for head in range(2):
+        found = torch.cat([scores[0, head], scores[1, head, 1:]])
+        assert torch.allclose(found, expected, rtol=4 * torch.finfo(scores.dtype).eps, atol=0)
+
+
+def test_keys_are_widened_to_float32_and_never_narrowed() -> None:
+    """Rule 4: norms are taken in float32 or wider."""
+    for dtype, wider in (
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+    ):
+        assert wide(torch.ones(2, dtype=dtype)).dtype == wider
+    keys = torch.ones(2, dtype=torch.float64)
+    assert wide(keys) is keys
+
+
+@pytest.mark.parametrize(
+    "press", [KnormPress(0.5, 0), StreamingLLMPress(0.5, 0), RandomPress(0.5, 0), KeyDiffPress(0.5, 0)], ids=repr
+)
+def test_compress_stays_on_the_device_of_its_keys(press: Press) -> None:
+    """Whatever is made on the way, is made where the keys are."""
+    keys, values = torch.empty(2, 2, 12, 3, device=META), torch.empty(2, 2, 12, 5, device=META)
+    kept_keys, kept_values = press.compress(keys, values)
+    assert kept_keys.device == kept_values.device == META
+    assert (kept_keys.shape, kept_values.shape) == ((2, 2, 6, 3), (2, 2, 6, 5))
+
+
+def test_rows_of_different_lengths_are_chosen_on_their_device() -> None:
+    """As above, where rows keep different numbers."""
+    ranks = torch.empty(2, 2, 12, device=META, dtype=torch.int64)
+    indices, stays, gone = choose(ranks, ranks, [5, 3])
+    assert indices.device == stays.device == gone.device == META
+    assert (indices.shape, stays.shape, gone.shape) == ((2, 2, 5), (2, 2, 5), (2, 2, 9))
+
+
+def test_a_press_makes_a_cache_with_what_was_declared() -> None:
+    """The two ways in: the cache is of this press, this model's layers, this prompt, and holds to this promise."""
+    press = KnormPress(0.5, 0, schedule="prefill", skip_layers=(1,))
+    cache = press.cache(CONFIG, prompt_length=6, unpadded=True)
+    assert isinstance(cache, PressedCache)
+    held = []
+    for tokens in (4, 4, 4):
+        for layer in range(CONFIG.num_hidden_layers):
+            cache.update(torch.ones(2, 1, tokens, 4), torch.ones(2, 1, tokens, 4), layer)
+        held.append(cache.held)
+    assert held == [[4, 4], [4, 8], [8, 12]]
+
+
+def test_rows_are_taken_for_padded_unless_promised_otherwise() -> None:
+    """The plain cache never sees a mask: with more than one row it refuses its first eviction without the promise."""
+    cache = KnormPress(0.5, 0).cache(CONFIG)
+    with pytest.raises(ValueError, match="unpadded=True"):
+        cache.update(torch.ones(2, 1, 4, 4), torch.ones(2, 1, 4, 4), 0)
+
+
+def test_a_press_is_attached_by_calling_it_with_a_model() -> None:
+    """kvpress's convention: inside, caches of the model are compressed; it takes one press at a time."""
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(CONFIG).eval()
+    press = KnormPress(0.5, 0)
+    tokens = torch.arange(8)[None]
+    with torch.no_grad():
+        with press(model):
+            with pytest.raises(ValueError, match="press"):
+                press(model).__enter__()
+            held = [layer.keys.shape[2] for layer in cache_of(model(tokens, use_cache=True)).layers]
+        after = [layer.keys.shape[2] for layer in cache_of(model(tokens, use_cache=True)).layers]
+    assert held == [4, 4]
+    assert after == [8, 8]

@@ -1,0 +1,94 @@
+"""Generation and padded rows, in the cases that only one line of code decides."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from pressgauge import KnormPress, generate, perplexity
+from pressgauge.conformance import architectures
+from pressgauge.likelihood import Method
+from support.zoo import specimens
+
+PRESS = KnormPress(0.5, prune_after=4)
+METHODS: list[Method] = ["onepass", "stepwise"]
+
+
+def test_a_changed_cache_is_compared_with_no_tokens_though_its_old_tensors_live() -> None:
+    """Somebody may keep the keys that a cache held before its rows changed places."""
+    model = architectures.shared("llama")
+    ids, more = architectures.tokens(2, 9), architectures.tokens(2, 3, seed=1)
+    first = generate(model, ids, max_new_tokens=3)
+    cache: Any = first.cache
+    kept = [layer.keys for layer in cache.layers]
+    turned = torch.cat([first.tokens.flip(0), more], dim=1)
+    cache.reorder_cache(torch.tensor([1, 0]))
+    found = generate(model, turned, max_new_tokens=4, cache=cache)
+    assert torch.equal(found.tokens, generate(model, turned, max_new_tokens=4).tokens)
+    assert all(keys.shape[2] == 11 for keys in kept)
+
+
+def test_counts_of_a_generation_are_whole_numbers() -> None:
+    """They go into JSON."""
+    found = generate(architectures.shared("llama"), architectures.tokens(2, 6), PRESS, 3)
+    assert [type(count) for count in (found.generated, found.new_tokens)] == [int, int]
+    assert (found.generated, found.new_tokens) == (6, 3)
+
+
+@pytest.mark.parametrize("temperature", [True, False, "1", None, 1j])
+def test_a_temperature_is_a_number(temperature: Any) -> None:
+    """A truth value is none."""
+    with pytest.raises(TypeError, match=r"temperature must be a number, 0 \(greedy\) or above, got "):
+        generate(architectures.shared("llama"), architectures.tokens(1, 5), temperature=temperature)
+
+
+def test_layers_without_keys_take_padding_within_the_prompt_only() -> None:
+    """Padding that is fed singly would be text to them: rule 11 holds where it is part of the prompt, and is refused
+    where it is not."""
+    model = architectures.hybrid()
+    for lengths, prompt, right in (
+        ([16, 13], 8, True),
+        ([16, 13], 3, True),
+        ([16, 13], 2, False),
+        ([16, 15], 1, False),
+        ([16, 16], 1, True),
+    ):
+        ids, mask = architectures.padded(lengths)
+        if not right:
+            with pytest.raises(ValueError, match="layers without keys, which take padding that is fed singly for text"):
+                perplexity(model, ids, None, prompt, "stepwise", attention_mask=mask)
+            continue
+        both = perplexity(model, ids, None, prompt, "stepwise", attention_mask=mask)
+        if prompt - (16 - lengths[1]) < 1:
+            continue
+        alone = perplexity(model, ids[1:, 16 - lengths[1] :], None, prompt - (16 - lengths[1]), "stepwise")
+        torch.testing.assert_close(both.nll[1:], alone.nll, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("press", [PRESS, None], ids=["press", "none"])
+def test_what_is_held_is_counted_without_the_padding_of_all_rows(press: Any) -> None:
+    """Columns in which no row has a token are no entries of any."""
+    ids, mask = architectures.padded([14, 12, 9])
+    found = [
+        perplexity(architectures.shared("llama"), ids[1:], press, 5, method, attention_mask=mask[1:])
+        for method in METHODS
+    ]
+    assert [each.held for each in found] == [(6 if press else 12,) * architectures.LAYERS] * 2
+
+
+def test_padding_of_a_batch_reaches_the_decoder_of_a_wrapper() -> None:
+    """Gemma 3 for images makes the masks of its text model itself; rows are as they are alone all the same."""
+    if "gemma3" not in specimens.names():
+        pytest.skip(f"transformers {transformers.__version__} has no gemma3")
+    model = specimens.build("gemma3").double().eval()
+    ids = specimens.tokens(1, 20)
+    lengths = (20, 13)
+    batch = torch.cat([ids, torch.cat([torch.zeros(1, 7, dtype=torch.long), ids[:, 7:]], dim=1)])
+    mask = torch.tensor([[int(column >= 20 - length) for column in range(20)] for length in lengths])
+    press = KnormPress(0.5, prune_after=4, skip_layers="unprunable")
+    both = perplexity(model, batch, press, 10, "stepwise", attention_mask=mask)
+    assert both.evictions
+    for row, length in enumerate(lengths):
+        alone = perplexity(model, batch[row : row + 1, 20 - length :], press, length - 10, "stepwise")
+        torch.testing.assert_close(both.nll[row], alone.nll[0], rtol=0, atol=1e-9)

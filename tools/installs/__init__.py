@@ -1,0 +1,1 @@
+"""The install lines of README and docs, run in empty environments."""
