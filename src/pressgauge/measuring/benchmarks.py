@@ -1,5 +1,6 @@
 """Benchmarks under audit: functions that take times of generation."""
 
+import copy
 import functools
 import math
 import random
@@ -83,12 +84,14 @@ class Ask:
         new_tokens: tokens to generate.
         ends_after: tokens generated when the end of sequence comes; None for more than anybody asks for.
         rows: rows of the batch.
+        longer: tokens of the prompt beyond those declared.
     """
 
     keep_ratio: float = 0.5
     new_tokens: int = NEW_TOKENS
     ends_after: int | None = None
     rows: int = 1
+    longer: int = 0
 
     @property
     def generated(self) -> int:
@@ -104,16 +107,16 @@ class Call:
         ask: what it was asked for.
         figures: what it reported, in seconds, tokens per second, or ratios.
         passes: what it made the model do.
-        before: passes of earlier calls in the same process.
         hasty: readings of a clock with passes still queued.
+        changed: what it left changed in the model; empty if nothing.
         refusal: its message if it declined.
     """
 
     ask: Ask
     figures: Mapping[str, float]
     passes: tuple[Pass, ...]
-    before: int
     hasty: int
+    changed: str = ""
     refusal: str = ""
 
 
@@ -163,12 +166,13 @@ class Benchmark(Measurement):
         Raises:
             Departure: if a figure is not a number.
         """
-        device, model = Device(script), model_of_known_length()
+        # What one call leaves behind in its model is another law's finding.
+        device, model = Device(script), copy.deepcopy(model_of_known_length())
         prompts = [self._prompt(ask) for ask in asks]
         with torch.random.fork_rng(devices=[]), scripted(device, model, self.function.__module__):
-            return tuple(self._call(device, ask, given) for ask, given in zip(asks, prompts, strict=True))
+            return tuple(self._call(device, model, ask, given) for ask, given in zip(asks, prompts, strict=True))
 
-    def _call(self, device: Device, ask: Ask, given: Any) -> Call:
+    def _call(self, device: Device, model: Any, ask: Ask, given: Any) -> Call:
         options = {
             "keep_ratio": ask.keep_ratio,
             "prune_after": PRUNE_AFTER,
@@ -178,9 +182,8 @@ class Benchmark(Measurement):
         }
         if self.declares.compressor == "argument":
             options["compressor"] = Handed(ask.keep_ratio, prune_after=PRUNE_AFTER)
-        before, hasty, refusal, reported = len(device.passes), device.hasty, "", {}
+        before, hasty, state, refusal, reported = len(device.passes), device.hasty, state_of(model), "", {}
         try:
-            model = model_of_known_length()
             reported = self.function(model, tokenizer(), given, ask.new_tokens, **self.taken(options))
         except (ValueError, NotImplementedError) as error:
             refusal = str(error)
@@ -190,7 +193,9 @@ class Benchmark(Measurement):
             raise Departure(f"it returned {type(reported).__name__}: return a mapping with any of {', '.join(FIGURES)}")
         figures = {name: self._number(name, value) for name, value in reported.items() if value is not None}
         figures = {name: value for name, value in figures.items() if name in (*FIGURES, *RATIOS)}
-        return Call(ask, figures, tuple(device.passes[before:]), before, device.hasty - hasty, refusal)
+        after = state_of(model)
+        changed = next((f"{name} is {after[name]!r}" for name in state if after.get(name) != state[name]), "")
+        return Call(ask, figures, tuple(device.passes[before:]), device.hasty - hasty, changed, refusal)
 
     def _number(self, name: str, value: Any) -> float:
         """A reported value in seconds, tokens per second, or as a ratio; NaN for what is no number of ours."""
@@ -207,10 +212,22 @@ class Benchmark(Measurement):
         return str(self.declares.units.get(name, default))
 
     def _prompt(self, ask: Ask) -> Any:
-        texts = [prompt(self.declares.prompt_tokens, ask.ends_after, row) for row in range(ask.rows)]
+        tokens = self.declares.prompt_tokens + ask.longer
+        texts = [prompt(tokens, ask.ends_after, row) for row in range(ask.rows)]
         if self.declares.prompt == "ids":
             return tokenizer()(texts, return_tensors="pt").input_ids
         return texts if self.declares.prompt == "texts" else texts[0]
+
+
+def state_of(model: Any) -> dict[str, Any]:
+    """What a benchmark might leave behind in a model, by name."""
+    found: dict[str, Any] = {"generation_config": model.generation_config.to_dict(), "config": model.config.to_dict()}
+    for name, module in model.named_modules():
+        where = name or type(model).__name__
+        found[f"hooks of {where}"] = [*module._forward_hooks, *module._forward_pre_hooks]
+        found[f"forward of {where}"] = vars(module).get("forward")
+        found[f"training of {where}"] = module.training
+    return found
 
 
 # A model that counts: after token i it generates token i + 1

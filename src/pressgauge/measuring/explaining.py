@@ -157,11 +157,15 @@ def _arms(benchmark: Benchmark, call: Call, run: Run) -> Iterator[tuple[list[Run
         yield mine, taken, 0, f", mean of {len(mine)} runs with the cold one", fault
     for count in range(2, len(mine) + 1):
         yield mine[-count:], partial(_times, count), 0, f", {count} times", f"it is the sum of {count} runs"
-    for one in alike:
-        if one.compressed != run.compressed:
-            what = "uncompressed" if run.compressed else "compressed"
-            yield [one], warm, 0, f" of the {what} run", f"it is a figure of the {what} run"
-            break
+    plain = [one for one in alike if run.compressed and not one.compressed]
+    if plain:
+        yield (
+            plain[:1],
+            warm,
+            0,
+            " of an uncompressed run",
+            "the compressor was not installed in the run that was timed",
+        )
     if benchmark.declares.compressor == "argument":
         yield [run], warm, ATTACHING, " and attaching the compressor", "attaching the compressor is in it"
 

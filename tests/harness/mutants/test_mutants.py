@@ -15,7 +15,8 @@ from harness.mutants.models import LAW as PROOF
 from harness.mutants.mutant import Mutant
 from harness.mutants.onepass import LAW as ONEPASS
 from harness.mutants.registry import MUTANTS
-from harness.mutants.right_evaluators import RIGHT
+from harness.mutants.right_benchmarks import RIGHT as RIGHT_BENCHMARKS
+from harness.mutants.right_evaluators import RIGHT as RIGHT_EVALUATORS
 from harness.mutants.variants import VARIANTS
 from pressgauge.conformance.subjects import Subject
 from pressgauge.measuring.subjects import Measurement
@@ -89,7 +90,9 @@ def test_no_law_breaks_on_what_is_right(variant: Subject, law: Law) -> None:
     assert outcome(law, variant) in ("held", "not applicable")
 
 
-@pytest.mark.parametrize("measurement", RIGHT, ids=lambda measurement: measurement.name)
+@pytest.mark.parametrize(
+    "measurement", [*RIGHT_EVALUATORS, *RIGHT_BENCHMARKS], ids=lambda measurement: measurement.name
+)
 def test_no_law_breaks_on_right_measuring_code(measurement: Measurement) -> None:
     """Whatever its style, it breaks none of the laws for its kind, and several apply."""
     kind = type(measurement).__name__.lower()
