@@ -179,6 +179,8 @@ def test_no_figure_has_the_cold_start_in_it(benchmark: Benchmark) -> None:
 
 def unchanged(benchmark: Benchmark, script: Script, base: Script, why: str) -> None:
     """Raise ``Departure`` if a figure is another one under this script; ``why`` may show the number of readings."""
+    if benchmark.declares.device == "cpu":
+        not_applicable("it runs on the CPU only")
     one, call = one_call(benchmark, base), one_call(benchmark, script)
     for figure in reported(one, (*FIGURES, *RATIOS)):
         value, expected = call.figures.get(figure, math.nan), one.figures[figure]

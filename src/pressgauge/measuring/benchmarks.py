@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ class Declares:
         latency: ``decode`` if it begins after the first token.
         speedup: the figure of which a speedup is reported.
         statistic: ``minimum`` for the fastest of repeated runs.
+        device: ``cpu`` if it only runs there, and so never waits for a device.
     """
 
     units: Mapping[str, str] = field(default_factory=dict)
@@ -61,6 +62,7 @@ class Declares:
     latency: str = "generation"
     speedup: str = "latency"
     statistic: str = "median"
+    device: str = "any"
 
 
 CHOICES: dict[str, tuple[object, ...]] = {
@@ -72,6 +74,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "latency": ("generation", "decode"),
     "speedup": FIGURES,
     "statistic": ("median", "minimum"),
+    "device": ("any", "cpu"),
 }
 
 
@@ -167,6 +170,7 @@ class Benchmark(Measurement):
             Departure: if a figure is not a number.
         """
         # What one call leaves behind in its model is another law's finding.
+        script = replace(script, cpu=self.declares.device == "cpu")
         device, model = Device(script), copy.deepcopy(model_of_known_length())
         prompts = [self._prompt(ask) for ask in asks]
         with torch.random.fork_rng(devices=[]), scripted(device, model, self.function.__module__):

@@ -241,7 +241,7 @@ def ratio_explained(benchmark: Benchmark, name: str, call: Call, rights: list[fl
             ]
             cold = [number + 1 for number in (first, second) if runs[number].cold]
             fault = f": run {cold[0]} came first in the process and ran cold" if cold else ""
-            return f"{says} is {of[0]} by {of[1]}{fault}".rstrip(",") + ending
+            return f"{says} is {of[0]} by {of[1].rstrip(',')}{fault}{ending}"
     return says + ending
 
 
@@ -254,8 +254,8 @@ def right_ratios(benchmark: Benchmark, name: str, call: Call) -> list[float]:
     """Right values of a ratio; none where an arm is missing."""
     figure, declares = figure_of(benchmark, name), benchmark.declares
     run, other = (measured(call, declares, compressed=arm) for arm in (True, False))
-    if figure == "ttft":
-        # No pass of a prompt meets an eviction, so that the arms are not told apart.
+    if figure == "ttft" and run is not None and not any(one.compressed for one in run.prompt):
+        # Where no pass of a prompt meets an eviction, the arms cannot be told apart.
         other = run
     if run is None or other is None or (figure != "ttft" and call.ask.keep_ratio < 1 and not run.compressed):
         return []

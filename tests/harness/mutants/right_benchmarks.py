@@ -3,6 +3,7 @@
 import time
 import timeit
 from contextlib import nullcontext
+from itertools import pairwise
 from statistics import fmean, median
 from threading import Thread
 from time import perf_counter
@@ -239,6 +240,26 @@ def paired(
     }
 
 
+@torch.no_grad()
+def on_the_cpu(
+    model: Any, tokenizer: Any, prompt: str, new_tokens: int, keep_ratio: float, prune_after: int
+) -> Figures:
+    """A prompt in chunks, which meet evictions, and no synchronisation, where none is needed."""
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    assert model.device.type == ids.device.type == "cpu"
+    for _ in range(2):
+        cache = KnormPress(keep_ratio, prune_after=prune_after).cache(model.config)
+        readings = [time.process_time()]
+        for chunk in ids.split(32, dim=1):
+            logits = model(chunk, **using(cache)).logits
+        readings.append(time.process_time())
+        for _ in range(new_tokens - 1):
+            logits = model(logits[:, -1:].argmax(-1), **using(cache)).logits
+            readings.append(time.process_time())
+    steps = [later - earlier for earlier, later in pairwise(readings[1:])]
+    return {"ttft": readings[1] - readings[0], "tpot": median(steps) if steps else None}
+
+
 LOOP = Benchmark.of("loop", loop)
 LLM_PERF = Benchmark.of("llm-perf", llm_perf)
 CUDA_EVENTS = Benchmark.of(
@@ -251,4 +272,5 @@ IN_THREAD = Benchmark.of("in-thread", in_thread)
 TORCH_TIMER = Benchmark.of("torch-timer", torch_timer)
 TIMEIT = Benchmark.of("timeit", timeit_style, {"statistic": "minimum"})
 PAIRED = Benchmark.of("paired", paired, {"compressor": "argument", "prompt": "texts"})
-RIGHT = [LOOP, LLM_PERF, CUDA_EVENTS, STREAMED, IN_THREAD, TORCH_TIMER, TIMEIT, PAIRED]
+ON_THE_CPU = Benchmark.of("on-the-cpu", on_the_cpu, {"device": "cpu"})
+RIGHT = [ON_THE_CPU, LOOP, LLM_PERF, CUDA_EVENTS, STREAMED, IN_THREAD, TORCH_TIMER, TIMEIT, PAIRED]
