@@ -260,6 +260,21 @@ def on_the_cpu(
     return {"ttft": readings[1] - readings[0], "tpot": median(steps) if steps else None}
 
 
+def first_tokens(
+    model: Any, tokenizer: Any, prompt: str, new_tokens: int, keep_ratio: float, prune_after: int
+) -> Figures:
+    """Nothing but first tokens, of both arms by turns."""
+    ids = encoded(tokenizer, prompt, model)
+    press = KnormPress(keep_ratio, prune_after=prune_after)
+    pairs = []
+    for _ in range(6):
+        baseline = timed(model, ids, 1)
+        with press(model):
+            pairs.append((timed(model, ids, 1), baseline))
+    pressed, baseline = (median(arm) for arm in zip(*pairs[1:], strict=True))
+    return {"ttft": pressed, "ttft_ratio": pressed / baseline}
+
+
 LOOP = Benchmark.of("loop", loop)
 LLM_PERF = Benchmark.of("llm-perf", llm_perf)
 CUDA_EVENTS = Benchmark.of(
@@ -273,4 +288,5 @@ TORCH_TIMER = Benchmark.of("torch-timer", torch_timer)
 TIMEIT = Benchmark.of("timeit", timeit_style, {"statistic": "minimum"})
 PAIRED = Benchmark.of("paired", paired, {"compressor": "argument", "prompt": "texts"})
 ON_THE_CPU = Benchmark.of("on-the-cpu", on_the_cpu, {"device": "cpu"})
-RIGHT = [ON_THE_CPU, LOOP, LLM_PERF, CUDA_EVENTS, STREAMED, IN_THREAD, TORCH_TIMER, TIMEIT, PAIRED]
+FIRST_TOKENS = Benchmark.of("first-tokens", first_tokens)
+RIGHT = [FIRST_TOKENS, ON_THE_CPU, LOOP, LLM_PERF, CUDA_EVENTS, STREAMED, IN_THREAD, TORCH_TIMER, TIMEIT, PAIRED]
