@@ -10,6 +10,7 @@ from torch import Tensor
 from pressgauge import KnormPress, Press, generate, perplexity
 from pressgauge.bench.sweep import Plan, prepare, run_sweep
 from pressgauge.cache import PressedCache
+from pressgauge.measuring.benchmarks import Benchmark
 from pressgauge.measuring.evaluators import Evaluator
 from pressgauge.measuring.footprints import Footprint
 from pressgauge.measuring.subjects import Measurement
@@ -109,6 +110,31 @@ def nbytes(model: Any, tokenizer: Any, prompt: Tensor, new_tokens: int, *, compr
     return cache.nbytes
 
 
+def timing(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    new_tokens: int,
+    *,
+    keep_ratio: float,
+    prune_after: int,
+    skip_layers: tuple[int, ...],
+    batch_size: int,
+    repeats: int,
+) -> dict[str, float]:
+    """``measure_timing`` of a batch of one prompt."""
+    ids = tokenizer([prompt] * batch_size, return_tensors="pt").input_ids
+    press = KnormPress(keep_ratio, prune_after=prune_after, skip_layers=skip_layers)
+    times = measure_timing(model, ids, press, new_tokens, pairs=repeats)
+    return {
+        "ttft": times.ttft,
+        "tpot": times.tpot,
+        "throughput": times.tokens_per_second,
+        "ttft_ratio": times.ttft_ratio.median,
+        "tpot_ratio": times.tpot_ratio.median,
+    }
+
+
 _UNCOMPRESSED = {"prompt": PROMPT, "keep_ratio": None, "prune_after": None}
 _GIVEN = {"compressor": "argument", "prompt": "ids"}
 _OF_CACHE = _GIVEN | {"figure": "cache", "metadata": "excluded"}
@@ -120,7 +146,7 @@ SUBJECTS: dict[str, list[Measurement]] = {
         Evaluator.of("perplexity-rows", in_rows, {"text": "list"}),
         Evaluator.of("sweep", swept, {"prompt": PROMPT}),
     ],
-    "benchmark": [],
+    "benchmark": [Benchmark.of("measure_timing", timing)],
     "memory": [
         Footprint.of("timing-peak", peak_memory, _GIVEN | {"figure": "peak"}),
         Footprint.of("timing-cache", peak_memory, _OF_CACHE | {"device": "cpu"}),

@@ -184,6 +184,8 @@ class Footprint(Measurement):
 
     declares: Declares
 
+    kind = "memory"
+
     @classmethod
     def declared(cls, given: Mapping[str, Any]) -> Declares:
         return read_declares(Declares, given, CHOICES)

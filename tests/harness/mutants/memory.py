@@ -4,48 +4,30 @@ right ones in several styles."""
 import functools
 import gc
 import math
+import re
 import resource
 import sys
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import measuring.test_memory as laws
 import torch
 from torch import Tensor
 from torch.cuda import max_memory_allocated, reset_peak_memory_stats
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from harness.mutants.mutant import Mutant
+from measuring import test_memory as laws
 from pressgauge.conformance.versions import cache_of, using
 from pressgauge.measuring.footprints import Footprint
+from pressgauge.measuring.subjects import Measurement
+from support.laws import Law
 
 Function = Callable[..., Any]
 Cache = Any
 """A ``DynamicCache``, whose layers transformers annotates without keys."""
 Evict = Callable[[Cache, int], None]
-
-
-@dataclass(frozen=True)
-class MemoryMutant:
-    """A function with one mistake.
-
-    Attributes:
-        id: name.
-        what: the mistake.
-        function: the function.
-        law: the law that must kill it.
-        says: part of the law's message that names the mistake.
-        twin: the same function without the mistake.
-    """
-
-    id: str
-    what: str
-    function: Footprint
-    law: Callable[[Footprint], None]
-    says: str
-    twin: Footprint
 
 
 def declared(name: str, function: Function, **declares: Any) -> Footprint:
@@ -474,8 +456,17 @@ SAVED = declared("saved", saving(lambda whole, pressed: whole - pressed), figure
 FACTOR = declared("factor", saving(lambda whole, pressed: whole / pressed), figure="ratio")
 TWO_ARMS = declared("two arms", two_arms(True))
 
-MUTANTS = [
-    MemoryMutant(
+
+def mutant(name: str, what: str, function: Footprint, law: Law, says: str, twin: Footprint) -> Mutant:
+    """A function with one mistake."""
+    return Mutant(f"memory-{name}", what, SEEN_IN.get(name, "plausible"), function, law, twin, says=(re.escape(says),))
+
+
+SEEN_IN = {"not-reset-between-arms": "nanochat issue 838", "nominal-ratio": "kvpress issue 146"}
+"""Where a mistake was reported."""
+
+MEMORY: list[Mutant] = [
+    mutant(
         "never-reset",
         "the peak since the process began",
         declared("never-reset", peak_without_reset),
@@ -483,7 +474,7 @@ MUTANTS = [
         "is the peak of what ran before: the counter was not reset",
         PEAK,
     ),
-    MemoryMutant(
+    mutant(
         "not-reset-between-arms",
         "the second arm has the first one's peak",
         declared("not-reset-between-arms", two_arms(False)),
@@ -491,7 +482,7 @@ MUTANTS = [
         "is the peak of another uncompressed run: the counter was not reset between them",
         TWO_ARMS,
     ),
-    MemoryMutant(
+    mutant(
         "snapshot",
         "what is allocated at the end, reported as the peak",
         declared("snapshot", snapshot),
@@ -499,7 +490,7 @@ MUTANTS = [
         "is a snapshot, weights and what the cache holds",
         PEAK,
     ),
-    MemoryMutant(
+    mutant(
         "reserved",
         "reserved for allocated",
         declared("reserved", reserved),
@@ -507,7 +498,7 @@ MUTANTS = [
         "what the allocator reserved, not what tensors have",
         PEAK,
     ),
-    MemoryMutant(
+    mutant(
         "of-the-process",
         "memory of the process for that of the device",
         declared("of-the-process", high_water_mark),
@@ -515,7 +506,7 @@ MUTANTS = [
         "is ru_maxrss of the process",
         PEAK,
     ),
-    MemoryMutant(
+    mutant(
         "of-python",
         "what tracemalloc sees, which is no tensor",
         declared("of-python", traced),
@@ -523,7 +514,7 @@ MUTANTS = [
         "is get_traced_memory of the process",
         PEAK,
     ),
-    MemoryMutant(
+    mutant(
         "high-water-mark",
         "the process's peak, which nothing resets",
         declared("high-water-mark", high_water_mark, device="cpu"),
@@ -531,7 +522,7 @@ MUTANTS = [
         "is ru_maxrss of the process",
         PEAK,
     ),
-    MemoryMutant(
+    mutant(
         "mib-called-mb",
         "MiB where MB is declared",
         declared("mib-called-mb", peak_in_mib, unit="MB"),
@@ -539,7 +530,7 @@ MUTANTS = [
         "in MiB where MB is declared",
         declared("mib", peak_in_mib, unit="MiB"),
     ),
-    MemoryMutant(
+    mutant(
         "weights-counted",
         "weights in a peak that is declared to be above them",
         declared("weights-counted", peak, above="weights"),
@@ -547,7 +538,7 @@ MUTANTS = [
         "is the peak and the weights, which are declared to be left out",
         PEAK,
     ),
-    MemoryMutant(
+    mutant(
         "caches-kept",
         "caches of earlier arms in a list of results",
         declared("caches-kept", peak_with_history(True)),
@@ -555,7 +546,7 @@ MUTANTS = [
         "of another run's cache, which was still alive",
         declared("sizes-kept", peak_with_history(False)),
     ),
-    MemoryMutant(
+    mutant(
         "caches-left",
         "the same",
         declared("caches-left", peak_with_history(True)),
@@ -563,7 +554,7 @@ MUTANTS = [
         "bytes of caches are still in memory after the call",
         declared("sizes-left", peak_with_history(False)),
     ),
-    MemoryMutant(
+    mutant(
         "zero-without-a-device",
         "0 where there is no counter",
         declared("zero-without-a-device", peak_or_nothing),
@@ -571,7 +562,7 @@ MUTANTS = [
         "reported 0 as peak on a machine without a device",
         PEAK,
     ),
-    MemoryMutant(
+    mutant(
         "failed-to-nan",
         "NaN where the measurement failed",
         declared("failed-to-nan", peak_as_number),
@@ -579,7 +570,7 @@ MUTANTS = [
         "reported nan as peak",
         PEAK,
     ),
-    MemoryMutant(
+    mutant(
         "no-cache",
         "bytes of a cache that was never there",
         declared("no-cache", without_cache(False), figure="cache"),
@@ -587,7 +578,7 @@ MUTANTS = [
         "no cache was there at all: none of 12 passes had one",
         declared("with-cache", without_cache(True), figure="cache"),
     ),
-    MemoryMutant(
+    mutant(
         "cache-dropped",
         "the cache is freed before it is read",
         declared("cache-dropped", difference(True), figure="cache"),
@@ -595,7 +586,7 @@ MUTANTS = [
         "is nothing: the cache was no longer there when it was read",
         declared("cache-held", difference(False), figure="cache"),
     ),
-    MemoryMutant(
+    mutant(
         "keys-alone",
         "values forgotten",
         declared("keys-alone", measured_by(keys_alone), figure="cache"),
@@ -603,7 +594,7 @@ MUTANTS = [
         "is what the cache holds, of keys without values",
         SHAPES,
     ),
-    MemoryMutant(
+    mutant(
         "scales-left-out",
         "8-bit numbers without their scales",
         declared("scales-left-out", quantised(False), figure="cache"),
@@ -611,7 +602,7 @@ MUTANTS = [
         "bytes of metadata, such as positions, scores and scales",
         declared("scales", quantised(True), figure="cache"),
     ),
-    MemoryMutant(
+    mutant(
         "prompt-length",
         "the ratio of the prompt, though tokens were generated",
         declared("prompt-length", of_the_prompt, figure="cache"),
@@ -619,7 +610,7 @@ MUTANTS = [
         "is the nominal ratio 0.3 of the prompt's 41 tokens",
         CACHE,
     ),
-    MemoryMutant(
+    mutant(
         "views",
         "elements counted, whose storages hold what was evicted",
         declared("views", measured_by(shapes, copy=False), figure="cache"),
@@ -627,7 +618,7 @@ MUTANTS = [
         "is what views of keys and values show, which keep storages",
         declared("storages", measured_by(storages, copy=False), figure="cache"),
     ),
-    MemoryMutant(
+    mutant(
         "views-of-others",
         "the same, of a compressor that is handed in",
         declared("views-of-others", installed, figure="cache", compressor="argument", metadata="excluded"),
@@ -635,7 +626,7 @@ MUTANTS = [
         "is what views of keys and values show, which keep storages",
         declared("allocated", allocated_by, figure="cache", compressor="argument"),
     ),
-    MemoryMutant(
+    mutant(
         "never-installed",
         "a press that is called and not entered",
         declared("never-installed", never_installed, figure="cache", compressor="argument", metadata="excluded"),
@@ -643,7 +634,7 @@ MUTANTS = [
         "nothing was evicted, the compressor was never installed",
         declared("installed", installed, figure="cache", compressor="argument", metadata="excluded"),
     ),
-    MemoryMutant(
+    mutant(
         "reused",
         "the result of another keep_ratio",
         declared(
@@ -653,7 +644,7 @@ MUTANTS = [
         "without a pass: the result of another keep_ratio was used again",
         declared("remembered", remembered(lambda *case: case), figure="cache"),
     ),
-    MemoryMutant(
+    mutant(
         "evicts-at-1",
         "a baseline that evicts",
         declared("evicts-at-1", window_of_32(True), figure="cache"),
@@ -661,7 +652,7 @@ MUTANTS = [
         "at keep_ratio 1 the cache of 52 tokens holds",
         declared("whole-at-1", window_of_32(False), figure="cache"),
     ),
-    MemoryMutant(
+    mutant(
         "fixed-pass",
         "memory is read at the twelfth pass, whatever is generated",
         declared("fixed-pass", at_pass(12), figure="cache"),
@@ -669,7 +660,7 @@ MUTANTS = [
         "is what the cache held after pass 11 to 13 of 20",
         declared("last-pass", at_pass(None), figure="cache"),
     ),
-    MemoryMutant(
+    mutant(
         "nominal-ratio",
         "a formula that skips no layer",
         declared("nominal-ratio", nominal, figure="cache"),
@@ -677,7 +668,7 @@ MUTANTS = [
         "is the nominal ratio 0.3 of the 52 tokens seen in all 3 layers",
         CACHE,
     ),
-    MemoryMutant(
+    mutant(
         "first-layer",
         "the first layer for all",
         declared("first-layer", measured_by(first_layer), figure="cache"),
@@ -685,7 +676,7 @@ MUTANTS = [
         "is 3 times layer 0, though layers differ",
         SHAPES,
     ),
-    MemoryMutant(
+    mutant(
         "query-heads",
         "query heads for KV heads",
         declared("query-heads", measured_by(query_heads), figure="cache"),
@@ -693,7 +684,7 @@ MUTANTS = [
         "with 4 query heads for 2 KV heads",
         SHAPES,
     ),
-    MemoryMutant(
+    mutant(
         "half-precision",
         "2 bytes a number",
         declared("half-precision", measured_by(half_precision), figure="cache"),
@@ -701,7 +692,7 @@ MUTANTS = [
         "with 2 bytes a number, which has 4",
         SHAPES,
     ),
-    MemoryMutant(
+    mutant(
         "one-row",
         "one row of a batch",
         declared("one-row", measured_by(one_row), figure="cache"),
@@ -709,7 +700,7 @@ MUTANTS = [
         "of one row of 2",
         SHAPES,
     ),
-    MemoryMutant(
+    mutant(
         "other-length",
         "a baseline that generated more",
         declared("other-length", saving(lambda whole, pressed: whole - pressed, base_tokens=20), figure="saved"),
@@ -717,7 +708,7 @@ MUTANTS = [
         "against another run of 72 tokens",
         SAVED,
     ),
-    MemoryMutant(
+    mutant(
         "other-moment",
         "the baseline is read after its prompt, the pressed arm at its end",
         declared("other-moment", saving(lambda whole, pressed: whole - pressed, first=1), figure="saved"),
@@ -725,7 +716,7 @@ MUTANTS = [
         "sampled at different moments",
         SAVED,
     ),
-    MemoryMutant(
+    mutant(
         "inverted",
         "compressed to uncompressed, called a factor",
         declared("inverted", saving(lambda whole, pressed: pressed / whole), figure="ratio"),
@@ -733,7 +724,7 @@ MUTANTS = [
         "is the ratio of compressed to uncompressed",
         FACTOR,
     ),
-    MemoryMutant(
+    mutant(
         "nominal-factor",
         "1 over the option",
         declared("nominal-factor", nominal_factor, figure="ratio"),
@@ -741,7 +732,7 @@ MUTANTS = [
         "is that of the nominal ratio 0.3 of the 52 tokens seen",
         FACTOR,
     ),
-    MemoryMutant(
+    mutant(
         "hook-left",
         "a hook that is not removed",
         declared("hook-left", hooked(False), figure="cache"),
@@ -816,7 +807,7 @@ def storages_of(layer: Any) -> int:
     return int(layer.keys.untyped_storage().nbytes() + layer.values.untyped_storage().nbytes())
 
 
-RIGHT = [
+RIGHT_MEMORY: list[Measurement] = [
     PEAK,
     CACHE,
     SHAPES,
