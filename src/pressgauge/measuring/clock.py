@@ -128,9 +128,14 @@ class Device:
         _, run, seen = self._caches.get(id(cache), (None, -1, 0))
         if run < 0 or not held:
             self._runs += 1
-            # An unknown cache with entries is a copy: it has seen what it says.
-            run, seen = self._runs - 1, max(round(held), int(cache.get_seq_length())) if held else 0
+            run, seen = self._runs - 1, self._seen_by_another(held) if held else 0
         return run, seen
+
+    def _seen_by_another(self, held: float) -> int:
+        """Tokens seen by the cache that an unknown one with ``held`` entries was made of: an equal one, or the last."""
+        known = [(cache, seen) for cache, _, seen in reversed(self._caches.values())]
+        equal = [seen for cache, seen in known if held_in(cache) == held]
+        return max(round(held), (equal or [seen for _, seen in known] or [0])[0])
 
     def add(self, run: int, seen: int, new: Any, rows: int, fed: int, held: float) -> None:
         """Queue a pass of a run that left its entries in the cache ``new``, None for none."""
