@@ -337,4 +337,4 @@ def test_the_model_is_left_as_it_was(benchmark: Benchmark) -> None:
     """After a call the model has no more hooks, no other configuration, and is in the same mode."""
     call = one_call(benchmark)
     if call.changed:
-        raise Departure(f"after the call, {call.changed}")
+        raise Departure(f"after the call, {call.changed} is no more what it was")
