@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import math
 import random
 import time
@@ -111,7 +112,7 @@ class Call:
         figures: what it reported, in seconds, tokens per second, or ratios.
         passes: what it made the model do.
         hasty: readings of a clock with passes still queued.
-        changed: what it left changed in the model; empty if nothing.
+        changed: name of what it left changed in the model; empty if nothing.
         refusal: its message if it declined.
     """
 
@@ -175,7 +176,8 @@ class Benchmark(Measurement):
         script = replace(script, cpu=self.declares.device == "cpu")
         device, model = Device(script), copy.deepcopy(model_of_known_length())
         prompts = [self._prompt(ask) for ask in asks]
-        with torch.random.fork_rng(devices=[]), scripted(device, model, self.function.__module__):
+        own = getattr(inspect.unwrap(self.function), "__globals__", None)
+        with torch.random.fork_rng(devices=[]), scripted(device, model, own):
             return tuple(self._call(device, model, ask, given) for ask, given in zip(asks, prompts, strict=True))
 
     def _call(self, device: Device, model: Any, ask: Ask, given: Any) -> Call:
@@ -200,7 +202,7 @@ class Benchmark(Measurement):
         figures = {name: self._number(name, value) for name, value in reported.items() if value is not None}
         figures = {name: value for name, value in figures.items() if name in (*FIGURES, *RATIOS)}
         after = state_of(model)
-        changed = next((f"{name} is {after[name]!r}" for name in state if after.get(name) != state[name]), "")
+        changed = next((name for name in state if after.get(name) != state[name]), "")
         return Call(ask, figures, tuple(device.passes[before:]), device.hasty - hasty, changed, refusal)
 
     def _number(self, name: str, value: Any) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from types import FunctionType, ModuleType, SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -128,9 +128,14 @@ class Device:
         _, run, seen = self._caches.get(id(cache), (None, -1, 0))
         if run < 0 or not held:
             self._runs += 1
-            # An unknown cache with entries is a copy: it has seen what it says.
-            run, seen = self._runs - 1, max(round(held), int(cache.get_seq_length())) if held else 0
+            run, seen = self._runs - 1, self._seen_by_another(held) if held else 0
         return run, seen
+
+    def _seen_by_another(self, held: float) -> int:
+        """Tokens seen by the cache that an unknown one with ``held`` entries was made of: an equal one, or the last."""
+        known = [(cache, seen) for cache, _, seen in reversed(self._caches.values())]
+        equal = [seen for cache, seen in known if held_in(cache) == held]
+        return max(round(held), (equal or [seen for _, seen in known] or [0])[0])
 
     def add(self, run: int, seen: int, new: Any, rows: int, fed: int, held: float) -> None:
         """Queue a pass of a run that left its entries in the cache ``new``, None for none."""
@@ -310,42 +315,40 @@ def _replaced(device: Device) -> dict[Any, Callable[..., Any]]:
     return {**found, time.sleep: device.sleep}
 
 
-def _modules() -> list[ModuleType]:
-    """Loaded modules that may hold a function of ``time``: not those of the standard library, whose locks need it."""
+def _namespaces() -> list[dict[str, Any]]:
+    """Names of loaded modules that may hold a clock: not of the standard library, whose locks need it."""
     kept = ("time", "timeit")
-    return [
+    modules = [
         module
         for name, module in list(sys.modules.items())
         if module is not None and (name in kept or name.partition(".")[0] not in sys.stdlib_module_names)
     ]
+    return [vars(module) for module in modules]
 
 
-def _functions(module: ModuleType) -> Iterator[FunctionType]:
+def _functions(names: dict[str, Any]) -> Iterator[FunctionType]:
     """Functions of a module and methods of its classes."""
-    for value in list(vars(module).values()):
-        if isinstance(value, type) and value.__module__ == module.__name__:
-            yield from (one for one in vars(value).values() if isinstance(one, FunctionType))
-        elif isinstance(value, FunctionType) and value.__module__ == module.__name__:
-            yield value
+    for value in list(names.values()):
+        of_class = list(vars(value).values()) if isinstance(value, type) else [value]
+        yield from (one for one in of_class if isinstance(one, FunctionType) and one.__globals__ is names)
 
 
-def _patch_clocks(patch: pytest.MonkeyPatch, device: Device, own: str) -> None:
+def _patch_clocks(patch: pytest.MonkeyPatch, device: Device, own: dict[str, Any]) -> None:
     """Replace the clocks wherever a module holds one, also as a default argument in ``timeit`` and ``own``."""
     replaced = _replaced(device)
     scripts = {id(function): script for function, script in replaced.items()}
-    for module in _modules():
-        for name, value in list(vars(module).items()):
+    for names in {id(names): names for names in (*_namespaces(), own)}.values():
+        for name, value in list(names.items()):
             if id(value) in scripts:
-                patch.setitem(vars(module), name, scripts[id(value)])
-        if module is timeit or module.__name__ == own:
-            for function in _functions(module):
-                defaults = function.__defaults__ or ()
-                if any(id(value) in scripts for value in defaults):
-                    patch.setattr(function, "__defaults__", tuple(scripts.get(id(one), one) for one in defaults))
-                named = function.__kwdefaults__ or {}
-                for name, value in named.items():
-                    if id(value) in scripts:
-                        patch.setitem(named, name, scripts[id(value)])
+                patch.setitem(names, name, scripts[id(value)])
+    for function in (*_functions(vars(timeit)), *_functions(own)):
+        defaults = function.__defaults__ or ()
+        if any(id(value) in scripts for value in defaults):
+            patch.setattr(function, "__defaults__", tuple(scripts.get(id(one), one) for one in defaults))
+        named = function.__kwdefaults__ or {}
+        for name, value in list(named.items()):
+            if id(value) in scripts:
+                patch.setitem(named, name, scripts[id(value)])
 
 
 def _patch_torch(patch: pytest.MonkeyPatch, device: Device) -> None:
@@ -417,13 +420,13 @@ def _forgotten() -> Iterator[None]:
 
 
 @contextmanager
-def scripted(device: Device, model: PreTrainedModel, own: str = "") -> Iterator[Device]:
+def scripted(device: Device, model: PreTrainedModel, own: dict[str, Any] | None = None) -> Iterator[Device]:
     """All clocks show the time of ``device``, and the passes of ``model`` run on it.
 
     Args:
         device: the device.
         model: the model, on the CPU.
-        own: module of the code under audit, whose default arguments may hold a clock.
+        own: names of the module of the code under audit.
     """
     mode: Any = nullcontext() if device.script.cpu else _Elsewhere(device)
     run = threading.Thread.run
@@ -434,7 +437,7 @@ def scripted(device: Device, model: PreTrainedModel, own: str = "") -> Iterator[
             run(self)
 
     with pytest.MonkeyPatch.context() as patch, _recorded(device, model), _forgotten():
-        _patch_clocks(patch, device, own)
+        _patch_clocks(patch, device, {} if own is None else own)
         if not device.script.cpu:
             _patch_torch(patch, device)
         patch.setattr(threading.Thread, "run", run_there)

@@ -52,15 +52,17 @@ class Run:
 
 
 def runs_of(passes: Sequence[Pass], prompt_tokens: int) -> list[Run]:
-    """The runs of a record, by their first passes."""
-    numbers = dict.fromkeys(one.run for one in passes)
-    return [_split([one for one in passes if one.run == number], prompt_tokens) for number in numbers]
+    """The runs of a record, by their first passes. A cache made of another one continues the prompt of that one."""
+    found: list[Run] = []
+    for number in dict.fromkeys(one.run for one in passes):
+        run = _split([one for one in passes if one.run == number], prompt_tokens)
+        seen = run.passes[0].seen
+        prompts = [other.prompt for other in reversed(found) if seen and other.fed == seen]
+        found.append(Run(prompts[0], run.passes) if prompts else run)
+    return found
 
 
 def _split(passes: Sequence[Pass], prompt_tokens: int) -> Run:
-    if passes[0].seen:
-        # A copy of a cache that another run filled.
-        return Run((), tuple(passes))
     fed = 0
     prompt: list[Pass] = []
     for one in passes:

@@ -26,7 +26,7 @@ MS = SECOND // 1000
 def device() -> Iterator[Device]:
     """A device on which our model runs; the first pass of a process takes a second more."""
     tokenizer()
-    with scripted(Device(Script(cold_prompt=SECOND)), model_of_known_length(), __name__) as device:
+    with scripted(Device(Script(cold_prompt=SECOND)), model_of_known_length(), globals()) as device:
         yield device
 
 
@@ -116,7 +116,7 @@ def test_passes_of_another_thread_wait_until_they_have_been_noticed(device: Devi
 def test_nothing_is_left_of_a_script() -> None:
     """Clocks, torch and what transformers knows of GPUs are as before."""
     clocks, known = (time.perf_counter, perf_counter_ns, since.__defaults__), torch.cuda.is_available()
-    with scripted(Device(), model_of_known_length(), __name__):
+    with scripted(Device(), model_of_known_length(), globals()):
         assert (time.perf_counter, since.__defaults__) != (clocks[0], clocks[2])
         assert torch.cuda.is_available()
         assert torch.zeros(1, device="cuda").is_cuda
