@@ -30,8 +30,9 @@ CHOICES: dict[str, tuple[object, ...]] = {
 }
 FIGURES = ("ppl", "nll", "accuracy", "tokens", "kept")
 """Names of the figures that laws check."""
-SPEAKS = ("vacuous", "evictions", "affected", "affected_tokens", "change", "ppl_change", "verdict", "warnings")
-"""Names in a result that can say that nothing met an eviction."""
+COUNTS = re.compile("vacuous|evict|affected|met", re.IGNORECASE)
+CLAIMS = re.compile("chang|delta|increase|degrad|verdict|differ|worse|same|identical|equal", re.IGNORECASE)
+"""Names in a result: of what says that nothing met an eviction, and of what claims something about a change."""
 SAYS = re.compile("evict|vacuous|compress|prun", re.IGNORECASE)
 """Of a warning that can say so."""
 
@@ -82,7 +83,7 @@ class Call:
     Attributes:
         keep_ratio: the ratio that was asked for.
         label: what was measured, in words.
-        figures: what it reported, by name; of ``FIGURES`` and ``SPEAKS``.
+        figures: what it reported, by name.
         record: the passes that it made the model compute.
         texts: token ids of the texts, with the beginning-of-text token if it is declared.
         bytes_of: number of bytes of each text.
@@ -198,7 +199,7 @@ def _figures(result: Any) -> dict[str, Any]:
         result = result._asdict() if hasattr(result, "_asdict") else getattr(result, "__dict__", result)
     if not isinstance(result, Mapping):
         raise Departure(f"an evaluator returns a perplexity or a mapping of figures, and this one {result!r}")
-    found = {name: value for name, value in result.items() if name in (*FIGURES, *SPEAKS)}
+    found = {str(name): value for name, value in result.items()}
     for name in FIGURES:
         value = found.get(name)
         if isinstance(value, torch.Tensor) and value.numel() == 1:

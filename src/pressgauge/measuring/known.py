@@ -105,12 +105,21 @@ def frequencies(tokens: Sequence[int]) -> list[float]:
     return counts
 
 
-def nll_of(held: Sequence[float], token: int) -> float:
-    """NLL of a token, in nats, for a query of the bag that reads these weighted frequencies."""
+def logits_of(held: Sequence[float]) -> list[float]:
+    """Logits ``[V]`` of a query of the bag that reads these weighted frequencies."""
     size = math.sqrt((1 + math.fsum(f * f for f in held)) / (2 * V))
-    logits = [BETA * f / size for f in held]
+    return [BETA * f / size for f in held]
+
+
+def cross_entropy(logits: Sequence[float], token: int) -> float:
+    """NLL of a token, in nats, under logits."""
     top = max(logits)
     return top + math.log(math.fsum(math.exp(logit - top) for logit in logits)) - logits[token]
+
+
+def nll_of(held: Sequence[float], token: int) -> float:
+    """NLL of a token, in nats, for a query of the bag that reads these weighted frequencies."""
+    return cross_entropy(logits_of(held), token)
 
 
 # The chain

@@ -4,12 +4,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 
 from pressgauge.measuring.evaluators import Call, Declares
 from pressgauge.measuring.known import PAD, frequencies
 from pressgauge.measuring.record import Query
-from pressgauge.measuring.scoring import Scoring, Token
+from pressgauge.measuring.scoring import Scoring, Token, best_place
 
 EVICTED = "a cache from which entries were evicted"
 UNCOMPRESSED = "the uncompressed cache"
@@ -87,6 +86,8 @@ class Mistakes:
             yield self._set(of, tokens)
             yield from self._shifted(source, of)
             yield from self._subsets(of, tokens, uncompressed=source != "" or self.call.keep_ratio == 1)
+            twice = self._set(f"{of} of probabilities that are taken for logits: the softmax is taken twice", tokens)
+            yield replace(twice, nll=tuple(token.nll_of_probabilities for token in tokens))
         yield from self._contexts()
         yield from self._padded()
 
@@ -176,13 +177,14 @@ class Mistakes:
                 ]
                 yield self._set(f" of the rest of the text without {what} in its context", tokens)
         if any(offset for _, offset, _ in self.aligned):
-            pieces = [
-                Token(row, offset + index + 1, texts[row][offset + index + 1], query.reads, window=offset)
-                for row, offset, queries in self.aligned
-                for index, query in enumerate(queries[:-1])
-                if offset + index + 1 >= first(texts[row])
-            ]
-            yield self._set(" of pieces that do not see each other, which loses a token at each seam", pieces)
+            for less, what in ((1, ", which loses a token at each seam"), (0, "")):
+                pieces = [
+                    Token(row, offset + index + 1, texts[row][offset + index + 1], query.reads, window=offset)
+                    for row, offset, queries in self.aligned
+                    for index, query in enumerate(queries[: len(queries) - less])
+                    if first(texts[row]) <= offset + index + 1 < len(texts[row])
+                ]
+                yield self._set(f" of pieces that do not see each other{what}", pieces)
         for sequence in self.call.record.sequences:
             if sequence.earlier and len(texts) == 1:
                 before = sequence.tokens[: len(sequence.tokens) - len(texts[0])]
@@ -198,14 +200,20 @@ class Mistakes:
         longest = max(map(len, texts))
         if min(map(len, texts)) == longest:
             return
-        columns = [
-            (Token(row, index + 1, after.token, query.reads), after.real)
-            for row, sequence in enumerate(self.call.record.sequences[: len(texts)])
-            for index, (query, after) in enumerate(pairwise(sequence.queries))
-        ]
-        many = " with one token too many for each short text: its first one, behind padding"
-        yield self._set(many, [token for token, real in columns if real])
-        yield self._set(" with the padding scored", [token for token, _ in columns])
+        columns: list[tuple[Token, bool, bool]] = []
+        for sequence in self.call.record.sequences:
+            real = [query.token for query in sequence.queries if query.real]
+            row, offset, _ = best_place(real, texts)
+            following = [(query.token, query.real) for query in sequence.queries[1:]]
+            if offset + len(real) < len(texts[row]):
+                # The last token was not fed, or padding follows.
+                following.append((texts[row][offset + len(real)], True))
+            for index, (query, (token, own)) in enumerate(zip(sequence.queries, following, strict=False)):
+                columns.append((Token(row, index + 1, token, query.reads), query.real, own))
+        many = " with one token too many for each short text"
+        yield self._set(f"{many}: its first one, behind padding", [token for token, _, own in columns if own])
+        yield self._set(f"{many}: padding, behind its last one", [token for token, real, _ in columns if real])
+        yield self._set(" with the padding scored", [token for token, _, _ in columns])
         read = [
             Token(row, at, ids[at], tuple(frequencies([PAD] * (longest - len(ids)) + list(ids[:at]))))
             for row, ids in enumerate(texts)

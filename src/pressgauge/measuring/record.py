@@ -164,15 +164,27 @@ class Record:
             return "no pass was run"
         cached = sum(one.cached for one in self.passes)
         sizes = sorted({one.columns for one in self.passes})
-        length = f"{sizes[0]} tokens" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} tokens"
-        number = f"{len(self.passes)} passes" if len(self.passes) > 1 else "1 pass"
+        length = _many(sizes[0], "token") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} tokens"
+        passes = _many(len(self.passes), "pass", "passes")
         caches = "none had a cache" if not cached else f"{cached} with a cache" if cached < len(self.passes) else ""
-        late = [sequence for sequence in self.sequences if sequence.held and min(sequence.held) < len(sequence.tokens)]
-        after = ""
-        if not self.misses and late:
-            after = f"; entries were evicted after the last query, {min(late[0].held or ())} are held at the end"
-        parts = ", ".join(part for part in (f"{number} of {length}", caches) if part)
-        return f"{parts}; {self.misses} of {len(self.fed)} queries met an eviction{after}"
+        parts = ", ".join(part for part in (f"{passes} of {length}", caches) if part)
+        return f"{parts}; {self.misses} of {len(self.fed)} queries met an eviction{self._unmet()}"
+
+    def _unmet(self) -> str:
+        """Evictions that no query met, in words."""
+        for sequence in self.sequences:
+            held, seen = sequence.held, len(sequence.tokens)
+            if self.misses or not held or min(held) >= seen:
+                continue
+            layers = f"the layers hold {', '.join(map(str, held))} of {seen} tokens"
+            if held[-1] < seen:
+                return f"; entries were evicted after the last query, {layers} at the end"
+            return f"; {layers} at the end, and the last layer, which alone predicts, holds all"
+        return ""
+
+
+def _many(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pressgauge.measuring.evaluators import Call, Declares
-from pressgauge.measuring.known import frequencies, nll_of
+from pressgauge.measuring.known import cross_entropy, frequencies, logits_of, nll_of
 from pressgauge.measuring.record import Query
 
 Reads = tuple[float, ...]
@@ -36,6 +36,14 @@ class Token:
     def nll(self) -> float:
         """NLL in nats; NaN if nothing could score it."""
         return math.nan if self.reads is None else nll_of(self.reads, self.id)
+
+    @property
+    def nll_of_probabilities(self) -> float:
+        """NLL under its probabilities, taken for logits."""
+        if self.reads is None:
+            return math.nan
+        logits = logits_of(self.reads)
+        return cross_entropy([math.exp(-cross_entropy(logits, token)) for token in range(len(logits))], self.id)
 
     @property
     def best(self) -> int | None:
@@ -107,7 +115,7 @@ class Scoring:
         found = []
         for sequence in self.call.record.sequences:
             queries = [query for query in sequence.queries if query.real]
-            row, offset, length = _best_place([query.token for query in queries], self.call.texts)
+            row, offset, length = best_place([query.token for query in queries], self.call.texts)
             if length == len(queries) or length >= 3:
                 found.append((row, offset, sum(not query.complete for query in queries), queries[:length]))
         return found
@@ -118,7 +126,7 @@ class Scoring:
         return sum(token.query is not None and not token.query.complete for token in self.run)
 
 
-def _best_place(tokens: Sequence[int], texts: Sequence[Sequence[int]]) -> tuple[int, int, int]:
+def best_place(tokens: Sequence[int], texts: Sequence[Sequence[int]]) -> tuple[int, int, int]:
     """Text and offset at which most of ``tokens`` agree with a text from the first on, and how many."""
     best = (0, 0, 0)
     for row, ids in enumerate(texts):

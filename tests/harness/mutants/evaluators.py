@@ -399,6 +399,25 @@ def unchanged(model: Any, tokenizer: Any, text: str, *, keep_ratio: float, prune
     return {"ppl": ppl, "change": ppl / base - 1, "verdict": "unchanged" if ppl < 1.01 * base else "worse"}
 
 
+def no_difference(model: Any, tokenizer: Any, text: str, *, keep_ratio: float, prune_after: int) -> dict[str, Any]:
+    """A claim that both arms agree, also where nothing met an eviction."""
+    base = right.token_by_token(model, tokenizer, text, keep_ratio=1, prune_after=prune_after)
+    ppl = right.token_by_token(model, tokenizer, text, keep_ratio=keep_ratio, prune_after=prune_after)
+    return {"ppl": ppl, "unchanged": abs(ppl - base) < 1e-6}
+
+
+def softmax_twice(model: Any, tokenizer: Any, text: str, *, keep_ratio: float, prune_after: int) -> float:
+    """Probabilities are given to a loss that takes logits."""
+    ids = tokens(tokenizer, text)
+    return math.exp(float(cross_entropy(decoded(model, ids, keep_ratio, prune_after).softmax(-1), ids[0, 1:])))
+
+
+def first_layer_only(model: Any, tokenizer: Any, text: str, *, keep_ratio: float, prune_after: int) -> float:
+    """The first layer is compressed, the others are not."""
+    ids = tokens(tokenizer, text)
+    return math.exp(float(cross_entropy(decoded(model, ids, keep_ratio, prune_after, (1,)), ids[0, 1:])))
+
+
 def nominal(
     model: Any, tokenizer: Any, text: str, *, keep_ratio: float, prune_after: int, skip_layers: tuple[int, ...]
 ) -> dict[str, float]:
@@ -603,9 +622,15 @@ EVALUATORS: list[Mutant] = [
     mutant("nan-left-out", nan_left_out, "plausible", laws.test_what_is_not_a_number_is_never_averaged_away,
            "NaN was left out"),
     mutant("zero-for-nothing", zero_for_nothing, REPORTS, laws.test_there_is_no_figure_without_a_scored_token,
-           "of which none is scored"),
+           "of which no token is scored"),
     mutant("unchanged", unchanged, f"cold-compress issue 39; {REPORTS}",
            laws.test_an_unaffected_run_is_not_called_unchanged, "vacuous, not unchanged", right.CANDID),
+    mutant("no-difference", no_difference, "plausible", laws.test_an_unaffected_run_is_not_called_unchanged,
+           "'unchanged': True", right.CANDID),
+    mutant("softmax-twice", softmax_twice, "plausible", laws.test_without_evictions_the_figure_is_exact,
+           "the softmax is taken twice"),
+    mutant("first-layer", first_layer_only, "plausible", laws.test_evictions_reach_the_scored_tokens,
+           "the last layer, which alone predicts, holds all"),
     mutant("nominal", nominal, "kvpress issue 146", laws.test_the_kept_share_is_what_all_layers_hold,
            "the nominal keep_ratio", HELD_SHARE),
     mutant("skip-forgotten", skip_forgotten, "plausible", laws.test_skipped_layers_keep_everything,
