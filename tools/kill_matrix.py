@@ -1,4 +1,4 @@
-"""``python -m tools.kill_matrix``: run every law against every broken compressor; writes ``docs/kill-matrix.md``."""
+"""``python -m tools.kill_matrix``: run every law against every mutant, and write ``docs/kill-matrix.md``."""
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -10,7 +10,7 @@ from rich.progress import track
 
 from pressgauge.conformance import plugin
 
-# How many examples a law draws is read when it is imported.
+# Laws read the number of examples at import.
 plugin.load_profile()
 
 from harness.mutants.mutant import Mutant  # noqa: E402
@@ -24,27 +24,27 @@ DOCS = Path(__file__).parents[1] / "docs"
 COLORS = {"broken": "#b2182b", "crashed": "#f4a582", "held": "#f7f7f7", "not applicable": "#d9d9d9"}
 
 Matrix = dict[str, dict[str, str]]
-"""What came out, by mutant and law in words."""
+"""Outcomes, by mutant and law in words."""
 
 
 SUBJECTS = [*(mutant.subject for mutant in COMPRESSORS), *VARIANTS]
 
 
 def outcomes(number: int) -> dict[str, str]:
-    """One subject against every law."""
+    """Run every law against one subject."""
     return {law: result for law, (result, _) in judged_by_all(SUBJECTS[number]).items()}
 
 
 def measure() -> Matrix:
-    """All mutants, then all that is right, against all laws, in as many processes as there are cores."""
+    """Outcomes of all mutants and variants, computed in a process per core."""
     with ProcessPoolExecutor() as pool:
-        found = list(track(pool.map(outcomes, range(len(SUBJECTS))), "killing", total=len(SUBJECTS)))
+        found = list(track(pool.map(outcomes, range(len(SUBJECTS))), "mutants", total=len(SUBJECTS)))
     names = [*(mutant.id for mutant in COMPRESSORS), *map(repr, VARIANTS)]
     return dict(zip(names, found, strict=True))
 
 
 def draw(matrix: Matrix, path: Path) -> None:
-    """A square for each mutant and law."""
+    """Plot the outcomes, a square per mutant and law."""
     kinds = list(COLORS)
     fields = [[kinds.index(result) for result in row.values()] for row in matrix.values()]
     with plt.rc_context({"svg.hashsalt": "pressgauge", "font.size": 7}):
@@ -64,7 +64,7 @@ def draw(matrix: Matrix, path: Path) -> None:
 
 
 def page(matrix: Matrix) -> Iterator[str]:
-    """The page in words."""
+    """Lines of the page."""
     kills = {law: [mutant for mutant, row in matrix.items() if row[law] == "broken"] for law in WORDS}
     yield "# Kill matrix"
     yield ""
@@ -72,7 +72,7 @@ def page(matrix: Matrix) -> Iterator[str]:
     yield f"against each of the {len(LAWS)} laws in `tests/conformance/`. Red: the assertion of the law fails. Orange:"
     yield "a crash, which does not count as a kill. White: the law holds. Grey: not applicable. A white dot marks the"
     yield "law that must kill the mutant. Every test run checks this law on the mutant and on its correct twin. All"
-    yield f"laws also run against {len(VARIANTS)} compressors that are right, each in a different way, and none fails."
+    yield f"laws also run against {len(VARIANTS)} correct compressors in different styles, and none fails."
     yield ""
     yield "![kill matrix](kill-matrix.svg)"
     yield ""
@@ -89,12 +89,12 @@ def page(matrix: Matrix) -> Iterator[str]:
 
 
 def survivors(matrix: Matrix) -> list[Mutant]:
-    """Mutants that their own law lets live."""
+    """Mutants that their own law does not kill."""
     return [mutant for mutant in COMPRESSORS if matrix[mutant.id][words(mutant.law)] != "broken"]
 
 
 def main() -> None:
-    """Measure, write, and say what survives."""
+    """Measure, write the page, and fail if a mutant survives."""
     matrix = measure()
     right = {repr(variant): matrix.pop(repr(variant)) for variant in VARIANTS}
     if wrongly := [(law, name) for name, row in right.items() for law in row if row[law] in ("broken", "crashed")]:

@@ -1,4 +1,4 @@
-"""Rules 8 and 11: a row's result depends on nothing else in the batch; padding counts for nothing."""
+"""Rules 8 and 11: a row's result depends on nothing else in the batch; padding has no effect."""
 
 import pytest
 import torch
@@ -114,7 +114,7 @@ def test_a_row_is_as_it_is_alone_whatever_is_beside_it(subject: Subject, data: s
             assert torch.equal(table[row], own[0])
 
 
-def test_padding_counts_for_nothing() -> None:
+def test_padding_has_no_effect() -> None:
     """Rule 11 in numbers: ``seen`` and ``held`` are the longest row's, ``held_rows`` each row's own."""
     model = architectures.shared("llama")
     ids, mask = left_padded([architectures.tokens(1, length)[0] for length in (4, 10)])

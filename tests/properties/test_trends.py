@@ -111,7 +111,7 @@ def test_the_family_wise_error_is_one_percent() -> None:
 # The laws
 
 
-def test_nll_does_not_fall_as_less_is_kept(means: NLL) -> None:
+def test_nll_does_not_fall_as_fewer_entries_are_retained(means: NLL) -> None:
     """Under ``budget`` and ``prefill`` along r = 1, .9, .7, .5, .1, under ``budget`` also along P = 512, 128, 32 at
     r = .3: 40 comparisons, one family (docs/false-results.md: under ``budget`` it is monotone).
 

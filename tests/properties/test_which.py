@@ -18,7 +18,7 @@ NEVER = oracle.NEVER
 
 
 @given(data=st.data())
-def test_the_best_entries_stay(subject: Subject, data: st.DataObject) -> None:
+def test_the_best_entries_are_retained(subject: Subject, data: st.DataObject) -> None:
     """Rule 4: what every layer, head and token is evicted at equals the oracle's, ties and all."""
     case: Case = data.draw(cases(subject.schedule))
     press = subject(**case.options)
@@ -30,7 +30,7 @@ def test_the_best_entries_stay(subject: Subject, data: st.DataObject) -> None:
 
 @FEW
 @given(data=st.data())
-def test_what_is_read_is_in_the_order_of_positions(subject: Subject, data: st.DataObject) -> None:
+def test_entries_are_in_the_order_of_positions(subject: Subject, data: st.DataObject) -> None:
     """Rule 5: keys, values and positions are those of the tokens that were never evicted, ascending, in step."""
     case: Case = data.draw(cases(subject.schedule))
     values = values_of(case.keys)

@@ -78,7 +78,7 @@ def test_what_is_held_is_counted_without_the_padding_of_all_rows(press: Any) -> 
 
 
 def test_padding_of_a_batch_reaches_the_decoder_of_a_wrapper() -> None:
-    """Gemma 3 for images makes the masks of its text model itself; rows are as they are alone all the same."""
+    """Gemma 3 for images makes the masks of its text model itself; rows are independent there too."""
     if "gemma3" not in specimens.names():
         pytest.skip(f"transformers {transformers.__version__} has no gemma3")
     model = specimens.build("gemma3").double().eval()
