@@ -348,12 +348,12 @@ REPORTS = "the reports that this project starts from"
 MEASURING = [
     Mutant(
         "M1", "one forward pass that never touches the cache", REPORTS,
-        None, laws.test_a_press_is_measured_by_what_its_cache_still_holds,
+        None, laws.test_a_press_is_measured_with_its_compressed_cache,
         breaks=replacing(scoring, "_onepass", never_touches_the_cache),
     ),
     Mutant(
         "M2-cache", "the factory returns the plain cache", "KVCache-Factory 485af3c, 7855979",
-        None, laws.test_a_press_is_measured_by_what_its_cache_still_holds,
+        None, laws.test_a_press_is_measured_with_its_compressed_cache,
         breaks=never_installed,
     ),
     Mutant(
@@ -363,7 +363,7 @@ MEASURING = [
     ),
     Mutant(
         "M3", "a threshold that was never exceeded makes perplexity 'unchanged'", f"cold-compress issue 39; {REPORTS}",
-        None, laws.test_what_met_no_eviction_is_called_vacuous_and_never_unchanged,
+        None, laws.test_results_without_affected_tokens_are_vacuous,
         breaks=replacing(Perplexity, "vacuous", lambda real: property(lambda self: False)),
     ),
     Mutant(
@@ -388,7 +388,7 @@ MEASURING = [
     ),
     Mutant(
         "M6-clock", "nobody waits for the device", "mlx-swift-lm PR 10",
-        None, laws.test_times_contain_the_work_of_a_device_that_works_by_itself,
+        None, laws.test_times_contain_the_work_of_an_asynchronous_device,
         breaks=replacing(decoder, "_synchronise", lambda real: lambda device: None),
     ),
     Mutant(
@@ -398,7 +398,7 @@ MEASURING = [
     ),
     Mutant(
         "M7-nan", "a mean over no readings", REPORTS,
-        None, laws.test_memory_that_nothing_counts_is_said_to_be_not_available,
+        None, laws.test_memory_without_counters_is_not_available,
         breaks=replacing(timing, "_run", mean_over_no_readings),
     ),
     Mutant(
@@ -413,7 +413,7 @@ MEASURING = [
     ),
     Mutant(
         "measure-stays", "a press stays for the base line after it", "kvpress PR 244",
-        None, laws.test_the_uncompressed_arm_is_uncompressed_whatever_was_measured_before_it,
+        None, laws.test_the_uncompressed_arm_does_not_depend_on_earlier_measurements,
         breaks=replacing(scoring, "_stepwise", press_that_stays),
     ),
     Mutant(
@@ -443,7 +443,7 @@ MEASURING = [
     ),
     Mutant(
         "measure-padding", "the attention mask is ignored", "KIVI issue 18",
-        None, laws.test_a_text_is_scored_alike_in_whatever_batch_it_is_measured,
+        None, laws.test_nll_does_not_depend_on_the_batch,
         breaks=replacing(scoring, "checked_mask", lambda real: lambda ids, mask: torch.ones_like(ids)),
     ),
     Mutant(
@@ -453,7 +453,7 @@ MEASURING = [
     ),
     Mutant(
         "measure-nan", "NaN is left out of the mean", "plausible",
-        None, laws.test_what_is_not_a_number_is_not_left_out,
+        None, laws.test_nan_is_not_left_out,
         breaks=replacing(Perplexity, "ppl", without_nan),
     ),
     Mutant(
@@ -463,22 +463,22 @@ MEASURING = [
     ),
     Mutant(
         "measure-top-3", "the third choice counts as the first", "plausible",
-        None, laws.test_accuracy_is_the_share_of_scored_tokens_that_were_the_first_choice,
+        None, laws.test_accuracy_is_the_top_1_share_of_scored_tokens,
         breaks=replacing(scoring, "_score", among_the_best_three),
     ),
     Mutant(
         "measure-columns", "accuracy is over padding as well", "plausible",
-        None, laws.test_accuracy_is_the_share_of_scored_tokens_that_were_the_first_choice,
+        None, laws.test_accuracy_is_the_top_1_share_of_scored_tokens,
         breaks=replacing(Perplexity, "accuracy", over_all_columns),
     ),
     Mutant(
         "measure-affected", "one token too many is affected", "plausible",
-        None, laws.test_affected_are_the_tokens_after_the_first_pass_that_misses_something,
+        None, laws.test_tokens_are_affected_after_the_first_eviction,
         breaks=replacing(scoring, "_affected", one_query_early),
     ),
     Mutant(
         "measure-affected-rows", "the first eviction counts for all rows", "plausible",
-        None, laws.test_affected_are_the_tokens_after_the_first_pass_that_misses_something,
+        None, laws.test_tokens_are_affected_after_the_first_eviction,
         breaks=replacing(scoring, "_affected", batch_is_affected_as_one),
     ),
     Mutant(
@@ -488,12 +488,12 @@ MEASURING = [
     ),
     Mutant(
         "measure-vacuous", "an eviction that no token came after is enough", "plausible",
-        None, laws.test_what_met_no_eviction_is_called_vacuous_and_never_unchanged,
+        None, laws.test_results_without_affected_tokens_are_vacuous,
         breaks=replacing(Perplexity, "vacuous", vacuous_only_at_zero_evictions),
     ),
     Mutant(
         "measure-uncompressed", "keeping everything is called vacuous", "plausible",
-        None, laws.test_keeping_everything_is_called_uncompressed,
+        None, laws.test_a_ratio_of_one_is_called_uncompressed,
         breaks=replacing(Perplexity, "vacuous", lambda real: property(lambda self: not self.affected_tokens)),
     ),
     Mutant(
@@ -518,22 +518,22 @@ MEASURING = [
     ),
     Mutant(
         "measure-clock-start", "the clock starts before the device is idle", "plausible",
-        None, laws.test_times_contain_the_work_of_a_device_that_works_by_itself,
+        None, laws.test_times_contain_the_work_of_an_asynchronous_device,
         breaks=replacing(decoder, "_synchronise", clock_started_early),
     ),
     Mutant(
         "measure-tpot", "the prompt is in TPOT", "plausible",
-        None, laws.test_times_contain_the_work_of_a_device_that_works_by_itself,
+        None, laws.test_times_contain_the_work_of_an_asynchronous_device,
         breaks=replacing(decoder, "Generation", first_token_in_tpot),
     ),
     Mutant(
         "measure-throughput", "the prompt is in tokens per second", "plausible",
-        None, laws.test_times_contain_the_work_of_a_device_that_works_by_itself,
+        None, laws.test_times_contain_the_work_of_an_asynchronous_device,
         breaks=replacing(decoder.Generation, "tokens_per_second", prompt_in_throughput),
     ),
     Mutant(
         "measure-pairs", "the ratio of medians", "plausible",
-        None, laws.test_a_slow_moment_that_hits_both_of_a_pair_changes_nothing,
+        None, laws.test_a_slow_pair_does_not_change_the_ratio,
         breaks=replacing(timing, "ratio", ratio_of_medians),
     ),
     Mutant(

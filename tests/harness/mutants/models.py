@@ -162,7 +162,7 @@ def own_window(model: Any) -> None:
     _masked(model, lambda seen, tokens: _causal(seen, tokens).triu(seen - 3))
 
 
-LAW = test_proof.test_every_layer_hands_its_tokens_to_the_cache_and_attends_to_what_it_returns
+LAW = test_proof.test_every_layer_passes_its_tokens_to_the_cache_and_attends_to_its_result
 
 
 def broken_llama(mutant: Mutant) -> Any:

@@ -82,7 +82,7 @@ def queries_of_the_future(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(onepass, "replay", careless)
 
 
-LAW = test_onepass.test_every_press_in_one_pass_is_what_decoding_gives
+LAW = test_onepass.test_every_press_in_one_pass_equals_decoding
 
 
 def onepass_mutant(name: str, what: str, seen_in: str, breaks: Breaks, subject: Subject = KNORM) -> Mutant:
