@@ -114,11 +114,11 @@ def _check_places(json_file: Path | None, report: Path | None, resume: bool) -> 
     if report is not None and report.exists() and not report.is_dir():
         raise ValueError(f"--report must be a folder, got the file {str(report)!r}")
     if resume and json_file is None and report is None:
-        raise ValueError("--resume goes on with a sweep that was to write --json or --report: give the same one again")
+        raise ValueError("--resume continues a sweep that writes --json or --report: give the same one again")
 
 
 def _journal(json_file: Path | None, report: Path | None, resume: bool) -> "Journal | None":
-    """The journal of a sweep whose results are written somewhere. It lies beside them."""
+    """The journal of a sweep with outputs, in a file next to them."""
     from pressgauge.bench.journal import Journal
 
     place = json_file or report
@@ -126,7 +126,7 @@ def _journal(json_file: Path | None, report: Path | None, resume: bool) -> "Jour
 
 
 def _sentence(error: Exception) -> str:
-    """What is wrong, and for a package that is not installed the way out."""
+    """Message of an error, with the way out for a missing package."""
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         extra = EXTRAS[error.name]
         return (
@@ -137,13 +137,13 @@ def _sentence(error: Exception) -> str:
 
 
 def _fail(error: Exception) -> NoReturn:
-    """Print what is wrong and exit with code 2."""
+    """Print the message of an error and exit with code 2."""
     Console(stderr=True).print(f"[bold red]error:[/] {escape(_sentence(error))}", highlight=False, soft_wrap=True)
     raise typer.Exit(2) from None
 
 
 def _expected(error: Exception) -> bool:
-    """Whether an error says what is wrong with the arguments or the machine, in a sentence for the user."""
+    """Whether an error has a message for the user, about arguments or the machine."""
     # The last is torch's own, which must not be imported to ask.
     return (
         isinstance(error, ValueError | TypeError | OSError | ImportError) or type(error).__name__ == "OutOfMemoryError"
@@ -160,9 +160,9 @@ def measure(
     ] = "reference",
     press: Annotated[str, typer.Option(help=", ".join(PRESSES) + "; several with commas")] = "knorm",
     keep_ratios: Annotated[str, typer.Option(help="shares of the tokens that are kept")] = "1.0,0.9,0.8,0.7",
-    prune_after: Annotated[int, typer.Option(help="a layer with this many entries or fewer is never pruned")] = 512,
+    prune_after: Annotated[int, typer.Option(help="a layer with this many entries or fewer evicts nothing")] = 512,
     skip_layers: Annotated[
-        str, typer.Option(help="layers that are never pruned, such as 0,2 or 0-4,6; or none, or unprunable")
+        str, typer.Option(help="layers that never evict, such as 0,2 or 0-4,6; or none, or unprunable")
     ] = "0",
     schedule: Annotated[
         str | None, typer.Option(help="budget, step or prefill (default: prefill for snapkv, else budget)")
@@ -175,7 +175,9 @@ def measure(
     tokens: Annotated[int, typer.Option(help="tokens per sample")] = 1024,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
-    timing: Annotated[bool, typer.Option("--timing", help="also take times, beside the uncompressed model")] = False,
+    timing: Annotated[
+        bool, typer.Option("--timing", help="also measure times, relative to the uncompressed model")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the rows to this file")] = None,
     report: Annotated[Path | None, typer.Option(help="write a page with pictures to this folder")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a sweep that was interrupted")] = False,
@@ -260,7 +262,7 @@ def measure(
             raise
         _fail(error)
     except KeyboardInterrupt:
-        kept = "; what was measured is kept, and --resume goes on with it" if json_file or report else ""
+        kept = "; finished results are kept, and --resume continues from them" if json_file or report else ""
         Console(stderr=True).print(f"[bold red]interrupted[/]{kept}", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
     from pressgauge.report.table import make_tables
@@ -271,7 +273,7 @@ def measure(
         console.print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
 
 
-audit = typer.Typer(no_args_is_help=True, help="Run the laws on somebody's compressor, or on code that measures one.")
+audit = typer.Typer(no_args_is_help=True, help="Run the laws on a compressor, or on code that measures one.")
 app.add_typer(audit, name="audit")
 
 PYTEST = Annotated[list[str] | None, typer.Argument(metavar="[-- PYTEST...]", help="options of pytest")]

@@ -64,7 +64,10 @@ def test_unknown_conventions_are_refused() -> None:
         ({"prune_after": 512}, "declares prune_after must be one of None, got 512"),
         ({"boundary": "<"}, "declares boundary must be one of '>', '>=', got '<'"),
         ({"rounding": "up"}, "declares rounding must be one of ceil, floor, float-ceil or a function, got 'up'"),
-        ({"score": "snapkv"}, "declares score 'snapkv' needs the window that votes, at least one token: declare it as"),
+        (
+            {"score": "snapkv"},
+            "declares score 'snapkv' needs an observation window of at least one token: declare it as",
+        ),
         (
             {"score": "snap"},
             "declares score must be one of knorm, position, keydiff, h2o, snapkv, tova or a function, got 'snap'",
@@ -145,7 +148,7 @@ def test_a_factory_is_found_by_its_name() -> None:
             "pressgauge.presses.knorm:Nothing",
             "--subject pressgauge.presses.knorm:Nothing was not found: module ",
         ),
-        ("pressgauge.presses.knorm", "--subject must be package.module:factory, got 'pressgauge.presses.knorm'"),
+        ("pressgauge.presses.knorm", "--subject must be package.module:name, got 'pressgauge.presses.knorm'"),
         ("builtins:print", "--subject builtins:print cannot be used: "),
     ],
 )

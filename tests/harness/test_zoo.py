@@ -272,14 +272,17 @@ def test_other_errors_are_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
 # The reasons of refusals
 
 TRUE: list[tuple[str, str]] = [
-    ("gemma3_text", "a press cannot prune layers 0-1 (sliding attention of 8)"),
-    ("qwen3_next", "a press cannot prune layers 0-1 (linear attention, which caches no keys)"),
-    ("gemma2", "a press cannot prune layers 0, 2 (sliding attention of 8); layers 1, 3 (attention with softcap 50.0)"),
-    ("gpt_oss", "a press cannot prune layers 1, 3 (attention with sinks)"),
-    ("deepseek_v3", "a press cannot prune layer 2 (keys cached as [1, 12, 12] and attended to as [4, 12, 12])"),
-    ("deepseek_v32", "a press cannot prune layers 0-3 (indexed attention)"),
+    ("gemma3_text", "a press does not support layers 0-1 (sliding attention of 8)"),
+    ("qwen3_next", "a press does not support layers 0-1 (linear attention, which caches no keys)"),
+    (
+        "gemma2",
+        "a press does not support layers 0, 2 (sliding attention of 8); layers 1, 3 (attention with softcap 50.0)",
+    ),
+    ("gpt_oss", "a press does not support layers 1, 3 (attention with sinks)"),
+    ("deepseek_v3", "a press does not support layer 2 (keys cached as [1, 12, 12] and attended to as [4, 12, 12])"),
+    ("deepseek_v32", "a press does not support layers 0-3 (indexed attention)"),
     ("diffllama", "joins the values of several heads that lie in one slot"),
-    ("doge", "a press cannot prune layer 0 (a mask of its own, [1, 4, 12, 12] where [rows, 1, 12, 12] is causal)"),
+    ("doge", "a press does not support layer 0 (a mask of its own, [1, 4, 12, 12] where [rows, 1, 12, 12] is causal)"),
     ("doge", "makes masks of its own from all values that lie in the cache"),
     ("dory", "adds layers to the cache that it is given"),
     ("bloom", "adds ALiBi biases by the slot of an entry, not its position"),
@@ -301,7 +304,9 @@ def test_a_reason_must_hold_for_the_named_layer() -> None:
     """A reason is false for layers that it does not apply to, or that do not exist."""
     ids = specimens.tokens(1, LENGTH)
     for layers, found in (("layers 1-2", "layer 2 has no sliding attention of 8"), ("layer 4", "no layer 4")):
-        said = reasons.unfounded(model("gemma3_text"), ids, f"a press cannot prune {layers} (sliding attention of 8)")
+        said = reasons.unfounded(
+            model("gemma3_text"), ids, f"a press does not support {layers} (sliding attention of 8)"
+        )
         assert said is not None
         assert found in said
 
@@ -310,7 +315,7 @@ def test_an_unchecked_reason_is_false() -> None:
     """A reason without a check is false, so every new refusal needs a check."""
     ids = specimens.tokens(1, LENGTH)
     assert reasons.unfounded(model("llama"), ids, "has a bad day") == "nobody checks this reason"
-    said = reasons.unfounded(model("llama"), ids, "a press cannot prune layer 1 (tiredness)")
+    said = reasons.unfounded(model("llama"), ids, "a press does not support layer 1 (tiredness)")
     assert said == "nobody checks whether a layer has tiredness"
 
 

@@ -40,7 +40,9 @@ def test_counted_attention_cannot_be_cropped() -> None:
     model = architectures.shared("llama")
     with H2OPress(0.5)(model):
         cache = cache_of(model(architectures.tokens(1, 6)))
-    with pytest.raises(ValueError, match="cannot crop to 4 tokens: H2OPress has counted the votes of the tokens after"):
+    with pytest.raises(
+        ValueError, match="cannot crop to 4 tokens: H2OPress has counted the attention of the tokens after"
+    ):
         cache.crop(4)
     assert cache.get_seq_length() == 6
 

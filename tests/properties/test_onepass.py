@@ -286,14 +286,14 @@ REFUSED: dict[str, tuple[Callable[[], architectures.Model], KnormPress, str]] = 
     "a sliding window": (
         lambda: architectures.build("mistral", sliding_window=16),
         KnormPress(0.5, skip_layers=(0,)),
-        r"layers 1-2 \(sliding attention of 16\); that leaves no layer to prune",
+        r"layers 1-2 \(sliding attention of 16\); that leaves no layer to compress",
     ),
     "softcap": (softcapped, KnormPress(0.5), r"layers 0-1 \(attention with softcap 50.0\)"),
     "attention sinks": (with_sinks, KnormPress(0.5), r"layers 0-1 \(attention with sinks\)"),
     "an argument of the call": (
         with_an_argument,
         KnormPress(0.5, prune_after=2),
-        r"layer 1 \(attention with softcap\); pass skip_layers=\(1,\), which leaves layers 0, 2 to prune",
+        r"layer 1 \(attention with softcap\); pass skip_layers=\(1,\), which leaves layers 0, 2 to compress",
     ),
 }
 

@@ -82,7 +82,7 @@ def test_sliding_windows_are_refused_unless_they_are_skipped(meet: Meet) -> None
     """A Mistral with a window of 16 has no supported layer, and without a window is supported."""
     windowed = architectures.build("mistral", sliding_window=16)
     for skipped, named in (((), "layers 0-2"), ((0,), "layers 1-2"), ((0, 2), "layer 1")):
-        sentence = f"a press cannot prune {named} (sliding attention of 16); that leaves no layer to prune"
+        sentence = f"a press does not support {named} (sliding attention of 16); that leaves no layer to compress"
         with pytest.raises(ValueError, match=re.escape(sentence)):
             meet(KnormPress(0.5, skip_layers=skipped), windowed)
     meet(KnormPress(0.5, skip_layers=(0, 1, 2)), windowed)
@@ -99,8 +99,8 @@ def mixed() -> architectures.Model:
 def test_a_refusal_lists_all_layers_by_reason_and_the_way_out(meet: Meet) -> None:
     """A refusal lists unsupported layers by reason, with the value of ``skip_layers``."""
     sentence = (
-        "a press cannot prune layer 2 (sliding attention of 8); pass skip_layers=(2,) or skip_layers='unprunable', "
-        "which leaves layers 0-1 to prune"
+        "a press does not support layer 2 (sliding attention of 8); pass skip_layers=(2,) or skip_layers='unprunable', "
+        "which leaves layers 0-1 to compress"
     )
     with pytest.raises(ValueError, match=re.escape(sentence)):
         meet(KnormPress(0.5), mixed())
@@ -131,7 +131,7 @@ def test_unprunable_layers_are_layers_of_a_model() -> None:
     windowed = architectures.build("mistral", sliding_window=16)
     meetings: list[Callable[[], object]] = [lambda: press.cache(windowed.config), lambda: press.resolved(windowed)]
     for action in meetings:
-        with pytest.raises(ValueError, match=r"layers 0-2 \(sliding.*leaves no layer to prune.*press=None"):
+        with pytest.raises(ValueError, match=r"layers 0-2 \(sliding.*leaves no layer to compress.*press=None"):
             action()
 
 
@@ -411,7 +411,7 @@ def test_a_press_that_needs_queries_says_which() -> None:
     class Forgetful(KnormPress):
         needs_queries = True
 
-    with pytest.raises(NotImplementedError, match=r"Forgetful needs queries, so it has to say which: define votes\(\)"):
+    with pytest.raises(NotImplementedError, match=r"Forgetful needs queries: define votes\(\)"):
         Forgetful(0.5).votes()
 
 

@@ -96,7 +96,7 @@ class Absent(LlamaAttention):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (between(all_but_one), "11 of 12 tokens handed to the cache, attention from 12"),
+        (between(all_but_one), "11 of 12 tokens passed to the cache, attention from 12"),
         (between(copied_keys), "attention to keys that its cache did not return"),
         (between(copied_values), "attention to values that its cache did not return"),
         (Unmasked, "attention to later tokens"),
@@ -112,7 +112,7 @@ def test_a_layer_of_non_standard_attention_is_refused(kind: type[LlamaAttention]
     with (
         torch.no_grad(),
         PRESS(model),
-        pytest.raises(ValueError, match=f"a press cannot prune layer {layer}") as refusal,
+        pytest.raises(ValueError, match=f"a press does not support layer {layer}") as refusal,
     ):
         model(ids)
     assert f"layer {layer} ({reason})" in str(refusal.value)
@@ -459,5 +459,5 @@ def test_a_first_token_that_sees_padding_is_refused() -> None:
 @pytest.mark.parametrize("kind", [Unmasked, between(copied_values), Absent], ids=["unmasked", "values", "absent"])
 def test_one_pass_refuses_them_as_well(kind: type[LlamaAttention]) -> None:
     """One pass refuses what decoding refuses."""
-    with pytest.raises(ValueError, match="a press cannot prune layer 1"):
+    with pytest.raises(ValueError, match="a press does not support layer 1"):
         perplexity(broken(kind), architectures.tokens(1, 16), PRESS, prompt=12)

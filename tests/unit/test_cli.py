@@ -486,7 +486,7 @@ def test_special_files_are_not_replaced() -> None:
 
 def test_resuming_needs_an_output() -> None:
     """``--resume`` is refused without an output to resume."""
-    refused(run(*SMALL, "--resume"), "--resume goes on with a sweep that was to write --json or --report")
+    refused(run(*SMALL, "--resume"), "--resume continues a sweep that writes --json or --report")
 
 
 def test_an_error_does_not_change_an_existing_file(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class Press(Budget, ABC):
         Raises:
             NotImplementedError: if not overridden.
         """
-        raise NotImplementedError(f"{type(self).__name__} needs queries, so it has to say which: define votes()")
+        raise NotImplementedError(f"{type(self).__name__} needs queries: define votes()")
 
     @abstractmethod
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
@@ -220,7 +220,7 @@ def check_fixed(press: Press, scores: Tensor, keys: Tensor, positions: Tensor, l
         row, head, entry = (~same & own).nonzero()[0].tolist()
         position = int(positions[row, head, part.start + entry])
         raise ValueError(
-            f"{type(press).__name__} says fixed_scores = True, but in layer {layer} the score of the entry at position "
+            f"{type(press).__name__} declares fixed_scores = True, but in layer {layer} the score of the entry at position "
             f"{position} was {float(before[row, head, entry]):.6g} among {entries} entries and then "
             f"{float(again[row, head, entry]):.6g} among {part.stop - part.start}: set fixed_scores = False in the "
             "class"

@@ -197,7 +197,7 @@ def _draw(panel: _Panel, absolute: Axes, ratio: Axes, rows: Sequence[Row]) -> No
     for axes, value in ((absolute, panel.value), (ratio, panel.ratio)):
         if value is None:
             axes.set_axis_off()
-            reason = "not drawn: each row is timed at a moment of its own, and only TTFT and TPOT side by side"
+            reason = "not drawn: rows are timed separately, and only TTFT and TPOT in pairs"
             text = textwrap.fill(reason, 36)
             axes.text(0.5, 0.5, text, ha="center", va="center", color=_GREY, transform=axes.transAxes)
             return

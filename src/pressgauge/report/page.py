@@ -50,13 +50,13 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
     for row in line:
         at.setdefault(row.verdict, []).append(f"{row.keep_ratio:g}")
     real = [row for row in line if row.band is not None]
-    rest = f" Vacuous at {', '.join(at['vacuous'])}: nothing can be said there." if "vacuous" in at else ""
+    rest = f" Vacuous at {', '.join(at['vacuous'])}: no result there." if "vacuous" in at else ""
     if "not a number" in at:
         rest += f" At {', '.join(at['not a number'])} the perplexity is not a number or infinite."
     if "no verdict" in at:
         return f"{name}: no verdict at {', '.join(at['no verdict'])}, see the warning.{rest}"
     if not real:
-        return f"{name}: {'only the uncompressed run was measured' if not rest else 'nothing can be said'}.{rest}"
+        return f"{name}: {'only the uncompressed run was measured' if not rest else 'no result'}.{rest}"
     names = band_names(line[0].bands)
     verdicts = [f"{word} at {', '.join(at[word])}" for word in names if word in at]
     within = [row for row in real if row.band == 0]

@@ -231,7 +231,7 @@ WHOLE: dict[str, Callable[[Facts, Tensor], bool]] = {
 
 def claims(sentence: str) -> Iterator[tuple[list[int], str]]:
     """Reasons about layers in a refusal: indices and reason."""
-    _, _, rest = sentence.partition("a press cannot prune ")
+    _, _, rest = sentence.partition("a press does not support ")
     for spans, reason in re.findall(
         r"layers? ([\d, -]+) \(((?:[^()]|\([^()]*\))*)\)", rest.partition("; that leaves")[0]
     ):

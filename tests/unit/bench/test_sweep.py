@@ -335,7 +335,7 @@ def test_a_journal_is_neither_used_nor_lost_unless_it_is_to_be_resumed(tmp_path:
     """An existing journal is refused without ``resume``, with the way out."""
     path = tmp_path / "journal"
     Journal(path, resume=False).add("a", ROW)
-    with pytest.raises(ValueError, match="go on with --resume, or delete it"):
+    with pytest.raises(ValueError, match="continue with --resume, or delete it"):
         Journal(path, resume=False)
     assert Journal(path, resume=True).find("a") == ROW
 
@@ -370,7 +370,7 @@ def test_a_killed_and_resumed_sweep_writes_the_same_rows(tmp_path: Path) -> None
     assert not cut.exists()
     refused = CliRunner().invoke(app, ["measure", *options, "--json", str(cut)], env={"COLUMNS": "200"})
     assert refused.exit_code == 2
-    assert "go on with --resume" in refused.output
+    assert "continue with --resume" in refused.output
     assert CliRunner().invoke(app, ["measure", *options, "--json", str(cut), "--resume"]).exit_code == 0
     assert cut.read_bytes() == whole.read_bytes()
     assert not unfinished.exists()

@@ -15,8 +15,8 @@ from harness.mutants.attention_scores import (
     FirstQueries,
     HeadsAlone,
     OnlyThisPass,
-    StayBehind,
-    WindowVotesForItself,
+    NotReordered,
+    WindowCounted,
     WrongGroups,
     counting,
 )
@@ -62,9 +62,9 @@ def follow(press: Press, passes: list[int], heads: tuple[int, int]) -> Tensor:
     [
         ("h2o", counting(H2OPress, lambda press: BlindToOrder())),
         ("h2o", counting(H2OPress, lambda press: WrongGroups())),
-        ("h2o", counting(H2OPress, lambda press: StayBehind())),
+        ("h2o", counting(H2OPress, lambda press: NotReordered())),
         ("h2o", AverageOverAge),
-        ("snapkv", WindowVotesForItself),
+        ("snapkv", WindowCounted),
         ("snapkv-budget", counting(SnapKVPress, lambda press: OnlyThisPass(press.recent))),
         ("tova", counting(TOVAPress, lambda press: FirstQueries(1))),
         ("tova", HeadsAlone),
@@ -223,7 +223,12 @@ def test_attention_is_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (H2OPress, {"recent_share": 1.5}, ValueError, "recent_share must be in [0, 1], got 1.5"),
         (H2OPress, {"recent_share": "half"}, TypeError, "recent_share must be a number in [0, 1], got 'half'"),
-        (SnapKVPress, {"recent": 0}, ValueError, "recent must be at least 1 for SnapKVPress, whose newest tokens vote"),
+        (
+            SnapKVPress,
+            {"recent": 0},
+            ValueError,
+            "recent must be at least 1 for SnapKVPress, which scores by the queries of the newest tokens",
+        ),
         (SnapKVPress, {"kernel": 4}, ValueError, "kernel must be an odd number of neighbours, got 4"),
         (SnapKVPress, {"kernel": 2.5}, TypeError, "kernel must be a whole number, got 2.5"),
         (SnapKVPress, {"keep_ratio": 0}, ValueError, "keep_ratio must be in (0, 1], got 0"),
@@ -248,7 +253,7 @@ class Undecided(Press):
 
 def test_a_press_that_needs_queries_must_define_votes() -> None:
     """A press that needs queries without ``votes`` is refused with the missing method."""
-    sentence = "Undecided needs queries, so it has to say which: define votes()"
+    sentence = "Undecided needs queries: define votes()"
     queries, keys = drawn(2, 2)
     with pytest.raises(NotImplementedError, match=f"^{re.escape(sentence)}$"):
         replay(Undecided(0.5, prune_after=4), keys, [24], queries=queries)

@@ -395,7 +395,7 @@ def test_models_and_texts_have_sections_with_their_own_rows_and_pictures(tmp_pat
     ("rows", "words"),
     [
         ([UNCOMPRESSED], "knorm: only the uncompressed run was measured."),
-        ([UNCOMPRESSED, VACUOUS], "knorm: nothing can be said. Vacuous at 0.9: nothing can be said there."),
+        ([UNCOMPRESSED, VACUOUS], "knorm: no result. Vacuous at 0.9: no result there."),
         (
             [UNCOMPRESSED, GOOD, BAD],
             "knorm: within +20 % at 0.7; above at 0.3. At the smallest ratio within +20 %, 0.7, perplexity "
@@ -409,7 +409,7 @@ def test_models_and_texts_have_sections_with_their_own_rows_and_pictures(tmp_pat
         (
             [GOOD, replace(BAD, **TIMES), VACUOUS],
             "knorm: within +20 % at 0.7; above at 0.3. At the smallest ratio within +20 %, 0.7, perplexity "
-            "changes by +10.0%. Vacuous at 0.9: nothing can be said there.",
+            "changes by +10.0%. Vacuous at 0.9: no result there.",
         ),
         (
             [UNCOMPRESSED, GOOD, replace(BAD, ppl=math.nan)],
@@ -418,11 +418,11 @@ def test_models_and_texts_have_sections_with_their_own_rows_and_pictures(tmp_pat
         ),
         (
             [UNCOMPRESSED, replace(BAD, ppl=math.inf)],
-            "knorm: nothing can be said. At 0.3 the perplexity is not a number or infinite.",
+            "knorm: no result. At 0.3 the perplexity is not a number or infinite.",
         ),
         (
             [replace(row, warnings=("a reason",)) for row in (UNCOMPRESSED, GOOD, BAD, VACUOUS)],
-            "knorm: no verdict at 0.7, 0.3, see the warning. Vacuous at 0.9: nothing can be said there.",
+            "knorm: no verdict at 0.7, 0.3, see the warning. Vacuous at 0.9: no result there.",
         ),
         (
             [UNCOMPRESSED, replace(BAD, **TIMES)],
