@@ -20,7 +20,7 @@ from pressgauge.presses import PRESSES
 from pressgauge.rules import UNPRUNABLE, Budget, check_prompt, usual_prompt, whole_number
 from pressgauge.texts import check_text_name
 
-# What needs torch is imported once the arguments are checked, so that help and refusals take no seconds.
+# Modules that need torch are imported after the arguments are checked, so that help and refusals are fast.
 if TYPE_CHECKING:
     from pressgauge.bench.journal import Journal
 
@@ -28,7 +28,7 @@ EXTRAS = {
     **dict.fromkeys(("datasets", "jinja2", "matplotlib", "scipy"), "bench"),
     **dict.fromkeys(("hypothesis", "pytest"), "conformance"),
 }
-"""By package, the extra that it comes with."""
+"""Extra that provides a package."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -49,7 +49,7 @@ def main(
 
 
 def _numbers(option: str, text: str) -> list[float]:
-    """A comma-separated list; empty for 'none'."""
+    """Numbers separated by commas; empty for 'none'."""
     if text.strip() in ("", "none"):
         return []
     try:
@@ -59,7 +59,7 @@ def _numbers(option: str, text: str) -> list[float]:
 
 
 def _bands(text: str) -> tuple[float, ...]:
-    """Ascending changes in perplexity, of percentages with commas between them."""
+    """Ascending changes in perplexity, from percentages separated by commas."""
     percentages = _numbers("--bands", text)
     ascending = all(one < other for one, other in pairwise(percentages))
     if not percentages or not ascending or not all(0 <= number < math.inf for number in percentages):
@@ -68,7 +68,7 @@ def _bands(text: str) -> tuple[float, ...]:
 
 
 def _layers(text: str) -> tuple[int, ...] | Literal["unprunable"]:
-    """Indices of layers: numbers and ranges such as ``0-4`` with commas between them; empty for ``none``."""
+    """Indices of layers: numbers and ranges such as ``0-4`` separated by commas; empty for ``none``."""
     if text.strip() == UNPRUNABLE:
         return UNPRUNABLE
     layers: list[int] = []
@@ -86,7 +86,7 @@ def _layers(text: str) -> tuple[int, ...] | Literal["unprunable"]:
 
 
 def _split(option: str, text: str) -> tuple[str, ...]:
-    """Names with commas between them, each once."""
+    """Names separated by commas, without repetitions."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     if not all(names):
         raise ValueError(f"{option} must be names with commas between them, got {text!r}")
@@ -102,7 +102,7 @@ def _press_names(text: str) -> tuple[str, ...]:
 
 
 def _check_places(json_file: Path | None, report: Path | None, resume: bool) -> None:
-    """Raise a ``ValueError`` if results cannot be written where they are to go."""
+    """Raise ``ValueError`` if results cannot be written to the given paths."""
     if json_file is not None and json_file == report:
         raise ValueError(f"--json is a file and --report a folder, got {str(report)!r} for both")
     if json_file is not None and json_file.exists() and not json_file.is_file():
@@ -144,7 +144,7 @@ def _fail(error: Exception) -> NoReturn:
 
 def _expected(error: Exception) -> bool:
     """Whether an error has a message for the user, about arguments or the machine."""
-    # The last is torch's own, which must not be imported to ask.
+    # The last is torch's, compared by name to avoid its import.
     return (
         isinstance(error, ValueError | TypeError | OSError | ImportError) or type(error).__name__ == "OutOfMemoryError"
     )
@@ -295,7 +295,8 @@ def compressor(
     subject: Annotated[str, typer.Argument(metavar="MODULE:FACTORY", help="the factory of the compressor")],
     options: PYTEST = None,
 ) -> None:
-    """Run every law on a compressor: which it obeys, which it breaks, and by which finding."""
+    """Run every law on a compressor, and list broken laws with their findings, laws that hold, and those not
+    applicable."""
     _audit("subject", subject, options)
 
 
@@ -308,7 +309,7 @@ def evaluator(function: FUNCTION, options: PYTEST = None) -> None:
 
 @audit.command()
 def benchmark(function: FUNCTION, options: PYTEST = None) -> None:
-    """Run every law on a function that takes times, and name the mistakes that explain its figures."""
+    """Run every law on a function that measures times, and name the mistakes that explain its figures."""
     _audit("benchmark", function, options)
 
 

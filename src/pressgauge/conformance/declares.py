@@ -163,8 +163,8 @@ def _check_score(score: Callable[..., Any]) -> None:
     except Exception as error:
         raise ValueError(
             "declares score must be a function score(keys, layer, head), keys being a head's vectors as lists, that "
-            "returns a function from a list of positions to the list of their scores, higher for retained entries; for three "
-            f"keys and the positions [0, 2] it raises {type(error).__name__}: {error}"
+            "returns a function from a list of positions to the list of their scores, higher for retained entries; for "
+            f"three keys and the positions [0, 2] it raises {type(error).__name__}: {error}"
         ) from error
     if not right:
         raise ValueError(f"declares score must give a list of two numbers for the positions [0, 2], got {found!r}")

@@ -41,7 +41,7 @@ class SnapKVPress(Press):
         super().__post_init__()
         if self.recent < 1:
             raise ValueError(
-                f"recent must be at least 1 for SnapKVPress, which scores by the queries of the newest tokens, got {self.recent}"
+                f"recent must be at least 1 for SnapKVPress, which scores by the newest queries, got {self.recent}"
             )
         if isinstance(self.kernel, bool) or not isinstance(self.kernel, int):
             raise TypeError(f"kernel must be a whole number, got {self.kernel!r}")

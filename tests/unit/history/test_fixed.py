@@ -105,8 +105,8 @@ def test_a_score_that_depends_on_more_than_its_entry_is_found_at_the_first_evict
     cache, with the press, the numbers and the way out."""
     press = UNSAFE[name](0.5, prune_after=8)
     words = (
-        rf"{type(press).__name__} declares fixed_scores = True, but in layer 0 the score of the entry at position \d+ was "
-        r"\S+ among \d+ entries and then \S+ among \d+: set fixed_scores = False in the class"
+        rf"{type(press).__name__} declares fixed_scores = True, but in layer 0 the score of the entry at position "
+        r"\d+ was \S+ among \d+ entries and then \S+ among \d+: set fixed_scores = False in the class"
     )
     with torch.no_grad(), pytest.raises(ValueError, match=f"^{words}$"):
         WAYS[way](architectures.shared("llama"), architectures.tokens(2, 20), press)
