@@ -120,8 +120,8 @@ def test_unprotected_new_entries_are_evicted_first(names: dict[str, Any]) -> Non
     at least half of the rise is avoided."""
     unprotected, protected = names["unprotected"], names["protected"]
     assert unprotected.held == protected.held
-    assert names["gone_at_once"](unprotected) > 0.5
-    assert names["gone_at_once"](protected) == 0
+    assert names["evicted_at_once"](unprotected) > 0.5
+    assert names["evicted_at_once"](protected) == 0
     plain = names["uncompressed"].ppl
     assert unprotected.ppl > 3 * plain
     assert protected.ppl - plain < (unprotected.ppl - plain) / 2

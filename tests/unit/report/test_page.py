@@ -345,7 +345,7 @@ def test_warnings_are_shown_once_and_replace_verdicts(tmp_path: Path) -> None:
     warned = [replace(row, warnings=("the model <guesses>",)) for row in (UNCOMPRESSED, GOOD, BAD)]
     page = write(tmp_path, [*warned, *(replace(row, press="random") for row in warned)])
     assert len(page.warnings) == 1
-    assert "No verdict can be given on this text." in page.warnings[0]
+    assert "There is no verdict on this text." in page.warnings[0]
     assert "the model <guesses>" in page.warnings[0]
     assert [row["verdict"] for row in page.cells] == ["uncompressed", "no verdict", "no verdict"] * 2
     assert page.cells[1]["change"] == "+10.0%"
