@@ -7,7 +7,7 @@ import pytest
 
 from tools import survivors
 
-LIST = """# What stands behind # is for people.
+LIST = """# Lines with # are comments.
 
 Nothing can tell.
     rules.ledger.Ledger.crop

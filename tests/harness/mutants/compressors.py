@@ -42,14 +42,14 @@ CACHE = cached(KnormPress)
 class FixedThreshold(Plain):
     """Eviction starts at a constant, whatever ``prune_after`` is."""
 
-    def prunes(self, held: int) -> bool:
+    def evicts(self, held: int) -> bool:
         return held > 32 and self.keep_ratio < 1
 
 
 class Boundary(Plain):
     """Evicts at P entries instead of more than P."""
 
-    def prunes(self, held: int) -> bool:
+    def evicts(self, held: int) -> bool:
         return held >= self.prune_after and self.keep_ratio < 1
 
 
@@ -60,8 +60,8 @@ class ThresholdOfSeen(Plain):
         super().__init__(*given, **options)
         self.exceeded = False
 
-    def prunes(self, held: int) -> bool:
-        self.exceeded = self.exceeded or super().prunes(held)
+    def evicts(self, held: int) -> bool:
+        self.exceeded = self.exceeded or super().evicts(held)
         return self.exceeded
 
 
@@ -262,7 +262,7 @@ class OtherHeadsValues(Plain):
 
     def layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         held = keys.shape[2]
-        if index in self.skip_layers or not self.prunes(held):
+        if index in self.skip_layers or not self.evicts(held):
             return keys, values
         kept = self.choose(self.scores(keys), self.count(held))
         return self.take(keys, kept), self.take(values, kept.roll(1, dims=1))
@@ -392,21 +392,21 @@ class Drawing(Plain):
 class AlwaysOneLess(Plain):
     """Evicts one entry even at ratio 1 and below P."""
 
-    def prunes(self, held: int) -> bool:
+    def evicts(self, held: int) -> bool:
         return held > 1
 
     def count(self, held: int) -> int:
-        return super().count(held) if super().prunes(held) else held - 1
+        return super().count(held) if super().evicts(held) else held - 1
 
 
 class WideAttention(Plain):
     """A long pass is reduced to 16 entries, whether or not P is exceeded."""
 
-    def prunes(self, held: int) -> bool:
-        return super().prunes(held) or held > 16
+    def evicts(self, held: int) -> bool:
+        return super().evicts(held) or held > 16
 
     def count(self, held: int) -> int:
-        return super().count(held) if super().prunes(held) else 16
+        return super().count(held) if super().evicts(held) else 16
 
 
 class Requantised(Plain):

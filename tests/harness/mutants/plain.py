@@ -31,12 +31,12 @@ class Plain:
     def layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Compress one layer, ``[B, K, N, D]``."""
         held = keys.shape[2]
-        if index in self.skip_layers or not self.prunes(held):
+        if index in self.skip_layers or not self.evicts(held):
             return keys, values
         kept = self.choose(self.scores(keys), self.count(held))
         return self.take(keys, kept), self.take(values, kept)
 
-    def prunes(self, held: int) -> bool:
+    def evicts(self, held: int) -> bool:
         """Whether a layer with ``held`` entries evicts."""
         return held > self.prune_after and self.keep_ratio < 1
 

@@ -75,7 +75,7 @@ class PerHead(Plain):
         there = (keys != 0).any(-1) | (values != 0).any(-1)
         rows, heads, columns = there.shape
         held = int(there.sum()) // (rows * heads)
-        if index in self.skip_layers or not self.prunes(held):
+        if index in self.skip_layers or not self.evicts(held):
             return keys, values
         scores = self.scores(keys).masked_fill(~there, -torch.inf)
         first = scores.argsort(dim=-1, descending=True, stable=True)[..., :1]
