@@ -1,4 +1,5 @@
-"""The sessions of pressgauge: ``nox -s measure``, ``nox -s cpu``, and so on. What follows ``--`` goes to the tool."""
+"""The sessions of pressgauge: ``nox -s measure``, ``nox -s cpu``, and so on. Arguments after ``--`` are passed to the
+tool."""
 
 import re
 import shutil
@@ -17,11 +18,11 @@ LOCKS = {
     "constraints-oldest.txt": ("oldest",),
     "constraints-peers.txt": ("peers",),
 }
-"""Where each dependency group is pinned."""
+"""Lock of each dependency group."""
 
 
 def install(session: nox.Session, *groups: str, locked: bool = True) -> None:
-    """The package, as it lies here, with dependency groups, in the releases of the groups' lock, or in the newest ones.
+    """Install the package with dependency groups, in the releases of the groups' lock or the newest ones.
 
     With ``NOX_DEFAULT_VENV_BACKEND=none``, for machines on which nothing can be installed, all is taken from the Python
     that runs nox.
@@ -44,7 +45,7 @@ def install(session: nox.Session, *groups: str, locked: bool = True) -> None:
 
 
 def require(session: nox.Session, device: str, condition: str) -> None:
-    """Stop with an error where the machine does not have the device: a skipped validation validates nothing."""
+    """Stop with an error if the machine does not have the device, since a skipped validation would hide failures."""
     answer = session.run("python", "-c", f"import torch; print({condition})", silent=True)
     if str(answer).strip() != "True":
         session.error(f"nox -s {device} needs a machine on which torch finds {device}, and it finds none here")
@@ -61,7 +62,7 @@ def measure(session: nox.Session) -> None:
 def cpu(session: nox.Session) -> None:
     """Validate on the CPU: the whole suite."""
     install(session, "test")
-    # In the releases of the lock nothing is used that these are to remove.
+    # With the releases of the lock, deprecated features are errors.
     session.run("python", "-m", "pytest", "--device", "cpu", "--numprocesses", "2", "--deprecations", *session.posargs)
     if not session.posargs:
         # Times are taken when nothing else runs.
@@ -86,7 +87,7 @@ def mps(session: nox.Session) -> None:
 
 @nox.session
 def baselines(session: nox.Session) -> None:
-    """Record the golden baselines of a device, ``-- --device cuda`` for a GPU, once conformance is green."""
+    """Record the regression baselines of a device, ``-- --device cuda`` for a GPU, once conformance is green."""
     install(session, "test")
     workers = () if session.posargs else ("--numprocesses", "2")
     session.run("python", "-m", "pytest", "tests/conformance", "--quiet", *workers, *session.posargs)
@@ -96,7 +97,7 @@ def baselines(session: nox.Session) -> None:
 
 @nox.session
 def oldest(session: nox.Session) -> None:
-    """Conformance, and what looks inside our presses, on the oldest transformers that is supported."""
+    """Conformance and tests of our presses on the oldest supported transformers."""
     install(session, "oldest")
     inside = ["cache", "test_attach.py", "test_proof.py", "test_storage.py"]
     where = ["tests/conformance", "tests/properties", *(f"tests/unit/{name}" for name in inside)]
@@ -105,7 +106,7 @@ def oldest(session: nox.Session) -> None:
 
 @nox.session
 def newest(session: nox.Session) -> None:
-    """The whole suite with the newest releases that the metadata admits; first, what is newer than the lock."""
+    """The whole suite with the newest releases that the metadata allows, after listing those newer than the lock."""
     install(session, "test", locked=False)
     session.run("python", "-m", "tools.lock", "newer", "constraints.txt")
     session.run("python", "-m", "pytest", "--device", "cpu", "--numprocesses", "2", *session.posargs)
@@ -113,8 +114,7 @@ def newest(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def lock(session: nox.Session) -> None:
-    """Write the locks anew, with the newest releases that Python 3.11, the oldest that is supported, can have. torch
-    stays."""
+    """Rewrite the locks with the newest releases for Python 3.11, the oldest supported one, without updating torch."""
     session.install("--constraint", "constraints.txt", "packaging")
     metadata = PROJECT["project"]
     extras = [each for extra in metadata["optional-dependencies"].values() for each in extra]
@@ -193,7 +193,7 @@ MUTATED = {
         ),
     ),
 }
-"""By part of the engine: its modules, and the tests that a mutant of them meets."""
+"""Parts of the engine: modules, and the tests that run on their mutants."""
 
 
 @nox.session
@@ -201,8 +201,7 @@ MUTATED = {
     "part", ["decide", "hold", "attach", "measure", "models"], ids=["decide", "hold", "attach", "measure", "models"]
 )
 def mutate(session: nox.Session, part: str) -> None:
-    """Change a part of the engine in one place at a time: no change may pass the tests unless it is listed as
-    equivalent."""
+    """Mutate a part of the engine: no mutant may survive the tests unless it is listed as equivalent."""
     install(session, "mutate")
     copy = Path(session.create_tmp()).resolve() / "copy"
     shutil.rmtree(copy, ignore_errors=True)
@@ -226,7 +225,7 @@ def mutate(session: nox.Session, part: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Format, lint and types; ``-- --fix`` mends what ruff can mend."""
+    """Format, lint and types; ``-- --fix`` applies the fixes of ruff."""
     install(session, "lint")
     session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]), ".")
     session.run("ruff", "check", *session.posargs, ".")
@@ -235,15 +234,17 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def kills(session: nox.Session) -> None:
-    """Hold every mutant to every law, and write the kill matrix into ``docs/``."""
+    """Run every law against every mutant, and write the kill matrix to ``docs/``."""
     install(session, "test")
     session.run("python", "-m", "tools.kill_matrix", *session.posargs)
 
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """Hold other people's compressors to every law, and write ``docs/peers.md``; in an environment of its own, since
-    kvpress needs an older transformers."""
+    """Run every law against third-party compressors, and write ``docs/peers.md``.
+
+    In a separate environment, since kvpress needs an older transformers.
+    """
     install(session, "peers")
     session.run("python", "-m", "pytest", "tests/peers", *session.posargs)
     session.run("python", "-m", "tools.peers")
@@ -251,15 +252,14 @@ def peers(session: nox.Session) -> None:
 
 @nox.session
 def zoo(session: nox.Session) -> None:
-    """Try a press on every causal architecture of the installed transformers, and write ``docs/zoo.md``."""
+    """Examine a press on every causal architecture of the installed transformers, and write ``docs/zoo.md``."""
     install(session, "test")
     session.run("python", "-m", "tools.zoo", *session.posargs)
 
 
 @nox.session
 def comparison(session: nox.Session) -> None:
-    """Measure the presses side by side, as the reports claim to, and write ``docs/comparison.md``; ``-- --help`` lists
-    the options."""
+    """Compare the presses with published claims, and write ``docs/comparison.md``; ``-- --help`` lists the options."""
     install(session, "test")
     session.run("python", "-m", "tools.comparison", *session.posargs)
 

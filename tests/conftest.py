@@ -1,4 +1,4 @@
-"""What all tests share: the device, trained models, and a guard over the models that tests share."""
+"""Shared fixtures: devices, trained models, and a guard over shared models."""
 
 import gc
 import logging
@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-# What is heavy to import is imported where tests are run, see ``pressgauge.conformance.plugin``.
+# Heavy modules are imported only in processes that run tests, see ``pressgauge.conformance.plugin``.
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 if os.environ.get("ATEN_CPU_CAPABILITY", "avx512") != "avx512":
-    # Else oneDNN packs bfloat16 for a processor that torch's other kernels were told not to see, which torch refuses.
+    # Otherwise oneDNN packs bfloat16 for an instruction set that torch's other kernels do not use, which torch refuses.
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 pytest_plugins = ["pressgauge.conformance.plugin", "regression.plugin"]
 
 SHARED = Path(__file__).parents[2] / "shared"
-"""A folder beside the project, with a real model and real texts; it is not part of the project."""
+"""A folder next to the project with a real model and real texts; not part of the project."""
 
 
 HELPLESS: tuple[str, ...] = ("Passing `generation_config` together with generation-related arguments",)
-"""Parts of deprecations that cannot be helped here: transformers' own assisted decoding calls ``generate`` so."""
+"""Parts of deprecation messages that transformers' own code causes, such as assisted decoding."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Deprecations(logging.Handler):
-    """Collects what transformers' logger says of what is to be removed, each of which it says once."""
+    """Collects deprecations logged by transformers, each logged once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Deprecations(logging.Handler):
 
 @pytest.fixture(scope="session")
 def deprecations() -> Iterator[Deprecations]:
-    """What transformers' logger has said so far."""
+    """Deprecations logged by transformers so far."""
     handler, logger = Deprecations(), logging.getLogger("transformers")
     logger.addHandler(handler)
     yield handler
@@ -64,7 +64,7 @@ def deprecations() -> Iterator[Deprecations]:
 
 @pytest.fixture(autouse=True)
 def nothing_deprecated_is_used(pytestconfig: pytest.Config, deprecations: Deprecations) -> Iterator[None]:
-    """Fail the test at which transformers' logger speaks of a deprecation, if that is asked for."""
+    """Fail the test during which transformers logs a deprecation, if requested."""
     deprecations.messages.clear()
     yield
     assert not (pytestconfig.getoption("--deprecations") and deprecations.messages), deprecations.messages
@@ -75,13 +75,13 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: to look through it for garbage again and again takes a tenth of a run."""
+    """Exclude imported objects from garbage collection, which would take a tenth of a run."""
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def device(pytestconfig: pytest.Config) -> "torch.device":
-    """The device that was asked for."""
+    """The chosen device."""
     import torch
 
     return torch.device(pytestconfig.getoption("pressgauge_device"))
@@ -89,8 +89,8 @@ def device(pytestconfig: pytest.Config) -> "torch.device":
 
 @pytest.fixture(scope="session")
 def reference() -> "Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]":
-    """A reference model and its tokenizer: ``reference("reference", dtype="float64")``, on the CPU unless a device is
-    given. Shared: not to be changed."""
+    """A reference model and its tokenizer: ``reference("reference", dtype="float64")``, on the CPU by default. Shared
+    and read-only."""
     from pressgauge.conformance.trained import trained_model
 
     return lambda name="reference", dtype="float32", device="cpu": trained_model(name, dtype, device)
@@ -98,7 +98,7 @@ def reference() -> "Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase
 
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
-    """The folder with real weights and real texts."""
+    """The folder with real weights and texts."""
     if not SHARED.is_dir():
         pytest.skip("the folder 'shared' with tinystories-260k, WikiText-2 and books was not found beside the project")
     return SHARED
@@ -106,7 +106,7 @@ def shared_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def tinystories(shared_folder: Path) -> "Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]":
-    """The pretrained 260K-parameter Llama and its tokenizer. Shared: not to be changed."""
+    """The pretrained 260K-parameter Llama and its tokenizer. Shared and read-only."""
     from pressgauge.conformance.trained import trained_model
 
     return lambda dtype="float32": trained_model(str(shared_folder / "models" / "tinystories-260k"), dtype)
@@ -114,7 +114,7 @@ def tinystories(shared_folder: Path) -> "Callable[..., tuple[PreTrainedModel, Pr
 
 @pytest.fixture(autouse=True)
 def shared_models_are_left_alone() -> Iterator[None]:
-    """Fail the test that changed a model that tests share."""
+    """Fail a test that changed a shared model."""
     from pressgauge.conformance import guard
 
     yield
@@ -123,7 +123,8 @@ def shared_models_are_left_alone() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def models_of_other_tests_are_left_alone() -> Iterator[None]:
-    """Fail the last test of a file that changed a model without asking for it, as one that a fixture keeps."""
+    """Fail the last test of a file that changed a guarded model without requesting it, such as one kept by a
+    fixture."""
     from pressgauge.conformance import guard
 
     yield

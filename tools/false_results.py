@@ -1,10 +1,9 @@
-"""What pages show under their code: ``python -m tools.false_results`` runs them and mends what differs.
+"""Outputs of code in pages: ``python -m tools.false_results`` runs the code and updates outputs that differ.
 
-A Python block of the page may be followed by what it prints, between ``<!-- numbers: NAME -->`` and
-``<!-- /numbers -->``. Times stand in ``<!-- recorded: NAME -->`` and ``<!-- /recorded -->``: they belong to the machine
-and the moment, so only the words around them are held to. To record them anew, empty the block first. Between
-``<!-- finding: KIND FUNCTION -->`` and ``<!-- /finding -->`` stands what the audit of measuring code says first of a
-function of the page.
+A Python block of a page may be followed by its output, between ``<!-- numbers: NAME -->`` and ``<!-- /numbers -->``.
+Times are between ``<!-- recorded: NAME -->`` and ``<!-- /recorded -->``: they depend on the machine, so only the words
+around them are compared. To record them again, empty the block first. Between ``<!-- finding: KIND FUNCTION -->`` and
+``<!-- /finding -->`` is the first finding of the audit of measuring code for a function of the page.
 """
 
 import io
@@ -23,7 +22,7 @@ from support.laws import first_finding
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "false-results.md"
 SHOWING = (PAGE, *sorted(DOCS.glob("measuring-audit*.md")))
-"""Pages that show what their code prints or what is found in it."""
+"""Pages that show outputs or findings of their code."""
 BLOCK = re.compile(
     r"^```python\n(?P<code>.*?)^```$"
     r"(?:\n\n<!-- (?P<kind>numbers|recorded|finding): (?P<name>[a-z_ -]+) -->\n(?P<shown>.*?)^<!-- /(?P=kind) -->$)?",
@@ -34,7 +33,7 @@ NUMBER = re.compile(r"(?<![\w.])[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 @dataclass(frozen=True)
 class Output:
-    """What the page shows under a block, what the block printed, and where the page shows it."""
+    """Output of a block: as shown on the page, as printed, and its place on the page."""
 
     name: str
     recorded: bool
@@ -44,7 +43,7 @@ class Output:
 
     @property
     def agrees(self) -> bool:
-        """Same words, and the same numbers to the digits shown; of what is recorded, the words alone."""
+        """Whether words are equal, and numbers to the digits shown; for recorded outputs, words only."""
         if NUMBER.sub("#", self.shown).split() != NUMBER.sub("#", self.printed).split():
             return False
         pairs = zip(NUMBER.findall(self.shown), NUMBER.findall(self.printed), strict=True)
@@ -52,7 +51,7 @@ class Output:
 
 
 def same(shown: str, printed: str) -> bool:
-    """Counts are equal; of other numbers, the last digit may differ by one, as rounding can make it."""
+    """Whether numbers are equal; the last digit of non-integers may differ by one, because of rounding."""
     one, other = Decimal(shown), Decimal(printed)
     if re.fullmatch(r"[+-]?\d+", shown):
         return one == other
@@ -60,13 +59,13 @@ def same(shown: str, printed: str) -> bool:
 
 
 def run(text: str, filename: str = str(PAGE)) -> tuple[list[Output], dict[str, Any]]:
-    """Run the Python blocks of a page in order: what they printed, and the names that they leave."""
+    """Run the Python blocks of a page in order; their outputs and the resulting names."""
     namespace: dict[str, Any] = {"__name__": "page"}
     outputs = []
     for block in BLOCK.finditer(text):
         line = text[: block.start("code")].count("\n")
         with redirect_stdout(io.StringIO()) as stdout:
-            # Empty lines in front, so that a traceback names the page's own line.
+            # Empty lines first, so that a traceback has the line of the page.
             exec(compile("\n" * line + block["code"], filename, "exec"), namespace)
         if block["kind"]:
             recorded, shown = block["kind"] == "recorded", dedent(block["shown"]).strip()
@@ -79,7 +78,7 @@ def run(text: str, filename: str = str(PAGE)) -> tuple[list[Output], dict[str, A
 
 
 def mended(text: str, outputs: list[Output]) -> str:
-    """The page with what was printed wherever it shows something else."""
+    """The page with updated outputs."""
     for output in reversed(outputs):
         if not output.agrees:
             start, end = output.span

@@ -18,17 +18,17 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-# By pip's name of the platform: what markers ask for. The first is for any Linux machine on which this runs.
+# Values of markers, by pip's name of the platform. The first is for the Linux machine on which this runs.
 PLATFORMS = {
     "": {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"},
     "macosx_14_0_arm64": {"sys_platform": "darwin", "platform_system": "Darwin", "os_name": "posix"},
     "win_amd64": {"sys_platform": "win32", "platform_system": "Windows", "os_name": "nt"},
 }
 HEAD = """\
-# Every package of every session that installs with this file. `nox -s lock` writes it: not to be edited by hand.
-# For Python 3.11 to 3.14 on Linux, macOS and Windows. torch has no local label, so that a machine takes the build of
-# its own index. What torch's CUDA build needs (cuda-*, nvidia-*, triton) is not here, since torch's metadata says which
-# releases belong to it; nor is pip, of which {pip} wrote this.
+# Every package of every session that installs with this file. `nox -s lock` writes it: do not edit it by hand.
+# For Python 3.11 to 3.14 on Linux, macOS and Windows. torch has no local label, so each machine takes the build of
+# its own index. Requirements of torch's CUDA build (cuda-*, nvidia-*, triton) are left out, since torch's metadata pins
+# them. pip is left out too; this file was written by pip {pip}.
 """
 
 
@@ -42,7 +42,7 @@ def pip(*arguments: str) -> None:
 
 
 def resolve(*arguments: str) -> list[dict[str, Any]]:
-    """What pip would install into an empty environment: the metadata of each package, and its extras."""
+    """Metadata and extras of the packages that pip would install into an empty environment."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         pip("install", "--dry-run", "--ignore-installed", "--report", str(report), *arguments)
@@ -51,13 +51,13 @@ def resolve(*arguments: str) -> list[dict[str, Any]]:
 
 
 def only_for(python: str, platform: str, folder: str) -> list[str]:
-    """The options by which pip takes wheels for another Python and another platform, without what they need."""
+    """Options with which pip takes wheels for another Python and platform, without dependencies."""
     wheels = ["--no-deps", "--only-binary", ":all:", "--target", folder, "--python-version", python]
     return [*wheels, "--platform", platform] if platform else wheels
 
 
 def needs(package: dict[str, Any], python: str, platform: str) -> list[Requirement]:
-    """What a package needs there, without markers."""
+    """Requirements of a package for a Python and a platform, without markers."""
     where = {"python_version": python, "python_full_version": f"{python}.0", **PLATFORMS[platform]}
     found = []
     for line in package.get("requires_dist", []):
@@ -69,7 +69,7 @@ def needs(package: dict[str, Any], python: str, platform: str) -> list[Requireme
 
 
 def complete(packages: list[dict[str, Any]]) -> dict[str, str]:
-    """The versions of these packages, and of what they need on other platforms or with other Pythons.
+    """Versions of these packages and of their dependencies on all platforms and Pythons.
 
     Raises:
         ValueError: if a package needs another version there.
@@ -77,7 +77,7 @@ def complete(packages: list[dict[str, Any]]) -> dict[str, str]:
     pins: dict[str, str] = {}
     waiting = list(packages)
     while waiting:
-        # What a local label names is a build of one machine's index.
+        # A local label names a build of one index.
         pins |= {canonicalize_name(each["name"]): Version(each["version"]).public for each in waiting}
         found = []
         for package, python, platform in product(waiting, PYTHONS, PLATFORMS):
@@ -94,26 +94,26 @@ def complete(packages: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def read(path: Path) -> dict[str, str]:
-    """The version of each package."""
+    """Version of each package in a file of constraints."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
 
 def write(path: Path, requirements: list[str]) -> None:
-    """Pin all that the requirements bring, on every platform."""
+    """Pin the requirements and their dependencies on every platform."""
     pins = complete(resolve(*requirements))
     lines = [f"{name}=={pins[name]}\n" for name in sorted(pins)]
     path.write_text(HEAD.format(pip=version("pip")) + "".join(lines), encoding="utf-8")
 
 
 def installed() -> dict[str, str]:
-    """The version of each package of this environment, without its local label."""
+    """Version of each package of this environment, without local labels."""
     found = distributions()
     return {canonicalize_name(each.metadata["Name"]): Version(each.version).public for each in found}
 
 
 def newer(path: Path) -> str:
-    """The packages of this environment that are newer than the lock says, as a table."""
+    """Table of packages of this environment that are newer than their pins."""
     pins = read(path)
     rows = [
         (name, pins[name], found)

@@ -1,5 +1,5 @@
-"""``python -m tools.peers``: runs every law against every peer, compares what comes out with what is known, and writes
-``docs/peers.md``."""
+"""``python -m tools.peers``: run every law against every third-party compressor, compare with known deviations, and
+write ``docs/peers.md``."""
 
 import importlib.metadata
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from rich.progress import track
 
 from pressgauge.conformance import plugin
 
-# How many examples a law draws is read when it is imported.
+# Laws read the number of examples at import.
 plugin.load_profile()
 
 from peers.catalogue import PEERS  # noqa: E402
@@ -30,14 +30,14 @@ and its relevance. Laws about dtypes run in float16. `tests/peers/deviations/` c
 a deviation is not listed, and if a listed deviation no longer occurs.
 """
 
-TREND = words(LAWS["test_nll_does_not_fall_as_less_is_kept"])
+TREND = words(LAWS["test_nll_does_not_fall_as_fewer_entries_are_retained"])
 
 Outcomes = dict[str, tuple[str, str]]
-"""By law in words: what came out, and the finding or the reason."""
+"""Outcome and finding or reason, by law in words."""
 
 
 def outcomes(name: str) -> Outcomes:
-    """One peer against every law."""
+    """Run every law against one compressor."""
     return judged_by_all(PEERS[name])
 
 
@@ -46,7 +46,7 @@ def _cell(text: str) -> str:
 
 
 def page(found: dict[str, Outcomes], known: dict[str, list[Deviation]]) -> Iterator[str]:
-    """The page in words."""
+    """Lines of the page."""
     kvpress = importlib.metadata.version("kvpress")
     yield INTRODUCTION.format(transformers=transformers.__version__, kvpress=kvpress, peers=len(found), laws=len(LAWS))
     yield "| compressor | held | broken or crashed | not applicable |"
@@ -66,7 +66,7 @@ def page(found: dict[str, Outcomes], known: dict[str, list[Deviation]]) -> Itera
         if not known[name]:
             yield "No deviations."
             continue
-        yield "| law | first finding | cause | does it matter? |"
+        yield "| law | first finding | cause | relevance |"
         yield "| --- | --- | --- | --- |"
         for one in known[name]:
             finding = laws[one.law][1] if one.law in laws else ""
@@ -77,7 +77,7 @@ def page(found: dict[str, Outcomes], known: dict[str, list[Deviation]]) -> Itera
 def main() -> None:
     """Measure, compare, write."""
     with ProcessPoolExecutor() as pool:
-        measured = list(track(pool.map(outcomes, PEERS), "holding", total=len(PEERS)))
+        measured = list(track(pool.map(outcomes, PEERS), "compressors", total=len(PEERS)))
     found = dict(zip(PEERS, measured, strict=True))
     known = {name: read(FOLDER / f"{name}.txt") for name in PEERS}
     PAGE.write_text("\n".join(page(found, known)) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a run of mutmut left alive, held against ``equivalent.txt``: the changes that nothing can tell, with reasons.
+"""Compare the survivors of a mutmut run with ``equivalent.txt``, the list of equivalent mutants with reasons.
 
 ``python -m tools.survivors [MODULE...]`` in the folder where ``mutmut run`` ran on these modules.
 """
@@ -14,12 +14,14 @@ EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 KILLED = {"killed", "timeout"}
 
 Change = tuple[str, ...]
-"""The function, then the lines that went and the lines that came, each behind its sign. A mutant has no better name:
-the numbers that mutmut gives shift with every edit."""
+"""The function, then removed and added lines with their signs.
+
+mutmut numbers its mutants anew after every edit, so a number does not identify one.
+"""
 
 
 def listed(text: str) -> dict[Change, str]:
-    """The changes of a list, each with its reason: a reason stands alone on a line, its changes are indented below."""
+    """Changes of a list with their reasons. A reason is a line of its own, with its changes indented below."""
     changes: dict[Change, str] = {}
     reason = ""
     entry: Change = ()
@@ -44,24 +46,24 @@ def function(mutant: str) -> str:
 
 
 def change(mutant: str, diff: str) -> Change:
-    """What the unified diff of a mutant changes."""
+    """Change in the unified diff of a mutant."""
     lines = re.findall(r"^([-+])(?!--|\+\+) *(.*)$", diff, flags=re.MULTILINE)
     return (function(mutant), *(f"{sign} {line}" for sign, line in lines))
 
 
 def mutmut(*arguments: str) -> str:
-    """What mutmut prints."""
+    """Output of mutmut."""
     return subprocess.run(["mutmut", *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def of_modules(known: dict[Change, str], modules: Sequence[str]) -> dict[Change, str]:
-    """The changes of a list that are in these modules or packages; all of it if none is named."""
+    """Listed changes in these modules or packages; all if none is named."""
     prefixes = tuple(f"{name.replace('/', '.')}." for name in modules)
     return {change: reason for change, reason in known.items() if not modules or change[0].startswith(prefixes)}
 
 
 def main(modules: Sequence[str] = ()) -> int:
-    """Print the figures, and every change that survived and is not listed, or is listed and did not survive."""
+    """Print counts, unlisted survivors, and listed changes that did not survive."""
     fates = dict(re.findall(r"^ *(\S+): (.+)$", mutmut("results", "--all", "true"), flags=re.MULTILINE))
     if "not checked" in fates.values() or not fates:
         print("the run is not complete")

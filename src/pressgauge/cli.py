@@ -20,7 +20,7 @@ from pressgauge.presses import PRESSES
 from pressgauge.rules import UNPRUNABLE, Budget, check_prompt, usual_prompt, whole_number
 from pressgauge.texts import check_text_name
 
-# What needs torch is imported once the arguments are checked, so that help and refusals take no seconds.
+# Modules that need torch are imported after the arguments are checked, so that help and refusals are fast.
 if TYPE_CHECKING:
     from pressgauge.bench.journal import Journal
 
@@ -28,7 +28,7 @@ EXTRAS = {
     **dict.fromkeys(("datasets", "jinja2", "matplotlib", "scipy"), "bench"),
     **dict.fromkeys(("hypothesis", "pytest"), "conformance"),
 }
-"""By package, the extra that it comes with."""
+"""Extra that provides a package."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -49,7 +49,7 @@ def main(
 
 
 def _numbers(option: str, text: str) -> list[float]:
-    """A comma-separated list; empty for 'none'."""
+    """Numbers separated by commas; empty for 'none'."""
     if text.strip() in ("", "none"):
         return []
     try:
@@ -59,7 +59,7 @@ def _numbers(option: str, text: str) -> list[float]:
 
 
 def _bands(text: str) -> tuple[float, ...]:
-    """Ascending changes in perplexity, of percentages with commas between them."""
+    """Ascending changes in perplexity, from percentages separated by commas."""
     percentages = _numbers("--bands", text)
     ascending = all(one < other for one, other in pairwise(percentages))
     if not percentages or not ascending or not all(0 <= number < math.inf for number in percentages):
@@ -68,7 +68,7 @@ def _bands(text: str) -> tuple[float, ...]:
 
 
 def _layers(text: str) -> tuple[int, ...] | Literal["unprunable"]:
-    """Indices of layers: numbers and ranges such as ``0-4`` with commas between them; empty for ``none``."""
+    """Indices of layers: numbers and ranges such as ``0-4`` separated by commas; empty for ``none``."""
     if text.strip() == UNPRUNABLE:
         return UNPRUNABLE
     layers: list[int] = []
@@ -86,7 +86,7 @@ def _layers(text: str) -> tuple[int, ...] | Literal["unprunable"]:
 
 
 def _split(option: str, text: str) -> tuple[str, ...]:
-    """Names with commas between them, each once."""
+    """Names separated by commas, without repetitions."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     if not all(names):
         raise ValueError(f"{option} must be names with commas between them, got {text!r}")
@@ -102,7 +102,7 @@ def _press_names(text: str) -> tuple[str, ...]:
 
 
 def _check_places(json_file: Path | None, report: Path | None, resume: bool) -> None:
-    """Raise a ``ValueError`` if results cannot be written where they are to go."""
+    """Raise ``ValueError`` if results cannot be written to the given paths."""
     if json_file is not None and json_file == report:
         raise ValueError(f"--json is a file and --report a folder, got {str(report)!r} for both")
     if json_file is not None and json_file.exists() and not json_file.is_file():
@@ -114,11 +114,11 @@ def _check_places(json_file: Path | None, report: Path | None, resume: bool) -> 
     if report is not None and report.exists() and not report.is_dir():
         raise ValueError(f"--report must be a folder, got the file {str(report)!r}")
     if resume and json_file is None and report is None:
-        raise ValueError("--resume goes on with a sweep that was to write --json or --report: give the same one again")
+        raise ValueError("--resume continues a sweep that writes --json or --report: give the same one again")
 
 
 def _journal(json_file: Path | None, report: Path | None, resume: bool) -> "Journal | None":
-    """The journal of a sweep whose results are written somewhere. It lies beside them."""
+    """The journal of a sweep with outputs, in a file next to them."""
     from pressgauge.bench.journal import Journal
 
     place = json_file or report
@@ -126,7 +126,7 @@ def _journal(json_file: Path | None, report: Path | None, resume: bool) -> "Jour
 
 
 def _sentence(error: Exception) -> str:
-    """What is wrong, and for a package that is not installed the way out."""
+    """Message of an error, with the way out for a missing package."""
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         extra = EXTRAS[error.name]
         return (
@@ -137,14 +137,14 @@ def _sentence(error: Exception) -> str:
 
 
 def _fail(error: Exception) -> NoReturn:
-    """Print what is wrong and exit with code 2."""
+    """Print the message of an error and exit with code 2."""
     Console(stderr=True).print(f"[bold red]error:[/] {escape(_sentence(error))}", highlight=False, soft_wrap=True)
     raise typer.Exit(2) from None
 
 
 def _expected(error: Exception) -> bool:
-    """Whether an error says what is wrong with the arguments or the machine, in a sentence for the user."""
-    # The last is torch's own, which must not be imported to ask.
+    """Whether an error has a message for the user, about arguments or the machine."""
+    # The last is torch's, compared by name to avoid its import.
     return (
         isinstance(error, ValueError | TypeError | OSError | ImportError) or type(error).__name__ == "OutOfMemoryError"
     )
@@ -160,9 +160,9 @@ def measure(
     ] = "reference",
     press: Annotated[str, typer.Option(help=", ".join(PRESSES) + "; several with commas")] = "knorm",
     keep_ratios: Annotated[str, typer.Option(help="shares of the tokens that are kept")] = "1.0,0.9,0.8,0.7",
-    prune_after: Annotated[int, typer.Option(help="a layer with this many entries or fewer is never pruned")] = 512,
+    prune_after: Annotated[int, typer.Option(help="a layer with this many entries or fewer evicts nothing")] = 512,
     skip_layers: Annotated[
-        str, typer.Option(help="layers that are never pruned, such as 0,2 or 0-4,6; or none, or unprunable")
+        str, typer.Option(help="layers that never evict, such as 0,2 or 0-4,6; or none, or unprunable")
     ] = "0",
     schedule: Annotated[
         str | None, typer.Option(help="budget, step or prefill (default: prefill for snapkv, else budget)")
@@ -175,7 +175,9 @@ def measure(
     tokens: Annotated[int, typer.Option(help="tokens per sample")] = 1024,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
-    timing: Annotated[bool, typer.Option("--timing", help="also take times, beside the uncompressed model")] = False,
+    timing: Annotated[
+        bool, typer.Option("--timing", help="also measure times, relative to the uncompressed model")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the rows to this file")] = None,
     report: Annotated[Path | None, typer.Option(help="write a page with pictures to this folder")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a sweep that was interrupted")] = False,
@@ -260,7 +262,7 @@ def measure(
             raise
         _fail(error)
     except KeyboardInterrupt:
-        kept = "; what was measured is kept, and --resume goes on with it" if json_file or report else ""
+        kept = "; finished results are kept, and --resume continues from them" if json_file or report else ""
         Console(stderr=True).print(f"[bold red]interrupted[/]{kept}", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
     from pressgauge.report.table import make_tables
@@ -271,7 +273,7 @@ def measure(
         console.print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
 
 
-audit = typer.Typer(no_args_is_help=True, help="Run the laws on somebody's compressor, or on code that measures one.")
+audit = typer.Typer(no_args_is_help=True, help="Run the laws on a compressor, or on code that measures one.")
 app.add_typer(audit, name="audit")
 
 PYTEST = Annotated[list[str] | None, typer.Argument(metavar="[-- PYTEST...]", help="options of pytest")]
@@ -293,7 +295,8 @@ def compressor(
     subject: Annotated[str, typer.Argument(metavar="MODULE:FACTORY", help="the factory of the compressor")],
     options: PYTEST = None,
 ) -> None:
-    """Run every law on a compressor: which it obeys, which it breaks, and by which finding."""
+    """Run every law on a compressor, and list broken laws with their findings, laws that hold, and those not
+    applicable."""
     _audit("subject", subject, options)
 
 
@@ -306,7 +309,7 @@ def evaluator(function: FUNCTION, options: PYTEST = None) -> None:
 
 @audit.command()
 def benchmark(function: FUNCTION, options: PYTEST = None) -> None:
-    """Run every law on a function that takes times, and name the mistakes that explain its figures."""
+    """Run every law on a function that measures times, and name the mistakes that explain its figures."""
     _audit("benchmark", function, options)
 
 

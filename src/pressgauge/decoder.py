@@ -107,7 +107,7 @@ def refuse_padding(model: PreTrainedModel, mask: Tensor, prompt: int) -> None:
     linear = not all(map(interface.caches_keys, classes))
     if linear and (prompt == 1 or padding > prompt):
         raise ValueError(
-            f"{name} has layers without keys, which take padding that is fed singly for text; a row has {padding} "
+            f"{name} has layers without keys, which treat padding fed singly as text; a row has {padding} "
             f"columns of padding and the prompt {prompt}: use a longer prompt, or feed rows of equal length"
         )
 

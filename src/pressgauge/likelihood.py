@@ -143,7 +143,7 @@ def _stepwise(
                 if not seen or not outside or isinstance(error, torch.OutOfMemoryError):
                     raise
                 raise ValueError(
-                    f"{type(model).__name__} ({interface.VERSION}) does not go on with the cache that it was given "
+                    f"{type(model).__name__} ({interface.VERSION}) does not continue with the cache that it was given "
                     f"({type(error).__name__}: {error}): {interface.PLAIN}"
                 ) from error
             prove(model, cache, end)

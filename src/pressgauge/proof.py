@@ -74,7 +74,7 @@ def misread(handed: Handed | None, tokens: int, query: Tensor, key: Tensor, valu
     if handed is None:
         return UNFED
     if handed.tokens != tokens or query.shape[2] != tokens:
-        return f"{handed.tokens} of {tokens} tokens handed to the cache, attention from {query.shape[2]}"
+        return f"{handed.tokens} of {tokens} tokens passed to the cache, attention from {query.shape[2]}"
     for name, stored, read in (("keys", handed.keys, key), ("values", handed.values, value)):
         if read is stored:
             continue

@@ -1,4 +1,4 @@
-"""What the laws are held to."""
+"""Parametrisation of the laws: subjects and models."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from pressgauge.conformance.trained import trained_model
 from .ours import ours_by_default
 
 EVERYWHERE = ("knorm-budget", "streaming-llm-prefill", "plain-KnormPress-step", "compress-function")
-"""Of our presses, those that meet every architecture; the others meet one, since a press never looks at the model."""
+"""Presses that run on every architecture. The others run on one, since a press does not depend on the model."""
 
 
 def _name(value: Any) -> str:
@@ -41,24 +41,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def model(request: pytest.FixtureRequest) -> Any:
-    """A model in float64: a tiny random one of each architecture, or the one that was asked for. Not to be changed."""
+    """A float64 model: a tiny random one of each architecture, or the one named by ``--model``. Read-only."""
     return specimen(request.param)
 
 
 @pytest.fixture(scope="session")
 def one_model(request: pytest.FixtureRequest) -> Any:
-    """A tiny random Llama in float64, or the model that was asked for. Not to be changed."""
+    """A tiny random float64 Llama, or the model named by ``--model``. Read-only."""
     return specimen(request.param)
 
 
 @pytest.fixture(scope="session")
 def trained() -> Any:
-    """A trained Llama in float32 and its tokenizer. Not to be changed."""
+    """A trained float32 Llama and its tokenizer. Read-only."""
     return trained_model("reference", "float32", str(devices.chosen()))
 
 
 def specimen(name: str) -> Any:
-    """The model of this name: an architecture, a folder, a hub's name, or a reference model."""
+    """Model of this name: an architecture, a folder, a name on the hub, or a reference model."""
     if name in architectures.ARCHITECTURES:
         return architectures.under_test(name)
     return trained_model(name, "float64", str(devices.chosen()))[0]

@@ -1,4 +1,4 @@
-"""All presses of the package as subjects: what the laws are held to unless somebody else's compressor is named."""
+"""All presses of the package as subjects, used unless another compressor is named."""
 
 import functools
 from collections.abc import Callable
@@ -21,20 +21,20 @@ SCORES: dict[str, dict[str, Any]] = {
     "snapkv": {"score": "snapkv"},
     "tova": {"score": "tova"},
 }
-"""What the oracle is told of each press."""
+"""Scores that the oracle uses for each press."""
 
 OPTIONS: dict[str, dict[str, Any]] = {"snapkv": {"recent": 2}}
-"""Given to a press unless something else is: a window for short texts."""
+"""Default options of a press in tests: a window that fits short texts."""
 
 
 def ours(name: str, schedule: str, kind: Callable[..., Any] | None = None, **options: Any) -> Subject:
-    """A press of the package under a schedule, with these options unless others are given.
+    """Subject of a press under a schedule.
 
     Args:
-        name: in the registry.
+        name: name in the registry.
         schedule: the schedule.
-        kind: what is made instead of the press itself, such as a broken one.
-        options: of the press.
+        kind: class used instead of the press, such as a broken one.
+        options: options of the press.
     """
     press: Any = PRESSES[name]
     options = {**OPTIONS.get(name, {}), **options}
@@ -59,13 +59,13 @@ def _all(needs_queries: bool, *schedules: str) -> list[Subject]:
 
 
 SUBJECTS = _all(False, "budget", "step", "prefill")
-"""Those whose scores are of keys and positions alone."""
+"""Presses that score by keys and positions only."""
 
 SCORED_BY_ATTENTION = _all(True, "budget", "prefill", "step")
-"""Those whose scores come from attention."""
+"""Presses that score by attention."""
 
 _ALL = not settings().derandomize
-"""Whether examples are drawn at random, as in nightly runs, which take their time."""
+"""Whether examples are random, as in the long nightly runs."""
 
 
 def _own_schedule(subject: Subject) -> bool:
@@ -92,11 +92,13 @@ def compress_each(keep_ratio: float, **options: Any) -> Callable[..., Any]:
 
 @functools.cache
 def ours_by_default() -> list[Subject]:
-    """All presses, attached, under all schedules (those that go by attention under their own, unless examples are drawn
-    at random); and one or two in each of the other conventions."""
+    """All presses attached, under all schedules, and a few in the other conventions.
+
+    Presses that score by attention run under their default schedule only, unless examples are random.
+    """
     return [
         *SUBJECTS,
-        # What a schedule does with scores is the same for all.
+        # Schedules treat all scores alike.
         *(subject for subject in SCORED_BY_ATTENTION if _ALL or _own_schedule(subject)),
         _plain("knorm", "budget"),
         _plain("knorm", "step"),

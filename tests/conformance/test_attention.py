@@ -1,4 +1,4 @@
-"""What a compressed cache computes: attention to what it holds, at true positions, in every pass."""
+"""Laws about attention: in every pass to the held entries, at true positions."""
 
 from typing import Any
 
@@ -26,14 +26,14 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 def options(subject: Subject, turn: int) -> dict[str, Any]:
-    """One of the variants, without the options that the subject does not take."""
+    """One of the variants, restricted to options that the subject takes."""
     takes = {"prune_after", "skip_layers", *subject.declares.takes}
     return {"keep_ratio": 0.5, **{name: value for name, value in VARIANTS[turn % 4].items() if name in takes}}
 
 
-def test_logits_are_those_of_attention_to_what_is_held(subject: Subject, model: architectures.Model) -> None:
-    """Rules 1, 6 and 12: each pass attends to what is held and to itself, at true positions, and only then evicts;
-    for every way of feeding (C3 and C8 of the bug catalogue)."""
+def test_logits_are_those_of_attention_to_the_held_entries(subject: Subject, model: architectures.Model) -> None:
+    """Rules 1, 6 and 12: each pass attends to the held entries and causally to itself, at true positions, and evicts
+    afterwards, however the text is fed (C3 and C8 of the bug catalogue)."""
     refusals = []
     for turn, lengths in enumerate(FEEDINGS.values()):
         ids = architectures.text(model, 1, LENGTH)
@@ -66,7 +66,7 @@ def test_a_token_is_rotated_by_the_number_of_tokens_seen(subject: Subject, model
 
 
 def test_later_tokens_change_no_earlier_logit(subject: Subject, one_model: architectures.Model) -> None:
-    """Causality: changing tokens after t changes no logit up to t, also within one pass."""
+    """Causality: changing later tokens changes no earlier logit, also within one pass."""
     ids = architectures.text(one_model, 1, LENGTH)
     other = ids.clone()
     other[:, 15:] = architectures.text(one_model, 1, LENGTH, seed=5)[:, 15:]
@@ -79,7 +79,7 @@ def test_later_tokens_change_no_earlier_logit(subject: Subject, one_model: archi
 
 
 def test_passes_do_not_matter_while_nothing_is_evicted(subject: Subject, one_model: architectures.Model) -> None:
-    """One pass or many passes of the same tokens differ only as the schedule says: while P is not exceeded, not."""
+    """While ``prune_after`` is not exceeded, logits do not depend on how the text is split into passes."""
     if not subject.declares.prune_after:
         not_applicable("the subject takes no prune_after")
     if subject.declares.target or subject.declares.entries == "altered":
@@ -94,8 +94,8 @@ def test_passes_do_not_matter_while_nothing_is_evicted(subject: Subject, one_mod
             )
 
 
-def test_a_copy_goes_its_own_way(subject: Subject, one_model: architectures.Model) -> None:
-    """A cache that was copied in the middle and the copy go on, each as if it were the only one."""
+def test_a_copied_cache_is_independent(subject: Subject, one_model: architectures.Model) -> None:
+    """A cache and a copy of it, both continued, do not affect each other."""
     ids = architectures.text(one_model, 1, LENGTH)
     with Session(subject, subject(keep_ratio=0.5, prune_after=4), one_model) as session:
         session.feed(ids[:, :12])

@@ -1,4 +1,4 @@
-"""When entries go, and how many are left."""
+"""Laws about the time of evictions and the number of retained entries."""
 
 import math
 from decimal import Decimal
@@ -15,8 +15,8 @@ from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import drawn, run_scripted
 
 
-def test_nothing_is_pruned_up_to_prune_after(subject: Subject) -> None:
-    """Rule 2: a layer that holds ``prune_after`` entries or fewer is never pruned (S1 and S2 of the bug catalogue)."""
+def test_nothing_is_evicted_up_to_prune_after(subject: Subject) -> None:
+    """Rule 2: a layer that holds ``prune_after`` entries or fewer evicts nothing (S1 and S2 of the bug catalogue)."""
     if not subject.declares.prune_after:
         not_applicable("the subject takes no prune_after")
     model = architectures.under_test("llama")
@@ -27,7 +27,7 @@ def test_nothing_is_pruned_up_to_prune_after(subject: Subject) -> None:
     ):
         ids = architectures.text(model, 1, sum(lengths))
         check_threshold(subject, run(subject, model, ids, lengths, keep_ratio=keep_ratio, prune_after=prune_after))
-        # Whole, as the prompt's pass, which is all that some compressors look at.
+        # In one pass, since some compressors act on the prompt only.
         for length in (prune_after - 1, prune_after, prune_after + 1):
             check_threshold(
                 subject, run(subject, model, ids[:, :length], [length], keep_ratio=keep_ratio, prune_after=prune_after)
@@ -36,18 +36,18 @@ def test_nothing_is_pruned_up_to_prune_after(subject: Subject) -> None:
 
 @FEW
 @given(data=st.data())
-def test_every_layer_holds_what_the_schedule_says(subject: Subject, data: st.DataObject) -> None:
-    """Rule 2: after every pass, each layer holds what its schedule leaves, however the text was fed."""
+def test_every_layer_retains_the_number_its_schedule_sets(subject: Subject, data: st.DataObject) -> None:
+    """Rule 2: after every pass, each layer holds the number that its schedule sets, however the text is fed."""
     trace = drawn(subject, data, options_of(subject), st.one_of(pruning(), pass_lists(24)))
     check_counts(subject, trace)
     if "interval" in subject.declares.takes:
-        # Few draws show whether an interval is kept to.
+        # Few draws reach the end of an interval.
         options = {"keep_ratio": 0.5, "prune_after": 4, "interval": 3}
         check_counts(subject, run_scripted(subject, normal_keys(14), [8] + [1] * 6, **options))
 
 
-def test_a_skipped_layer_keeps_everything(subject: Subject) -> None:
-    """Rule 2: layers in ``skip_layers`` are never pruned, and their neighbours are (S10 of the bug catalogue)."""
+def test_a_skipped_layer_retains_everything(subject: Subject) -> None:
+    """Rule 2: layers in ``skip_layers`` evict nothing, and the other layers do (S10 of the bug catalogue)."""
     if not subject.declares.skip_layers:
         not_applicable("the subject takes no skip_layers")
     model = architectures.under_test("llama")
@@ -57,14 +57,14 @@ def test_a_skipped_layer_keeps_everything(subject: Subject) -> None:
         check_counts(subject, trace)
 
 
-def test_counts_are_those_of_exact_numbers(subject: Subject) -> None:
-    """Rule 3: a ratio is the decimal that was written: .07 of 100 is 7, and not 8 (S4 of the bug catalogue)."""
+def test_counts_are_exact_for_decimal_ratios(subject: Subject) -> None:
+    """Rule 3: a ratio is the decimal that was written: .07 of 100 is 7, not 8 (S4 of the bug catalogue)."""
     if subject.declares.target:
         not_applicable("the subject follows a rule of its own")
     model = architectures.under_test("llama")
     hundredths = [(n / 100, count) for n in range(1, 100) for count in range(2, 101)]
     up, down = oracle.ROUNDINGS["ceil"], oracle.ROUNDINGS["floor"]
-    # Where floats mislead whoever rounds up, rounds down, or rounds down what is left of 1; and anywhere.
+    # Cases in which floats are wrong when rounding up, down, or down with the complement; and any others.
     families = [
         [(r, n) for r, n in hundredths if math.ceil(r * n) != up(r, n)],
         [(r, n) for r, n in hundredths if int(r * n) != down(r, n)],
@@ -79,9 +79,9 @@ def test_counts_are_those_of_exact_numbers(subject: Subject) -> None:
         check_counts(subject, run(subject, model, ids, subject.once(count), **options))
 
 
-def test_the_shortest_texts_and_the_smallest_ratios(subject: Subject) -> None:
-    """S5 of the bug catalogue: with T = 1, 2, 3 and P = 0, T - 1, T, T + 1, whatever the ratio, an entry stays and the
-    model goes on to give numbers."""
+def test_the_shortest_texts_retain_an_entry(subject: Subject) -> None:
+    """Texts of 1 to 3 tokens retain at least one entry and give finite logits, at any ratio and ``prune_after`` around
+    their length (S5 of the bug catalogue)."""
     model = architectures.under_test("llama")
     for length in (1, 2, 3):
         for prune_after in sorted({0, length - 1, length, length + 1}):
@@ -98,8 +98,8 @@ def test_the_shortest_texts_and_the_smallest_ratios(subject: Subject) -> None:
                 check_counts(subject, trace)
 
 
-def test_the_step_after_a_one_token_prompt_is_a_step(subject: Subject) -> None:
-    """C7 of the bug catalogue: what makes a prompt is that it comes first, not that it is long."""
+def test_the_pass_after_a_one_token_prompt_is_not_a_prompt(subject: Subject) -> None:
+    """The first pass is the prompt, whatever its length (C7 of the bug catalogue)."""
     model = architectures.under_test("llama")
     ids = architectures.text(model, 1, 8)
     for lengths in ([1] * 8, [1, 5, 1, 1]):
@@ -108,15 +108,15 @@ def test_the_step_after_a_one_token_prompt_is_a_step(subject: Subject) -> None:
 
 
 def test_something_is_evicted(subject: Subject) -> None:
-    """M2 of the bug catalogue: a compressor that was never installed, or never saw the cache, does whatever the label
-    says, perfectly. A subject that breaks this law is held to no other."""
+    """A compressor evicts from a text that is long enough (M2 of the bug catalogue); for a subject that never does, no
+    other law is applicable."""
     if subject.declares.target:
         not_applicable("the subject follows a rule of its own")
     check_acts(subject)
 
 
 def test_heads_and_layers_agree_on_the_shape(subject: Subject) -> None:
-    """Keys and values of a layer are ``[B, K, N, D]`` with one N, and every layer of the model has them."""
+    """Keys and values of every layer are ``[B, K, N, D]`` with the same N."""
     model = architectures.under_test("llama")
     ids = architectures.text(model, 1, 20)
     trace = run(subject, model, ids, [16] + [1] * 4, keep_ratio=0.4, prune_after=3)

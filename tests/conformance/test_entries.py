@@ -1,4 +1,4 @@
-"""Which entries stay, and that they are the ones that came in, in the order in which they came."""
+"""Laws about which entries are retained, their content and their order."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,16 +29,16 @@ from pressgauge.conformance.traces import audited, drawn, kept, run_scripted
 
 @FEW
 @given(data=st.data())
-def test_entries_are_those_that_came_in(subject: Subject, data: st.DataObject) -> None:
-    """Rule 5: every key that is held is one that came in, with the value that came with it (C1 of the bug catalogue),
-    and none is held twice."""
+def test_retained_entries_are_those_passed_in(subject: Subject, data: st.DataObject) -> None:
+    """Rule 5: every held entry is a key that was passed in, with its own value, and none is held twice (C1 of the bug
+    catalogue)."""
     assert audited(drawn(subject, data, options_of(subject), pruning())).alive
 
 
 @FEW
 @given(data=st.data())
-def test_what_is_read_is_in_the_order_of_positions(subject: Subject, data: st.DataObject) -> None:
-    """Rule 5: whatever anyone reads from a cache is in the order of the text (C2 of the bug catalogue)."""
+def test_entries_are_in_the_order_of_positions(subject: Subject, data: st.DataObject) -> None:
+    """Rule 5: entries read from a cache are in the order of positions (C2 of the bug catalogue)."""
     if subject.declares.order == "any":
         not_applicable("the subject declares that its order is any")
     audit = audited(drawn(subject, data, options_of(subject), pruning()))
@@ -63,13 +63,17 @@ def _few(items: list[int]) -> str:
 
 @FEW
 @given(data=st.data())
-def test_an_evicted_entry_never_comes_back(subject: Subject, data: st.DataObject) -> None:
-    """Appending tokens never revives an evicted one: what a layer holds, it held before or has just been handed."""
+def test_an_evicted_entry_never_returns(subject: Subject, data: st.DataObject) -> None:
+    """An entry held after a pass was held before it or is new in it."""
     assert audited(drawn(subject, data, options_of(subject), pruning())).evicted_at
 
 
 def check_best(audit: Audit) -> None:
-    """In every pass the entries of highest score stayed, as far as scores can be told apart."""
+    """Check that every pass retained the entries of highest score, except for indistinguishable scores.
+
+    Raises:
+        Departure: if a lower score was retained.
+    """
     trace, subject = audit.trace, audit.trace.subject
     for layer in range(trace.layers):
         rules = subject.rules(trace.options, layer)
@@ -91,8 +95,11 @@ def check_best(audit: Audit) -> None:
 def _scores(
     trace: Trace, layer: int, row: int
 ) -> Callable[[list[list[int]], int, int], Callable[[int], dict[int, float]]]:
-    """For one pass after the other: from what is there in each KV head, and the pass's first token and end, to the
-    scores of a head's."""
+    """Function that scores one pass after the other.
+
+    It takes the tokens present in each KV head, the first token of the pass and its end, and returns a function from a
+    head to the scores of its tokens.
+    """
     declares = trace.subject.declares
     keys = trace.arrived(layer)[0][row].double().tolist()
     if declares.votes:
@@ -109,14 +116,16 @@ def _scores(
 def _check_pair(
     subject: Subject, scores: dict[int, float], now: set[int], free: list[int], where: str, number: int
 ) -> None:
-    stays, goes = [t for t in free if t in now], [t for t in free if t not in now]
-    if not stays or not goes:
+    retained, evicted = [t for t in free if t in now], [t for t in free if t not in now]
+    if not retained or not evicted:
         return
-    # Most often all is well, and two numbers tell.
-    if max(scores[t] for t in goes) < min(scores[t] for t in stays) and sum(scores.values()) == sum(scores.values()):
+    # Fast path for the usual case.
+    if max(scores[t] for t in evicted) < min(scores[t] for t in retained) and sum(scores.values()) == sum(
+        scores.values()
+    ):
         return
-    for worst in stays:
-        for best in goes:
+    for worst in retained:
+        for best in evicted:
             low, high = scores[worst], scores[best]
             if subject.declares.nan == "any" and (low != low or high != high):
                 continue
@@ -137,26 +146,27 @@ def _check_pair(
 
 @FEW
 @given(data=st.data())
-def test_the_best_entries_stay(subject: Subject, data: st.DataObject) -> None:
-    """Rule 4: the entries of highest score stay; of equal ones the earlier (S3, S8 of the bug catalogue)."""
+def test_the_best_entries_are_retained(subject: Subject, data: st.DataObject) -> None:
+    """Rule 4: the entries of highest score are retained; of equal ones, the earlier (S3, S8 of the bug catalogue)."""
     if not subject.declares.scored:
         not_applicable("the subject does not declare its score")
     check_best(audited(drawn(subject, data, options_of(subject), pruning())))
 
 
-def test_the_best_entries_of_a_long_text_stay(subject: Subject) -> None:
-    """Rule 4 where a text is longer than the blocks in which keys may be scored."""
+def test_the_best_entries_of_a_long_text_are_retained(subject: Subject) -> None:
+    """Rule 4 for texts longer than the blocks in which keys may be scored."""
     if not subject.declares.scored:
         not_applicable("the subject does not declare its score")
-    # Attention is dear in lists.
+    # The oracle of attention is slow, since it computes in lists.
     length = 120 if subject.declares.votes else 300
     keys = normal_keys(length)
     for lengths in ([*subject.once(length - 4), *[1] * 4], [200 * length // 300, 100 * length // 300]):
         check_best(audited(run_scripted(subject, keys, lengths, keep_ratio=0.5, prune_after=4)))
 
 
-def test_of_equal_entries_the_earlier_stay(subject: Subject) -> None:
-    """Rule 4: equal scores keep the earlier token. All keys of a head are alike here; values tell them apart."""
+def test_of_equal_entries_the_earlier_is_retained(subject: Subject) -> None:
+    """Rule 4: of entries with equal scores, the earlier is retained."""
+    # All keys of a head are equal; values identify the tokens.
     if subject.declares.ties == "any":
         not_applicable("the subject declares that ties may go either way")
     if subject.declares.score is None or subject.declares.exact:
@@ -167,7 +177,11 @@ def test_of_equal_entries_the_earlier_stay(subject: Subject) -> None:
 
 
 def check_protected(trace: Trace, sinks: int, recent: int) -> None:
-    """The first ``sinks`` and, at every moment, the last ``recent`` tokens are there."""
+    """Check that the first ``sinks`` and, after every pass, the last ``recent`` tokens are retained.
+
+    Raises:
+        Departure: if one is evicted.
+    """
     audit = audited(trace)
     for layer, states in enumerate(audit.alive):
         for number, one in enumerate(trace.passes):
@@ -183,8 +197,8 @@ def check_protected(trace: Trace, sinks: int, recent: int) -> None:
 
 
 def test_sinks_and_recent_tokens_are_never_evicted(subject: Subject) -> None:
-    """Rule 4: the first and the last tokens stay even if their keys are the worst of all (S6, S7, S11 of the bug
-    catalogue), and a window of none protects nothing."""
+    """Rule 4: the first ``sinks`` and the last ``recent`` tokens are retained even if their scores are the lowest, and
+    a window of 0 protects nothing (S6, S7, S11 of the bug catalogue)."""
     declares = subject.declares
     windows = [(declares.sinks, declares.recent)]
     if "sinks" in declares.takes:
@@ -200,7 +214,7 @@ def test_sinks_and_recent_tokens_are_never_evicted(subject: Subject) -> None:
             name: size for name, size in (("sinks", sinks), ("recent", recent)) if name in declares.takes
         }
         for protected_score in (1e3, 0.0):
-            # Long keys are the worst for norms, and keys that all are alike for what looks for differences.
+            # Long keys score lowest by norm, and equal keys by difference.
             keys = normal_keys(16)
             keys[:, :, :sinks] = protected_score
             keys[:, :, 8 - recent : 8] = protected_score
@@ -213,8 +227,8 @@ def test_sinks_and_recent_tokens_are_never_evicted(subject: Subject) -> None:
 
 @FEW
 @given(data=st.data(), length=st.integers(4, 24))
-def test_what_a_smaller_ratio_keeps_a_larger_one_keeps_too(subject: Subject, data: st.DataObject, length: int) -> None:
-    """Nested: with r1 < r2, both pruned once, what r1 keeps is among what r2 keeps."""
+def test_a_larger_ratio_retains_a_superset(subject: Subject, data: st.DataObject, length: int) -> None:
+    """Entries retained at a lower keep ratio are retained at a higher one, for a single eviction."""
     if subject.declares.target:
         not_applicable("the subject follows a rule of its own")
     keys = data.draw(key_tensors(length))
@@ -224,7 +238,11 @@ def test_what_a_smaller_ratio_keeps_a_larger_one_keeps_too(subject: Subject, dat
 
 
 def check_nested(subject: Subject, keys: Tensor, low: float, high: float) -> None:
-    """What is retained of keys ``[B, K, T, D]`` at the lower ratio is retained at the higher one."""
+    """Check that entries of keys ``[B, K, T, D]`` retained at the lower ratio are retained at the higher one.
+
+    Raises:
+        Departure: if one is not.
+    """
     length = keys.shape[2]
     passes = subject.once(length)
     few, many = (kept(run_scripted(subject, keys, passes, keep_ratio=r, prune_after=2)) for r in (low, high))
@@ -238,7 +256,7 @@ def check_nested(subject: Subject, keys: Tensor, low: float, high: float) -> Non
 
 
 def test_permuting_heads_permutes_the_result(subject: Subject) -> None:
-    """Heads decide for themselves and alike: with the keys of the heads exchanged, so is what they keep (S8)."""
+    """KV heads are independent and equivalent: exchanging their keys exchanges their retained tokens (S8)."""
     if subject.declares.exact and subject.declares.score is not None and subject.declares.sinks == 0:
         not_applicable("the subject's score looks at the index of the head")
     keys = normal_keys(20)
@@ -254,7 +272,7 @@ def test_permuting_heads_permutes_the_result(subject: Subject) -> None:
 
 
 def test_scaling_a_head_by_a_power_of_two_changes_nothing(subject: Subject) -> None:
-    """For scores that are norms or directions of keys: in which units a head measures does not matter."""
+    """Scores by norms or directions of keys do not depend on the scale of a head."""
     if subject.declares.score is None or subject.declares.exact:
         not_applicable("the subject does not declare a score of keys alone")
     if subject.declares.held == "per-head":
@@ -277,9 +295,9 @@ EXTREMES = ["zeros", "huge", "tiny", "alike", "NaN"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
-def test_extreme_keys_are_keys(subject: Subject, dtype: torch.dtype) -> None:
-    """Zeros, 6e4 in float16, the smallest numbers, ties everywhere, NaN: counts, order and alignment are as ever, and
-    the best stay (S12 of the bug catalogue)."""
+def test_the_rules_hold_for_extreme_keys(subject: Subject, dtype: torch.dtype) -> None:
+    """Counts, order, alignment and ranking follow the rules for keys of zero, of 6e4, tiny, equal or NaN (S12 of the
+    bug catalogue)."""
     findings: dict[str, str] = {}
     for kind in EXTREMES:
         for lengths in ([16], [8, 1, 1, 1, 5]):
@@ -304,7 +322,7 @@ def extreme_keys(kind: str, length: int, dtype: torch.dtype) -> Tensor:
     if kind == "tiny":
         return keys * 2.0**-8
     if kind == "NaN":
-        # A key with a NaN has the score NaN, which is below all others.
+        # A key with a NaN scores NaN, which ranks below all others.
         keys[:, :, 2:length:3, 1] = torch.nan
         return keys
     return torch.ones_like(keys)
@@ -321,8 +339,8 @@ def _check_extreme(trace: Trace) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_dtype_and_device_are_kept(subject: Subject, dtype: torch.dtype) -> None:
-    """What is held has the dtype of what came in, and the device, which the session looks at before it copies."""
+def test_dtype_and_device_are_preserved(subject: Subject, dtype: torch.dtype) -> None:
+    """Held entries have the dtype and the device of those passed in (the session checks the device)."""
     trace = run_scripted(subject, normal_keys(16, dtype=dtype), [12] + [1] * 4, keep_ratio=0.4, prune_after=4)
     for one in trace.passes:
         for layer, held in enumerate(one.held):
@@ -332,8 +350,8 @@ def test_dtype_and_device_are_kept(subject: Subject, dtype: torch.dtype) -> None
 
 
 def test_later_keys_change_no_earlier_decision(subject: Subject) -> None:
-    """Causality: whatever comes after token t, what passes that ended at or before t decided stands. A later text may
-    know of an earlier one what it should not, so that two texts go through that differ from t on."""
+    """Causality: tokens after t do not affect evictions by passes that ended at or before t."""
+    # Two texts that differ from t on, in case the second depends on the first.
     for seed, (split, keep_ratio, prune_after) in enumerate([(5, 0.5, 2), (8, 0.3, 3), (10, 0.7, 0), (11, 0.5, 8)]):
         keys = normal_keys(14, seed=seed)
         other = keys.clone()

@@ -1,4 +1,4 @@
-"""Where nothing is evicted, nothing is changed; and ``model.generate`` counts as everybody else does."""
+"""Laws of identity: without evictions, nothing changes; and laws about ``model.generate``."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ NEW = 6
 
 @torch.no_grad()
 def plain(model: architectures.Model, ids: Tensor) -> tuple[Tensor, DynamicCache]:
-    """What the model computes with a ``DynamicCache``; the logits are on the CPU."""
+    """Logits on the CPU and the cache of a run with a ``DynamicCache``."""
     cache = DynamicCache(config=model.config)
     ids = ids.to(model.device)
     logits = []
@@ -34,7 +34,13 @@ def plain(model: architectures.Model, ids: Tensor) -> tuple[Tensor, DynamicCache
 
 
 def check_identity(subject: Subject, trace: Trace, why: str) -> None:
-    """Logits and cache are those of a ``DynamicCache``: to the bit, but for a function, whose attention is ours."""
+    """Check that logits and cache equal those of a ``DynamicCache``.
+
+    Bit-identical, except for functions, which run on attention of the harness.
+
+    Raises:
+        Departure: if they differ.
+    """
     logits, cache = plain(trace.model, trace.ids)
     exact = subject.adapter.exact
     if not torch.equal(trace.logits, logits) if exact else wrong_tokens(trace.logits, logits):
@@ -68,13 +74,13 @@ def test_a_ratio_of_one_changes_nothing(subject: Subject, model: architectures.M
 
 
 def test_a_short_sequence_changes_nothing(subject: Subject, one_model: architectures.Model) -> None:
-    """Rule 7: a sequence that never exceeds ``prune_after`` is as with a ``DynamicCache``."""
+    """Rule 7: for a sequence that never exceeds ``prune_after``, logits and cache are those of a ``DynamicCache``."""
     if not subject.declares.prune_after:
         not_applicable("the subject takes no prune_after")
     if subject.declares.entries == "altered":
         not_applicable("entries are declared as altered")
     ids = architectures.text(one_model, 1, LENGTH)
-    # Where a layer that holds exactly P may be pruned, it must not get there.
+    # If a layer may evict at exactly P entries, the text stays below P.
     longest = LENGTH + (subject.declares.boundary == ">=")
     trace = run(subject, one_model, ids, PASSES, keep_ratio=0.1, prune_after=longest)
     check_identity(subject, trace, f"{LENGTH} tokens were seen and prune_after is {longest}")
@@ -82,7 +88,7 @@ def test_a_short_sequence_changes_nothing(subject: Subject, one_model: architect
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_a_ratio_of_one_changes_nothing_in_any_dtype(subject: Subject, dtype: torch.dtype) -> None:
-    """Rule 7 in float32, float16 and bfloat16."""
+    """Rule 7 holds in float32, float16 and bfloat16."""
     if subject.declares.entries == "altered":
         not_applicable("entries are declared as altered")
     provided_for(subject, "dtypes")
@@ -93,8 +99,8 @@ def test_a_ratio_of_one_changes_nothing_in_any_dtype(subject: Subject, dtype: to
     )
 
 
-def test_generate_with_a_ratio_of_one_is_as_without(subject: Subject, one_model: architectures.Model) -> None:
-    """Rule 7 through ``model.generate``: with keep_ratio 1 it gives the tokens of the model alone."""
+def test_generate_with_a_ratio_of_one_is_unchanged(subject: Subject, one_model: architectures.Model) -> None:
+    """Rule 7: with keep_ratio 1, ``model.generate`` gives the tokens of the plain model."""
     provided_for(subject, "generate")
     if subject.declares.entries == "altered":
         not_applicable("entries are declared as altered")
@@ -109,8 +115,8 @@ def test_generate_with_a_ratio_of_one_is_as_without(subject: Subject, one_model:
         )
 
 
-def test_generate_attends_to_what_is_held(subject: Subject, model: architectures.Model) -> None:
-    """Rules 1 and 6 through ``model.generate``: each step's logits are those of attention to what was held."""
+def test_generate_attends_to_the_held_entries(subject: Subject, model: architectures.Model) -> None:
+    """Rules 1 and 6: in ``model.generate``, the logits of each step are those of attention to the held entries."""
     provided_for(subject, "generate")
     ids = architectures.text(model, 1, 16)
     options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}

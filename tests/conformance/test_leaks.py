@@ -1,4 +1,4 @@
-"""Nothing leaks: into the next sequence, into the model, into what was passed in, or into memory that was freed."""
+"""Laws about leaks: into other sequences, the model, the inputs and memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,19 +20,19 @@ from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import drawn, run_scripted
 
 SLACK = 1.02
-"""Storage may be this many times what is held."""
+"""Upper limit of storage, relative to the size of the held entries."""
 
 
 def _same(one: Trace, other: Trace) -> bool:
-    """Logits and what is held are equal to the bit."""
+    """Whether logits and held entries are bit-identical."""
     if not torch.equal(one.logits, other.logits):
         return False
     pairs = zip(one.passes[-1].held, other.passes[-1].held, strict=True)
     return all(a.shape == b.shape and torch.equal(a, b) for mine, own in pairs for a, b in zip(mine, own, strict=True))
 
 
-def test_a_second_sequence_is_as_fresh_as_the_first(subject: Subject, one_model: architectures.Model) -> None:
-    """C5 of the bug catalogue: whatever one compressor did before, in whichever order, changes nothing."""
+def test_a_second_sequence_is_independent_of_the_first(subject: Subject, one_model: architectures.Model) -> None:
+    """A sequence does not depend on those that the same compressor processed before (C5 of the bug catalogue)."""
     texts = [architectures.text(one_model, 1, length, seed=length) for length in (12, 15)]
     lengths = [[10] + [1] * 2, [11] + [1] * 4]
     options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
@@ -60,8 +60,8 @@ def test_a_second_sequence_is_as_fresh_as_the_first(subject: Subject, one_model:
                 )
 
 
-def test_two_sequences_side_by_side_do_not_meet(subject: Subject, one_model: architectures.Model) -> None:
-    """Two caches of one compressor, fed in turns, are as if each were alone."""
+def test_interleaved_sequences_are_independent(subject: Subject, one_model: architectures.Model) -> None:
+    """Two caches of one compressor, fed alternately, do not affect each other."""
     provided_for(subject, "side by side")
     texts = [architectures.text(one_model, 1, 14, seed=seed) for seed in (1, 2)]
     lengths = [8] + [1] * 6
@@ -78,8 +78,8 @@ def test_two_sequences_side_by_side_do_not_meet(subject: Subject, one_model: arc
             raise Departure("two sequences fed in turns through one compressor change each other's logits")
 
 
-def test_the_same_again_is_the_same(subject: Subject, one_model: architectures.Model) -> None:
-    """Rule 10: what a compressor does depends on nothing hidden, and it leaves the global random numbers alone."""
+def test_results_are_reproducible(subject: Subject, one_model: architectures.Model) -> None:
+    """Rule 10: results depend on no hidden state, and the global random state is left unchanged."""
     ids = architectures.text(one_model, 1, 18)
     options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
     state = torch.random.get_rng_state()
@@ -94,7 +94,7 @@ def test_the_same_again_is_the_same(subject: Subject, one_model: architectures.M
 
 
 @contextmanager
-def _left_as_it_was(model: architectures.Model, when: str) -> Iterator[None]:
+def _unchanged(model: architectures.Model, when: str) -> Iterator[None]:
     def registered() -> set[str]:
         return {*ALL_ATTENTION_FUNCTIONS, *ALL_MASK_ATTENTION_FUNCTIONS}
 
@@ -107,25 +107,25 @@ def _left_as_it_was(model: architectures.Model, when: str) -> Iterator[None]:
 
 
 class InterruptedPassError(Exception):
-    """Something that goes wrong in the middle of a pass."""
+    """Raised in the middle of a pass."""
 
 
-def test_the_model_is_left_as_it_was(subject: Subject) -> None:
-    """C6 of the bug catalogue: hooks, patches and registrations are gone from the same model, after an exception in the
-    middle of a pass too, and it computes as before."""
+def test_the_model_is_left_unchanged(subject: Subject) -> None:
+    """Hooks, patches and registrations are removed from the model, also after an exception within a pass, and its
+    logits are as before (C6 of the bug catalogue)."""
     model = architectures.build("llama").to(devices.chosen())
     ids = architectures.text(model, 1, 16)
     own = ids.to(model.device)
     options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
     with torch.no_grad():
         expected = model(own).logits
-    with _left_as_it_was(model, "after a sequence"):
+    with _unchanged(model, "after a sequence"):
         run(subject, model, ids, [12] + [1] * 4, **options)
 
     def fail(*_: object) -> None:
         raise InterruptedPassError
 
-    with _left_as_it_was(model, "after an exception"):
+    with _unchanged(model, "after an exception"):
         try:
             with Session(subject, subject(**options), model) as session:
                 session.feed(ids[:, :12])
@@ -146,21 +146,25 @@ def test_the_model_is_left_as_it_was(subject: Subject) -> None:
 
 @FEW
 @given(data=st.data())
-def test_what_is_handed_in_is_never_written_to(subject: Subject, data: st.DataObject) -> None:
-    """Inputs are never written to, and what comes back is the input itself or shares no storage with it."""
-    # The session looks at every call, and departs where this is not so.
+def test_inputs_are_never_written_to(subject: Subject, data: st.DataObject) -> None:
+    """Inputs are never written to, and a result is its input or shares no storage with it."""
+    # The session checks every call.
     assert drawn(subject, data, options_of(subject), pruning()).passes
 
 
 def check_storage(trace: Trace) -> None:
-    """What is evicted is freed."""
+    """Check that evicted entries are freed.
+
+    Raises:
+        Departure: if a layer keeps more storage alive.
+    """
     if trace.subject.declares.held == "per-head":
-        not_applicable("heads are declared to hold different numbers, so that storage is as wide as the longest")
+        not_applicable("heads are declared to hold different numbers, so storage is as wide as the longest head")
     for layer, (keys, values) in enumerate(trace.passes[-1].held):
         needed = sum(_bytes(tensor) for tensor in (keys, values))
         kept_alive = trace.storage[layer]
         if needed and not kept_alive:
-            not_applicable("a layer's storage is nowhere that the harness knows of")
+            not_applicable("the harness does not find a layer's storage")
         if kept_alive > SLACK * needed:
             raise Departure(
                 f"layer {layer} holds {keys.shape[2]} entries, {needed} bytes, and keeps {kept_alive} bytes alive "
@@ -172,12 +176,12 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def test_what_is_evicted_is_freed(subject: Subject) -> None:
-    """Rule 9: the storage of keys and values is held times the size of an entry, at most 2 % more (C4)."""
+def test_evicted_entries_are_freed(subject: Subject) -> None:
+    """Rule 9: storage of keys and values exceeds the size of the held entries by at most 2 % (C4)."""
     if subject.declares.entries == "altered":
-        not_applicable("entries are declared as altered, so that it is not said what one takes")
+        not_applicable("entries are declared as altered, so the size of one is unknown")
     if subject.declares.storage == "any":
-        not_applicable("the subject declares that what is evicted need not be freed at once")
+        not_applicable("the subject declares that evicted entries need not be freed at once")
     for lengths in ([200], [190] + [1] * 10, [40] * 5):
         trace = run_scripted(subject, normal_keys(200), lengths, keep_ratio=0.5, prune_after=20)
         check_storage(trace)

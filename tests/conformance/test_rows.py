@@ -1,4 +1,4 @@
-"""Rows of a batch are as they are alone, and padding counts for nothing."""
+"""Laws about batches: rows are independent, and padding has no effect."""
 
 from typing import Any
 
@@ -17,7 +17,11 @@ LENGTHS = [5, 9, 15]
 
 
 def check_alone(together: Trace, alone: Trace, row: int, padding: int) -> None:
-    """Row ``row`` of a batch, behind its padding, is what it is alone."""
+    """Check that a row of a batch, after its padding, has the logits of a run alone.
+
+    Raises:
+        Departure: if they differ.
+    """
     own = together.logits[row : row + 1, padding:]
     if wrong := wrong_tokens(own, alone.logits):
         raise Departure(
@@ -26,8 +30,8 @@ def check_alone(together: Trace, alone: Trace, row: int, padding: int) -> None:
         )
 
 
-def test_rows_are_as_they_are_alone(subject: Subject, model: architectures.Model) -> None:
-    """Rule 8: what becomes of a sequence does not depend on what else is in the batch (S9 of the bug catalogue)."""
+def test_rows_are_independent(subject: Subject, model: architectures.Model) -> None:
+    """Rule 8: the result of a sequence does not depend on the rest of its batch (S9 of the bug catalogue)."""
     ids = architectures.text(model, 3, LENGTH)
     lengths = [14] + [1] * (LENGTH - 14)
     options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
@@ -51,7 +55,7 @@ def _when(evicted_at: int) -> str:
 
 
 def test_permuting_rows_permutes_the_result(subject: Subject, one_model: architectures.Model) -> None:
-    """Rule 8: the order of rows means nothing."""
+    """Rule 8: results do not depend on the order of rows."""
     ids = architectures.text(one_model, 3, LENGTH)
     order = [2, 0, 1]
     one, other = (
@@ -62,11 +66,11 @@ def test_permuting_rows_permutes_the_result(subject: Subject, one_model: archite
         raise Departure(f"with its rows in another order, a batch has other logits from token {wrong[0]} on")
 
 
-def test_padding_counts_for_nothing(subject: Subject, model: architectures.Model) -> None:
-    """Rule 11: rows of 5, 9 and 15 tokens, padded on the left, are what they are alone (C9 of the bug catalogue)."""
+def test_padding_has_no_effect(subject: Subject, model: architectures.Model) -> None:
+    """Rule 11: rows padded on the left have the logits of runs without padding (C9 of the bug catalogue)."""
     provided_for(subject, "padding")
     if not subject.declares.padding:
-        not_applicable("the subject declares that padded rows are beyond it")
+        not_applicable("the subject declares that it does not support padded rows")
     columns, new = max(LENGTHS), 6
     ids = architectures.text(model, len(LENGTHS), columns + new)
     mask = torch.tensor([[int(c >= columns - length) for c in range(columns + new)] for length in LENGTHS])

@@ -1,4 +1,4 @@
-"""Perplexity does not fall as less is kept: on a reference model, paired over documents."""
+"""Law about perplexity: on a reference model, paired over documents."""
 
 from itertools import pairwise
 from typing import Any
@@ -16,12 +16,13 @@ RATIOS = (1.0, 0.9, 0.7, 0.5, 0.1)
 THRESHOLD = 64
 
 
-def test_nll_does_not_fall_as_less_is_kept(subject: Subject, trained: tuple[Any, Any]) -> None:
-    """Mean NLL along descending ratios: one-sided, Holm-corrected, with an error of 1 % for all comparisons together. A
-    law for what declares it; for the rest the numbers are reported."""
+def test_nll_does_not_fall_as_fewer_entries_are_retained(subject: Subject, trained: tuple[Any, Any]) -> None:
+    """The mean NLL does not fall along descending ratios: paired one-sided tests, Holm-corrected, with a family-wise
+    error rate of 1 %."""
+    # A law for subjects that declare trends; for others the means are reported.
     model, tokenizer = trained
     ids = load_text("reference", tokenizer, samples=DOCUMENTS, tokens=TOKENS)
-    # Decoding in chunks: what a schedule evicts after each pass tells, in an eighth of the time of single tokens.
+    # Decoding in chunks shows evictions after each pass, in an eighth of the time of single tokens.
     passes = [PROMPT] + [CHUNK] * ((TOKENS - PROMPT) // CHUNK)
     nll = {}
     for keep_ratio in RATIOS:
@@ -41,7 +42,7 @@ def test_nll_does_not_fall_as_less_is_kept(subject: Subject, trained: tuple[Any,
     steps = {
         f"from keep_ratio {one} to {other}": (nll[one], nll[other])
         for one, other in pairwise(RATIOS)
-        if (nll[one] != nll[other]).any()  # what does not change does not fall
+        if (nll[one] != nll[other]).any()  # equal values do not fall
     }
     try:
         from pressgauge.conformance.trends import judged

@@ -1,4 +1,4 @@
-"""Device handling, on an accelerator that is not there: everything works on it, and gives what it gives on the CPU."""
+"""Device handling on a simulated accelerator: everything runs on it, with the results of the CPU."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,22 +24,22 @@ from support.laws import Law, judged, words
 OURS = {subject.name: subject for subject in ours_by_default()}
 LAWS: list[Law] = [
     test_counts.test_heads_and_layers_agree_on_the_shape,
-    test_entries.test_of_equal_entries_the_earlier_stay,
-    test_entries.test_dtype_and_device_are_kept,
-    test_attention.test_logits_are_those_of_attention_to_what_is_held,
-    test_attention.test_a_copy_goes_its_own_way,
+    test_entries.test_of_equal_entries_the_earlier_is_retained,
+    test_entries.test_dtype_and_device_are_preserved,
+    test_attention.test_logits_are_those_of_attention_to_the_held_entries,
+    test_attention.test_a_copied_cache_is_independent,
     test_identity.test_a_ratio_of_one_changes_nothing_in_any_dtype,
-    test_identity.test_generate_attends_to_what_is_held,
-    rows.test_padding_counts_for_nothing,
-    test_leaks.test_a_second_sequence_is_as_fresh_as_the_first,
-    test_leaks.test_the_model_is_left_as_it_was,
-    test_leaks.test_what_is_evicted_is_freed,
+    test_identity.test_generate_attends_to_the_held_entries,
+    rows.test_padding_has_no_effect,
+    test_leaks.test_a_second_sequence_is_independent_of_the_first,
+    test_leaks.test_the_model_is_left_unchanged,
+    test_leaks.test_evicted_entries_are_freed,
 ]
-"""Laws that reach all that a device could be wrong in."""
+"""Laws that cover all device handling."""
 CASES = [("knorm-budget", law) for law in LAWS] + [
     (name, law) for name in ("plain-KnormPress-step", "compress-function") for law in LAWS[:3]
 ]
-"""One subject of each convention; what attends and what generates is the same for all."""
+"""One subject of each convention, since attention and generation are common to all."""
 PRESSES: dict[str, Press | None] = {
     "none": None,
     "knorm": KnormPress(0.5, prune_after=4, recent=2),
@@ -51,7 +51,7 @@ PRESSES: dict[str, Press | None] = {
 
 @pytest.fixture
 def device() -> Iterator[torch.device]:
-    """The accelerator, and models under test on it."""
+    """The accelerator, with models under test on it."""
     with accelerator() as device:
         devices.choose(device)
         try:
@@ -61,7 +61,7 @@ def device() -> Iterator[torch.device]:
 
 
 def test_it_is_as_strict_as_a_real_one(device: torch.device) -> None:
-    """Tensors of two devices do not meet, nothing becomes an array without being copied, and numbers are numbers."""
+    """Mixing devices and implicit conversions to NumPy raise errors, and scalars are allowed."""
     there = torch.arange(6, device=device).view(2, 3)
     assert isinstance(there, Away)
     assert there.device == device
@@ -77,21 +77,21 @@ def test_it_is_as_strict_as_a_real_one(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize(("name", "law"), CASES, ids=lambda value: value if isinstance(value, str) else words(value))
-def test_the_laws_hold_there(name: str, law: Law, device: torch.device) -> None:
-    """As on the CPU, by the same code."""
+def test_the_laws_hold_on_the_accelerator(name: str, law: Law, device: torch.device) -> None:
+    """Laws hold on the accelerator as on the CPU."""
     result, reason = judged(law, OURS[name])
     assert result in ("held", "not applicable"), reason
 
 
 class OnTheCPU(Plain):
-    """Indices are made on the CPU, whatever the device of the keys."""
+    """Creates indices on the CPU, whatever the device of the keys."""
 
     def choose(self, scores: Tensor, count: int) -> Tensor:
         return super().choose(scores.cpu(), count)
 
 
-def test_who_forgets_the_device_is_found_out(device: torch.device) -> None:
-    """By what torch itself says; the same compressor is right on the CPU."""
+def test_indices_on_the_wrong_device_are_found(device: torch.device) -> None:
+    """Indices on the wrong device raise torch's own error, and the compressor is correct on the CPU."""
     law = test_counts.test_heads_and_layers_agree_on_the_shape
     subject: Subject = plain(OnTheCPU)
     assert judged(law, subject)[0] == "crashed"
@@ -100,14 +100,14 @@ def test_who_forgets_the_device_is_found_out(device: torch.device) -> None:
 
 
 class LeftOnTheCPU(Plain):
-    """What stays comes back on the CPU."""
+    """Returns retained entries on the CPU."""
 
     def take(self, tensor: Tensor, kept: Tensor) -> Tensor:
         return super().take(tensor, kept).cpu()
 
 
 class MovedLayer(PressedLayer):
-    """What is read of a cache is on the CPU."""
+    """Returns entries on the CPU when read."""
 
     def _ordered(self, name: str) -> Tensor | None:
         found = super()._ordered(name)
@@ -115,9 +115,9 @@ class MovedLayer(PressedLayer):
 
 
 @pytest.mark.parametrize("subject", [plain(LeftOnTheCPU), cached(with_layers(MovedLayer))], ids=["function", "cache"])
-def test_what_is_held_elsewhere_is_a_finding(subject: Subject, device: torch.device) -> None:
-    """Of the law about devices, which on the CPU has nothing to find."""
-    law = test_entries.test_dtype_and_device_are_kept
+def test_entries_on_another_device_are_a_finding(subject: Subject, device: torch.device) -> None:
+    """The law about devices finds entries on another device."""
+    law = test_entries.test_dtype_and_device_are_preserved
     result, finding = judged(law, subject)
     assert result == "broken"
     assert "on meta" in finding
@@ -130,8 +130,8 @@ def test_what_is_held_elsewhere_is_a_finding(subject: Subject, device: torch.dev
     ("name", "method"),
     [*((name, "onepass") for name in PRESSES), ("knorm", "stepwise"), ("keydiff", "stepwise"), ("none", "plain")],
 )
-def test_perplexity_is_what_it_is_on_the_cpu(name: str, method: Method, device: torch.device) -> None:
-    """With padded rows, to the last bit: it is the same arithmetic."""
+def test_perplexity_equals_that_on_the_cpu(name: str, method: Method, device: torch.device) -> None:
+    """Perplexity with padded rows is bit-identical to that on the CPU."""
     ids, mask = architectures.padded([14, 9])
     found: list[Any] = []
     for there in (device, torch.device("cpu")):
@@ -144,8 +144,8 @@ def test_perplexity_is_what_it_is_on_the_cpu(name: str, method: Method, device: 
     assert all(one.equal(other) for one, other in zip(mine.evicted_at, own.evicted_at, strict=True))
 
 
-def test_tokens_are_what_they_are_on_the_cpu(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Greedily and by sampling; the clock waits for the device."""
+def test_tokens_equal_those_on_the_cpu(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedy and sampled tokens equal those on the CPU, and timing waits for the device."""
     waited: list[torch.device] = []
     monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
     ids = architectures.tokens(2, 9)
@@ -158,8 +158,8 @@ def test_tokens_are_what_they_are_on_the_cpu(device: torch.device, monkeypatch: 
     assert set(waited) == {device}
 
 
-def test_what_is_read_from_a_cache_is_what_it_is_on_the_cpu(device: torch.device) -> None:
-    """A row of the baseline ``entries``."""
+def test_entries_read_equal_those_on_the_cpu(device: torch.device) -> None:
+    """A row of the baseline ``entries`` equals that on the CPU."""
     press = dict(cases(64))["knorm budget sinks=2 recent=3"]
     found = read(press, torch.float32)
     devices.choose(torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""The imports of the package are those of docs/architecture.md: downwards, without a cycle."""
+"""Imports within the package follow docs/architecture.md: downwards, without cycles."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ ENGINE = ("rules", "models", "presses", "history", "cache", "proof", "attach", "
 
 @dataclass(frozen=True)
 class Import:
-    """An import of a module of the package, or of a name in it; ``late`` if it is not at the top and executed."""
+    """An import of a module of the package or of a name in it; ``late`` unless executed at the top of a module."""
 
     importer: str
     module: str
@@ -26,7 +26,7 @@ class Import:
 
 
 def modules(source: Path = SOURCE) -> dict[str, Path]:
-    """The modules of the package, by their full names."""
+    """Modules of the package, by full name."""
     found = {}
     for path in (source / "pressgauge").rglob("*.py"):
         parts = path.relative_to(source).with_suffix("").parts
@@ -35,7 +35,7 @@ def modules(source: Path = SOURCE) -> dict[str, Path]:
 
 
 def imports(module: str, text: str) -> Iterator[Import]:
-    """The imports of a module's source."""
+    """Imports in a module's source."""
     tree = ast.parse(text)
     top = set(tree.body)
     for node in ast.walk(tree):
@@ -66,18 +66,18 @@ def floors() -> dict[str, int]:
 
 
 def floor_of(module: str) -> tuple[str, int]:
-    """The row of the table for a module, and its floor."""
+    """Row of the table for a module, and its floor."""
     parts = module.split(".")
     for length in range(len(parts), 0, -1):
         name = ".".join(parts[:length])
-        # The package itself is the row of its own file only.
+        # The package itself matches only the row of its own file.
         if name in floors() and (length > 1 or len(parts) == 1):
             return name, floors()[name]
     raise AssertionError(f"docs/architecture.md has no floor for {module}")
 
 
 def upward(one: Import, known: dict[str, Path]) -> str | None:
-    """What is wrong with where an import goes, if anything."""
+    """The violation of an import, or None."""
     needed = resolved(one, known)
     (own, floor), (other, below) = floor_of(one.importer), floor_of(needed)
     if own != other and below >= floor:
@@ -114,10 +114,10 @@ def test_an_import_that_goes_up_is_found(importer: str, line: str, finding: str)
 
 
 def test_there_is_no_cycle() -> None:
-    """Neither between packages nor within one."""
+    """There is no import cycle, neither between packages nor within one."""
     graph: dict[str, set[str]] = {}
     for one in IMPORTS:
-        # A package's file of public names is imported before its modules, and says nothing of their order.
+        # A package's file of public names is imported before its modules, and does not constrain their order.
         if not one.late and KNOWN[one.importer].name != "__init__.py":
             graph.setdefault(one.importer, set()).add(resolved(one, KNOWN))
     list(TopologicalSorter(graph).static_order())
@@ -131,7 +131,7 @@ def test_late_imports_are_the_listed_exceptions() -> None:
 
 
 def test_files_and_classes_of_the_engine_are_short() -> None:
-    """Some 300 lines a file, some 200 a class."""
+    """Files of the engine have about 300 lines at most, and classes about 200."""
     long = {}
     for module, path in KNOWN.items():
         if module.split(".")[1:2] and module.split(".")[1] in ENGINE:

@@ -1,4 +1,4 @@
-"""The audit finds what was done, and says it in words."""
+"""The audit reconstructs histories and describes violations."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ VALUES = -KEYS
 
 
 def traced(held: list[tuple[Tensor, Tensor]], lengths: list[int], keys: Tensor = KEYS) -> Audit:
-    """The audit of one layer that was handed ``keys`` in passes of these lengths, and held this after each."""
+    """Audit of one layer that was passed ``keys`` in passes of these lengths, and held ``states`` after them."""
     model: Any = None
     trace = Trace(SUBJECTS[0], {}, model, torch.zeros(1, sum(lengths), dtype=torch.long))
     start = 0
@@ -32,13 +32,13 @@ def traced(held: list[tuple[Tensor, Tensor]], lengths: list[int], keys: Tensor =
 
 
 def of(*tokens: int, keys: Tensor = KEYS) -> tuple[Tensor, Tensor]:
-    """The entries of these tokens, in this order."""
+    """Entries of these tokens, in this order."""
     index = list(tokens)
     return keys[:, :, index], -keys[:, :, index]
 
 
-def test_the_history_is_read_off_what_is_held() -> None:
-    """In the order of storage or not."""
+def test_the_history_follows_from_the_held_entries() -> None:
+    """The audit derives the eviction history from held entries in any order of storage."""
     audit = traced([of(0, 1, 2, 3), of(4, 3, 0), of(0, 4)], [4, 1, 1])
     assert audit.evicted_at[0].tolist() == [[[NEVER, 5, 5, 6, NEVER, 6]]]
     assert audit.held[1][0].positions.tolist() == [[[4, 3, 0]]]
@@ -68,21 +68,21 @@ def test_the_history_is_read_off_what_is_held() -> None:
     ],
     ids=["alignment", "altered", "twice", "dtype"],
 )
-def test_what_is_not_as_it_should_be_is_said_in_words(held: tuple[Tensor, Tensor], finding: str) -> None:
-    """The first pass, layer, row, head and entry."""
+def test_violations_are_described(held: tuple[Tensor, Tensor], finding: str) -> None:
+    """A violation is described with its pass, layer, row, head and entry."""
     with pytest.raises(Departure) as departure:
         assert traced([held], [6]).alive
     assert str(departure.value) == finding
 
 
-def test_what_comes_back_is_said() -> None:
-    """An entry that was gone after a pass is not there after a later one."""
+def test_returning_entries_are_reported() -> None:
+    """An entry that returns after its eviction is reported."""
     with pytest.raises(Departure, match="layer 0, row 0, KV head 0 evicted token 1 before pass 2 and holds it again"):
         assert traced([of(0, 1, 2, 3), of(0, 4), of(0, 1)], [4, 1, 1]).alive
 
 
 def test_equal_entries_are_ambiguous_and_the_earlier_counts_as_held() -> None:
-    """Which of two tokens with one key and value is there cannot be told."""
+    """Of tokens with equal entries, the earlier counts as held, and the entry as ambiguous."""
     keys = KEYS.clone()
     keys[:, :, 3] = keys[:, :, 1]
     audit = traced([of(0, 1, 2, keys=keys)], [6], keys)
@@ -96,8 +96,8 @@ def test_equal_entries_are_ambiguous_and_the_earlier_counts_as_held() -> None:
     [(torch.float64, 9), (torch.float32, 9), (torch.float16, 9), (torch.bfloat16, 9), (torch.float64, 300)],
     ids=str,
 )
-def test_a_scripted_model_hands_its_cache_the_keys_that_were_asked_for(dtype: torch.dtype, tokens: int) -> None:
-    """To the bit, in every layer, head and row, and values that no other entry has."""
+def test_a_scripted_model_caches_the_given_keys(dtype: torch.dtype, tokens: int) -> None:
+    """A scripted model passes exactly the given keys to its cache, with values that identify tokens."""
     keys = torch.randn(2, HEADS, tokens, 4, generator=torch.Generator().manual_seed(1)).to(dtype)
     model, ids = scripted(keys)
     with torch.no_grad():

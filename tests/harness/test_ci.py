@@ -1,4 +1,4 @@
-"""The workflow: it can be read, what it runs is there, and the page about CI shows it."""
+"""The CI workflow: it is valid, the commands it runs exist, and docs/ci.md shows it."""
 
 import os
 import re
@@ -21,7 +21,7 @@ COMMANDS = [shlex.split(step["run"]) for step in STEPS if "run" in step]
 
 
 def test_the_page_shows_the_workflow() -> None:
-    """As it is, and names its file."""
+    """The page about CI shows the workflow as it is, and its file name."""
     page = (DOCS / "ci.md").read_text(encoding="utf-8")
     shown = re.search(r"<!-- workflow -->\n```yaml\n(.*?)^```\n<!-- /workflow -->$", page, re.M | re.S)
     assert shown is not None
@@ -29,8 +29,9 @@ def test_the_page_shows_the_workflow() -> None:
     assert f"`{name_of(FILE)}`" in page
 
 
-def test_every_push_and_every_night() -> None:
-    """YAML 1.1 takes ``on`` for true."""
+def test_the_workflow_runs_on_every_push_and_every_night() -> None:
+    """The workflow runs on pushes, pull requests and a schedule."""
+    # YAML 1.1 reads ``on`` as true.
     assert set(WORKFLOW[True]) == {"push", "pull_request", "schedule"}
     minute, hour, *rest = WORKFLOW[True]["schedule"][0]["cron"].split()
     assert 0 <= int(minute) < 60
@@ -39,7 +40,7 @@ def test_every_push_and_every_night() -> None:
 
 
 def test_each_job_runs_on_a_push_or_at_night() -> None:
-    """Lint, the lock and the oldest transformers on a push; at night what takes long or moves without us."""
+    """Lint, locks and the oldest transformers run on pushes; long jobs and those on new releases at night."""
     when = {"github.event_name != 'schedule'": "push", "github.event_name == 'schedule'": "night"}
     assert {name: when[job["if"]] for name, job in WORKFLOW["jobs"].items()} == {
         **dict.fromkeys(("lint", "cpu", "oldest"), "push"),
@@ -48,8 +49,8 @@ def test_each_job_runs_on_a_push_or_at_night() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=shlex.join)
-def test_what_is_run_is_there(command: list[str]) -> None:
-    """Sessions of the noxfile, and paths of this project."""
+def test_the_commands_of_the_workflow_exist(command: list[str]) -> None:
+    """The workflow names existing sessions and paths."""
     assert command[:2] == ["python", "-m"]
     if command[2:] == ["pip", "install", "nox"]:
         return
@@ -60,22 +61,22 @@ def test_what_is_run_is_there(command: list[str]) -> None:
     assert all((ROOT / path).exists() for path in command[6:])
 
 
-def test_what_came_out_on_a_failure_is_kept() -> None:
-    """From where the comparison puts it."""
+def test_failed_results_are_uploaded() -> None:
+    """On a failure, the folder of the comparison's results is uploaded."""
     (upload,) = [step for step in STEPS if "upload-artifact" in step.get("uses", "")]
     assert upload["if"] == "failure()"
     assert ROOT / upload["with"]["path"] == OBTAINED
 
 
-def test_the_nightly_run_draws_new_examples_and_keeps_those_that_failed() -> None:
-    """With a profile that there is, and Hypothesis's own folder."""
+def test_the_nightly_run_draws_new_examples_and_stores_failures() -> None:
+    """The nightly run uses an existing profile with random examples, and stores Hypothesis's database."""
     nightly = WORKFLOW["jobs"]["nightly"]
     script = f"""
 from pressgauge.conformance import plugin
 profile = plugin.settings.get_profile({nightly["env"]["HYPOTHESIS_PROFILE"]!r})
 print(profile.derandomize, profile.database.path, plugin.settings().derandomize)
 """
-    # GitHub sets CI, by which Hypothesis's own profile repeats itself and keeps nothing.
+    # GitHub sets CI, with which Hypothesis by default derandomises and stores nothing.
     found = subprocess.run(
         [sys.executable, "-c", script],
         env=os.environ | {"CI": "true"},
@@ -87,5 +88,5 @@ print(profile.derandomize, profile.database.path, plugin.settings().derandomize)
     assert found.stdout.split() == ["False", ".hypothesis/examples", "True"]
     restored, saved = [step for step in nightly["steps"] if "cache" in step.get("uses", "")]
     assert restored["with"]["path"] == saved["with"]["path"] == ".hypothesis"
-    # A cache that is saved by the way is not saved after a failure, which is when there is something to keep.
+    # The combined cache action does not save after a failure, when there is something to store.
     assert saved["if"] == "always()"

@@ -1,4 +1,4 @@
-"""Whatever the project cites is in the project: rules by number, bugs by id, pages by name."""
+"""Citations resolve within the project: rules by number, bugs by id, pages by name."""
 
 import re
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ _ABSENT = re.compile(r"\bdesign(?:\.md|,? section)|[Ss]ection \d+ of the design|
 
 
 def unresolved(text: str) -> Iterator[str]:
-    """The citations in a text of what is not there."""
+    """Unresolved citations in a text."""
     text = re.sub(r"\s+#? *", " ", text)
     for numbers in re.findall(rf"\b[Rr]ules? ({_NUMBERS})\b", text):
         yield from (f"rule {number}" for number in re.findall(r"\d+", numbers) if number not in RULES)
-    # Not the name of a mutant, such as M2-cache, nor of a part of a picture.
+    # Excluding ids of mutants, such as M2-cache, and parts of plots.
     yield from (bug for bug in re.findall(r"(?<![\w./#-])([SCM]\d{1,2})(?![\w.-])", text) if bug not in BUGS)
     for page, anchor in re.findall(r"\bdocs/([\w/-]+\.md)(?:#([\w-]+))?", text):
         path = ROOT / "docs" / page
@@ -38,13 +38,13 @@ def unresolved(text: str) -> Iterator[str]:
 
 
 def anchors(page: str) -> set[str]:
-    """The anchors of a page's headings, as the site makes them."""
+    """Anchors of a page's headings, as the site generates them."""
     headings = re.findall(r"^#+ (.+)$", page, flags=re.MULTILINE)
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading.lower())).strip("-") for heading in headings}
 
 
 def test_every_citation_resolves() -> None:
-    # The examples below are of citations that do not.
+    # The examples below are unresolved citations.
     texts = {path: path.read_text(encoding="utf-8") for path in SOURCES if path != Path(__file__)}
     assert {str(path): found for path, text in texts.items() if (found := list(unresolved(text)))} == {}
 
@@ -72,14 +72,24 @@ def test_a_citation_of_what_is_not_there_is_found(text: str, found: list[str]) -
     assert list(unresolved(text)) == found
 
 
-def test_the_mutants_that_name_a_bug_name_one_of_the_catalogue() -> None:
-    """Their ids begin with those of the catalogue, or are of rules that it does not list."""
+def test_ids_of_mutants_begin_with_ids_of_the_catalogue() -> None:
+    """Ids of mutants begin with an id of the bug catalogue, or with a prefix for bugs not listed in it."""
     from harness.mutants.registry import MUTANTS
 
     names = [mutant.id for mutant in MUTANTS]
     ids = {match[0] for name in names if (match := re.match(r"[SCM]\d+", name))}
     assert ids
     assert ids <= set(BUGS)
+
+
+def test_the_catalogue_lists_the_mutants_of_each_bug() -> None:
+    """Each bug of the catalogue is listed with exactly the mutants whose ids begin with its id."""
+    from harness.mutants.registry import MUTANTS
+
+    page = (ROOT / "docs" / "bug-catalogue.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([SCM]\d+) \|.*\| ([^|]*) \|$", page, flags=re.MULTILINE)
+    found = {bug: [mutant.id for mutant in MUTANTS if mutant.id.partition("-")[0] == bug] for bug in BUGS}
+    assert {bug: names.split(", ") if names else [] for bug, names in rows} == found
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)

@@ -1,4 +1,4 @@
-"""The comparison of presses: its verdicts, its intervals, its page, and that the page is what comes out."""
+"""The comparison of presses: verdicts, confidence intervals, and the page."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,25 +39,25 @@ AT_MOST = Claim("knorm", 0.8, 0.005, 0.005)
 def test_a_claim_is_judged_by_the_whole_interval(
     claim: Claim, interval: tuple[float, float], expected: Verdict
 ) -> None:
-    """And a claim of one number is one of at most so much."""
+    """A claim is judged by the whole confidence interval, and a single number is an upper bound."""
     assert verdict(claim, interval) == expected
 
 
 def test_an_interval_is_that_of_students_t() -> None:
-    """Over documents, in float64."""
+    """Confidence intervals are those of Student's t over documents."""
     values = [0.3, -0.1, 0.25, 0.4, 0.05]
     found, wanted = change(values), ttest_1samp(values, 0).confidence_interval(0.95)
     assert (found.mean, found.low, found.high) == pytest.approx((0.18, wanted.low, wanted.high), rel=1e-12)
 
 
 def lines() -> list[str]:
-    """Of the page."""
+    """Lines of the page."""
     return PAGE.read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("name", ["knorm", "snapkv"])
 def test_the_page_is_reproduced_to_the_digits_shown(name: str) -> None:
-    """A row of it, measured again as the command does."""
+    """Rows of the page are reproduced by a new measurement."""
     case = Case("reference", "reference", "reference", command.DOCUMENTS, 1024)
     found = effect(case, name, "prefill", 0.5)
     row = f"| {name} | prefill | 0.5 | {percent(found.ppl)} | {nats(found.recalled)} | {found.held:.0f} |"
@@ -67,7 +67,7 @@ def test_the_page_is_reproduced_to_the_digits_shown(name: str) -> None:
 
 
 def test_the_page_has_every_claim_and_every_measurement() -> None:
-    """Each claim on each text, and for each text all presses, schedules and ratios."""
+    """The page has each claim on each text, and all presses, schedules and ratios for each text."""
     text = "\n".join(lines())
     for claim in CLAIMS:
         assert text.count(f"| {claim} |") == 2, "once in the tally and once beside the measurements"
@@ -78,7 +78,7 @@ def test_the_page_has_every_claim_and_every_measurement() -> None:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
-    """The command, with made-up effects: each depends on what it is of."""
+    """Run the command with made-up effects, which depend on press and ratio."""
     asked: list[tuple[Any, ...]] = []
 
     def made_up(case: Case, name: str, schedule: str, ratio: float) -> Effect:
@@ -95,7 +95,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
 
 
 def test_the_command_writes_a_page_for_any_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With what was asked for, and a picture."""
+    """With ``--model``, the command writes a page and a plot of that model."""
     options = ("--model", "some/model", "--text", "pg-19", "--documents", "3", "--tokens", "256", "--no-timing")
     monkeypatch.setattr(command, "texts", lambda case: None)
     result, asked = run(monkeypatch, *options, "--folder", str(tmp_path))
@@ -116,10 +116,10 @@ def test_the_command_writes_a_page_for_any_model(monkeypatch: pytest.MonkeyPatch
     ("arguments", "sentence"),
     [
         (("--folder", "nowhere"), "--folder must be a folder that exists, got 'nowhere'"),
-        (("--documents", "1"), "--documents must be at least 2, of which an interval can be taken, got 1"),
+        (("--documents", "1"), "--documents must be at least 2, for a confidence interval, got 1"),
         (("--tokens", "64", "--model", "reference"), "--tokens must be at least 128, got 64"),
         ((), "was not found: give --model and --text"),
-        (("--model", "reference"), "--model needs --folder, so that the page of the usual models stays"),
+        (("--model", "reference"), "--model needs --folder, so that the page of the usual models is not overwritten"),
         (
             ("--model", "reference", "--text", "nothing", "--folder", "."),
             "reference on nothing: text must be reference, ",
@@ -130,7 +130,7 @@ def test_the_command_writes_a_page_for_any_model(monkeypatch: pytest.MonkeyPatch
 def test_a_mistake_gets_one_sentence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[str, ...], sentence: str
 ) -> None:
-    """Before anything is measured."""
+    """Invalid options are refused in one sentence, before any measurement."""
     monkeypatch.setattr(command, "SHARED", tmp_path)
     result, asked = run(monkeypatch, *arguments)
     assert result.exit_code == 2

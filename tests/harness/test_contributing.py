@@ -1,4 +1,4 @@
-"""A press and a law that are added as docs/contributing.md says are taken in by the suite."""
+"""The suite covers a press and a law added by the instructions of docs/contributing.md."""
 
 import os
 import re
@@ -50,14 +50,14 @@ print(*(subject.name for subject in {machine}.subjects))
 
 
 def files(heading: str) -> list[str]:
-    """The files of a table of the page."""
+    """Files in a table of the page."""
     section = PAGE.split(f"\n## {heading}\n", 1)[1].split("\n## ")[0]
     return re.findall(r"^\| `([^`]+)`", section, flags=re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project, with a further press and a further law in it."""
+    """A copy of the project with an additional press and law."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("src", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -80,7 +80,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(copy: Path, *arguments: str) -> str:
-    """What ``python ARGUMENTS`` prints, with the project's copy; it has to succeed."""
+    """Output of ``python ARGUMENTS`` with the copy; it must succeed."""
     environment = {**os.environ, "PYTHONPATH": str(copy / "src")}
     ended = subprocess.run(
         [sys.executable, *arguments], cwd=copy, env=environment, capture_output=True, text=True, check=False
@@ -89,9 +89,8 @@ def run(copy: Path, *arguments: str) -> str:
     return ended.stdout
 
 
-def test_the_suite_takes_in_a_press_and_a_law(copy: Path) -> None:
-    """The press meets the laws under each schedule, the properties of presses, one pass and the machines; the law meets
-    every press."""
+def test_the_suite_covers_a_new_press_and_a_new_law(copy: Path) -> None:
+    """A new press is covered by laws, properties, one pass and state machines, and a new law runs on every press."""
     suite = ("-m", "pytest", "-p", "no:cacheprovider", "-p", "no:randomly", "-q")
     where = (
         "tests/conformance",
@@ -100,7 +99,7 @@ def test_the_suite_takes_in_a_press_and_a_law(copy: Path) -> None:
     listed = run(copy, *suite, "--collect-only", *where)
     for schedule in ("budget", "step", "prefill"):
         assert f"test_a_toy_law[longest-{schedule}]" in listed
-        assert f"test_the_best_entries_stay[longest-{schedule}]" in listed
+        assert f"test_the_best_entries_are_retained[longest-{schedule}]" in listed
     assert "tests/properties/test_counts.py" in re.findall(r"^(.*)::.*longest-", listed, flags=re.MULTILINE)
     for module in ("cache_machine.CacheMachine", "sequence_machine.SequenceMachine"):
         name, machine = module.split(".")

@@ -1,4 +1,4 @@
-"""The documentation: its examples run, and the commands, sessions, options and files that it names exist."""
+"""The documentation: examples run, and the commands, sessions, options and files that it names exist."""
 
 import itertools
 import re
@@ -24,7 +24,7 @@ COLUMNS = ["keep ratio", "perplexity", "change", "accuracy", "affected", "held"]
 
 
 def measure_options(command: str) -> list[str] | None:
-    """What a command gives to ``pressgauge measure``, directly or through nox; None if it is about something else."""
+    """Options that a command passes to ``pressgauge measure``, directly or through nox; None for other commands."""
     words = shlex.split(command)
     if words[:2] == ["pressgauge", "measure"]:
         return words[2:]
@@ -34,41 +34,41 @@ def measure_options(command: str) -> list[str] | None:
 
 
 def parsed(options: list[str]) -> dict[str, Any]:
-    """The options as the command understands them; an error for one that it does not know."""
+    """Options as parsed by the command; unknown options raise an error."""
     with get_group(app).commands["measure"].make_context("measure", list(options)) as context:
         return dict(context.params)
 
 
 def result_rows() -> tuple[list[str], list[dict[str, str]]]:
-    """The heading and the rows of README's table of a result."""
+    """Heading and rows of README's table of results."""
     text = README.read_text(encoding="utf-8")
     lines = text.split("<!-- result -->\n")[1].split("<!-- /result -->")[0].strip().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return cells[0], [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
 
 
-# Pages that show what their code prints are run in a test of their own.
+# Pages with outputs of their code are run by test_false_results.py.
 RUN_HERE = [page for page in PAGES if blocks(page, "python") and page not in SHOWING]
 
 
 @pytest.mark.parametrize("page", RUN_HERE, ids=name_of)
 def test_python_examples_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every Python block of a page runs as it stands, after those above it."""
+    """Python blocks of a page run in order."""
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "page"}
     for line, block in blocks(page, "python"):
-        # Empty lines in front, so that a traceback names the page's own line.
+        # Empty lines first, so that a traceback has the line of the page.
         exec(compile("\n" * line + block, str(page), "exec"), namespace)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name_of)
 def test_console_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every ``pressgauge`` command succeeds; where it, or nox, needs what is not here, its options are known."""
+    """``pressgauge`` commands succeed; commands that need something missing here have valid options."""
     monkeypatch.chdir(tmp_path)
     for command in commands(page):
         options = measure_options(command)
         if command.startswith("pressgauge audit "):
-            # Of somebody's compressor: tests/harness/test_wheel.py runs it on the one of the page.
+            # For a user's compressor: tests/harness/test_wheel.py runs it on the example of the page.
             result = CliRunner().invoke(app, [*shlex.split(command)[1:3], "--help"])
             assert result.exit_code == 0, f"{command}: {result.output}"
         elif options is None:
@@ -81,15 +81,15 @@ def test_console_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_sessions_that_are_named_exist(page: Path) -> None:
+def test_named_sessions_exist(page: Path) -> None:
     """Every ``nox -s NAME`` is a session of ``noxfile.py``."""
     named = re.findall(r"""nox -s ["']?([a-z-]+(?:\([a-z-]+\))?)""", page.read_text(encoding="utf-8"))
     assert set(named) <= sessions()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_files_that_are_named_exist(page: Path) -> None:
-    """Every relative link, and every path in code marks, is there."""
+def test_named_files_exist(page: Path) -> None:
+    """Relative links and paths in code marks exist."""
     text = page.read_text(encoding="utf-8")
     links = [page.parent / link for link in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", text)]
     paths = [ROOT / path for path in re.findall(r"`((?:src|tests|tools|docs)/[\w./-]*)`", text)]
@@ -97,8 +97,8 @@ def test_files_that_are_named_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_no_example_escapes(page: Path) -> None:
-    """Every fence is one that the tests above find: not indented, of a language that they know."""
+def test_every_example_is_found(page: Path) -> None:
+    """Fences are not indented and of a known language, so that the tests above find every example."""
     fences = re.findall(r"^\s*(?:`{3,}|~{3,}).*$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     # The only YAML is the workflow, which test_ci.py reads; the only text is a finding, which test_wheel.py compares.
     others = {"ci.md": "yaml", "conformance.md": "text", "index.md": "text", "README.md": "text"}
@@ -107,28 +107,28 @@ def test_no_example_escapes(page: Path) -> None:
     assert len(fences) == 2 * found
 
 
-def test_every_public_name_has_its_place_in_the_api() -> None:
-    """``docs/api.md`` shows all that ``import pressgauge`` offers."""
+def test_every_public_name_is_in_the_api_page() -> None:
+    """``docs/api.md`` contains every public name of ``pressgauge``."""
     page = (DOCS / "api.md").read_text(encoding="utf-8")
     shown = re.findall(r"^::: pressgauge\.(?:presses\.)?(\w+)$", page, flags=re.MULTILINE)
     assert sorted(shown) == sorted(pressgauge.__all__)
 
 
 def test_the_table_of_quantities_is_that_of_the_declarations() -> None:
-    """Each with its name, unit, direction and meaning; ``python -m tools.quantity_table`` writes it."""
+    """The table of quantities agrees with their declarations; ``python -m tools.quantity_table`` writes it."""
     (shown,) = TABLE.findall((DOCS / "measuring.md").read_text(encoding="utf-8"))
     assert shown == table()
     assert all(f"`{field.name}`" in (DOCS / "measuring.md").read_text(encoding="utf-8") for field in fields(Row))
 
 
 def test_the_two_commands_of_a_fresh_clone_are_in_the_readme() -> None:
-    """One command measures and one validates."""
+    """README has the commands for a fresh clone, one that measures and one that validates."""
     for session in ("measure", "cpu"):
         assert f"python -m pip install nox && python -m nox -s {session}" in commands(README)
 
 
-def test_the_result_reads_as_it_should() -> None:
-    """The table has its heading, starts uncompressed, and perplexity does not fall as the keep ratio falls."""
+def test_the_table_of_results_is_consistent() -> None:
+    """The table of results starts uncompressed, and its perplexity does not fall with the keep ratio."""
     heading, rows = result_rows()
     assert heading == COLUMNS
     ratios = [Fraction(row["keep ratio"]) for row in rows]
@@ -140,7 +140,7 @@ def test_the_result_reads_as_it_should() -> None:
 
 
 def test_the_changes_of_the_result_are_those_of_its_perplexities() -> None:
-    """Change is relative to the uncompressed row, to the digits shown."""
+    """Changes in the table of results are relative to the uncompressed row, to the digits shown."""
     _, rows = result_rows()
     uncompressed = float(rows[0]["perplexity"])
     assert rows[0]["change"] == ""
@@ -152,11 +152,11 @@ def test_the_changes_of_the_result_are_those_of_its_perplexities() -> None:
 
 
 def test_the_counts_of_the_result_are_those_of_its_command() -> None:
-    """Affected and held follow from the options that the README says the table was made with."""
+    """Affected and held tokens in the table of results follow from the options of its command."""
     command = next(iter(re.findall(r"^`(pressgauge measure[^`]*)`", README.read_text(encoding="utf-8"), re.MULTILINE)))
     options = parsed(shlex.split(command)[2:])
     tokens, prune_after = options["tokens"], options["prune_after"]
-    # What is written out below holds for single tokens, the default schedule and a first layer that is skipped.
+    # The formula below holds for single tokens, the default schedule and a skipped first layer.
     assert (options["schedule"], options["skip_layers"], options["prompt"]) == (None, "0", None)
     _, rows = result_rows()
     for row in rows:

@@ -1,5 +1,5 @@
-"""Pages that show what their code prints: the numbers and findings are those of the code, and each false result of
-``docs/false-results.md`` is told from the true one."""
+"""Pages with outputs of their code: numbers and findings are reproduced, and each false result of
+``docs/false-results.md`` differs from the true one."""
 
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,19 @@ from tools.false_results import PAGE, SHOWING, Output, mended, run, same
 
 @pytest.fixture(scope="module")
 def page() -> tuple[list[Output], dict[str, Any]]:
-    """What the page prints, and the names that its code leaves."""
+    """Outputs of the page, and names defined by its code."""
     return run(PAGE.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def names(page: tuple[list[Output], dict[str, Any]]) -> dict[str, Any]:
-    """The names that the code of the page leaves."""
+    """Names defined by the code of the page."""
     return page[1]
 
 
 @pytest.mark.parametrize("path", SHOWING, ids=lambda path: path.stem)
 def test_the_page_shows_what_its_code_prints(path: Path, page: tuple[list[Output], dict[str, Any]]) -> None:
-    """To the digits shown. ``python -m tools.false_results`` mends the page."""
+    """Outputs on a page are those of its code, to the digits shown; ``python -m tools.false_results`` updates it."""
     text = path.read_text(encoding="utf-8")
     outputs, _ = page if path == PAGE else run(text, str(path))
     assert len(outputs) == text.count("\n<!-- /")
@@ -46,12 +46,12 @@ def test_the_page_shows_what_its_code_prints(path: Path, page: tuple[list[Output
     ],
 )
 def test_numbers_are_compared_to_the_digits_shown(shown: str, printed: str, expected: bool) -> None:
-    """Counts exactly; the last digit of other numbers may differ by one."""
+    """Integers are compared exactly, and other numbers may differ by one in the last digit."""
     assert same(shown, printed) is expected
 
 
-def test_a_false_number_is_found_and_mended() -> None:
-    """A number, a word or a line that differs; of recorded times, a word only."""
+def test_a_false_output_is_found_and_updated() -> None:
+    """A changed number, word or line is found and updated; in recorded times, only a changed word."""
     blocks = [("numbers", "a", 'print("ppl", 3.5)'), ("recorded", "b", 'print("ratio", 1.25)')]
     text = "".join(
         f"```python\n{code}\n```\n\n<!-- {kind}: {name} -->\n<!-- /{kind} -->\n" for kind, name, code in blocks
@@ -70,12 +70,12 @@ def test_a_false_number_is_found_and_mended() -> None:
         changed = good.replace(old, new)
         outputs, _ = run(changed)
         assert [output.agrees for output in outputs] == expected
-        # What is recorded stays as it was recorded.
+        # Recorded outputs are not updated.
         assert mended(changed, outputs) == (changed if all(expected) else good)
 
 
-def test_one_pass_without_the_cache_does_not_move(names: dict[str, Any]) -> None:
-    """Perplexity does not change: equal at every ratio, while the true one at least doubles."""
+def test_one_pass_without_the_cache_does_not_change_perplexity(names: dict[str, Any]) -> None:
+    """Without the cache, perplexity is equal at every ratio, while the true one at least doubles."""
     unmoved, moved = names["unmoved"], names["moved"]
     assert unmoved[0.1] == unmoved[0.5] == unmoved[1] == pytest.approx(moved[1].ppl, rel=1e-5)
     assert moved[0.1].ppl > moved[0.5].ppl > 1.5 * unmoved[1]
@@ -83,7 +83,7 @@ def test_one_pass_without_the_cache_does_not_move(names: dict[str, Any]) -> None
 
 
 def test_results_without_an_affected_token_are_vacuous(names: dict[str, Any]) -> None:
-    """Perplexity does not change: bit-identical, and the library says that it says nothing, at every ratio but 1."""
+    """Without affected tokens, perplexity is bit-identical, and the result is vacuous at every ratio except 1."""
     for ratio in (0.5, 0.1):
         press = KnormPress(ratio, prune_after=64)
         for result in (names["short"][ratio], perplexity(names["model"], names["ids"], press, method="plain")):
@@ -92,14 +92,14 @@ def test_results_without_an_affected_token_are_vacuous(names: dict[str, Any]) ->
         assert names["short"][ratio].nll.equal(names["uncompressed"].nll)
         moved = names["moved"][ratio]
         assert not moved.vacuous
-        # Query 65 is the first that misses something, and scores token 66.
+        # Query 65 is the first that misses an entry, and scores token 66.
         assert moved.affected_tokens == 2 * (512 - 66)
     assert not names["short"][1].vacuous, "uncompressed is not vacuous"
 
 
-def test_positions_from_held_lose_what_is_held(names: dict[str, Any]) -> None:
-    """Perplexity explodes, first cause: with the same entries evicted, recalled values cost at least three times as
-    much, and perplexity rises by more than twice of what it truly does."""
+def test_positions_from_held_lose_recalled_facts(names: dict[str, Any]) -> None:
+    """Positions from the number held raise the NLL of recalled values at least threefold and the rise of perplexity
+    more than twofold, with the same evictions."""
     recalled = names["recalled"]
     true, false = names["from_seen"].nll, names["from_held"]
     assert names["alike"]
@@ -109,27 +109,27 @@ def test_positions_from_held_lose_what_is_held(names: dict[str, Any]) -> None:
 
 
 def test_positions_are_the_only_difference(names: dict[str, Any]) -> None:
-    """Before the first eviction held and seen are the same, and so is every NLL; of the others some differ by nats."""
+    """The NLL is equal before the first eviction, and some tokens differ by nats after it."""
     difference = (names["from_held"] - names["from_seen"].nll).abs()
     assert difference[:, :128].max() < 1e-9
     assert difference[:, 128:].max() > 3
 
 
-def test_the_newest_go_first_unless_protected(names: dict[str, Any]) -> None:
-    """Perplexity explodes, second cause: most new entries go at once, and perplexity is three times the uncompressed
-    one; with ``recent`` none does, at the same size, and at least half of the rise is gone."""
+def test_unprotected_new_entries_are_evicted_first(names: dict[str, Any]) -> None:
+    """Without protection most new entries are evicted at once, which triples perplexity; with ``recent`` none is, and
+    at least half of the rise is avoided."""
     unprotected, protected = names["unprotected"], names["protected"]
     assert unprotected.held == protected.held
-    assert names["gone_at_once"](unprotected) > 0.5
-    assert names["gone_at_once"](protected) == 0
+    assert names["evicted_at_once"](unprotected) > 0.5
+    assert names["evicted_at_once"](protected) == 0
     plain = names["uncompressed"].ppl
     assert unprotected.ppl > 3 * plain
     assert protected.ppl - plain < (unprotected.ppl - plain) / 2
 
 
-def test_keeping_more_is_worse_under_step_only(names: dict[str, Any]) -> None:
-    """Lighter compression is worse: from .95 to .1 perplexity falls by a fifth or more under ``step``, and stays within
-    a tenth with the newest protected; under ``budget`` it rises at every ratio."""
+def test_a_larger_ratio_is_worse_under_step_only(names: dict[str, Any]) -> None:
+    """From .95 to .1, perplexity falls by a fifth or more under ``step``, changes by at most a tenth with the newest
+    protected, and rises at every ratio under ``budget``."""
     step, recent, budget = ([result.ppl for result in curve] for curve in names["curves"].values())
     assert step[0] > 1.25 * step[-1]
     assert max(recent) < 1.1 * min(recent)
@@ -138,15 +138,15 @@ def test_keeping_more_is_worse_under_step_only(names: dict[str, Any]) -> None:
     assert max(result.held[0] for result in names["curves"]["step"]) <= 32, "prune_after, whatever the ratio"
 
 
-def test_the_first_token_does_not_know_of_the_press(names: dict[str, Any]) -> None:
-    """Time to first token falls by 90 %: what evicts comes after the logits, which are bit-identical."""
+def test_the_first_token_does_not_depend_on_the_press(names: dict[str, Any]) -> None:
+    """Evictions follow the logits of the first token, which are bit-identical."""
     assert names["plain_logits"].equal(names["pressed_logits"])
     assert set(names["pressed_cache"].held) == {128}
 
 
 def test_positions_after_a_compressed_prompt(names: dict[str, Any]) -> None:
-    """Positions from the compressed length: single tokens are nats off, though perplexity is by 10 % at most; with true
-    positions the plain loop is the library's NLL, token by token."""
+    """Positions from the compressed length put single tokens off by nats, though perplexity by 10 % at most; with true
+    positions, a plain loop gives the NLL of the library."""
     assert names["wrong_positions"] == [128, 129, 130]
     assert names["true_positions"] == [256, 257, 258]
     true, false = names["after_prompt"].nll, names["compressed_length"]
@@ -156,7 +156,7 @@ def test_positions_after_a_compressed_prompt(names: dict[str, Any]) -> None:
 
 
 def test_a_plain_loop_over_a_pressed_cache_is_right(names: dict[str, Any]) -> None:
-    """Positions from the compressed length: a ``PressedCache`` answers with the tokens seen."""
+    """A plain loop over a ``PressedCache`` gives correct positions, since it reports the tokens seen."""
     model, ids, true = names["model"], names["ids"][:, :320], names["after_prompt"]
     cache = names["prompt_press"].cache(model.config, unpadded=True)
     with torch.no_grad():
@@ -168,8 +168,8 @@ def test_a_plain_loop_over_a_pressed_cache_is_right(names: dict[str, Any]) -> No
 
 
 def test_too_good_to_be_true(names: dict[str, Any]) -> None:
-    """In passes, at least half of the rise is missed; on its own text the model beats the entropy, which the true
-    results do not; and without the shift perplexity is larger by orders of magnitude, not smaller."""
+    """Long passes hide at least half of the rise; sampled text scores below the entropy, true results do not; and
+    without the shift perplexity is larger by orders of magnitude."""
     plain, honest = names["uncompressed"].ppl, names["honest"].ppl
     assert names["in_passes"] - plain < (honest - plain) / 2
     assert names["own"] < 0.9 * names["floor"]

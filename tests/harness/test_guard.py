@@ -1,4 +1,4 @@
-"""The guard finds out who changes a model that tests share."""
+"""The guard detects changes to models shared by tests."""
 
 import pytest
 import torch
@@ -8,17 +8,17 @@ from pressgauge.conformance import architectures, guard
 
 @pytest.fixture(autouse=True)
 def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models of these tests are nobody else's."""
+    """Separate guarded models for these tests."""
     monkeypatch.setattr(guard, "_GUARDED", {})
     monkeypatch.setattr(guard, "_USED", set())
 
 
-def test_a_changed_model_is_found_once_it_was_handed_out() -> None:
-    """And not again before it is handed out the next time."""
+def test_a_changed_model_is_found_once_per_use() -> None:
+    """A changed model is reported once after each use."""
     model = guard.guarded(architectures.build("llama"))
     assert guard.changed() == []
     with torch.no_grad():
-        # Behind the back of the counter that torch keeps of changes.
+        # Without incrementing torch's version counter.
         model.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1
     assert guard.changed() == []
     assert guard.guarded(model) is model
@@ -26,8 +26,8 @@ def test_a_changed_model_is_found_once_it_was_handed_out() -> None:
     assert guard.changed() == []
 
 
-def test_a_model_that_somebody_kept_is_found_everywhere() -> None:
-    """A hook that is left behind, on a model that nobody asked for again."""
+def test_a_changed_model_is_found_without_being_used() -> None:
+    """With ``everywhere``, a hook on a model not in use is found."""
     model = guard.guarded(architectures.build("neox"))
     assert guard.changed() == []
     model.register_forward_hook(lambda module, given, output: None)

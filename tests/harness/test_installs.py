@@ -1,4 +1,4 @@
-"""The install lines can work: no index has the package, and what they name is there. ``nox -s installs`` runs them."""
+"""Install lines are valid: they name the clone by its path, and existing extras. ``nox -s installs`` runs them."""
 
 import re
 import shlex
@@ -17,8 +17,8 @@ OPTIONS = {"--editable": "path", "--constraint": "file", "--group": "group", "--
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_what_an_install_line_names_is_there(line: str) -> None:
-    """The clone by its path, with extras and groups that it has, or a tool that the index has."""
+def test_install_lines_name_existing_things(line: str) -> None:
+    """An install line names the clone by its path, with existing extras and groups, or a tool on the index."""
     words = iter(shlex.split(line)[4:])
     for word in words:
         kind = OPTIONS.get(word, "path" if not word.startswith("-") else "no option that a test knows")
@@ -38,13 +38,13 @@ def test_what_an_install_line_names_is_there(line: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_no_install_line_is_hidden_in_the_text(page: Path) -> None:
-    """All stand in console blocks, where they are run; those of the workflow are read by test_ci.py."""
+def test_install_lines_are_in_console_blocks(page: Path) -> None:
+    """Install lines are in console blocks, where they are run; test_ci.py reads those of the workflow."""
     text = re.sub(r"^```yaml\n.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     assert text.count("pip install") == sum(is_install(line) for line in commands(page))
 
 
 def test_lines_are_found() -> None:
-    """On the pages that have some."""
+    """Install lines are found on the pages that have some."""
     pages = {where.split(":")[0] for where in installs()}
     assert pages >= {"README.md", "docs/index.md", "docs/testing.md", "docs/conformance.md"}

@@ -1,4 +1,4 @@
-"""Tests have an address: a unit test lies where its module lies, and no helper lies in a test file."""
+"""Tests have an address: a unit test is named after its module, and no helper is in a test file."""
 
 import ast
 import re
@@ -15,12 +15,12 @@ FILES = [path for folder in (TESTS, ROOT / "tools") for path in sorted(folder.rg
 
 
 def modules(package: Path) -> set[str]:
-    """What a test file of a folder may be named after: its modules, and the package itself."""
+    """Names that a test file of a package may have: its modules, and the package itself."""
     return {path.stem.strip("_") for path in package.glob("*.py")} - {"init"} | {package.name}
 
 
 def is_placed(path: str) -> bool:
-    """Whether a unit test, by its path below ``tests/unit``, lies where its module lies."""
+    """Whether a unit test, given its path below ``tests/unit``, matches a module."""
     package, stem = SOURCE / Path(path).parent, Path(path).stem.removeprefix("test_")
     parts = stem.split("_")
     return any("_".join(parts[:length]) in modules(package) for length in range(1, len(parts) + 1))
@@ -43,21 +43,21 @@ def test_a_misplaced_unit_test_is_found(path: str, expected: bool) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((TESTS / "unit").rglob("*.py")), ids=lambda path: path.name)
-def test_a_unit_test_lies_where_its_module_lies(path: Path) -> None:
-    """Its folder is a package of the source, and its name that of a module, with a topic behind it or not."""
+def test_a_unit_test_has_the_address_of_its_module(path: Path) -> None:
+    """A unit test is in the folder of its package, and named after a module with an optional topic."""
     assert path.name.startswith("test_")
     assert is_placed(path.relative_to(TESTS / "unit").as_posix())
 
 
-def test_every_test_lies_in_a_folder_of_its_kind() -> None:
-    """Nothing but the fixtures of all tests lies beside the folders, and no test lies among helpers or tools."""
+def test_every_test_is_in_a_folder_of_its_kind() -> None:
+    """``tests`` has only the shared fixtures next to its folders, and helpers and tools contain no tests."""
     assert [path.name for path in TESTS.glob("*.py")] == ["conftest.py"]
     assert {path.name for path in TESTS.iterdir() if any(path.rglob("*.py"))} <= KINDS
     assert [path for folder in (TESTS / "support", ROOT / "tools") for path in folder.rglob("test_*.py")] == []
 
 
 def imported(text: str) -> Iterator[str]:
-    """The full names of all that a module imports: modules, and names in them."""
+    """Full names of all modules and names that a module imports."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -66,7 +66,7 @@ def imported(text: str) -> Iterator[str]:
 
 
 def from_tests(text: str) -> list[str]:
-    """What a module imports of test files."""
+    """Imports from test files."""
     return [name for name in imported(text) if any(part.startswith("test_") for part in name.split("."))]
 
 
@@ -88,7 +88,7 @@ LAWS = re.compile(r"(conformance|measuring|properties)\.test_\w+")
 
 
 def test_only_the_harness_imports_test_files_and_only_laws() -> None:
-    """A mutant names the law that must kill it; whatever else two files need is a helper."""
+    """Only the harness imports from test files, and only laws."""
     for path in FILES:
         for name in from_tests(path.read_text(encoding="utf-8")):
             assert TESTS / "harness" in path.parents, f"{path} imports {name}"
@@ -96,7 +96,7 @@ def test_only_the_harness_imports_test_files_and_only_laws() -> None:
 
 
 def test_the_paths_of_the_sessions_exist() -> None:
-    """Of those that run a part of the tests, and of mutation, which names them from ``tests`` on."""
+    """Paths of tests in the noxfile exist, also those of the mutation session."""
     text = (ROOT / "noxfile.py").read_text(encoding="utf-8")
     named = re.findall(rf'"(?:tests/)?((?:{"|".join(sorted(KINDS))})/[\w/.-]+)"', text)
     inside = re.search(r"inside = \[(.*)\]", text)

@@ -1,4 +1,4 @@
-"""The locks: every session installs with one, which pins all that it asks for, and no index or build with it."""
+"""Locks: every session installs with one, which pins all requirements, without indexes or local builds."""
 
 import inspect
 import re
@@ -23,23 +23,23 @@ from tools import lock
 LOCKS = sorted(path.name for path in ROOT.glob("constraints*.txt"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CUDA = re.compile(r"cuda-|nvidia-|triton$")
-"""What torch's build for CUDA needs, and no lock pins."""
+"""Requirements of torch's CUDA build, which no lock pins."""
 
 
 def pins(lock: str) -> dict[str, str]:
-    """The version of each package."""
+    """Version of each package in a lock."""
     lines = (ROOT / lock).read_text(encoding="utf-8").splitlines()
     return dict(line.split("==") for line in lines if not line.startswith("#"))
 
 
 def dependency_group(name: str) -> Iterator[str]:
-    """The requirements of a dependency group."""
+    """Requirements of a dependency group."""
     for each in PROJECT["dependency-groups"][name]:
         yield from [each] if isinstance(each, str) else dependency_group(each["include-group"])
 
 
 class Session:
-    """A session of nox that only remembers what it was to install and to run."""
+    """A nox session that only records installations and commands."""
 
     venv_backend = "virtualenv"
     posargs: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class Session:
         self.installed.append(arguments)
 
     def run(self, *arguments: str, **options: object) -> str:
-        """Answer that the device is there."""
+        """Record a command, and report an available device."""
         self.ran.append(arguments)
         return "True"
 
@@ -64,12 +64,12 @@ class Session:
         return str(self.folder)
 
     def chdir(self, folder: Path | str) -> None:
-        """Stay."""
+        """Do not change the directory."""
 
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[..., None]]:
-    """The sessions of the noxfile. nox itself is not among the tests' requirements."""
+    """Sessions of the noxfile, loaded without nox."""
     functions: dict[str, Callable[..., None]] = {}
 
     def session(function: Callable[..., None] | None = None, **options: object) -> Any:
@@ -97,10 +97,8 @@ def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[..., None]]:
 
 
 @pytest.mark.parametrize("name", sorted(name for name in sessions() if "(" not in name))
-def test_every_session_installs_what_a_lock_pins(
-    found: dict[str, Callable[..., None]], tmp_path: Path, name: str
-) -> None:
-    """All that it asks for, the dependencies of the package among it; only ``newest`` has no lock."""
+def test_every_session_installs_with_a_lock(found: dict[str, Callable[..., None]], tmp_path: Path, name: str) -> None:
+    """Every session except ``newest`` pins all its requirements and the dependencies of the package with a lock."""
     session = Session(tmp_path)
     parameters = {"train": ["reference"], "mutate": ["hold"]}.get(name, [])
     assert len(inspect.signature(found[name]).parameters) == 1 + len(parameters)
@@ -116,7 +114,7 @@ def test_every_session_installs_what_a_lock_pins(
     asked = [each for each in (*arguments[:where], *arguments[where + 2 :]) if each not in options]
     if ".[bench]" in arguments:
         asked += [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["bench"]]
-        # What builds the package is pinned as well.
+        # The build backend is pinned as well.
         assert session.builds["PIP_CONSTRAINT"] == session.builds["PIP_BUILD_CONSTRAINT"] == (ROOT / lock).as_uri()
         asked += PROJECT["build-system"]["requires"]
     for requirement in map(Requirement, asked):
@@ -126,7 +124,7 @@ def test_every_session_installs_what_a_lock_pins(
 def test_the_newest_releases_are_listed_before_they_are_tried(
     found: dict[str, Callable[..., None]], tmp_path: Path
 ) -> None:
-    """All are taken, also those that would do as they are; then the list; then the whole suite."""
+    """``newest`` upgrades all packages, lists the newer ones, and then runs the suite."""
     session = Session(tmp_path)
     found["newest"](session)
     (arguments,) = session.installed
@@ -137,8 +135,8 @@ def test_the_newest_releases_are_listed_before_they_are_tried(
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_a_lock_pins_releases_alone(lock: str) -> None:
-    """No index, no file, no local label, nothing that only torch's build for CUDA needs; torch where it is."""
+def test_a_lock_pins_only_releases(lock: str) -> None:
+    """A lock has no index, file, local label or requirement of torch's CUDA build, and pins torch."""
     lines = (ROOT / lock).read_text(encoding="utf-8").splitlines()
     pinned = [line for line in lines if not line.startswith("#")]
     for line in pinned:
@@ -153,8 +151,8 @@ def test_a_lock_pins_releases_alone(lock: str) -> None:
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_what_a_pinned_release_needs_is_pinned(lock: str) -> None:
-    """As far as it is installed here in this release."""
+def test_requirements_of_pinned_releases_are_pinned(lock: str) -> None:
+    """Requirements of a pinned release are pinned, for releases installed here."""
     locked = pins(lock)
     here = [name for name, release in locked.items() if installed(name) == release]
     missing = set()
@@ -166,15 +164,15 @@ def test_what_a_pinned_release_needs_is_pinned(lock: str) -> None:
 
 
 def installed(name: str) -> str | None:
-    """The release that is installed here, without its local label; None for no release."""
+    """The release installed here, without its local label; None if another."""
     try:
         return Version(version(name)).public
     except PackageNotFoundError:
         return None
 
 
-def test_what_is_newer_than_a_lock_is_listed(tmp_path: Path) -> None:
-    """With both releases; not what is older, as locked, or not locked."""
+def test_newer_releases_are_listed(tmp_path: Path) -> None:
+    """Packages newer than the lock are listed with both releases, and no others."""
     lock = tmp_path / "lock.txt"
     lock.write_text(f"# why\npytest==1.0\ntorch=={installed('torch')}\ntransformers==999\nno-such-package==1.0\n")
     listed = subprocess.run(
@@ -183,8 +181,8 @@ def test_what_is_newer_than_a_lock_is_listed(tmp_path: Path) -> None:
     assert listed.stdout == f"newer than lock.txt:\n  pytest  1.0 -> {installed('pytest')}\n"
 
 
-def test_that_nothing_is_newer_than_a_lock_is_said(tmp_path: Path) -> None:
-    """In one line."""
+def test_no_newer_releases_are_reported(tmp_path: Path) -> None:
+    """One line reports that nothing is newer."""
     lock = tmp_path / "lock.txt"
     lock.write_text("pytest==999\n")
     listed = subprocess.run(
@@ -194,13 +192,13 @@ def test_that_nothing_is_newer_than_a_lock_is_said(tmp_path: Path) -> None:
 
 
 def package(name: str, release: str, *needs: str) -> dict[str, Any]:
-    """Of pip's report."""
+    """A package of pip's report."""
     return {"name": name, "version": release, "requires_dist": list(needs), "extras": []}
 
 
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The program that writes locks, on an index with one package."""
+    """The tool that writes locks, with an index of one package."""
 
     def resolve(*arguments: str) -> list[dict[str, Any]]:
         assert arguments[-1] == "colour>=1"
@@ -211,8 +209,8 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
     return lock
 
 
-def test_a_lock_has_what_another_system_needs(tool: Any) -> None:
-    """And no extra that nobody asked for, nor a local label."""
+def test_a_lock_covers_other_systems(tool: Any) -> None:
+    """A lock includes requirements of other systems, but no unrequested extras or local labels."""
     needs = ['colour>=1; sys_platform == "win32"', 'shade; extra == "shades"', "torch>=2"]
     assert tool.complete([package("My_Tool", "3", *needs), package("torch", "2.13.0+cpu")]) == {
         "my-tool": "3",
@@ -221,8 +219,8 @@ def test_a_lock_has_what_another_system_needs(tool: Any) -> None:
     }
 
 
-def test_a_release_that_will_not_do_with_another_python_is_refused(tool: Any) -> None:
-    """One lock is for all."""
+def test_conflicts_between_pythons_are_refused(tool: Any) -> None:
+    """A release that conflicts with the requirements of another Python is refused."""
     packages = [package("tool", "3", 'numbers>=2; python_version >= "3.13"'), package("numbers", "1.9")]
     with pytest.raises(ValueError, match=r"tool needs numbers>=2 with Python 3\.13, got 1\.9"):
         tool.complete(packages)

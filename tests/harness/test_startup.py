@@ -1,4 +1,4 @@
-"""What needs no model starts at once: without torch, transformers, or what draws pictures."""
+"""Commands without a model start without torch, transformers or plotting libraries."""
 
 import json
 import subprocess
@@ -38,7 +38,7 @@ REFUSED = [
 
 
 def started(*arguments: str) -> tuple[int, list[str], str]:
-    """The exit code of the command line, which heavy packages it imported, and what it printed."""
+    """Exit code, imported heavy packages and output of the command line."""
     ended = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(arguments)],
         input=json.dumps(HEAVY),
@@ -65,8 +65,8 @@ def test_a_refusal_imports_nothing_heavy(arguments: tuple[str, ...], tmp_path: P
     assert "error: " in printed
 
 
-def test_what_measures_imports_torch() -> None:
-    """So that the tests above could fail."""
+def test_measuring_imports_torch() -> None:
+    """Using a press imports torch, so the tests above can fail."""
     script = "import sys, pressgauge as p; print('torch' in sys.modules); p.KnormPress; print('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == ["False", "True"]

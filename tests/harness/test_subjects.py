@@ -1,4 +1,4 @@
-"""Subjects are told apart, and what they declare is understood or refused."""
+"""Conventions of subjects are recognised, and declarations are read or refused."""
 
 import functools
 import re
@@ -19,7 +19,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
 
 
 class Context:
-    """Can be called, and has no cache."""
+    """A callable without a cache."""
 
     def __call__(self, model: Any) -> Any:
         raise NotImplementedError
@@ -40,13 +40,13 @@ class Context:
     ],
     ids=["cache", "context", "method", "function", "partial"],
 )
-def test_the_three_conventions_are_told_apart(compressor: object, kind: str) -> None:
-    """By what the factory returns."""
+def test_the_three_conventions_are_recognised(compressor: object, kind: str) -> None:
+    """The convention follows from the factory's result."""
     assert adapter_of(compressor).kind == kind
 
 
-def test_what_follows_no_convention_is_refused() -> None:
-    """With the three conventions in words."""
+def test_unknown_conventions_are_refused() -> None:
+    """An object of no known convention is refused, with the three conventions in the message."""
     with pytest.raises(
         ValueError, match=r"the factory returned a int: it has to return an object with \.cache\(config\)"
     ):
@@ -64,7 +64,10 @@ def test_what_follows_no_convention_is_refused() -> None:
         ({"prune_after": 512}, "declares prune_after must be one of None, got 512"),
         ({"boundary": "<"}, "declares boundary must be one of '>', '>=', got '<'"),
         ({"rounding": "up"}, "declares rounding must be one of ceil, floor, float-ceil or a function, got 'up'"),
-        ({"score": "snapkv"}, "declares score 'snapkv' needs the window that votes, at least one token: declare it as"),
+        (
+            {"score": "snapkv"},
+            "declares score 'snapkv' needs an observation window of at least one token: declare it as",
+        ),
         (
             {"score": "snap"},
             "declares score must be one of knorm, position, keydiff, h2o, snapkv, tova or a function, got 'snap'",
@@ -84,14 +87,14 @@ def test_what_follows_no_convention_is_refused() -> None:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_is_declared_wrongly_is_refused(declares: dict[str, Any], sentence: str) -> None:
-    """The sentence names what was declared and what could be."""
+def test_invalid_declarations_are_refused(declares: dict[str, Any], sentence: str) -> None:
+    """An invalid declaration is refused, with the given and the allowed values."""
     with pytest.raises(ValueError, match=re.escape(sentence)):
         read_declares(declares, "cache")
 
 
 def test_a_convention_has_its_schedule() -> None:
-    """Unless another is declared."""
+    """Each convention has a default schedule."""
     assert {kind: read_declares({}, kind).schedule for kind in ("cache", "context", "function")} == {
         "cache": "budget",
         "context": "prefill",
@@ -101,7 +104,7 @@ def test_a_convention_has_its_schedule() -> None:
 
 
 def test_options_that_a_factory_does_not_take_are_left_out() -> None:
-    """``prune_after`` and ``skip_layers`` that are declared as None never reach it."""
+    """``prune_after`` and ``skip_layers`` declared as None are not passed to the factory."""
 
     def factory(keep_ratio: float) -> Any:
         return KnormPress(keep_ratio)
@@ -112,14 +115,14 @@ def test_options_that_a_factory_does_not_take_are_left_out() -> None:
     assert subject.rules({"keep_ratio": 0.5, "prune_after": 3}) == oracle.Rules(0.5, prune_after=0)
 
 
-def test_a_factory_that_takes_too_little_is_told_what_to_declare() -> None:
-    """One that has no layers to skip has to say so."""
+def test_missing_options_of_a_factory_are_refused() -> None:
+    """A factory that lacks an option is refused, unless it declares so."""
     with pytest.raises(ValueError, match=r"or declare those that it does not take as None \(.*'skip_layers'"):
         subject_of("narrow", lambda keep_ratio, prune_after: KnormPress(keep_ratio, prune_after))
 
 
-def test_the_example_of_the_page_is_right_once_it_is_mended() -> None:
-    """Whoever mends the one bug that the page shows has nothing else to mend; the page's own score is read too."""
+def test_the_corrected_example_of_the_page_breaks_no_law() -> None:
+    """The example of the page breaks no law after its one bug is corrected; the score of the page is read too."""
     text = PAGE.read_text(encoding="utf-8")
     first, second = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     names: dict[str, Any] = {}
@@ -131,7 +134,7 @@ def test_the_example_of_the_page_is_right_once_it_is_mended() -> None:
 
 
 def test_a_factory_is_found_by_its_name() -> None:
-    """With the version of the package that it is from."""
+    """A factory is imported by its name, with the version of its package."""
     subject = find("pressgauge.presses.knorm:KnormPress")
     assert subject.declares.kind == "cache"
     assert re.fullmatch(r"pressgauge [\d.]+", subject.version)
@@ -145,18 +148,18 @@ def test_a_factory_is_found_by_its_name() -> None:
             "pressgauge.presses.knorm:Nothing",
             "--subject pressgauge.presses.knorm:Nothing was not found: module ",
         ),
-        ("pressgauge.presses.knorm", "--subject must be package.module:factory, got 'pressgauge.presses.knorm'"),
+        ("pressgauge.presses.knorm", "--subject must be package.module:name, got 'pressgauge.presses.knorm'"),
         ("builtins:print", "--subject builtins:print cannot be used: "),
     ],
 )
-def test_a_subject_that_cannot_be_had_is_one_sentence(reference: str, sentence: str) -> None:
-    """And no traceback."""
+def test_a_missing_subject_gives_one_sentence(reference: str, sentence: str) -> None:
+    """A subject that cannot be used gives one sentence and no traceback."""
     with pytest.raises(pytest.UsageError, match=re.escape(sentence)):
         find(reference)
 
 
-def test_all_of_ours_are_there() -> None:
-    """All presses and schedules, and each convention."""
+def test_default_subjects_cover_presses_and_conventions() -> None:
+    """The default subjects cover all presses and schedules, and each convention."""
     subjects = ours_by_default()
     names = {subject.name for subject in subjects}
     assert {
@@ -167,8 +170,8 @@ def test_all_of_ours_are_there() -> None:
     assert len(names) == len(subjects)
 
 
-def test_the_page_names_all_that_can_be_declared() -> None:
-    """And nothing else: ``votes`` is what a score by name comes to."""
+def test_the_page_lists_all_declarations() -> None:
+    """The page lists exactly the allowed declarations; ``votes`` is derived from the score."""
     table = PAGE.read_text(encoding="utf-8").split("## What a factory declares")[1].split("\n## ")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}

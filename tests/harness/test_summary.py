@@ -1,5 +1,4 @@
-"""The summary of a run with ``--subject``: law by law, with the model, with crashes told from findings, and with what
-the subject refused."""
+"""The summary of a run with ``--subject``: outcomes by law, with models, crashes and refusals."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from pressgauge.conformance.versions import CACHE, CACHE_NAMES
 
 
 def reported(name: str, case: str = "", message: str = "", refused: tuple[str, ...] = ()) -> pytest.TestReport:
-    """What pytest tells of a law for one case of the subject ``mine:factory``; a message for one that failed."""
+    """pytest's report of a law for one case of the subject ``mine:factory``; with a message if it failed."""
     place = f"{name}[mine:factory{case}]"
     crash: Any = None
     if message:
@@ -39,7 +38,7 @@ def reported(name: str, case: str = "", message: str = "", refused: tuple[str, .
 
 
 def summary(*reports: pytest.TestReport) -> list[str]:
-    """The lines."""
+    """Lines of the summary."""
     lines: list[str] = []
     terminal: Any = type(
         "Terminal",
@@ -56,8 +55,8 @@ def summary(*reports: pytest.TestReport) -> list[str]:
     return lines
 
 
-def test_a_finding_says_of_which_models_it_is() -> None:
-    """Of one law one line for each finding, with all models that show it; none where there is but one."""
+def test_a_finding_lists_its_models() -> None:
+    """Each finding of a law has one line, with its models if there are several."""
     same = "pressgauge.conformance.session.Departure: layer 1 is out of order"
     assert summary(
         reported("test_a_law", "-llama", same),
@@ -73,16 +72,16 @@ def test_a_finding_says_of_which_models_it_is() -> None:
     ]
 
 
-def test_a_crash_is_not_taken_for_a_finding() -> None:
-    """An exception of the subject or of torch is called so; a failed assertion is a finding."""
+def test_crashes_differ_from_findings() -> None:
+    """Exceptions are reported as crashes, and failed assertions as findings."""
     assert summary(reported("test_a_law", "", "RuntimeError: sizes do not match"))[1] == (
         "it crashes: RuntimeError: sizes do not match"
     )
     assert summary(reported("test_a_law", "", "AssertionError: no number"))[1] == "AssertionError: no number"
 
 
-def test_what_was_refused_stands_under_what_held() -> None:
-    """Once, in the subject's own words: else nobody would know that these cases were not looked at."""
+def test_refused_cases_are_listed_under_laws_that_hold() -> None:
+    """Cases that the subject refused are listed once, with its message, under laws that hold."""
     sentence = "ValueError: chunks are beyond me"
     assert summary(
         reported("test_a_law", "-llama", refused=(sentence, sentence)),
@@ -95,15 +94,15 @@ def test_what_was_refused_stands_under_what_held() -> None:
 
 
 class EagerLayer(BeforehandLayer):
-    """Evicts before attention has run, once the prompt is through."""
+    """Evicts before attention, after the prompt."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         kind = BeforehandLayer if key_states.shape[2] == 1 else PressedLayer
         return kind.update(self, key_states, value_states, *args, **kwargs)
 
 
-def test_who_evicts_before_attending_is_told_so() -> None:
-    """The finding names the bug where the logits are those of attention to what is left."""
+def test_eviction_before_attention_is_diagnosed() -> None:
+    """The finding names eviction before attention if the logits are those of attention to the entries left."""
     model = architectures.shared("llama")
     ids = architectures.text(model, 1, 20)
     trace = run(cached(with_layers(EagerLayer)), model, ids, [11] + [1] * 9, keep_ratio=0.5, prune_after=4, recent=1)
@@ -112,7 +111,7 @@ def test_who_evicts_before_attending_is_told_so() -> None:
 
 
 class Unseeing:
-    """A context manager whose hooks read the cache under a name that no model uses, or that has none at all."""
+    """A context manager whose hooks read the cache under an unknown name, or not at all."""
 
     def __init__(self, hooks: bool) -> None:
         self.hooks = hooks
@@ -135,7 +134,7 @@ OTHER_NAME = next(name for name in CACHE_NAMES if name != CACHE)
 
 
 def unseeing(hooks: bool) -> Subject:
-    """Such a subject."""
+    """Subject of ``Unseeing``."""
     return subject_of("mine:factory", lambda **options: Unseeing(hooks), {"kind": "context"})
 
 
@@ -146,8 +145,8 @@ def unseeing(hooks: bool) -> Subject:
         (False, "nothing was evicted from 40 tokens"),
     ],
 )
-def test_a_compressor_that_never_sees_a_cache_has_one_finding(hooks: bool, finding: str) -> None:
-    """The law that says so is broken, and all others are not applicable for that reason."""
+def test_a_compressor_that_never_receives_a_cache_has_one_finding(hooks: bool, finding: str) -> None:
+    """A compressor that never receives a cache breaks one law, and no other is applicable."""
     subject = unseeing(hooks)
     with pytest.raises(Departure, match=finding):
         test_counts.test_something_is_evicted(subject)
@@ -157,8 +156,8 @@ def test_a_compressor_that_never_sees_a_cache_has_one_finding(hooks: bool, findi
     _require_a_compressor("test_another", cached(with_layers(PressedLayer)))
 
 
-def test_a_cache_that_a_model_ignores_is_the_first_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As under a release that takes it by another name."""
+def test_an_ignored_cache_is_the_first_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache ignored by the model is the first finding, as in a release with another argument name."""
     monkeypatch.setattr(session, "using", lambda cache: {})
     subject = cached(with_layers(PressedLayer))
     with pytest.raises(Departure, match="was fed 36 tokens and never called update on the cache passed as"):
@@ -173,7 +172,7 @@ def test_a_cache_that_a_model_ignores_is_the_first_finding(monkeypatch: pytest.M
     ],
 )
 def test_a_wrong_count_names_its_rule(layer: int, options: dict[str, Any], rule: str) -> None:
-    """The schedule, or that the layer is to be skipped."""
+    """A wrong count is reported with its schedule, or with ``skip_layers``."""
 
     class OneTooFew(Plain):
         """Evicts one entry too many from one layer."""

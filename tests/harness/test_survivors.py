@@ -1,4 +1,4 @@
-"""What a mutation run leaves alive is told apart from what is known to be equivalent."""
+"""Survivors of a mutation run are compared with the list of equivalent mutants."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from tools import survivors
 
-LIST = """# What stands behind # is for people.
+LIST = """# Lines with # are comments.
 
 Nothing can tell.
     rules.ledger.Ledger.crop
@@ -39,7 +39,7 @@ MUTANTS = {
 
 
 def test_a_list_is_read() -> None:
-    """A reason stands for all changes below it."""
+    """A reason applies to all changes below it."""
     assert survivors.listed(LIST) == {
         ("rules.ledger.Ledger.crop", "- a = 1", "+ a = 2"): "Nothing can tell.",
         ("history.fixed._slots", "- b = 1", "- c = 1", "+ b = c = 1"): "Nothing can tell.",
@@ -57,12 +57,12 @@ def test_a_list_is_read() -> None:
     ],
 )
 def test_a_mutant_is_named_by_its_function(mutant: str, name: str) -> None:
-    """The way mutmut writes classes, private names and special methods."""
+    """Names of mutmut give functions, also of classes, private names and special methods."""
     assert survivors.function(mutant) == name
 
 
 def test_a_change_is_its_lines() -> None:
-    """Not those of the diff's head, and not those that stay."""
+    """A change consists of the removed and added lines of a diff, without its header and context."""
     assert survivors.change(CROP, DIFF) == MUTANTS["known"]
 
 
@@ -78,7 +78,7 @@ def test_a_change_is_its_lines() -> None:
         ("not checked", {}, 1, "the run is not complete"),
     ],
 )
-def test_only_what_is_listed_may_survive(
+def test_survivors_are_exactly_the_listed_changes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -87,7 +87,7 @@ def test_only_what_is_listed_may_survive(
     code: int,
     sentence: str,
 ) -> None:
-    """And what is listed must; a run that was broken off proves nothing."""
+    """Unlisted survivors, listed changes that were killed and incomplete runs fail."""
     path = tmp_path / "equivalent.txt"
     lines = [f"{reason}\n    " + "\n    ".join(change) for change, reason in known.items()]
     path.write_text("\n".join(lines), encoding="utf-8")
@@ -97,8 +97,8 @@ def test_only_what_is_listed_may_survive(
     assert sentence in capsys.readouterr().out
 
 
-def test_the_page_names_every_change_that_is_listed() -> None:
-    """As many rows as changes, with their functions and reasons."""
+def test_the_page_lists_every_equivalent_change() -> None:
+    """The page has a row for every listed change, with its function and reason."""
     page = (Path(__file__).parents[2] / "docs" / "mutation.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\S+)` \| .* \| (.*) \|$", page.partition("## Changes that survive")[2], re.MULTILINE)
     listed = survivors.listed(survivors.EQUIVALENT.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The suite in other people's environments: from the built wheel, in an empty folder, as the page says."""
+"""The suite in other environments: from the built wheel, in an empty folder, by the commands of the page."""
 
 import os
 import re
@@ -17,7 +17,7 @@ FINDING = r"^```text\n(broken .*)\n( .*)\n```$"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the wheel installs."""
+    """A folder with the contents of the wheel."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run(
@@ -28,8 +28,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
+def test_the_wheel_has_its_types_and_laws(site: Path) -> None:
+    """The wheel contains ``py.typed``, and the laws of ``tests/conformance`` and ``tests/measuring``."""
+    package = site / "pressgauge"
+    assert (package / "py.typed").is_file()
+    for laws in ("conformance", "measuring"):
+        names = {path.name for path in (ROOT / "tests" / laws).glob("*.py")}
+        assert "__init__.py" in names
+        assert any(name.startswith("test_") for name in names)
+        assert {path.name for path in (package / laws / "laws").glob("*.py")} == names
+
+
 def run(site: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """``python -m`` with what the wheel, or the clone, has in front of what is installed."""
+    """Run ``python -m`` with the wheel or the clone first on the path."""
     environment = {**os.environ, "PYTHONPATH": str(site)}
     command = (sys.executable, "-m", *command)
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -44,9 +55,9 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("where", ["wheel", "clone"])
-def test_the_example_of_the_page_is_found_out(site: Path, tmp_path: Path, where: str, command: str) -> None:
-    """The compressor of the page, the commands of the page, from a wheel and from a clone, as an editable install has
-    it: the first lines of the summary are those that the page shows; laws that do not apply say why."""
+def test_the_example_of_the_page_gives_its_findings(site: Path, tmp_path: Path, where: str, command: str) -> None:
+    """From a wheel and from a clone, the commands of the page report the findings shown, and reasons of laws that are
+    not applicable."""
     place = site if where == "wheel" else ROOT / "src"
     example = re.search(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
     (shown,), *others = (re.findall(FINDING, page, flags=re.MULTILINE) for page in (PAGE, *OTHERS))
@@ -64,16 +75,16 @@ def test_the_example_of_the_page_is_found_out(site: Path, tmp_path: Path, where:
     assert summary[:7] == [
         *shown,
         "held            something is evicted",
-        "not applicable  of equal entries the earlier stay",
+        "not applicable  of equal entries the earlier is retained",
         "                the subject declares that ties may go either way",
-        "not applicable  padding counts for nothing",
-        "                a function over the cache is never told what is padding",
+        "not applicable  padding has no effect",
+        "                a function over the cache receives no padding mask",
     ]
     assert summary[7] == "1 laws broken, 1 held, 2 not applicable"
 
 
-def test_other_runs_of_pytest_know_nothing_of_it(site: Path, tmp_path: Path) -> None:
-    """Where the suite is not what is run, its options are not there, and torch is not imported for it."""
+def test_other_runs_of_pytest_are_unaffected(site: Path, tmp_path: Path) -> None:
+    """Other runs of pytest have none of the options, and do not import torch."""
     (tmp_path / "test_own.py").write_text("import sys\n\ndef test_it():\n    assert 'torch' not in sys.modules\n")
     assert run(site, tmp_path, *PYTEST, "test_own.py").returncode == 0
     assert "--subject" not in run(site, tmp_path, *PYTEST, "--help").stdout

@@ -1,4 +1,4 @@
-"""A sample of the zoo, and tests of the zoo itself: what is planted is found, and called by its name."""
+"""A sample of the zoo, and tests of the zoo: injected faults are found with the correct verdict."""
 
 import re
 from collections.abc import Sequence
@@ -34,21 +34,21 @@ SAMPLE: dict[str, tuple[str, str]] = {
     "diffllama": (REFUSED, "values of several heads joined"),
     "doge": (REFUSED, "a learned mask"),
 }
-"""Architectures that stand for many, with what a press does on them and why they are here."""
+"""Representative architectures, with the expected verdict and the reason for their choice."""
 
 
 @pytest.mark.parametrize("name", SAMPLE)
-def test_a_press_is_right_on_this_architecture_or_refused_by_a_true_sentence(name: str) -> None:
-    """What ``nox -s zoo`` does with all."""
+def test_a_press_is_correct_on_an_architecture_or_refused_for_a_true_reason(name: str) -> None:
+    """A press gets the expected verdict on each architecture of the sample."""
     if name not in specimens.names():
         pytest.skip(f"transformers {transformers.__version__} has no {name}")
     verdict = examine.examine(name)
     assert verdict.kind == SAMPLE[name][0], verdict
 
 
-def test_every_architecture_of_the_installed_release_is_tried() -> None:
-    """Those that transformers' own mapping has, by its classes and not by a list of ours."""
-    # A checkpoint with code of its own, once loaded, is in the mapping for the rest of the process.
+def test_every_architecture_of_the_installed_release_is_covered() -> None:
+    """The zoo covers transformers' mapping of causal models."""
+    # A loaded checkpoint with its own code remains in the mapping for the rest of the process.
     own = [kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING if kind.__module__.startswith("transformers.models.")]
     known = {kind.model_type for kind in own}
     # Some names share a configuration, as GPT-SW3 does with GPT-2.
@@ -57,7 +57,7 @@ def test_every_architecture_of_the_installed_release_is_tried() -> None:
 
 
 def test_nearly_every_architecture_can_be_configured() -> None:
-    """What no rule can build is rare, or the zoo would be empty and green."""
+    """Tiny configurations can be built for nearly all architectures."""
     failing = []
     for name in specimens.names():
         try:
@@ -75,27 +75,27 @@ def test_nearly_every_architecture_can_be_configured() -> None:
     [("aaaaabaaaaab", [0, 1, 5, 11]), ("aaaa", [0, 1, 2, 3]), ("ab", [0, 1]), ("abcdeabcde", [0, 1, 2, 3, 4])],
 )
 def test_a_shortened_list_has_layers_of_each_kind(kinds: str, chosen: list[int]) -> None:
-    """Of each kind as many as of the others as far as they go, in their order; more than four kinds are all there."""
+    """A shortened list of layers keeps their order and has all kinds, in equal numbers if possible."""
     assert specimens.chosen_layers(list(kinds), specimens.LAYERS) == chosen
 
 
-def test_a_list_of_layers_is_shortened_everywhere_alike() -> None:
-    """Gemma 3 has a full layer after each five with a window; Qwen3-Next has one after three of linear attention."""
+def test_all_lists_of_layers_are_shortened_alike() -> None:
+    """All fields that list layers are shortened consistently, as for Gemma 3 and Qwen3-Next."""
     config: Any = specimens.configuration("gemma3_text")
     assert sorted(config.layer_types) == ["full_attention"] * 2 + ["sliding_attention"] * 2
     assert config.num_hidden_layers == len(config.layer_types) == specimens.LAYERS
     assert config.sliding_window == specimens.WINDOW
 
 
-def test_a_configuration_within_another_is_tiny_too() -> None:
-    """The text and the images of Gemma 3's wrapper."""
+def test_nested_configurations_are_tiny() -> None:
+    """Nested configurations are tiny, as for Gemma 3 with images."""
     config: Any = specimens.configuration("gemma3")
     assert config.text_config.hidden_size == config.vision_config.hidden_size == 32
     assert config.image_token_id < specimens.VOCABULARY
 
 
-def test_specimens_are_random_and_always_the_same() -> None:
-    """Two builds are equal, and no token is special."""
+def test_specimens_are_random_and_reproducible() -> None:
+    """Two builds have equal random weights, and there are no special tokens."""
     one, other = (specimens.build("llama").state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert float(one["model.layers.0.input_layernorm.weight"].std()) > 0.01, "no noise on a weight that begins as 1"
@@ -103,8 +103,8 @@ def test_specimens_are_random_and_always_the_same() -> None:
     assert (int(drawn.min()), int(drawn.max())) == (3, specimens.SPECIAL - 1)
 
 
-def test_what_cannot_be_built_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A configuration that is no good, and a model that is not tiny."""
+def test_a_failed_build_gives_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An invalid configuration and a model that is not tiny give their reasons."""
     monkeypatch.setitem(specimens.CHANGES, "llama", {"num_attention_heads": 5})
     assert examine.examine("llama").kind == NOT_BUILT
     monkeypatch.setitem(specimens.CHANGES, "llama", {"vocab_size": 1_000_000})
@@ -117,12 +117,12 @@ def test_what_cannot_be_built_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @cache
 def model(name: str) -> Any:
-    """A specimen, not to be changed."""
+    """A specimen. Read-only."""
     return specimens.build(name)
 
 
 def nothing_evicted(built: Any) -> list[Tensor]:
-    """Tables of a text of which everything is kept."""
+    """Tables without evictions."""
     count = built.config.get_text_config(decoder=True).num_hidden_layers
     return [torch.full((1, 2, LENGTH), torch.iinfo(torch.int32).max, dtype=torch.int32) for _ in range(count)]
 
@@ -130,7 +130,7 @@ def nothing_evicted(built: Any) -> list[Tensor]:
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
 @pytest.mark.parametrize("passes", PATTERNS, ids=["prompt", "chunks", "single"])
 def test_the_oracle_is_the_stock_model_where_nothing_is_evicted(name: str, passes: Sequence[int]) -> None:
-    """To the bit in eager attention, and one pass without a cache agrees."""
+    """Without evictions, the oracle is bit-identical to the stock model in eager attention, and one pass agrees."""
     built = model(name)
     ids = specimens.tokens(1, LENGTH)
     found = oracle.expected(built, ids, passes, nothing_evicted(built))
@@ -142,14 +142,14 @@ def test_the_oracle_is_the_stock_model_where_nothing_is_evicted(name: str, passe
 
 
 def one_eviction(layer: int, head: int, token: int, time: int) -> list[Tensor]:
-    """Tables of a text of which one entry is evicted."""
+    """Tables with one eviction."""
     tables = nothing_evicted(model("llama"))
     tables[layer][0, head, token] = time
     return tables
 
 
-def test_the_oracle_masks_what_is_evicted_from_then_on_and_nothing_else() -> None:
-    """Logits before the eviction are what they were, and all later ones are not."""
+def test_the_oracle_masks_evicted_entries_only_after_the_eviction() -> None:
+    """Logits of the oracle change after an eviction and not before."""
     ids = specimens.tokens(1, LENGTH)
     whole = oracle.expected(model("llama"), ids, PATTERNS[0], nothing_evicted(model("llama")))
     for layer, head in ((0, 0), (3, 1)):
@@ -159,8 +159,8 @@ def test_the_oracle_masks_what_is_evicted_from_then_on_and_nothing_else() -> Non
         assert float(change[20:].min()) > 1e-6
 
 
-def test_the_oracle_is_attention_written_out() -> None:
-    """One layer of Llama: what its last query reads, worked out from the projections of the model."""
+def test_the_oracle_equals_explicit_attention() -> None:
+    """The output of one Llama layer equals attention computed from its projections."""
     built = model("llama")
     ids = specimens.tokens(1, LENGTH)
     tables = one_eviction(0, 1, 7, 9)
@@ -189,19 +189,19 @@ def test_the_oracle_is_attention_written_out() -> None:
         assert (expected - seen["attended"][0, -1, 8 * head : 8 * head + 8]).abs().max() < 1e-6
 
 
-def test_what_the_oracle_cannot_reach_it_says() -> None:
-    """RoFormer attends by code of its own."""
+def test_the_oracle_reports_unsupported_attention() -> None:
+    """The oracle reports attention outside transformers' interface, as in RoFormer."""
     tables = nothing_evicted(model("roformer"))
     tables[2][0, 0, 5] = 20
     with pytest.raises(oracle.Unreachable, match=re.escape("layers [2]")):
         oracle.expected(model("roformer"), specimens.tokens(1, LENGTH), PATTERNS[0], tables)
 
 
-# Faults that are planted
+# Injected faults
 
 
 def later(name: str, monkeypatch: pytest.MonkeyPatch, amount: int) -> Verdict:
-    """A verdict, where every eviction is said to be so many tokens later than it was."""
+    """Verdict with every reported eviction shifted by a number of tokens."""
     true: Any = PressedCache.evicted_at
 
     def told(cache: PressedCache) -> list[Tensor]:
@@ -212,16 +212,16 @@ def later(name: str, monkeypatch: pytest.MonkeyPatch, amount: int) -> Verdict:
     return examine.examine(name)
 
 
-def test_an_eviction_that_is_told_a_token_late_is_silently_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the same detour with the true number is right."""
+def test_evictions_reported_late_are_silently_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evictions reported one token late are silently wrong, and unshifted ones are correct."""
     verdict = later("llama", monkeypatch, 1)
     assert (verdict.kind, verdict.detail[:8]) == (WRONG, "attached"), verdict
     monkeypatch.undo()
     assert later("llama", monkeypatch, 0).kind == RIGHT
 
 
-def test_a_press_whose_evictions_attention_never_meets_is_silently_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All counts and tables are right; the logits are the stock model's."""
+def test_evictions_that_attention_ignores_are_silently_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Correct counts and tables with the logits of the stock model are silently wrong."""
     true = examine._Specimen.attached
 
     def ignoring(self: Any, press: KnormPress, passes: Sequence[int]) -> tuple[Tensor, PressedCache]:
@@ -235,7 +235,7 @@ def test_a_press_whose_evictions_attention_never_meets_is_silently_wrong(monkeyp
 
 
 def test_a_refusal_that_names_too_few_layers_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it says to skip is not enough."""
+    """A refusal that names too few layers to skip is false."""
     true = Support.refusal
 
     def short(self: Support, reasons: dict[int, str], skipped: Sequence[int] = ()) -> ValueError:
@@ -246,8 +246,8 @@ def test_a_refusal_that_names_too_few_layers_is_bad(monkeypatch: pytest.MonkeyPa
     assert examine.examine("gemma3_text").kind in BAD
 
 
-def test_a_refusal_that_offers_what_does_not_work_is_false(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says to measure without a press, and that fails."""
+def test_a_refusal_with_a_failing_way_out_is_false(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal that suggests a failing measurement without a press is false."""
 
     def broken(*args: Any, **kwargs: Any) -> None:
         raise ValueError("neither")
@@ -259,8 +259,8 @@ def test_a_refusal_that_offers_what_does_not_work_is_false(monkeypatch: pytest.M
     assert (verdict.kind, "neither stepwise nor plain works" in verdict.detail) == (FALSE, True), verdict
 
 
-def test_an_error_that_is_not_of_pressgauge_is_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where it is a ValueError."""
+def test_other_errors_are_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors from outside pressgauge are crashes, even a ValueError."""
 
     def broken(*args: Any, **kwargs: Any) -> None:
         raise ValueError("of somebody else")
@@ -272,14 +272,17 @@ def test_an_error_that_is_not_of_pressgauge_is_a_crash(monkeypatch: pytest.Monke
 # The reasons of refusals
 
 TRUE: list[tuple[str, str]] = [
-    ("gemma3_text", "a press cannot prune layers 0-1 (sliding attention of 8)"),
-    ("qwen3_next", "a press cannot prune layers 0-1 (linear attention, which caches no keys)"),
-    ("gemma2", "a press cannot prune layers 0, 2 (sliding attention of 8); layers 1, 3 (attention with softcap 50.0)"),
-    ("gpt_oss", "a press cannot prune layers 1, 3 (attention with sinks)"),
-    ("deepseek_v3", "a press cannot prune layer 2 (keys cached as [1, 12, 12] and attended to as [4, 12, 12])"),
-    ("deepseek_v32", "a press cannot prune layers 0-3 (indexed attention)"),
+    ("gemma3_text", "a press does not support layers 0-1 (sliding attention of 8)"),
+    ("qwen3_next", "a press does not support layers 0-1 (linear attention, which caches no keys)"),
+    (
+        "gemma2",
+        "a press does not support layers 0, 2 (sliding attention of 8); layers 1, 3 (attention with softcap 50.0)",
+    ),
+    ("gpt_oss", "a press does not support layers 1, 3 (attention with sinks)"),
+    ("deepseek_v3", "a press does not support layer 2 (keys cached as [1, 12, 12] and attended to as [4, 12, 12])"),
+    ("deepseek_v32", "a press does not support layers 0-3 (indexed attention)"),
     ("diffllama", "joins the values of several heads that lie in one slot"),
-    ("doge", "a press cannot prune layer 0 (a mask of its own, [1, 4, 12, 12] where [rows, 1, 12, 12] is causal)"),
+    ("doge", "a press does not support layer 0 (a mask of its own, [1, 4, 12, 12] where [rows, 1, 12, 12] is causal)"),
     ("doge", "makes masks of its own from all values that lie in the cache"),
     ("dory", "adds layers to the cache that it is given"),
     ("bloom", "adds ALiBi biases by the slot of an entry, not its position"),
@@ -288,8 +291,8 @@ TRUE: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("name", "sentence"), TRUE, ids=[f"{name}-{sentence[:12]}" for name, sentence in TRUE])
-def test_a_true_reason_is_found_true_and_is_false_of_llama(name: str, sentence: str) -> None:
-    """Every kind of reason, of a model of which it is true and of one of which it is not."""
+def test_reasons_are_true_for_their_model_and_false_for_llama(name: str, sentence: str) -> None:
+    """Each kind of reason is true for a model that has it, and false for Llama."""
     if name not in specimens.names():
         pytest.skip(f"transformers {transformers.__version__} has no {name}")
     ids = specimens.tokens(1, LENGTH)
@@ -297,25 +300,27 @@ def test_a_true_reason_is_found_true_and_is_false_of_llama(name: str, sentence: 
     assert reasons.unfounded(model("llama"), ids, f"Its name: {sentence}; pass skip_layers=") is not None
 
 
-def test_a_true_reason_of_another_layer_is_not_true() -> None:
-    """Of Gemma 3's layers two have a window, and there is no fifth."""
+def test_a_reason_must_hold_for_the_named_layer() -> None:
+    """A reason is false for layers that it does not apply to, or that do not exist."""
     ids = specimens.tokens(1, LENGTH)
     for layers, found in (("layers 1-2", "layer 2 has no sliding attention of 8"), ("layer 4", "no layer 4")):
-        said = reasons.unfounded(model("gemma3_text"), ids, f"a press cannot prune {layers} (sliding attention of 8)")
+        said = reasons.unfounded(
+            model("gemma3_text"), ids, f"a press does not support {layers} (sliding attention of 8)"
+        )
         assert said is not None
         assert found in said
 
 
-def test_a_reason_that_nobody_checks_is_not_taken_on_trust() -> None:
-    """A new refusal needs a check of its own here."""
+def test_an_unchecked_reason_is_false() -> None:
+    """A reason without a check is false, so every new refusal needs a check."""
     ids = specimens.tokens(1, LENGTH)
     assert reasons.unfounded(model("llama"), ids, "has a bad day") == "nobody checks this reason"
-    said = reasons.unfounded(model("llama"), ids, "a press cannot prune layer 1 (tiredness)")
+    said = reasons.unfounded(model("llama"), ids, "a press does not support layer 1 (tiredness)")
     assert said == "nobody checks whether a layer has tiredness"
 
 
-def test_looking_for_facts_leaves_no_trace() -> None:
-    """Functions of the model's file and of transformers' caches are what they were."""
+def test_checking_facts_changes_nothing() -> None:
+    """Checking facts leaves functions of the model and of transformers' caches unchanged."""
     names = vars(modeling_llama)
     before = (names["eager_attention_forward"], DynamicCache.update, model("llama").config._attn_implementation)
     reasons.facts(model("llama"), specimens.tokens(1, LENGTH))
@@ -327,7 +332,7 @@ def test_looking_for_facts_leaves_no_trace() -> None:
 
 
 def test_the_page_has_a_row_for_each_architecture_and_counts_them() -> None:
-    """What is on it is what was found; signs of Markdown are text."""
+    """The page has a row for each architecture and their counts, with Markdown escaped."""
     version = transformers.__version__
     found = {
         "b": Verdict(REFUSED, f"B (transformers {version}): a | b * c_d"),

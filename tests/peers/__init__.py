@@ -1,1 +1,1 @@
-"""Other people's compressors, run against the laws; ``python -m tools.peers`` writes ``docs/peers.md``."""
+"""Third-party compressors, run against the laws; ``python -m tools.peers`` writes ``docs/peers.md``."""

@@ -1,4 +1,4 @@
-"""The peers: by the name of their file of deviations."""
+"""Third-party compressors, by the name of their file of deviations."""
 
 from harness.mutants.variants import DYNAMIC, WINDOW_SIZE, SlidingWindow
 from peers import kvpress_presses

@@ -1,4 +1,4 @@
-"""Where kvpress is not installed, nothing that needs it is collected: ``nox -s peers`` has an environment with it."""
+"""Without kvpress, as outside ``nox -s peers``, modules that need it are not collected."""
 
 from importlib.util import find_spec
 

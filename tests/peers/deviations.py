@@ -1,14 +1,14 @@
-"""What is known of where a peer departs from the laws: a text file per peer, read and compared with what was found.
+"""Known deviations of third-party compressors: one text file each, compared with the outcomes of the laws.
 
-A file starts with lines behind ``#``, which say what the peer is. Then come deviations, with an empty line between
-them, each of four lines in this order::
+A file starts with a description in lines that begin with ``#``. Deviations follow, separated by empty lines, each of
+four lines in this order::
 
     broken: the law in words
-    finds: the finding, in which * stands for anything
-    why: what the peer does
-    matters: whether that matters, and to whom
+    finds: the finding, with * as a wildcard
+    why: the cause
+    matters: the relevance
 
-``crashed`` may stand for ``broken``. A longer line goes on in the next, indented.
+``crashed`` may replace ``broken``. Long lines continue in the next line, indented.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ FIELDS = ("finds", "why", "matters")
 
 @dataclass(frozen=True)
 class Deviation:
-    """One law that a peer does not keep."""
+    """One law that a compressor breaks."""
 
     law: str
     outcome: str
@@ -32,10 +32,10 @@ class Deviation:
 
 
 def read(path: Path) -> list[Deviation]:
-    """The deviations in a file.
+    """Deviations in a file.
 
     Raises:
-        ValueError: for what is not written as the module's docstring says.
+        ValueError: if the file does not follow the format.
     """
     text = path.read_text(encoding="utf-8").replace("\n    ", " ")
     blocks = [block.splitlines() for block in text.split("\n\n") if block.strip()]
@@ -52,17 +52,17 @@ def read(path: Path) -> list[Deviation]:
 
 
 def about(path: Path) -> str:
-    """What a file says of the peer."""
+    """Description of the compressor in a file."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return " ".join(line.removeprefix("# ") for line in lines if line.startswith("#"))
 
 
 def compare(known: list[Deviation], outcomes: dict[str, tuple[str, str]]) -> list[str]:
-    """What is not as the file says: a sentence each.
+    """Differences between known deviations and outcomes, a sentence each.
 
     Args:
-        known: the file.
-        outcomes: by law in words, what came out and the finding or reason.
+        known: deviations of the file.
+        outcomes: outcome and finding or reason, by law in words.
     """
     said = {one.law: one for one in known}
     wrong = [f"{law} is listed twice" for law in said if sum(one.law == law for one in known) > 1]

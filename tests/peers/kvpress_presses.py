@@ -1,4 +1,4 @@
-"""kvpress's presses. They take the share to remove, ``1 - keep_ratio``, and neither a threshold nor layers to skip."""
+"""kvpress's presses. They take the evicted share, ``1 - keep_ratio``, and neither a threshold nor layers to skip."""
 
 from decimal import Decimal
 from typing import Any
@@ -19,26 +19,26 @@ from pressgauge.conformance.subjects import Subject, subject_of
 
 TARGET_SIZE = 8
 WINDOW = 4
-"""Of SnapKV. It is 64 unless one is given, and texts that are no longer are refused."""
+"""Window of SnapKV. The default is 64, and texts that are not longer are refused."""
 
 DECLARES: dict[str, Any] = {
     "prune_after": None,
     "skip_layers": None,
     "rounding": "floor",
-    # It picks by topk, which makes no promise.
+    # topk does not specify an order of ties.
     "ties": "any",
-    # kvpress's pipeline supplies them, since a cache's length is what it holds.
+    # kvpress's pipeline supplies them, since a cache's length is the number held.
     "positions": "caller",
 }
 
 
 def removed(keep_ratio: float) -> float:
-    """The share to remove as somebody would write it: .43 for .57, and not .43000000000000005."""
+    """Evicted share as a decimal: .43 for .57, not .43000000000000005."""
     return float(1 - Decimal(str(keep_ratio)))
 
 
 def press(name: str, kind: Any, declares: dict[str, Any], **own: Any) -> Subject:
-    """A press that acts on the prompt."""
+    """Subject of a press that acts on the prompt."""
 
     def factory(keep_ratio: float) -> Any:
         return kind(compression_ratio=removed(keep_ratio), **own)
@@ -47,20 +47,21 @@ def press(name: str, kind: Any, declares: dict[str, Any], **own: Any) -> Subject
 
 
 def decoding(keep_ratio: float) -> Any:
-    """To ``TARGET_SIZE`` entries after every pass but the prompt's; with a ratio of 1, to none that is ever reached."""
+    """A press to ``TARGET_SIZE`` entries after every pass except the prompt's; with a ratio of 1, to a size never
+    reached."""
     size = TARGET_SIZE if keep_ratio < 1 else 10**6
     return DecodingPress(base_press=KnormPress(), compression_interval=1, target_size=size)
 
 
 def ratio_decoding(keep_ratio: float) -> Any:
-    """To a share of all tokens seen after every pass but the prompt's."""
+    """A press to a share of all tokens seen after every pass except the prompt's."""
     return CompressionRatioDecodingPress(
         base_press=KnormPress(), target_compression_ratio=removed(keep_ratio), compression_interval=1
     )
 
 
 class OneTokenRefused(TOVAPress):  # type: ignore[misc]
-    """TOVAPress, which raises a RuntimeError on a prompt of one token; that would hide what else there is to see."""
+    """TOVAPress that refuses prompts of one token, on which it raises a RuntimeError."""
 
     def score(self, module: Any, hidden_states: Any, keys: Tensor, *rest: Any) -> Tensor:
         if keys.shape[2] == 1:

@@ -1,7 +1,7 @@
-"""The rule that l2compress publishes, written again as a function over the whole cache.
+"""l2compress's published rule as a function over the whole cache.
 
-Source: Devoto et al., "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression" (EMNLP 2024), and the
-code that goes with it.
+Source: Devoto et al., "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression" (EMNLP 2024), and its
+code.
 """
 
 import math
@@ -16,8 +16,8 @@ Layers = list[tuple[Tensor, Tensor]]
 def l2compress(
     keep_ratio: float, prune_after: int = 2048, skip_layers: tuple[int, ...] = ()
 ) -> Callable[[Layers], Any]:
-    """Called after every pass: a layer that holds ``prune_after`` entries or more is sorted by norm, and the first
-    ``ceil(keep_ratio * held)`` stay, in that order."""
+    """A function called after every pass: a layer with ``prune_after`` entries or more is sorted by norm, and the first
+    ``ceil(keep_ratio * held)`` are retained, in that order."""
 
     def compress(layers: Layers) -> Layers:
         return [
@@ -31,7 +31,7 @@ def l2compress(
 def _shortest(keys: Tensor, values: Tensor, keep_ratio: float) -> tuple[Tensor, Tensor]:
     left = math.ceil(keep_ratio * keys.shape[2])
     order = keys.norm(dim=-1).argsort(dim=-1)[..., None]
-    # All of them are sorted, and a slice of that is kept: a view.
+    # A slice of the sorted entries: a view, as in the published code.
     return (
         keys.gather(2, order.expand_as(keys))[:, :, :left],
         values.gather(2, order.expand_as(values))[:, :, :left],

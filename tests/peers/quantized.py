@@ -1,4 +1,4 @@
-"""transformers' cache of quantised entries, as a compressor that takes a ratio and quantises whatever it is."""
+"""transformers' quantised cache, as a compressor that ignores its ratio."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from transformers import Cache, QuantizedCache
 
 
 class Quantized:
-    """Four bits per number, by optimum-quanto; at most the newest 7 stay as they are."""
+    """Four bits per number, by optimum-quanto; at most the newest 7 entries are not quantised."""
 
     def __init__(self, keep_ratio: float) -> None:
         pass

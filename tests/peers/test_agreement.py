@@ -1,6 +1,9 @@
-"""Our presses keep exactly the entries that kvpress's keep, where the two definitions agree: a prompt that is pruned
-once, to a number that exact numbers and kvpress's floats give alike. A repeated word gives scores that are equal but
-for noise, of which we keep the earlier and kvpress whichever topk puts first: these may differ, and nothing else."""
+"""Our presses retain the same entries as kvpress's, where the definitions agree: one eviction from a prompt, to a
+number that is the same in exact arithmetic and in kvpress's floats.
+
+Repeated words give scores that are equal up to noise. Of these, we retain the earlier entries and kvpress those that
+topk returns first. Only these may differ.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +32,7 @@ OURS = {subject.name: subject for subject in [*SUBJECTS, *SCORED_BY_ATTENTION]}
 
 @dataclass(frozen=True)
 class Pair:
-    """A press of ours and one of theirs, and what has to be said for both to mean the same."""
+    """A press of ours and one of kvpress, and options that make them equivalent."""
 
     ours: str
     theirs: str
@@ -44,24 +47,24 @@ PAIRS = [
     Pair("streaming-llm-prefill", "kvpress-streaming-llm", {}),
     Pair("keydiff-prefill", "kvpress-keydiff", {}),
     Pair("snapkv-prefill", "kvpress-snapkv", {"recent": WINDOW}),
-    # kvpress's never lets go of the last token.
+    # kvpress's always retains the last token.
     Pair("tova-prefill", "kvpress-tova", {"recent": 1}),
 ]
 RATIOS = (0.125, 0.25, 0.5, 0.75)
 """Exact in binary, so that kvpress's floats are exact too."""
 TOKENS = 256
 MOST_TIES = 0.02
-"""Part of what is held that may be settled otherwise."""
+"""Share of the held entries that may differ because of ties."""
 
 
 @cache
 def loaded(name: str) -> tuple[Any, Any]:
-    """A model for these tests alone: kvpress leaves something behind in it."""
+    """A model for these tests only, since kvpress changes it."""
     return load(name, dtype="float64")
 
 
 def noted(pair: Pair, model: Any, ids: Tensor, keep_ratio: float) -> tuple[Trace, dict[int, Tensor]]:
-    """What our press does with a prompt, and its scores of the whole prompt, ``[B, K, T]`` per layer."""
+    """Trace of our press on a prompt, and its scores of the whole prompt, ``[B, K, T]`` per layer."""
     subject = OURS[pair.ours]
     scores: dict[int, Tensor] = {}
     kind: Any = subject.factory
@@ -69,7 +72,7 @@ def noted(pair: Pair, model: Any, ids: Tensor, keep_ratio: float) -> tuple[Trace
 
     def noting(self: pressgauge.Press, keys: Tensor, *, layer: int, **given: Any) -> Tensor:
         found = score(self, keys, layer=layer, **given)
-        # A claim of fixed scores is checked by asking for a few entries again.
+        # Fixed scores are verified by scoring a few entries again.
         if layer not in scores or found.shape[-1] >= scores[layer].shape[-1]:
             scores[layer] = found
         return found
@@ -79,7 +82,7 @@ def noted(pair: Pair, model: Any, ids: Tensor, keep_ratio: float) -> tuple[Trace
 
 
 def check_same(mine: Trace, own: Trace, scores_of: dict[int, Tensor]) -> None:
-    """Both hold the same entries in every layer, row and KV head, but for a few that score like the last that stays."""
+    """Check that both hold the same entries, except for a few with the score of the lowest retained one."""
     held = differing = 0
     for layer in range(mine.layers):
         for row, heads in enumerate(zip(kept(mine, layer), kept(own, layer), strict=True)):
@@ -97,36 +100,38 @@ def check_same(mine: Trace, own: Trace, scores_of: dict[int, Tensor]) -> None:
 
 
 def compare(pair: Pair, model: Any, ids: Tensor, keep_ratio: float) -> None:
-    """A prompt through both, and what they hold."""
+    """Run a prompt with both presses, and compare the held entries."""
     mine, scores = noted(pair, model, ids, keep_ratio)
     check_same(mine, run(PEERS[pair.theirs], model, ids, [TOKENS], keep_ratio=keep_ratio), scores)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 @pytest.mark.parametrize("keep_ratio", RATIOS)
-def test_kept_sets_are_equal_on_the_reference_model(pair: Pair, keep_ratio: float) -> None:
-    """Three documents of the reference language."""
+def test_retained_entries_are_equal_on_the_reference_model(pair: Pair, keep_ratio: float) -> None:
+    """On the reference model and its language, both presses retain the same entries."""
     model, tokenizer = loaded("reference")
     compare(pair, model, load_text("reference", tokenizer, samples=3, tokens=TOKENS), keep_ratio)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 @pytest.mark.parametrize("keep_ratio", RATIOS)
-def test_kept_sets_are_equal_on_real_weights_and_text(shared_folder: Path, pair: Pair, keep_ratio: float) -> None:
-    """Three windows of WikiText."""
+def test_retained_entries_are_equal_on_real_weights_and_text(
+    shared_folder: Path, pair: Pair, keep_ratio: float
+) -> None:
+    """On a trained Llama and WikiText, both presses retain the same entries."""
     model, tokenizer = loaded(str(shared_folder / "models" / "tinystories-260k"))
     text = shared_folder / "data" / "wikitext-2" / "test.txt"
     compare(pair, model, load_text(str(text), tokenizer, samples=3, tokens=TOKENS), keep_ratio)
 
 
 def test_tova_still_raises_on_a_prompt_of_one_token() -> None:
-    """If it no longer does, it need not be refused for it."""
+    """kvpress's TOVAPress raises a RuntimeError on a prompt of one token, the reason for ``OneTokenRefused``."""
     with pytest.raises(RuntimeError, match=r"max\(\)"):
         run_scripted(press("TOVAPress", TOVAPress, {}), normal_keys(1), [1], keep_ratio=0.5)
 
 
-def test_without_ties_the_sets_are_equal() -> None:
-    """To the last entry, on keys no two of which are alike."""
+def test_retained_entries_are_equal_without_ties() -> None:
+    """On keys that are all different, both presses retain exactly the same entries."""
     for pair in PAIRS:
         for keep_ratio in RATIOS:
             keys = normal_keys(64)

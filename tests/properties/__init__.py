@@ -1,1 +1,1 @@
-"""Properties of presses in caches and of measuring, and state machines."""
+"""Properties of presses in caches and of measurements, and state machines."""

@@ -1,4 +1,4 @@
-"""What these tests are held to."""
+"""Parametrisation of the properties: presses and schedules."""
 
 from itertools import cycle
 
@@ -8,7 +8,7 @@ from conformance.ours import SUBJECTS
 from pressgauge.conformance.subjects import Subject
 from pressgauge.presses import PRESSES
 
-# One press under each schedule, and each other press under one: all of them under all run against the laws.
+# One press under all schedules, and each other press under one; the laws cover all combinations.
 OTHERS = [name for name, press in PRESSES.items() if name != "knorm" and not press.needs_queries]
 SOME = [
     *(f"knorm-{schedule}" for schedule in ("budget", "step", "prefill")),

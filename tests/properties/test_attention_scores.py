@@ -1,4 +1,4 @@
-"""Presses whose scores come from attention, on models: one pass against decoding, and what a cache does with votes."""
+"""Presses that score by attention: one pass equals decoding, and caches handle their attention scores."""
 
 from dataclasses import replace
 
@@ -22,8 +22,8 @@ from support.evictions import PRESSES
         ),
     ],
 )
-def test_one_pass_is_what_decoding_gives(press: Press, name: str) -> None:
-    """NLL to 1e-9 and every eviction, with padded rows; a press never looks at the model: not all meet all."""
+def test_one_pass_equals_decoding(press: Press, name: str) -> None:
+    """One pass has the NLL of decoding to 1e-9 and the same evictions, with padded rows."""
     model = architectures.shared(name)
     ids, mask = architectures.padded([26, 15])
     prompt = 18 if press.schedule == "prefill" else 3
@@ -35,12 +35,14 @@ def test_one_pass_is_what_decoding_gives(press: Press, name: str) -> None:
 
 
 @torch.no_grad()
-def test_what_was_counted_cannot_be_cropped() -> None:
-    """The votes of tokens that are taken back have been cast."""
+def test_counted_attention_cannot_be_cropped() -> None:
+    """Cropping is refused, since attention of removed tokens has been counted."""
     model = architectures.shared("llama")
     with H2OPress(0.5)(model):
         cache = cache_of(model(architectures.tokens(1, 6)))
-    with pytest.raises(ValueError, match="cannot crop to 4 tokens: H2OPress has counted the votes of the tokens after"):
+    with pytest.raises(
+        ValueError, match="cannot crop to 4 tokens: H2OPress has counted the attention of the tokens after"
+    ):
         cache.crop(4)
     assert cache.get_seq_length() == 6
 
@@ -49,8 +51,8 @@ def test_what_was_counted_cannot_be_cropped() -> None:
 @pytest.mark.parametrize(
     "press", [H2OPress(0.5, prune_after=4), TOVAPress(0.5, prune_after=4)], ids=["sums", "queries"]
 )
-def test_what_is_remembered_is_counted_reordered_and_let_go(press: Press) -> None:
-    """Rows that change places take their votes with them; after its only eviction a press remembers nothing."""
+def test_remembered_attention_is_counted_reordered_and_freed(press: Press) -> None:
+    """Remembered attention is included in the overhead, reordered with rows, and freed after the only eviction."""
     model = architectures.shared("llama")
     ids = architectures.tokens(2, 12)
     more = architectures.tokens(2, 3, seed=1)

@@ -1,4 +1,4 @@
-"""Layers that borrow the keys of another, which in the caches of some releases have no layer of their own."""
+"""Layers that use the keys of other layers, without a cache layer of their own in some releases."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ PRESS = KnormPress(0.5, prune_after=8, skip_layers="unprunable")
 
 @pytest.fixture(params=specimens.VARIANTS)
 def model(request: pytest.FixtureRequest) -> Any:
-    """A tiny model whose last layers borrow keys."""
+    """A tiny model whose last layers use keys of others."""
     if request.param not in specimens.names():
         pytest.skip(f"transformers {transformers.__version__} has no {request.param}")
     return specimens.build(request.param)
 
 
-def test_lenders_and_borrowers_are_skipped_and_the_layer_beside_them_is_pruned(model: Any) -> None:
-    """Layers 0, 2 and 4 have windows; 2 and 3 lend to 4 and 5."""
+def test_layers_that_share_keys_are_skipped_and_others_evict(model: Any) -> None:
+    """Layers with windows or shared keys are skipped, and the remaining layer evicts."""
     ids = specimens.tokens(2, 36)
     assert PRESS.resolved(model).skipped == (0, 2, 3, 4, 5)
     found, expected = (perplexity(model, ids, PRESS, 12, method) for method in ("onepass", "stepwise"))

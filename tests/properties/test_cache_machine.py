@@ -1,4 +1,4 @@
-"""A state machine over a plain cache: feed, crop, reorder, copy, reset, in any order, against lists of positions."""
+"""State machine of a plain cache: feed, crop, reorder, copy and reset in any order, against lists of positions."""
 
 import copy
 from typing import Any
@@ -19,9 +19,9 @@ LONGEST = 120
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """A cache's model is the keys that each row was fed and the lengths of its passes; the oracle does the rest.
+    """Compares a cache with the oracle, from the keys fed to each row and the lengths of its passes.
 
-    To hold other presses to it, override ``subjects``.
+    Override ``subjects`` to test other presses.
     """
 
     subjects = SUBJECTS
@@ -29,7 +29,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @initialize(data=st.data(), rows=st.integers(1, 3), seed=st.integers(0, 99))
     def start(self, data: st.DataObject, rows: int, seed: int) -> None:
-        """A press, an empty cache, and the keys that will be fed."""
+        """Draw a press, an empty cache, and the keys to be fed."""
         self.subject: Any = data.draw(st.sampled_from(self.subjects))
         self.options = data.draw(options(self.subject.schedule))
         self.press = self.subject(**self.options)
@@ -46,7 +46,7 @@ class CacheMachine(RuleBasedStateMachine):
         return sum(self.passes)
 
     def tables(self, layer: int) -> Tensor:
-        """What the oracle says was evicted when."""
+        """Evictions by the oracle."""
         if not self.passes:
             return torch.full((*self.keys.shape[:2], self.seen), oracle.NEVER)
         keys = self.keys[:, :, : self.seen]
@@ -54,7 +54,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(length=st.one_of(st.just(1), st.integers(1, 12)))
     def feed(self, length: int) -> None:
-        """One pass through all layers."""
+        """Feed one pass through all layers."""
         start = self.seen
         if start + length > LONGEST:
             return
@@ -66,7 +66,7 @@ class CacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.passes)
     @rule(data=st.data())
     def reorder(self, data: st.DataObject) -> None:
-        """Beam search: every row becomes a copy of some row."""
+        """Replace every row by a copy of some row, as beam search does."""
         rows = self.keys.shape[0]
         order = torch.tensor(data.draw(st.lists(st.integers(0, rows - 1), min_size=rows, max_size=rows)))
         self.cache.reorder_cache(order)
@@ -75,11 +75,11 @@ class CacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.passes)
     @rule(data=st.data())
     def crop(self, data: st.DataObject) -> None:
-        """Going back is refused if anything was evicted since, and otherwise as if the tokens had never been fed."""
+        """Cropping is refused after an eviction, and otherwise undoes the cropped tokens."""
         left = data.draw(st.integers(1, self.seen))
         tables = [self.tables(layer) for layer in range(LAYERS)]
         possible = all(((table == oracle.NEVER) | (table <= left)).all() for table in tables)
-        # The first pass declares the prompt; cut short, it would declare another one.
+        # The first pass is the prompt, so it is not cropped.
         if self.prompt_length is None and left < self.passes[0]:
             return
         try:
@@ -96,7 +96,7 @@ class CacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.passes)
     @rule(length=st.integers(1, 12))
     def clone(self, length: int) -> None:
-        """A copy goes on, and the one that was copied never learns of it."""
+        """Continue with a copy, without effects on the original."""
         copied = copy.deepcopy(self.cache)
         for layer in range(LAYERS):
             copied.update(self.keys[:, :, :length], self.values[:, :, :length], layer)
@@ -104,13 +104,13 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule()
     def reset(self) -> None:
-        """A new sequence."""
+        """Start a new sequence."""
         self.cache.reset()
         self.passes = []
 
     @invariant()
     def it_holds_what_the_oracle_says(self) -> None:
-        """Counts, history, keys and values in order, and memory, after every step."""
+        """Counts, history, keys and values in order, and memory equal the oracle's after every step."""
         if not self.passes:
             return
         assert self.cache.seen == self.seen

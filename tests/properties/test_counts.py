@@ -1,4 +1,4 @@
-"""Rules 2 and 3: when a press acts, to how many entries it cuts, and that integers are exact."""
+"""Rules 2 and 3: when a press evicts, how many entries it retains, and exact integers."""
 
 import math
 from decimal import Decimal
@@ -18,7 +18,7 @@ from support.drive import feed
 
 
 @given(data=st.data())
-def test_every_layer_holds_what_its_schedule_says_after_every_pass(subject: Subject, data: st.DataObject) -> None:
+def test_every_layer_holds_the_number_its_schedule_sets(subject: Subject, data: st.DataObject) -> None:
     """Rule 2: ``held`` of each layer equals the oracle's after every pass; a skipped layer holds all."""
     case: Case = data.draw(cases(subject.schedule))
     press = subject(**case.options)
@@ -63,15 +63,15 @@ def test_an_interval_exceeds_the_closed_form_by_what_was_fed_since(
 
 @pytest.mark.parametrize("schedule", ["budget", "step", "prefill"])
 @pytest.mark.parametrize("held", [31, 32, 33])
-def test_a_layer_that_holds_prune_after_entries_is_not_pruned(schedule: str, held: int) -> None:
-    """Rule 2: P entries or fewer are never pruned; one more may be (S1 and S2 of the bug catalogue)."""
+def test_a_layer_that_holds_prune_after_entries_evicts_nothing(schedule: str, held: int) -> None:
+    """Rule 2: a layer with P entries or fewer evicts nothing; one with more may (S1 and S2 of the bug catalogue)."""
     press = KnormPress(0.1, prune_after=32, schedule=schedule)  # type: ignore[arg-type]
     wanted = {"budget": 32, "step": 4, "prefill": 4}[schedule] if held > 32 else held
     assert press.target(held, held) == wanted
 
 
 def test_prefill_acts_once_after_the_last_chunk_of_the_prompt() -> None:
-    """Rule 2: chunks of the prompt are not the prompt; nothing is evicted before it is complete, nor later."""
+    """Rule 2: under ``prefill`` nothing is evicted before the prompt is complete, nor later."""
     ledger = Ledger(Budget(0.5, 4, schedule="prefill"), prompt_length=20)
     held = []
     for length in (8, 8, 8, 1, 1, 30):
@@ -80,8 +80,8 @@ def test_prefill_acts_once_after_the_last_chunk_of_the_prompt() -> None:
     assert held == [8, 16, 12, 13, 14, 44]
 
 
-def test_the_step_after_a_one_token_prompt_is_not_a_prompt() -> None:
-    """C7 of the bug catalogue: what makes a prompt is that it comes first, not that it is long."""
+def test_the_pass_after_a_one_token_prompt_is_not_a_prompt() -> None:
+    """The first pass is the prompt, whatever its length (C7 of the bug catalogue)."""
     ledger = Ledger(Budget(0.5, 0, schedule="prefill"))
     for length in (1, 7, 1):
         ledger.feed(length, [0])
@@ -97,18 +97,18 @@ def test_the_ceiling_is_that_of_the_decimal_as_written(ratio: Decimal, count: in
     assert exact_ceil(Fraction(ratio), count) == expected  # type: ignore[arg-type]
 
 
-def test_floats_would_keep_one_entry_too_many() -> None:
+def test_floats_would_retain_one_entry_too_many() -> None:
     """Rule 3's example: .07 of 100 is 7, although the float product rounds up to 8."""
     assert math.ceil(0.07 * 100) == 8
     assert exact_ceil(0.07, 100) == 7
 
 
 def test_counts_are_exact_where_floats_are_not(subject: Subject) -> None:
-    """Rule 3: wherever the float product rounds to another integer than the decimal one, the decimal one counts."""
+    """Rule 3: targets are those of the decimal product where the float product rounds to another integer."""
     hundredths = [(n / 100, seen) for n in range(1, 100) for seen in range(1, 101)]
     traps = [(ratio, seen) for ratio, seen in hundredths if math.ceil(ratio * seen) != oracle.ceil_of(ratio, seen)]
     assert len(traps) > 10
-    # Floors are wrong nearly everywhere, so that a few cases will do.
+    # Floors are wrong for nearly all cases, so a few suffice.
     for ratio, seen in traps + hundredths[::997]:
         keys = torch.zeros(1, 1, seen, 1, dtype=torch.float64)
         held = feed(subject(ratio, prune_after=0, sinks=0), keys, [seen]).held
@@ -117,7 +117,7 @@ def test_counts_are_exact_where_floats_are_not(subject: Subject) -> None:
 
 @given(ratio=ratios(), seen=st.integers(1, 5000))
 def test_a_target_is_never_empty(ratio: float, seen: int) -> None:
-    """S5 of the bug catalogue: however small the ratio, at least one entry stays."""
+    """At least one entry is retained, at any ratio (S5 of the bug catalogue)."""
     for schedule in ("budget", "step", "prefill"):
         assert Budget(ratio, 0, schedule=schedule).target(seen, seen) >= 1
 
@@ -127,8 +127,8 @@ def test_a_target_is_never_empty(ratio: float, seen: int) -> None:
     passes=pass_lists(),
     data=st.data(),
 )
-def test_cropping_goes_back_to_what_the_counts_were(budget: Budget, passes: list[int], data: st.DataObject) -> None:
-    """A ledger cropped to before its first eviction counts on as if the cropped passes had never been fed."""
+def test_cropping_restores_the_counts(budget: Budget, passes: list[int], data: st.DataObject) -> None:
+    """A ledger cropped to before its first eviction counts as if the cropped passes had never been fed."""
     ledger = Ledger(budget, prompt_length=passes[0])
     fed = []
     for length in passes:

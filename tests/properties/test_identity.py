@@ -1,4 +1,4 @@
-"""Rule 7: where nothing is evicted, everything is bit-identical to transformers' ``DynamicCache``."""
+"""Rule 7: without evictions, everything is bit-identical to transformers' ``DynamicCache``."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ PASSES = [9, 1, 1, 5] + [1] * 8
 def test_nothing_evicted_is_nothing_changed(
     architecture: str, attached: bool, dtype: torch.dtype, device: torch.device
 ) -> None:
-    """With r = 1, or never more than P tokens, logits and cache are those of a ``DynamicCache``, to the bit."""
+    """With r = 1, or at most P tokens, logits and cache are bit-identical to those of a ``DynamicCache``."""
     model = architectures.cast(architecture, dtype, device)
     ids = architectures.tokens(1, LENGTH).to(device)
     plain: Any = DynamicCache(config=model.config)
@@ -41,7 +41,7 @@ def test_nothing_evicted_is_nothing_changed(
 
 
 def test_a_ratio_of_one_never_evicts(subject: Subject) -> None:
-    """Rule 7 for every press and schedule."""
+    """Rule 7: a ratio of 1 never evicts, for every press and schedule."""
     model = architectures.shared("llama")
     result = run(model, subject(1.0, prune_after=0), architectures.tokens(1, LENGTH), PASSES)
     assert result.cache.evictions == 0
@@ -51,7 +51,7 @@ def test_a_ratio_of_one_never_evicts(subject: Subject) -> None:
 @pytest.mark.parametrize("architecture", architectures.ARCHITECTURES)
 @pytest.mark.parametrize("rows", [1, 2])
 def test_generated_tokens_are_those_of_the_plain_model(architecture: str, rows: int) -> None:
-    """Rule 7 through ``model.generate``: both ways in give the tokens of the model alone."""
+    """Rule 7: ``model.generate`` gives the tokens of the plain model, attached and with a plain cache."""
     model = architectures.shared(architecture)
     ids = architectures.tokens(rows, 11)
     settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": False}
@@ -62,8 +62,8 @@ def test_generated_tokens_are_those_of_the_plain_model(architecture: str, rows: 
         assert torch.equal(model.generate(ids, **settings), expected)
 
 
-def test_padded_batches_are_untouched_as_well() -> None:
-    """Rule 7 with padding: the logits of an attached press that evicts nothing are those of the model alone."""
+def test_padded_batches_are_unchanged() -> None:
+    """Rule 7: an attached press that evicts nothing leaves the logits of padded batches unchanged."""
     model = architectures.shared("llama")
     ids = architectures.tokens(2, 10)
     mask = torch.tensor([[0] * 4 + [1] * 6, [1] * 10])

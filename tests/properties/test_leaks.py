@@ -20,7 +20,7 @@ from support.drive import feed, run
 
 
 def test_a_press_is_an_immutable_value(subject: Subject) -> None:
-    """Equal options make equal presses, which can be keys of a dict; nothing can be set on them."""
+    """Presses with equal options are equal, hashable and immutable."""
     press = subject(0.5, prune_after=3)
     assert press == subject(0.5, prune_after=3)
     assert hash(press) == hash(subject(0.5, prune_after=3))
@@ -29,8 +29,8 @@ def test_a_press_is_an_immutable_value(subject: Subject) -> None:
         press.prune_after = 4
 
 
-def test_a_second_cache_is_as_fresh_as_the_first(subject: Subject) -> None:
-    """C5 of the bug catalogue, on a bare cache: the same keys through the same press give the same history again."""
+def test_a_second_cache_is_independent_of_the_first(subject: Subject) -> None:
+    """The same keys in a second cache of a press give the same history (C5 of the bug catalogue)."""
     keys = torch.randn(1, HEADS, 20, DIMENSION, dtype=torch.float64)
     press = subject(0.5, prune_after=4)
     caches = [feed(press, keys, [8] + [1] * 12) for _ in range(2)]
@@ -38,8 +38,8 @@ def test_a_second_cache_is_as_fresh_as_the_first(subject: Subject) -> None:
     assert all(map(torch.equal, *(cache.evicted_at for cache in caches)))
 
 
-def test_a_reset_cache_is_as_new(subject: Subject) -> None:
-    """``reset()`` forgets everything: the next sequence is decoded as with a new cache."""
+def test_a_reset_cache_equals_a_new_one(subject: Subject) -> None:
+    """After ``reset()``, a sequence is decoded as with a new cache."""
     model = architectures.shared("llama")
     press = subject(0.5, prune_after=4)
     first = run(model, press, architectures.tokens(1, 18), [10] + [1] * 8)
@@ -52,8 +52,8 @@ def test_a_reset_cache_is_as_new(subject: Subject) -> None:
     assert all(map(torch.equal, first.cache.evicted_at, expected.cache.evicted_at))
 
 
-def test_what_is_fed_is_never_written_to(subject: Subject) -> None:
-    """Keys and values that come from outside stay as they were, through ``compress`` and through a cache."""
+def test_inputs_are_never_written_to(subject: Subject) -> None:
+    """``compress`` and caches never write to their inputs."""
     keys = torch.randn(1, 2, 20, 3)
     values = torch.randn(1, 2, 20, 3)
     before = keys.clone(), values.clone()
@@ -72,12 +72,12 @@ def _registered() -> tuple[list[str], list[str]]:
 
 
 class InterruptedPassError(Exception):
-    """Something that goes wrong in the middle of a pass."""
+    """Raised in the middle of a pass."""
 
 
 @pytest.mark.parametrize("goes_wrong", [False, True])
-def test_leaving_the_context_leaves_nothing(goes_wrong: bool) -> None:
-    """C6 of the bug catalogue: hooks and registered functions are gone from the same object, after a failure too."""
+def test_leaving_the_context_removes_everything(goes_wrong: bool) -> None:
+    """Hooks and registered functions are removed from the model, also after an exception (C6 of the bug catalogue)."""
     model = architectures.build("llama")
     before, registered = fingerprint(model), _registered()
     ids = architectures.tokens(1, 12)
@@ -97,7 +97,7 @@ def test_leaving_the_context_leaves_nothing(goes_wrong: bool) -> None:
 
 
 def test_a_pass_that_fails_leaves_the_press_attached_and_its_own_error() -> None:
-    """An exception inside the model is shown as it is, and the next pass, with a new cache, is right."""
+    """An exception in the model is not replaced, and the press stays attached and is correct in the next pass."""
     model = architectures.build("llama")
     ids = architectures.tokens(1, 12)
     press = KnormPress(0.5, prune_after=3)
@@ -118,7 +118,7 @@ def test_a_pass_that_fails_leaves_the_press_attached_and_its_own_error() -> None
 
 
 def test_a_model_generates_as_before_after_the_context() -> None:
-    """The wrapped ``generate`` is gone with the context."""
+    """The wrapped ``generate`` is removed with the context."""
     model = architectures.build("llama")
     ids = architectures.tokens(1, 10)
     settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6, "do_sample": False}
@@ -130,7 +130,7 @@ def test_a_model_generates_as_before_after_the_context() -> None:
 
 
 def test_a_dynamic_cache_becomes_a_pressed_one_in_place() -> None:
-    """A ``DynamicCache`` that is passed in is compressed, the same object, and goes on as a plain pressed cache."""
+    """A ``DynamicCache`` that is passed in is compressed in place, and remains a plain pressed cache."""
     model = architectures.shared("llama")
     ids = architectures.tokens(1, 20)
     press = KnormPress(0.5, prune_after=4)
@@ -147,7 +147,7 @@ def test_a_dynamic_cache_becomes_a_pressed_one_in_place() -> None:
 
 
 def test_a_forward_call_without_a_cache_gets_a_pressed_one() -> None:
-    """Inside the context, the cache that a model makes for itself is compressed as well."""
+    """In the context, a cache created by the model is compressed as well."""
     model = architectures.shared("llama")
     press = KnormPress(0.5, prune_after=4)
     with torch.no_grad(), press(model):
@@ -156,12 +156,12 @@ def test_a_forward_call_without_a_cache_gets_a_pressed_one() -> None:
 
 
 def test_generate_declares_the_length_of_its_input() -> None:
-    """The prompt of ``model.generate`` is its input, also where transformers feeds it in chunks."""
+    """The prompt of ``model.generate`` is its input, even if transformers feeds it in chunks."""
     model = architectures.shared("llama")
     ids = architectures.tokens(1, 30)
     settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 5, "do_sample": False}
     press = KnormPress(0.5, prune_after=4, schedule="prefill")
-    # transformers 5.2 generates other tokens from chunks even without a press, so that only the counts can agree.
+    # transformers 5.2 generates other tokens from chunks even without a press, so only counts are compared.
     agrees = torch.equal(model.generate(ids, **settings), model.generate(ids, prefill_chunk_size=8, **settings))
     with press(model):
         whole = model.generate(ids, return_dict_in_generate=True, **settings)
@@ -186,8 +186,8 @@ assert state() == before
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_a_random_press_leaves_the_random_numbers_alone() -> None:
-    """RandomPress draws nothing: its scores are a hash, and another seed gives others."""
+def test_a_random_press_draws_no_random_numbers() -> None:
+    """RandomPress draws no random numbers, and its scores depend on the seed."""
     state = torch.random.get_rng_state()
     keys = torch.zeros(1, 2, 50, 3)
     one = RandomPress(0.5, prune_after=0).compress(keys, torch.arange(50.0).expand(1, 2, 50)[..., None])[1]

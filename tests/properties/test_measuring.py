@@ -1,6 +1,6 @@
-"""The laws of measuring: what a perplexity, a time or a size has to be, whatever code finds it.
+"""The laws of measuring: properties of a perplexity, a time or a size, whatever code computes it.
 
-Each law is a function without arguments, so that ``mutants/measuring.py`` can hold broken measuring code against it.
+Each law is a function without arguments, so that ``mutants/measuring.py`` can run it on broken measuring code.
 """
 
 import copy
@@ -36,25 +36,25 @@ from pressgauge.timing import Ratio, Timing, measure_timing
 
 METHODS: tuple[Method, ...] = ("onepass", "stepwise", "plain")
 COMPRESSED: tuple[Method, ...] = ("onepass", "stepwise")
-"""The methods in which a press is at work."""
+"""Methods with a press at work."""
 PRESS = KnormPress(0.5, prune_after=4)
 STATES = 12
 ERROR_RATE = 1e-6
-"""How often the law of the exact entropy may fail a right perplexity function."""
+"""Probability that the law of the exact entropy fails for a correct perplexity function."""
 
 # Models and texts
 
 
 @cache
 def chain() -> tuple[tuple[float, ...], ...]:
-    """The probabilities of a Markov chain: from each state, of each next one."""
+    """Transition probabilities of a Markov chain, from each state to each next one."""
     draw = random.Random(3).random
     weights = [[0.01 + draw() ** 3 for _ in range(STATES)] for _ in range(STATES)]
     return tuple(tuple(weight / math.fsum(row) for weight in row) for row in weights)
 
 
 def walk(length: int, seed: int = 0) -> list[int]:
-    """A text that the chain wrote."""
+    """A text sampled from the chain."""
     draw, text = random.Random(seed), [0]
     while len(text) < length:
         text += draw.choices(range(STATES), chain()[text[-1]])
@@ -62,15 +62,15 @@ def walk(length: int, seed: int = 0) -> list[int]:
 
 
 def exact(text: Sequence[int]) -> list[float]:
-    """NLL of all tokens of a walk but the first."""
+    """NLL of all tokens of a walk except the first."""
     return [-math.log(chain()[before][token]) for before, token in pairwise(text)]
 
 
 @cache
 def chain_model(dtype: torch.dtype = torch.float64) -> Any:
-    """A Llama whose distribution is the chain's: its attention runs, and adds nothing to the embeddings.
+    """A Llama with the distribution of the chain: its attention runs, and adds nothing to the embeddings.
 
-    These are unit vectors, which a norm makes 4 long in 16 dimensions.
+    Embeddings are unit vectors, which a norm scales to length 4 in 16 dimensions.
     """
     config = LlamaConfig(
         vocab_size=STATES,
@@ -112,23 +112,23 @@ def padded(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def alike(one: Tensor, other: Tensor, tolerance: float = 1e-9) -> bool:
-    """Same shape, NaN in the same places, and numbers no further apart than this."""
+    """Whether shapes and NaN agree, and values up to a tolerance."""
     return one.shape == other.shape and one.allclose(other.to(one.dtype), rtol=0, atol=tolerance, equal_nan=True)
 
 
 def made_of(nll: Tensor) -> Perplexity:
-    """The result whose NLL are these, NaN where nothing was scored."""
+    """A result with these NLL, NaN at tokens that are not scored."""
     none = torch.zeros_like(nll, dtype=torch.bool)
     return Perplexity(nll, ~nll.isnan(), none, none, 0, (), 0, False, ())
 
 
 def row_of(press: Press, result: Perplexity, base: Perplexity, times: Timing | None = None) -> Row:
-    """A result, as it is reported."""
+    """The row of a result."""
     return make_row("knorm", press, Source("model", "text", "float64", "cpu"), result, base.ppl, times)
 
 
 def swept(press: Press, models: tuple[str, ...] = ("reference",)) -> tuple[tuple[Row, ...], Tensor]:
-    """The rows of a sweep over two texts of 40 tokens, uncompressed and pressed by turns; and these texts."""
+    """Rows of a sweep over two texts of 40 tokens, uncompressed and pressed alternately; and the texts."""
     plan = Plan(
         presses={"knorm": (replace(press, keep_ratio=1.0), press)},
         models=models,
@@ -146,21 +146,21 @@ def swept(press: Press, models: tuple[str, ...] = ("reference",)) -> tuple[tuple
 # What is measured
 
 
-def test_a_press_is_measured_by_what_its_cache_still_holds() -> None:
-    """One pass has the NLL of decoding with the compressed cache, token by token in float64; and it is another one than
-    that of a pass without a cache for exactly those tokens whose query missed something (rule 14)."""
+def test_a_press_is_measured_with_its_compressed_cache() -> None:
+    """Rule 14: one pass has the NLL of token-by-token decoding with the compressed cache, in float64, and differs from
+    an uncompressed pass exactly at affected tokens."""
     model, ids = architectures.shared("llama"), architectures.tokens(2, 24)
     press = KnormPress(0.5, prune_after=8)
     onepass, stepwise, plain = (perplexity(model, ids, press, 1, method) for method in ("onepass", "stepwise", "plain"))
     assert alike(onepass.nll, stepwise.nll)
     assert onepass.evictions == stepwise.evictions > 0
-    # The ninth token's pass is the first to evict, and scores the tenth token with all it had.
+    # The ninth token's pass is the first to evict, and scores the tenth token before that.
     moved = (onepass.nll - plain.nll).abs() > 1e-6
     assert moved.tolist() == [[False] * 9 + [True] * 14] * 2
 
 
 def test_a_row_with_the_name_of_a_press_was_measured_under_it() -> None:
-    """A sweep's row has the numbers of decoding with that press and this ratio, which are not the uncompressed ones."""
+    """A row has the numbers of decoding with its press and ratio, which differ from the uncompressed ones."""
     press = KnormPress(0.5, prune_after=16)
     (whole, pressed), ids = swept(press)
     expected = perplexity(reference("float64"), ids, press, 1, "stepwise")
@@ -171,8 +171,7 @@ def test_a_row_with_the_name_of_a_press_was_measured_under_it() -> None:
 
 
 def test_every_arm_and_every_method_scores_the_same_tokens() -> None:
-    """Two perplexities compare if they are of the same tokens: those after the prompt that have one before them, in
-    padded rows too, pressed or not (rule 11)."""
+    """Rule 11: every method and arm scores the tokens after the prompt that have a predecessor, in padded rows too."""
     ids, mask = padded([walk(14), walk(8, seed=1), walk(3, seed=2)])
     for prompt in (1, 8):
         expected = [[bool(mask[row, i - 1]) for i in range(prompt, 14)] for row in range(3)]
@@ -184,8 +183,8 @@ def test_every_arm_and_every_method_scores_the_same_tokens() -> None:
                 assert result.scored_tokens == sum(map(sum, expected))
 
 
-def test_the_uncompressed_arm_is_uncompressed_whatever_was_measured_before_it() -> None:
-    """A base line that is measured after a press is bit by bit the one that is measured before it."""
+def test_the_uncompressed_arm_does_not_depend_on_earlier_measurements() -> None:
+    """An uncompressed result after a press is bit-identical to one before it."""
     model, ids = architectures.shared("llama"), architectures.tokens(2, 16)
     for method in METHODS:
         before = perplexity(model, ids, None, 1, method)
@@ -199,8 +198,8 @@ def test_the_uncompressed_arm_is_uncompressed_whatever_was_measured_before_it() 
 
 
 def test_nll_is_exact_for_a_model_whose_distribution_is_known() -> None:
-    """A model that is a Markov chain scores each token by the chain's probability of it after the token before it: by
-    every method, for every prompt, and under a press, since what it evicts means nothing to this model."""
+    """A model that is a Markov chain scores each token by its transition probability, by every method, for every
+    prompt, and under a press."""
     texts = [walk(14), walk(14, seed=1)]
     for prompt in (1, 6):
         expected = torch.tensor([exact(text)[prompt - 1 :] for text in texts], dtype=torch.float64)
@@ -212,10 +211,11 @@ def test_nll_is_exact_for_a_model_whose_distribution_is_known() -> None:
 
 
 def test_no_perplexity_is_below_the_exact_entropy_by_more_than_sampling_error() -> None:
-    """Whatever predicts a token from those before it, a pressed model included, gives a text some probability q.
+    """A perplexity is not below the exact entropy by more than sampling error.
 
-    If the text was drawn with probability p, the mean of q / p is at most 1, and so by Markov's inequality
-    log q - log p exceeds log 1/a with probability a at most: here one in a million, for each of the four measurements.
+    A predictor gives a text some probability q. If the text was drawn with probability p, the mean of q / p is at most
+    1. By Markov's inequality, log q - log p exceeds log 1/a with probability at most a: here one in a million, for each
+    of the four measurements.
     """
     measurements: tuple[tuple[Press | None, Method, int], ...] = (
         (None, "plain", 256),
@@ -232,7 +232,8 @@ def test_no_perplexity_is_below_the_exact_entropy_by_more_than_sampling_error() 
 
 
 def test_ppl_does_not_depend_on_how_the_same_nll_are_partitioned() -> None:
-    """It is the exponential of the mean over all scored tokens: not a mean of perplexities of rows, chunks or texts."""
+    """Perplexity is the exponential of the mean over all scored tokens, not a mean of perplexities of rows, chunks or
+    texts."""
     draw = random.Random(4)
     nll = [draw.expovariate(0.5) for _ in range(24)]
     expected = math.exp(math.fsum(nll) / 24)
@@ -243,8 +244,8 @@ def test_ppl_does_not_depend_on_how_the_same_nll_are_partitioned() -> None:
         assert made_of(torch.tensor(rows, dtype=torch.float64)).ppl == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_text_is_scored_alike_in_whatever_batch_it_is_measured() -> None:
-    """Alone, with others, and padded: the same NLL, and so the same perplexity of all texts together."""
+def test_nll_does_not_depend_on_the_batch() -> None:
+    """A text has the same NLL alone, with others and padded, and all texts together the same perplexity."""
     model = architectures.shared("llama")
     press = KnormPress(0.5, prune_after=4)
     texts = [architectures.tokens(1, length, seed=length)[0].tolist() for length in (12, 6, 9)]
@@ -259,7 +260,7 @@ def test_a_text_is_scored_alike_in_whatever_batch_it_is_measured() -> None:
 
 
 def test_nll_does_not_depend_on_the_prompt_where_nothing_is_evicted() -> None:
-    """A prompt says which tokens are fed at once; without evictions a token is worth the same however it was fed."""
+    """Without evictions, the NLL of a token does not depend on how the text was fed."""
     model, ids = architectures.shared("llama"), architectures.tokens(2, 12)
     whole = perplexity(model, ids, method="plain").nll
     for press in (None, KnormPress(1, prune_after=4), KnormPress(0.5, prune_after=12)):
@@ -269,8 +270,8 @@ def test_nll_does_not_depend_on_the_prompt_where_nothing_is_evicted() -> None:
                 assert alike(result.nll, whole[:, prompt - 1 :])
 
 
-def test_what_is_not_a_number_is_not_left_out() -> None:
-    """A broken model was asked for every token: its NaN count, the perplexity is NaN, and NaN is in no band."""
+def test_nan_is_not_left_out() -> None:
+    """NaN of a broken model counts: perplexity is NaN and has no verdict."""
     model = copy.deepcopy(chain_model())
     text = [token if token != 7 else 8 for token in walk(20)]
     base = perplexity(model, torch.tensor([text]))
@@ -286,7 +287,7 @@ def test_what_is_not_a_number_is_not_left_out() -> None:
 
 
 def test_nll_of_a_model_in_half_precision_is_taken_in_float32_or_wider() -> None:
-    """The loss adds no rounding of its own to that of the logits, against plain Python on these very logits."""
+    """The loss adds no rounding to that of the logits, compared with plain Python on the same logits."""
     model, text = chain_model(torch.bfloat16), walk(24)
     with torch.no_grad():
         logits: list[list[float]] = model(torch.tensor([text]), use_cache=False).logits[0].tolist()
@@ -301,8 +302,8 @@ def test_nll_of_a_model_in_half_precision_is_taken_in_float32_or_wider() -> None
 # Counts and words
 
 
-def test_accuracy_is_the_share_of_scored_tokens_that_were_the_first_choice() -> None:
-    """Of the chain's states the most likely one, and padding is in neither number."""
+def test_accuracy_is_the_top_1_share_of_scored_tokens() -> None:
+    """Accuracy is the share of scored tokens that are the top-1 prediction, without padding."""
     texts = [walk(24, seed=5), walk(9, seed=6)]
     ids, mask = padded(texts)
     hits = [
@@ -315,9 +316,8 @@ def test_accuracy_is_the_share_of_scored_tokens_that_were_the_first_choice() -> 
         assert perplexity(chain_model(), ids, None, 1, method, attention_mask=mask).accuracy == sum(hits) / len(hits)
 
 
-def test_affected_are_the_tokens_after_the_first_pass_that_misses_something() -> None:
-    """With P = 8 the pass of a row's ninth token evicts after it has scored the tenth; all from the eleventh on are
-    affected, counted in each row's own tokens (rule 11)."""
+def test_tokens_are_affected_after_the_first_eviction() -> None:
+    """With P = 8, tokens are affected from a row's eleventh token on, counted without padding (rule 11)."""
     ids, mask = padded([walk(16), walk(12, seed=1), walk(8, seed=2)])
     for method in COMPRESSED:
         result = perplexity(chain_model(), ids, KnormPress(0.1, prune_after=8), 1, method, attention_mask=mask)
@@ -326,8 +326,8 @@ def test_affected_are_the_tokens_after_the_first_pass_that_misses_something() ->
 
 
 def test_evictions_count_entries_of_all_layers_heads_and_rows() -> None:
-    """Two layers of two KV heads, of which one layer is skipped: each cuts 16 tokens to 8 and 12 to 6; padding was
-    never an entry."""
+    """Evictions are counted over layers, KV heads and rows: 16 tokens to 8 and 12 to 6 in two heads of the layer that
+    is not skipped, without padding."""
     ids, mask = padded([walk(16), walk(12, seed=1)])
     press = KnormPress(0.5, prune_after=4, skip_layers=(0,))
     for method in COMPRESSED:
@@ -335,9 +335,9 @@ def test_evictions_count_entries_of_all_layers_heads_and_rows() -> None:
         assert result.evictions == 2 * (8 + 6)
 
 
-def test_what_met_no_eviction_is_called_vacuous_and_never_unchanged() -> None:
-    """A press that never exceeded ``prune_after``, one that evicted after the last token was scored, and a pass that no
-    press can act in say nothing about the press, and no result puts a number to that (rule 14)."""
+def test_results_without_affected_tokens_are_vacuous() -> None:
+    """A result without affected tokens is vacuous and has no change: below ``prune_after``, with evictions only after
+    the last scored token, and by a method that does not compress (rule 14)."""
     ids = torch.tensor([walk(16)])
     base = perplexity(chain_model(), ids)
     measurements: tuple[tuple[Press, Method, int], ...] = (
@@ -354,14 +354,14 @@ def test_what_met_no_eviction_is_called_vacuous_and_never_unchanged() -> None:
         assert result.vacuous
         assert (row.vacuous, row.verdict, row.change) == (True, "vacuous", "vacuous")
         assert report.COLUMNS["change"](row) == DASH
-        assert "nothing can be said" in report.summary("knorm", [row], [row])
-    # One token scored after an eviction, and there is something to say.
+        assert "no result" in report.summary("knorm", [row], [row])
+    # One affected token is enough for a result.
     press = KnormPress(0.5, prune_after=13)
     assert row_of(press, perplexity(chain_model(), ids, press), base).verdict == "within +20 %"
 
 
-def test_keeping_everything_is_called_uncompressed() -> None:
-    """The row of r = 1 does what it says: neither vacuous nor a change of 0 %."""
+def test_a_ratio_of_one_is_called_uncompressed() -> None:
+    """The row of r = 1 is called uncompressed, neither vacuous nor a change of 0 %."""
     ids = torch.tensor([walk(16)])
     base = perplexity(chain_model(), ids)
     for method in METHODS:
@@ -373,7 +373,7 @@ def test_keeping_everything_is_called_uncompressed() -> None:
 
 
 def test_a_change_is_relative_to_the_uncompressed_run_of_the_same_model_and_text() -> None:
-    """.05 for 5 % more; a sweep over two models has a base line for each."""
+    """A change is relative to the uncompressed run of the same model, and is .05 for 5 % more."""
     rows, _ = swept(KnormPress(0.5, prune_after=16), ("reference", "reference-neox"))
     assert [row.verdict == "uncompressed" for row in rows] == [True, False] * 2
     assert rows[0].ppl != rows[2].ppl
@@ -383,7 +383,7 @@ def test_a_change_is_relative_to_the_uncompressed_run_of_the_same_model_and_text
 
 
 def test_verdicts_are_the_bands_below_20_percent_up_to_30_and_above() -> None:
-    """Or others, if they are asked for; and what is not a number is in none."""
+    """Verdicts follow the bands, by default 20 % and 30 %, and NaN has none."""
     ids = torch.tensor([walk(16)])
     result = perplexity(chain_model(), ids, PRESS)
     row = row_of(PRESS, result, result)
@@ -407,7 +407,8 @@ def test_verdicts_are_the_bands_below_20_percent_up_to_30_and_above() -> None:
 
 
 def test_size_is_what_all_layers_hold_and_not_the_nominal_ratio() -> None:
-    """With a layer that is skipped, a sweep at r = .5 reports that layer whole, and two thirds of the bytes."""
+    """Sizes include skipped layers: a sweep at r = .5 reports the skipped layer in full, and two thirds of the
+    bytes."""
     (whole, pressed), ids = swept(KnormPress(0.5, prune_after=16, skip_layers=(1,)))
     assert whole.held == (40, 40, 40)
     assert pressed.held == (20, 40, 20)
@@ -415,11 +416,11 @@ def test_size_is_what_all_layers_hold_and_not_the_nominal_ratio() -> None:
     assert (whole.kv_bytes, pressed.kv_bytes) == (len(ids) * 120 * entry, len(ids) * 80 * entry)
 
 
-# Times and memory, on a device of which everything is known
+# Times and memory, on a simulated device
 
 
 class Elsewhere(TorchFunctionMode):
-    """``ids`` say that they are on ``device``, and what is to be made there is made on the CPU."""
+    """``ids`` that report to be on ``device``, with new tensors created on the CPU."""
 
     def __init__(self, ids: Tensor, device: torch.device) -> None:
         super().__init__()
@@ -437,14 +438,14 @@ class Elsewhere(TorchFunctionMode):
 
 @dataclass
 class Accelerator:
-    """A device that works by itself: a pass is only queued, and its time passes for those who wait for it.
+    """An asynchronous device: a pass is only queued, and its time passes during synchronisation.
 
     Attributes:
-        cost: seconds per token that is fed, in the first run, the second, ...; a prompt begins a run.
-        now: what clocks say.
-        idle_at: when all that is queued will be done.
-        runs: how many were begun.
-        peak: the most bytes of keys and values after a pass since this was last reset.
+        cost: seconds per token fed, in the first run, the second, ...; a prompt begins a run.
+        now: time of the clock.
+        idle_at: time when all queued passes are done.
+        runs: number of runs so far.
+        peak: peak bytes of keys and values since the last reset.
     """
 
     cost: Callable[[int], float] = lambda run: 1.0
@@ -454,7 +455,7 @@ class Accelerator:
     peak: int = 0
 
     def queue(self, model: Any, args: tuple[Tensor], kwargs: dict[str, Any], output: Any) -> None:
-        """A pass has been asked for."""
+        """Queue a pass."""
         tokens = args[0].shape[1]
         self.runs += tokens > 1
         self.idle_at = max(self.now, self.idle_at) + tokens * self.cost(self.runs)
@@ -462,17 +463,17 @@ class Accelerator:
         self.peak = max(self.peak, sum(layer.keys.nbytes + layer.values.nbytes for layer in layers))
 
     def wait(self, device: object = None) -> None:
-        """Let time pass until all is done."""
+        """Let time pass until all passes are done."""
         self.now = max(self.now, self.idle_at)
 
     def reset(self, device: object = None) -> None:
-        """Forget the peak."""
+        """Reset the peak."""
         self.peak = 0
 
 
 @contextmanager
 def at_work(device: Accelerator, ids: Tensor, kind: str = "xpu", *, counters: bool = True) -> Iterator[None]:
-    """The chain's model and ``ids`` are on this device, and nobody's clock knows any other time."""
+    """Context with the chain's model and ``ids`` on this device, and its clock as the only one."""
     with pytest.MonkeyPatch.context() as patch, Elsewhere(ids, torch.device(kind)):
         patch.setattr(time, "perf_counter", lambda: device.now)
         patch.setattr(torch.accelerator, "synchronize", device.wait)
@@ -489,15 +490,15 @@ def at_work(device: Accelerator, ids: Tensor, kind: str = "xpu", *, counters: bo
 
 
 def timed(device: Accelerator, pairs: int, kind: str = "xpu", *, counters: bool = True) -> Timing:
-    """A press timed on this device: a prompt of 5 tokens and 6 new ones."""
+    """Timing of a press on this device: a prompt of 5 tokens and 6 new ones."""
     ids = torch.tensor([walk(5)])
     with at_work(device, ids, kind, counters=counters):
         return measure_timing(chain_model(), ids, PRESS, 6, pairs=pairs)
 
 
-def test_times_contain_the_work_of_a_device_that_works_by_itself() -> None:
-    """With a second per token fed, a prompt of 5 makes TTFT 5 and TPOT 1; what others had queued before is in neither,
-    and tokens per second are the generated ones."""
+def test_times_contain_the_work_of_an_asynchronous_device() -> None:
+    """With a second per token, a prompt of 5 gives TTFT 5 and TPOT 1, without earlier queued work, and throughput
+    counts generated tokens."""
     ids = torch.tensor([walk(5), walk(5, seed=1)])
     for press in (None, PRESS):
         with at_work(Accelerator(idle_at=100), ids):
@@ -507,23 +508,23 @@ def test_times_contain_the_work_of_a_device_that_works_by_itself() -> None:
 
 
 def test_a_cold_start_is_in_neither_arm() -> None:
-    """Where the first run of a process takes ten times as long, equal arms still have a ratio of exactly 1, even in two
-    pairs, and the seconds are those of warm runs (docs/false-results.md)."""
+    """If the first run takes ten times as long, equal arms still have a ratio of exactly 1, and seconds are those of
+    warm runs (docs/false-results.md)."""
     result = timed(Accelerator(cost=lambda run: 10 if run == 1 else 1), pairs=2)
     assert result.ttft_ratio == result.tpot_ratio == Ratio(1, (1, 1))
     assert (result.ttft, result.tpot) == (5, 1)
 
 
 def test_a_device_that_gets_slower_favours_neither_arm() -> None:
-    """Where every run takes 2 % longer than the one before, 1 is in the interval, and nearly the ratio itself."""
+    """If every run takes 2 % longer than the previous one, 1 is in the confidence interval and close to the ratio."""
     result = timed(Accelerator(cost=lambda run: 1.02**run), pairs=4)
     for ratio in (result.ttft_ratio, result.tpot_ratio):
         assert ratio.interval[0] <= 1 <= ratio.interval[1]
         assert ratio.median == pytest.approx(1, abs=0.001)
 
 
-def test_a_slow_moment_that_hits_both_of_a_pair_changes_nothing() -> None:
-    """What is reported is the median of the ratios of neighbours, whatever the seconds were."""
+def test_a_slow_pair_does_not_change_the_ratio() -> None:
+    """The reported ratio is the median over pairs, which a slow pair does not change."""
     pairs = [(3.0, 1.0), (2.0, 2.0), (5.0, 4.0), (1.0, 2.0), (7.0, 4.0)]
     slowed = [(one * factor, other * factor) for (one, other), factor in zip(pairs, (1, 64, 2, 16, 1), strict=True)]
     assert timing.ratio(slowed) == timing.ratio(pairs)
@@ -531,7 +532,8 @@ def test_a_slow_moment_that_hits_both_of_a_pair_changes_nothing() -> None:
 
 
 def test_an_interval_contains_its_median_and_nothing_that_was_not_measured() -> None:
-    """Its ends are medians of resamples, so that one run that took very long moves neither beyond the others."""
+    """The ends of a confidence interval are medians of resamples, so they lie within the measured ratios and around the
+    median."""
     draw = random.Random(8)
     for outlier in (1.0, 50.0):
         quotients = [1 + draw.random() / 10 for _ in range(8)] + [outlier]
@@ -542,7 +544,7 @@ def test_an_interval_contains_its_median_and_nothing_that_was_not_measured() -> 
 
 
 def test_peak_memory_is_that_of_the_pressed_arm_alone() -> None:
-    """Of 10 tokens fed, 5 are held at most; the uncompressed arm, which ran before, holds them all."""
+    """Peak memory is that of the pressed arm, 5 of 10 entries, without the uncompressed arm before it."""
     device = Accelerator()
     result = timed(device, pairs=2)
     entry = 2 * 2 * 2 * 4 * 8  # layers, KV heads, keys and values, dimension, bytes
@@ -550,8 +552,8 @@ def test_peak_memory_is_that_of_the_pressed_arm_alone() -> None:
     assert device.peak == 10 * entry, "the uncompressed arm is to run last"
 
 
-def test_memory_that_nothing_counts_is_said_to_be_not_available() -> None:
-    """In words, and None: no NaN, which JSON does not have, and not what another device has allocated."""
+def test_memory_without_counters_is_not_available() -> None:
+    """Without counters memory is ``not available`` and None, not NaN or that of another device."""
     ids = torch.tensor([walk(16)])
     result = perplexity(chain_model(), ids, PRESS)
     for kind, counters in (("mps", True), ("xpu", False)):

@@ -1,4 +1,4 @@
-"""Rule 9: memory is really freed."""
+"""Rule 9: memory is freed."""
 
 import pytest
 import torch
@@ -13,8 +13,9 @@ from support.drive import CONFIG, feed, run
 
 
 @given(data=st.data())
-def test_storage_is_what_is_held(subject: Subject, data: st.DataObject) -> None:
-    """``nbytes`` is held times an entry's size, at most 2 % more, after every pass; the overhead at most 16 bytes."""
+def test_storage_is_the_size_of_the_held_entries(subject: Subject, data: st.DataObject) -> None:
+    """``nbytes`` is the held entries times the size of one, at most 2 % more, after every pass; the overhead at most 16
+    bytes per entry."""
     case: Case = data.draw(cases(subject.schedule))
     entry = case.keys.element_size() * (case.keys.shape[3] + 2)
 
@@ -28,7 +29,7 @@ def test_storage_is_what_is_held(subject: Subject, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("interval", [1, 7, 64])
 def test_long_decoding_stays_within_its_storage(subject: Subject, interval: int) -> None:
-    """Rule 9 where slots are reused: hundreds of entries, decoded singly."""
+    """Rule 9: storage is bounded where slots are reused, over hundreds of single tokens."""
     if subject.schedule == "prefill":
         interval = 1
     keys = torch.randn(1, HEADS, 420, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -41,8 +42,8 @@ def test_long_decoding_stays_within_its_storage(subject: Subject, interval: int)
     feed(subject(0.4, prune_after=100, interval=interval), keys, [260] + [1] * 160, look=look)
 
 
-def test_no_storage_is_shared_with_what_went_in_or_comes_out() -> None:
-    """C4 of the bug catalogue: neither the keys that were fed nor a view of a larger buffer is kept alive."""
+def test_no_storage_is_shared_with_inputs_or_outputs() -> None:
+    """No input and no view of a larger buffer is kept alive (C4 of the bug catalogue)."""
     keys = torch.randn(1, HEADS, 200, 3)
     cache = KnormPress(0.5, prune_after=0).cache(CONFIG)
     for layer in range(LAYERS):
@@ -54,7 +55,7 @@ def test_no_storage_is_shared_with_what_went_in_or_comes_out() -> None:
 
 
 def test_a_prompt_is_freed_layer_by_layer() -> None:
-    """While a long prompt runs through the layers, at most one of them still holds it whole."""
+    """While a long prompt is fed, at most one layer holds all of it."""
     cache = KnormPress(0.1, prune_after=10).cache(CONFIG)
     keys = torch.randn(1, HEADS, 1000, 3)
     for layer in range(LAYERS):
@@ -64,7 +65,7 @@ def test_a_prompt_is_freed_layer_by_layer() -> None:
 
 
 def test_a_cache_outlives_inference_mode(subject: Subject) -> None:
-    """What was stored in ``torch.inference_mode`` can be decoded further, and looked at, outside it."""
+    """A cache filled in ``torch.inference_mode`` can be decoded further and read outside it."""
     keys = torch.randn(1, HEADS, 90, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     press = subject(0.5, prune_after=60)
     expected = feed(press, keys, [70] + [1] * 20)
@@ -80,7 +81,7 @@ def test_a_cache_outlives_inference_mode(subject: Subject) -> None:
 
 
 def test_skipped_layers_are_counted_too() -> None:
-    """M8 of the bug catalogue: ``nbytes`` and ``held`` tell of all layers, not of the pruned ones only."""
+    """``nbytes`` and ``held`` include skipped layers (M8 of the bug catalogue)."""
     model = architectures.shared("llama")
     cache = run(model, KnormPress(0.5, prune_after=4, skip_layers=(0,)), architectures.tokens(1, 20), [20]).cache
     assert cache.held == [20, 10, 10]

@@ -1,4 +1,4 @@
-"""What one pass and a cache could miss: tokens handed over in parts, a window behind a shared mask, a skipped layer."""
+"""Cases that one pass and a cache could miss: tokens in parts, a window behind a shared mask, a skipped layer."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from pressgauge.conformance.versions import CACHE
 
 
 class InParts:
-    """A cache that takes a pass of a layer's tokens in two parts."""
+    """A cache that receives a layer's tokens of a pass in two parts."""
 
     def __init__(self, cache: Any) -> None:
         self.cache = cache
@@ -28,8 +28,8 @@ class InParts:
 
 
 @pytest.mark.parametrize("press", [None, KnormPress(0.5, prune_after=6)])
-def test_one_pass_reads_all_parts_that_a_layer_hands_over(press: KnormPress | None) -> None:
-    """As decoding does."""
+def test_one_pass_reads_all_parts_of_a_pass(press: KnormPress | None) -> None:
+    """One pass equals decoding if a layer passes its tokens to the cache in parts."""
     model = architectures.build("llama")
     attention = model.model.layers[1].self_attn
     own = attention.forward
@@ -44,8 +44,8 @@ def test_one_pass_reads_all_parts_that_a_layer_hands_over(press: KnormPress | No
     torch.testing.assert_close(found.nll, expected.nll, atol=1e-9, rtol=0)
 
 
-def test_a_window_behind_a_mask_that_another_layer_had_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One causal mask for all layers, of which the last caches a window only: one pass is not decoding."""
+def test_a_window_behind_a_shared_mask_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that caches a window only is refused in one pass, even if all layers share one causal mask."""
     settings: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
     model = architectures.build("qwen2", layer_types=None, **settings)
     mask = torch.ones(1, 1, 20, 20, dtype=torch.bool).tril()

@@ -1,7 +1,6 @@
-"""Rule 14: perplexity in one pass is exactly what decoding with the compressed cache gives.
+"""Rule 14: perplexity in one pass equals decoding with the compressed cache.
 
-A law about the package's own measurement, not about a compressor: what one pass replays is a press of ours. So these
-laws draw their press from the table of subjects, except for the one that names each.
+These properties are about the package's own measurement, which replays its presses, not about a compressor under test.
 """
 
 import inspect
@@ -35,11 +34,11 @@ from support.query_press import QueryPress
 from support.small_config import SMALL
 
 TOLERANCE = 1e-9
-"""Nats per token, between two ways of computing the same in float64."""
+"""Nats per token, between two computations of the same NLL in float64."""
 
 
 def assert_same(onepass: Perplexity, stepwise: Perplexity, tolerance: float = TOLERANCE) -> None:
-    """Everything that a result says, NLL within the tolerance and the rest exactly."""
+    """Check that results are equal, NLL within the tolerance and the rest exactly."""
     torch.testing.assert_close(onepass.nll, stepwise.nll, rtol=0, atol=tolerance, equal_nan=True)
     assert torch.equal(onepass.hits, stepwise.hits)
     assert len(onepass.evicted_at) == len(stepwise.evicted_at)
@@ -47,16 +46,16 @@ def assert_same(onepass: Perplexity, stepwise: Perplexity, tolerance: float = TO
     assert torch.equal(onepass.affected, stepwise.affected)
     assert (onepass.evictions, onepass.held) == (stepwise.evictions, stepwise.held)
     assert (onepass.compressing, onepass.vacuous) == (stepwise.compressing, stepwise.vacuous)
-    # The real cache's storage may be 2 % larger than what it holds.
+    # The storage of the cache may be 2 % larger than its entries.
     assert onepass.kv_bytes <= stepwise.kv_bytes <= onepass.kv_bytes * 1.02
 
 
 def both(model: architectures.Model, ids: torch.Tensor, press: Press | None, prompt: int = 1, **given: Any) -> Any:
-    """The results of one pass and of decoding."""
+    """Results of one pass and of decoding."""
     return [perplexity(model, ids, press, prompt, method, **given) for method in ("onepass", "stepwise")]
 
 
-# One-pass equals stepwise
+# One pass equals stepwise
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,9 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Any press under any schedule, on up to three padded rows; a prompt of one token, some, or all but one."""
+    """Any press under any schedule, on up to three padded rows; a prompt of one token, some, or all except one."""
     subject: Subject = draw(st.sampled_from([*SUBJECTS, *SCORED_BY_ATTENTION]))
-    # The first row is long enough for every rule to be met; the others may have no token at all.
+    # The first row is long enough to exercise every rule; the others may be empty.
     lengths = [draw(st.integers(2, 28)), *draw(st.lists(st.integers(0, 28), max_size=2))]
     columns = max(lengths)
     prompt = draw(st.one_of(st.integers(1, columns - 1), st.sampled_from([1, columns - 1])))
@@ -87,20 +86,21 @@ def cases(draw: st.DrawFn) -> Case:
 @pytest.mark.parametrize("architecture", architectures.ARCHITECTURES)
 @settings(max_examples=16)
 @given(case=cases())
-def test_one_pass_is_what_decoding_gives(architecture: str, case: Case) -> None:
-    """NLL, hits, every eviction, what was affected and what is held, for every press and every way of asking."""
+def test_one_pass_equals_decoding(architecture: str, case: Case) -> None:
+    """One pass has the NLL, hits, evictions, affected tokens and held entries of decoding, for every press and
+    option."""
     ids, mask = architectures.padded(case.lengths)
     assert_same(*both(architectures.shared(architecture), ids, case.press, case.prompt, attention_mask=mask))
 
 
-def test_every_press_in_one_pass_is_what_decoding_gives(subject: Subject) -> None:
-    """The same, on a batch in which every press and schedule evicts from rows with and without padding."""
+def test_every_press_in_one_pass_equals_decoding(subject: Subject) -> None:
+    """One pass equals decoding for every press and schedule, with evictions from rows with and without padding."""
     ids, mask = architectures.padded([28, 1, 21, 12])
     press = subject(0.4, prune_after=4, recent=1, skip_layers=(1,))
     onepass, stepwise = both(architectures.shared("llama"), ids, press, 14, attention_mask=mask)
     for table in (onepass.evicted_at[0], onepass.evicted_at[2]):
         evicted = ((table > 0) & (table < NEVER)).flatten(1).any(dim=1).tolist()
-        # ``prefill`` acts on what is there at the end of the prompt: 14 tokens, none, 7 and none.
+        # ``prefill`` acts at the end of the prompt: on 14 tokens, none, 7 and none.
         assert evicted == [True, False, True, subject.schedule != "prefill"]
     assert_same(onepass, stepwise)
 
@@ -112,8 +112,8 @@ LONG: dict[str, tuple[str, Press, int]] = {
 
 
 @pytest.mark.parametrize(("architecture", "press", "prompt"), LONG.values(), ids=LONG)
-def test_a_text_of_several_blocks_is_what_decoding_gives(architecture: str, press: Press, prompt: int) -> None:
-    """Queries are attended to 256 at a time: some keys are seen by a whole block, others come or go in it."""
+def test_a_text_of_several_blocks_equals_decoding(architecture: str, press: Press, prompt: int) -> None:
+    """One pass equals decoding over several blocks of 256 queries, with keys visible to all or part of a block."""
     model = architectures.build(architecture, num_hidden_layers=2, max_position_embeddings=600)
     onepass, stepwise = both(model, architectures.tokens(1, 600), press, prompt)
     assert_same(onepass, stepwise)
@@ -122,8 +122,8 @@ def test_a_text_of_several_blocks_is_what_decoding_gives(architecture: str, pres
 
 @pytest.mark.parametrize("method", ["onepass", "stepwise"])
 @pytest.mark.parametrize(("prune_after", "refused"), [(6, False), (7, True), (9, True)])
-def test_prefill_that_can_never_act_is_refused_in_both_ways(prune_after: int, refused: bool, method: Any) -> None:
-    """Where no row has more than P tokens in its prompt; padding in the prompt counts for nothing."""
+def test_prefill_that_can_never_act_is_refused_by_both_methods(prune_after: int, refused: bool, method: Any) -> None:
+    """``prefill`` is refused if no row has more than P tokens in its prompt, without padding."""
     ids, mask = architectures.padded([12, 10])
     ids, mask = (torch.nn.functional.pad(tensor, (2, 0)) for tensor in (ids, mask))
     press = KnormPress(0.5, prune_after=prune_after, schedule="prefill")
@@ -135,8 +135,8 @@ def test_prefill_that_can_never_act_is_refused_in_both_ways(prune_after: int, re
 # Layers and implementations
 
 
-def test_a_window_in_every_layer_is_left_alone() -> None:
-    """A Mistral with a window of 16, all layers skipped: nothing is evicted, and each layer keeps a window."""
+def test_windows_in_every_layer_are_left_unchanged() -> None:
+    """With all layers of a Mistral skipped, nothing is evicted, and each layer keeps its window."""
     model = architectures.build("mistral", sliding_window=16)
     onepass, stepwise = both(model, architectures.tokens(2, 40), KnormPress(0.5, prune_after=4, skip_layers=(0, 1, 2)))
     assert_same(onepass, stepwise)
@@ -144,8 +144,8 @@ def test_a_window_in_every_layer_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("press", [None, KnormPress(0.5, prune_after=4, skip_layers=(2,))], ids=["none", "knorm"])
-def test_a_window_in_some_layers_is_left_alone(press: Press | None) -> None:
-    """A Qwen2 with a window in its last layer only, which looks at 8 tokens, while the others are pruned."""
+def test_windows_in_some_layers_are_left_unchanged(press: Press | None) -> None:
+    """A window of 8 in the last layer of a Qwen2 is unchanged, and the other layers evict."""
     model = architectures.build(
         "qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=2, layer_types=None
     )
@@ -158,11 +158,11 @@ def test_a_window_in_some_layers_is_left_alone(press: Press | None) -> None:
 @pytest.mark.parametrize(
     "press", [None, KnormPress(0.5, prune_after=4, skip_layers=architectures.LINEAR)], ids=["none", "knorm"]
 )
-def test_linear_attention_in_some_layers_is_left_alone(press: Press | None) -> None:
-    """A Qwen3-Next, one layer of whose four has keys: the others hold none, and keep their own place in every list."""
+def test_linear_attention_in_some_layers_is_left_unchanged(press: Press | None) -> None:
+    """Layers of linear attention of a Qwen3-Next hold no entries, and keep their place in every list."""
     model = architectures.hybrid()
     onepass, stepwise = both(model, architectures.tokens(2, 40), press, 5)
-    # The recurrence of its linear layers is in float32, whichever way the tokens are fed.
+    # The recurrence of its linear layers is in float32 by both methods.
     assert_same(onepass, stepwise, tolerance=1e-3)
     assert onepass.held == (0, 0, 0, 20 if press else 40)
     assert [int((table < 50).sum()) for table in onepass.evicted_at] == ([0, 0, 0, 80] if press else [])
@@ -173,10 +173,10 @@ def test_linear_attention_in_some_layers_is_left_alone(press: Press | None) -> N
     [RandomPress(0.4, prune_after=5), StreamingLLMPress(0.6, prune_after=5, schedule="step", skip_layers=(0,))],
     ids=["random", "streaming-llm"],
 )
-def test_eager_attention_in_one_pass_is_what_decoding_gives(press: Press) -> None:
-    """Only near it: transformers' eager attention takes its softmax in float32, and one pass in the model's float64.
+def test_eager_attention_in_one_pass_is_close_to_decoding(press: Press) -> None:
+    """One pass is close to decoding with eager attention, whose softmax is in float32.
 
-    So keys differ too, and the presses are ones that do not look at them.
+    Keys differ too, so the presses do not depend on them.
     """
     model = architectures.build("llama")
     model.set_attn_implementation("eager")
@@ -190,7 +190,7 @@ def test_eager_attention_in_one_pass_is_what_decoding_gives(press: Press) -> Non
 def test_lower_precision_is_near_an_oracle_with_the_same_evictions(
     architecture: str, dtype: torch.dtype, tolerance: float, device: torch.device
 ) -> None:
-    """Below float64 two runs may differ in what they evict, so the oracle is given ``evicted_at`` of this run."""
+    """Below float64, one pass is close to the oracle with the ``evicted_at`` of the same run."""
     model = architectures.cast(architecture, dtype, device)
     ids, mask = (tensor.to(device) for tensor in architectures.padded([60, 33]))
     result = perplexity(model, ids, KnormPress(0.5, prune_after=6), 5, attention_mask=mask)
@@ -207,7 +207,7 @@ def test_lower_precision_is_near_an_oracle_with_the_same_evictions(
 
 
 def test_one_pass_is_the_default_and_runs_the_model_once() -> None:
-    """Rows of equal length go through the model together, once; decoding would go through it 24 times."""
+    """One pass is the default, and runs the model once for rows of equal length."""
     model = architectures.build("llama")
     passes = []
     model.register_forward_hook(lambda module, args, output: passes.append(output.logits.shape[:2]))
@@ -216,15 +216,15 @@ def test_one_pass_is_the_default_and_runs_the_model_once() -> None:
     assert inspect.signature(perplexity).parameters["method"].default == "onepass"
 
 
-# What is left behind, and what is refused
+# Leaks and refusals
 
 
 class InterruptedPassError(Exception):
-    """Something that goes wrong in the middle of a pass."""
+    """Raised in the middle of a pass."""
 
 
 class FailingPress(KnormPress):
-    """Cannot score the keys of layer 1."""
+    """A press that fails to score the keys of layer 1."""
 
     def score(self, keys: torch.Tensor, **given: Any) -> torch.Tensor:
         if given["layer"] == 1:
@@ -235,7 +235,7 @@ class FailingPress(KnormPress):
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", [KnormPress, FailingPress])
 def test_one_pass_leaves_nothing_behind(kind: type[KnormPress], implementation: str) -> None:
-    """Rule 10: after the pass, or a failure in it, the model and transformers' registers are what they were."""
+    """Rule 10: after one pass, or an exception in it, the model and transformers' registries are unchanged."""
     model = architectures.build("llama")
     model.set_attn_implementation(implementation)
     before = fingerprint(model), sorted(ALL_ATTENTION_FUNCTIONS), sorted(ALL_MASK_ATTENTION_FUNCTIONS)
@@ -254,21 +254,21 @@ def test_one_pass_leaves_nothing_behind(kind: type[KnormPress], implementation: 
 
 
 def softcapped() -> architectures.Model:
-    """A Gemma 2, which caps its attention scores."""
+    """A Gemma 2, which has a softcap."""
     model = Gemma2ForCausalLM(Gemma2Config(**SMALL))
     model.set_attn_implementation("eager")
     return model
 
 
 def with_sinks() -> architectures.Model:
-    """A GPT-OSS, which adds a learned sink to every softmax."""
+    """A GPT-OSS, which has attention sinks."""
     model = GptOssForCausalLM(GptOssConfig(**SMALL, num_local_experts=2, num_experts_per_tok=1))
     model.set_attn_implementation("eager")
     return model
 
 
 def with_an_argument() -> architectures.Model:
-    """A Llama whose layer 1 hands its attention function a softcap that no configuration tells of."""
+    """A Llama whose layer 1 passes a softcap to its attention function, unknown to its configuration."""
     model = architectures.build("llama")
     attention = model.model.layers[1].self_attn
     attention.register_forward_pre_hook(
@@ -286,14 +286,14 @@ REFUSED: dict[str, tuple[Callable[[], architectures.Model], KnormPress, str]] = 
     "a sliding window": (
         lambda: architectures.build("mistral", sliding_window=16),
         KnormPress(0.5, skip_layers=(0,)),
-        r"layers 1-2 \(sliding attention of 16\); that leaves no layer to prune",
+        r"layers 1-2 \(sliding attention of 16\); that leaves no layer to compress",
     ),
     "softcap": (softcapped, KnormPress(0.5), r"layers 0-1 \(attention with softcap 50.0\)"),
     "attention sinks": (with_sinks, KnormPress(0.5), r"layers 0-1 \(attention with sinks\)"),
     "an argument of the call": (
         with_an_argument,
         KnormPress(0.5, prune_after=2),
-        r"layer 1 \(attention with softcap\); pass skip_layers=\(1,\), which leaves layers 0, 2 to prune",
+        r"layer 1 \(attention with softcap\); pass skip_layers=\(1,\), which leaves layers 0, 2 to compress",
     ),
 }
 
@@ -302,7 +302,7 @@ REFUSED: dict[str, tuple[Callable[[], architectures.Model], KnormPress, str]] = 
 def test_one_pass_refuses_what_an_attached_press_refuses(
     build: Callable[[], architectures.Model], press: KnormPress, sentence: str
 ) -> None:
-    """Rule 12: by the same words, whichever way perplexity is asked for."""
+    """Rule 12: one pass and stepwise are refused with the message of an attached press."""
     model = build()
     ids = torch.full((1, 8), 5)
     with pytest.raises(ValueError, match=sentence) as attached, torch.no_grad(), attach(press, model):
@@ -314,14 +314,14 @@ def test_one_pass_refuses_what_an_attached_press_refuses(
 
 
 def test_one_pass_is_refused_on_a_model_that_carries_a_press() -> None:
-    """Its layers would be at the service of two presses."""
+    """One pass is refused on a model with an attached press."""
     model = architectures.shared("llama")
     with KnormPress(0.5)(model), pytest.raises(ValueError, match="already carries a press"):
         perplexity(model, architectures.tokens(1, 8), KnormPress(0.5))
 
 
 def test_an_argument_of_a_skipped_layer_is_passed_on() -> None:
-    """The way out that the sentence names: sinks do their work in both ways, as in the model alone."""
+    """Arguments of skipped layers are passed on: with sinks, both methods equal the plain model."""
     model, ids = with_sinks(), torch.arange(1, 16)[None]
     onepass, stepwise = both(model, ids, KnormPress(0.5, prune_after=4, skip_layers=(0, 1)))
     assert_same(onepass, stepwise, tolerance=1e-4)
@@ -331,7 +331,7 @@ def test_an_argument_of_a_skipped_layer_is_passed_on() -> None:
 @pytest.mark.parametrize("method", ["onepass", "stepwise"])
 @pytest.mark.parametrize("layer", range(architectures.LAYERS))
 def test_a_layer_that_could_not_be_masked_is_refused(layer: int, method: Method) -> None:
-    """A layer that attends in a way of its own would be scored as if it had evicted nothing."""
+    """A layer whose attention cannot be masked is refused."""
     model = architectures.build("llama")
     attention = model.model.layers[layer].self_attn
 
@@ -353,7 +353,7 @@ def test_a_layer_that_could_not_be_masked_is_refused(layer: int, method: Method)
 
 
 def test_a_model_outside_the_interface_is_refused_with_and_without_a_press() -> None:
-    """No pass over it can be looked at."""
+    """A model outside transformers' attention interface is refused, with a press and without."""
     model = BloomForCausalLM(BloomConfig(vocab_size=61, hidden_size=16, n_layer=1, n_head=2)).double()
     ids = architectures.tokens(1, 12)
     with pytest.raises(ValueError, match=r"BloomForCausalLM.* adds ALiBi biases by the slot .*method='stepwise' or"):
@@ -367,8 +367,8 @@ def test_a_model_outside_the_interface_is_refused_with_and_without_a_press() -> 
 
 
 @pytest.mark.parametrize("written", [0.1, np.float32(0.1), Decimal("0.10000000149011612")], ids=repr)
-def test_equal_ratios_that_were_written_otherwise_are_told_apart(written: Any) -> None:
-    """Rule 3: what counts is the decimal value as written, also right after a press that equals this one."""
+def test_equal_ratios_written_differently_are_distinguished(written: Any) -> None:
+    """Rule 3: targets follow the decimal value as written, even after an equal press."""
     keys = torch.randn(1, 1, 100, 4)
     for ratio in (float(np.float32(0.1)), written):
         press = KnormPress(ratio, prune_after=0)
@@ -377,7 +377,7 @@ def test_equal_ratios_that_were_written_otherwise_are_told_apart(written: Any) -
 
 
 def test_a_press_with_a_list_can_be_replayed() -> None:
-    """What somebody adds to a press of their own need not be hashable."""
+    """Fields of a user's press need not be hashable."""
 
     @dataclass(frozen=True)
     class Listed(KnormPress):
@@ -387,7 +387,7 @@ def test_a_press_with_a_list_can_be_replayed() -> None:
 
 
 def test_a_press_that_needs_queries_gets_them_in_one_pass() -> None:
-    """Those of all tokens are at hand."""
+    """A press that needs queries receives them in one pass."""
     model, ids = architectures.shared("llama"), architectures.tokens(1, 20)
     press = QueryPress(0.5, prune_after=4)
     one, other = (perplexity(model, ids, press, method=method) for method in ("onepass", "stepwise"))

@@ -1,4 +1,4 @@
-"""What a press relies on: a model hands every layer's tokens, once, to the cache that it is given."""
+"""The proof of every pass: each layer passes its tokens, once, to the cache that the model was given."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,15 +15,15 @@ PASSES = (12, 1, 3, 1)
 
 
 def untouched(model: Any) -> None:
-    """The model of the suite, as it is."""
+    """The unmodified model."""
 
 
 @pytest.mark.parametrize("subject", [untouched], ids=["as it is"])
 @torch.no_grad()
-def test_every_layer_hands_its_tokens_to_the_cache_and_attends_to_what_it_returns(
+def test_every_layer_passes_its_tokens_to_the_cache_and_attends_to_its_result(
     subject: Callable[[Any], None],
 ) -> None:
-    """The proof at the end of each pass finds nothing; ``subject`` changes a Llama first."""
+    """The proof at the end of each pass raises no error, on a Llama modified by ``subject``."""
     model = architectures.build("llama")
     subject(model)
     ids = architectures.tokens(1, sum(PASSES))

@@ -1,4 +1,4 @@
-"""Rule 12: what a press cannot do right is refused, before anything is done, with a sentence that says the way out."""
+"""Rule 12: what a press does not support is refused before it has effects, with a message that gives the way out."""
 
 import re
 from collections.abc import Callable
@@ -49,10 +49,10 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("options", "kind", "sentence"), MISTAKES, ids=lambda value: str(value)[:40])
-def test_a_mistake_in_a_press_is_told_when_it_is_made(
+def test_invalid_options_are_refused_by_the_constructor(
     options: dict[str, Any], kind: type[Exception], sentence: str
 ) -> None:
-    """One sentence that names the value and the rule, raised by the constructor of every press."""
+    """Invalid options are refused by the constructor of every press, with the value and the rule."""
     for press in (KnormPress, StreamingLLMPress):
         with pytest.raises(kind, match=re.escape(sentence)):
             press(**{"keep_ratio": 0.5, **options})
@@ -60,7 +60,7 @@ def test_a_mistake_in_a_press_is_told_when_it_is_made(
 
 @pytest.fixture(params=["cache", "attached"])
 def meet(request: pytest.FixtureRequest) -> Callable[[Press, PreTrainedModel], object]:
-    """The two ways in which a press meets a model."""
+    """The two ways of applying a press to a model."""
 
     def enter(press: Press, model: PreTrainedModel) -> None:
         with attach(press, model):
@@ -72,17 +72,17 @@ def meet(request: pytest.FixtureRequest) -> Callable[[Press, PreTrainedModel], o
 Meet = Callable[[Press, PreTrainedModel], object]
 
 
-def test_a_layer_that_the_model_lacks_is_refused_with_their_number(meet: Meet) -> None:
-    """The sentence names the number of layers."""
+def test_a_missing_layer_is_refused_with_the_number_of_layers(meet: Meet) -> None:
+    """``skip_layers`` with a missing layer is refused with the number of layers."""
     with pytest.raises(ValueError, match="skip_layers names layer 3, but the model has 3 layers, 0 to 2"):
         meet(KnormPress(0.5, skip_layers=(0, 3)), architectures.shared("llama"))
 
 
 def test_sliding_windows_are_refused_unless_they_are_skipped(meet: Meet) -> None:
-    """A Mistral with a window of 16 has no layer to prune; without one it works."""
+    """A Mistral with a window of 16 has no supported layer, and without a window is supported."""
     windowed = architectures.build("mistral", sliding_window=16)
     for skipped, named in (((), "layers 0-2"), ((0,), "layers 1-2"), ((0, 2), "layer 1")):
-        sentence = f"a press cannot prune {named} (sliding attention of 16); that leaves no layer to prune"
+        sentence = f"a press does not support {named} (sliding attention of 16); that leaves no layer to compress"
         with pytest.raises(ValueError, match=re.escape(sentence)):
             meet(KnormPress(0.5, skip_layers=skipped), windowed)
     meet(KnormPress(0.5, skip_layers=(0, 1, 2)), windowed)
@@ -90,17 +90,17 @@ def test_sliding_windows_are_refused_unless_they_are_skipped(meet: Meet) -> None
 
 
 def mixed() -> architectures.Model:
-    """A Qwen2 of which the last layer has a window."""
+    """A Qwen2 with a window in its last layer."""
     return architectures.build(
         "qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=2, layer_types=None
     )
 
 
 def test_a_refusal_lists_all_layers_by_reason_and_the_way_out(meet: Meet) -> None:
-    """What is to be skipped is there to be pasted."""
+    """A refusal lists unsupported layers by reason, with the value of ``skip_layers``."""
     sentence = (
-        "a press cannot prune layer 2 (sliding attention of 8); pass skip_layers=(2,) or skip_layers='unprunable', "
-        "which leaves layers 0-1 to prune"
+        "a press does not support layer 2 (sliding attention of 8); pass skip_layers=(2,) or skip_layers='unprunable', "
+        "which leaves layers 0-1 to compress"
     )
     with pytest.raises(ValueError, match=re.escape(sentence)):
         meet(KnormPress(0.5), mixed())
@@ -108,7 +108,7 @@ def test_a_refusal_lists_all_layers_by_reason_and_the_way_out(meet: Meet) -> Non
 
 
 def test_unprunable_layers_are_skipped_by_that_word() -> None:
-    """The word stands for the layers of the model at hand, and caches and results have them as a list."""
+    """``"unprunable"`` skips unsupported layers, and caches and results list them."""
     model = mixed()
     press = KnormPress(0.5, prune_after=4, skip_layers="unprunable")
     assert press.resolved(model) == KnormPress(0.5, prune_after=4, skip_layers=(2,))
@@ -121,7 +121,7 @@ def test_unprunable_layers_are_skipped_by_that_word() -> None:
 
 
 def test_unprunable_layers_are_layers_of_a_model() -> None:
-    """Where there is none, and where nothing else is left, the word is refused."""
+    """``"unprunable"`` is refused without a model, and if no layer is left."""
     press = KnormPress(0.5, prune_after=0, skip_layers="unprunable")
     keys = torch.zeros(1, 1, 4, 2)
     alone: list[Callable[[], object]] = [lambda: press.compress(keys, keys), lambda: replay(press, keys, [4])]
@@ -131,13 +131,13 @@ def test_unprunable_layers_are_layers_of_a_model() -> None:
     windowed = architectures.build("mistral", sliding_window=16)
     meetings: list[Callable[[], object]] = [lambda: press.cache(windowed.config), lambda: press.resolved(windowed)]
     for action in meetings:
-        with pytest.raises(ValueError, match=r"layers 0-2 \(sliding.*leaves no layer to prune.*press=None"):
+        with pytest.raises(ValueError, match=r"layers 0-2 \(sliding.*leaves no layer to compress.*press=None"):
             action()
 
 
 @pytest.mark.parametrize("attached", [True, False])
 def test_skipped_sliding_layers_keep_their_own_cache(attached: bool) -> None:
-    """Where all layers with a window are skipped, the model computes what it computes alone, to the bit."""
+    """With all windowed layers skipped, results are bit-identical to the plain model."""
     model = architectures.build("mistral", sliding_window=16)
     ids = architectures.tokens(1, 40)
     plain = DynamicCache(config=model.config)
@@ -149,8 +149,8 @@ def test_skipped_sliding_layers_keep_their_own_cache(attached: bool) -> None:
     assert [type(ours) for ours in result.cache.layers] == [type(theirs) for theirs in plain.layers]
 
 
-def test_a_mixture_of_windows_and_full_attention_prunes_the_full_layers() -> None:
-    """Qwen2 with windows in its last layer only: the others are pruned as ever, and the last is left alone."""
+def test_a_mixture_of_windows_and_full_attention_evicts_from_full_layers() -> None:
+    """In a Qwen2 with a window in its last layer, the other layers evict, and the last is unchanged."""
     model = mixed()
     assert model.config.layer_types == ["full_attention", "full_attention", "sliding_attention"]
     ids = architectures.tokens(1, 30)
@@ -169,13 +169,13 @@ def _shared_kv() -> PretrainedConfig:
 
 
 def test_shared_keys_and_values_are_refused() -> None:
-    """Layers that read another layer's keys cannot be pruned apart from it."""
+    """Layers that share keys and values are refused."""
     with pytest.raises(ValueError, match=r"layers [\d, -]*3 \(keys and values shared between layers\)"):
         KnormPress(0.5).cache(_shared_kv())
 
 
 def test_softcap_is_refused() -> None:
-    """Gemma 2 caps its attention scores."""
+    """Layers with a softcap are refused, as in Gemma 2."""
     config = Gemma2Config(
         **SMALL,
     )
@@ -188,7 +188,7 @@ def test_softcap_is_refused() -> None:
 
 
 def test_attention_sinks_are_refused() -> None:
-    """GPT-OSS adds a learned sink to every softmax."""
+    """Layers with attention sinks are refused, as in GPT-OSS."""
     config = GptOssConfig(
         **SMALL,
         num_local_experts=2,
@@ -203,7 +203,7 @@ def test_attention_sinks_are_refused() -> None:
 
 
 def test_a_model_that_already_carries_a_press_is_refused() -> None:
-    """Two presses on one model would each think that the other's cache is whole."""
+    """A second press on a model is refused."""
     model = architectures.shared("llama")
     with (
         attach(KnormPress(0.5), model),
@@ -214,7 +214,7 @@ def test_a_model_that_already_carries_a_press_is_refused() -> None:
 
 
 def test_flash_attention_is_refused() -> None:
-    """An implementation whose masks the press does not know is refused by name."""
+    """Attention implementations with unknown masks are refused by name."""
     model = architectures.build("llama")
     model.config._attn_implementation = "flex_attention"
     with pytest.raises(ValueError, match="'sdpa' and 'eager', got 'flex_attention'"), attach(KnormPress(0.5), model):
@@ -222,7 +222,7 @@ def test_flash_attention_is_refused() -> None:
 
 
 def test_cropping_into_evicted_history_is_refused(subject: Subject) -> None:
-    """Rule 12: what was evicted after the point to crop to cannot be had back; nothing is lost by trying."""
+    """Cropping to before an eviction is refused, without effects."""
     model = architectures.shared("llama")
     press = subject(0.5, prune_after=4, interval=1)
     cache = run(model, press, architectures.tokens(1, 12), [12]).cache
@@ -232,8 +232,8 @@ def test_cropping_into_evicted_history_is_refused(subject: Subject) -> None:
     assert cache.held == held
 
 
-def test_cropping_what_was_never_evicted_goes_back(subject: Subject) -> None:
-    """A cache cropped to before its first eviction, or after its last, goes on as if the tokens had never been fed."""
+def test_cropping_without_evictions_undoes_the_tokens(subject: Subject) -> None:
+    """Cropping to before the first or after the last eviction undoes the cropped tokens."""
     model = architectures.shared("llama")
     ids = architectures.tokens(1, 30)
     interval = 1 if subject.schedule == "prefill" else 8
@@ -251,7 +251,8 @@ def test_cropping_what_was_never_evicted_goes_back(subject: Subject) -> None:
 
 @torch.no_grad()
 def test_a_plain_cache_refuses_to_evict_from_a_batch_that_may_be_padded() -> None:
-    """A cache never sees the attention mask; nothing is stored by the pass that is refused."""
+    """A plain cache refuses to evict from several rows, since it does not see padding, and the refused pass stores
+    nothing."""
     model = architectures.shared("llama")
     ids = architectures.tokens(2, 12)
     press = KnormPress(0.5, prune_after=4)
@@ -268,7 +269,7 @@ def test_a_plain_cache_refuses_to_evict_from_a_batch_that_may_be_padded() -> Non
 
 @torch.no_grad()
 def test_a_plain_cache_refuses_one_mask_for_layers_of_different_lengths() -> None:
-    """C8 of the bug catalogue: several tokens at once, where a skipped layer holds more, need the attached mode."""
+    """A plain cache refuses passes of several tokens if layers hold different numbers (C8 of the bug catalogue)."""
     model = architectures.shared("llama")
     ids = architectures.tokens(1, 20)
     cache = KnormPress(0.5, prune_after=4, skip_layers=(0,)).cache(model.config)
@@ -281,7 +282,7 @@ def test_a_plain_cache_refuses_one_mask_for_layers_of_different_lengths() -> Non
 
 @torch.no_grad()
 def test_eager_attention_refuses_it_for_single_tokens_too() -> None:
-    """Eager attention takes one mask for all layers, even of a single query."""
+    """With eager attention, single tokens are refused as well, since layers share one mask."""
     model = architectures.build("llama")
     model.set_attn_implementation("eager")
     ids = architectures.tokens(1, 20)
@@ -293,7 +294,7 @@ def test_eager_attention_refuses_it_for_single_tokens_too() -> None:
 
 @torch.no_grad()
 def test_a_cache_with_padded_rows_is_refused_outside_the_context() -> None:
-    """Once rows are known to be padded, stock attention would attend to their filler."""
+    """A cache with padded rows is refused outside the context, where attention would include its padding slots."""
     model = architectures.shared("llama")
     ids = architectures.tokens(2, 12)
     mask = torch.tensor([[0] * 5 + [1] * 7, [1] * 12])
@@ -334,7 +335,7 @@ CALLS: dict[str, tuple[Call, str]] = {
 
 @pytest.mark.parametrize("call", CALLS)
 def test_calls_that_would_be_silently_wrong_are_refused(call: str) -> None:
-    """Inside the context, a call that the press could not serve rightly is refused before the model runs."""
+    """Unsupported calls in the context are refused before the model runs."""
     model = architectures.shared("llama")
     press = KnormPress(0.5, prune_after=2)
     action, sentence = CALLS[call]
@@ -343,8 +344,8 @@ def test_calls_that_would_be_silently_wrong_are_refused(call: str) -> None:
 
 
 @torch.no_grad()
-def test_a_cache_with_tokens_that_no_press_saw_is_refused() -> None:
-    """A ``DynamicCache`` that is not empty cannot be adopted, and stays what it was."""
+def test_a_nonempty_dynamic_cache_is_refused() -> None:
+    """A ``DynamicCache`` that is not empty is refused, and not changed."""
     model = architectures.shared("llama")
     cache = DynamicCache(config=model.config)
     model(IDS[:1], **using(cache))
@@ -357,7 +358,7 @@ def test_a_cache_with_tokens_that_no_press_saw_is_refused() -> None:
 
 @torch.no_grad()
 def test_masks_that_contradict_each_other_are_refused() -> None:
-    """What was padding in one pass cannot be a token in the next."""
+    """A mask that contradicts the padding of earlier passes is refused."""
     model = architectures.shared("llama")
     press = KnormPress(0.5, prune_after=2)
     with press(model):
@@ -369,7 +370,7 @@ def test_masks_that_contradict_each_other_are_refused() -> None:
 
 
 def test_a_press_that_needs_queries_works_attached_only() -> None:
-    """A plain cache never sees queries; ``compress`` on keys alone cannot serve such a press either."""
+    """A press that needs queries is refused as a plain cache and by ``compress``."""
 
     press = QueryPress(0.5)
     with pytest.raises(
@@ -381,8 +382,8 @@ def test_a_press_that_needs_queries_works_attached_only() -> None:
 
 
 @torch.no_grad()
-def test_queries_are_at_hand_when_attached() -> None:
-    """The interface for presses that look at attention: what the last pass adds is there when it acts."""
+def test_attached_presses_receive_queries() -> None:
+    """An attached press that needs queries receives those of the last pass."""
     seen: list[tuple[int, ...]] = []
 
     class Looking(LastQueries):
@@ -405,12 +406,12 @@ def test_queries_are_at_hand_when_attached() -> None:
 
 
 def test_a_press_that_needs_queries_says_which() -> None:
-    """Whoever forgets ``votes`` is told."""
+    """A press that needs queries and lacks ``votes`` is refused."""
 
     class Forgetful(KnormPress):
         needs_queries = True
 
-    with pytest.raises(NotImplementedError, match=r"Forgetful needs queries, so it has to say which: define votes\(\)"):
+    with pytest.raises(NotImplementedError, match=r"Forgetful needs queries: define votes\(\)"):
         Forgetful(0.5).votes()
 
 
@@ -419,6 +420,6 @@ def test_a_press_that_needs_queries_says_which() -> None:
     [((2, 3, 4), (2, 3, 4)), ((1, 2, 5, 3), (1, 2, 4, 3)), ((1, 2, 5, 3), (1, 1, 5, 3))],
 )
 def test_compress_refuses_shapes_that_do_not_fit(keys: tuple[int, ...], values: tuple[int, ...]) -> None:
-    """Keys and values must agree in batch, heads and tokens."""
+    """``compress`` refuses keys and values that disagree in batch, heads or tokens."""
     with pytest.raises(ValueError, match="keys and values must be"):
         KnormPress(0.5).compress(torch.zeros(keys), torch.zeros(values))

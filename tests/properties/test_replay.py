@@ -1,4 +1,4 @@
-"""Rule 13: the history of a layer, replayed from its keys without decoding."""
+"""Rule 13: the eviction history of a layer, replayed from its keys without decoding."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ from support.drive import feed
 
 
 @given(data=st.data())
-def test_replay_equals_the_plain_loop(subject: Subject, data: st.DataObject) -> None:
-    """Whatever ``replay`` skips, it gives the oracle's ``evicted_at``, for every way of feeding."""
+def test_replay_equals_the_oracle(subject: Subject, data: st.DataObject) -> None:
+    """``replay`` gives the ``evicted_at`` of the oracle, however the text is fed."""
     case: Case = data.draw(cases(subject.schedule, most=60))
     press = subject(**case.options)
     for layer in range(LAYERS):
@@ -26,7 +26,7 @@ def test_replay_equals_the_plain_loop(subject: Subject, data: st.DataObject) -> 
 
 @given(data=st.data())
 def test_replay_equals_the_record_of_a_cache(subject: Subject, data: st.DataObject) -> None:
-    """Replay and recording are equal in half precision and with NaN and infinite keys too."""
+    """``replay`` equals the record of a cache, also in half precision and with NaN and infinite keys."""
     case: Case = data.draw(cases(subject.schedule))
     dtype = data.draw(st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]))
     keys = case.keys.to(dtype)
@@ -43,7 +43,7 @@ def test_replay_equals_the_record_of_a_cache(subject: Subject, data: st.DataObje
 @settings(max_examples=20)
 @given(data=st.data(), lengths=st.lists(st.integers(0, 20), min_size=2, max_size=3))
 def test_a_padded_row_is_replayed_as_it_is_alone(subject: Subject, data: st.DataObject, lengths: list[int]) -> None:
-    """Rule 11: padding in front shifts a row's history and changes nothing else."""
+    """Rule 11: padding shifts a row's history, without other changes."""
     columns = max([*lengths, 4])
     keys = data.draw(key_tensors(columns, rows=len(lengths)))
     padding = [columns - length for length in lengths]
@@ -54,7 +54,7 @@ def test_a_padded_row_is_replayed_as_it_is_alone(subject: Subject, data: st.Data
         if pad == columns:
             continue
         passes = [max(0, 3 - pad)] + [1] * (columns - max(3, pad))
-        # A row whose prompt is nothing but padding has no prompt left: every pass of it comes later.
+        # A row whose prompt is all padding has no prompt: all its passes come later.
         if not passes[0]:
             if subject.schedule == "prefill":
                 assert (table[row, :, pad:] == NEVER).all()
@@ -65,7 +65,7 @@ def test_a_padded_row_is_replayed_as_it_is_alone(subject: Subject, data: st.Data
 
 
 def test_long_texts_are_replayed_like_short_ones(subject: Subject) -> None:
-    """Sorting a heap at once where many tokens come at once gives the same as taking them one by one."""
+    """Sorting many tokens of a pass at once gives the result of inserting them one by one."""
     keys = torch.randn(1, 1, 300, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     passes = [180, 1, 1, 60, *[1] * 58]
     options = {"keep_ratio": 0.3, "prune_after": 20, "recent": 5}
@@ -73,7 +73,7 @@ def test_long_texts_are_replayed_like_short_ones(subject: Subject) -> None:
 
 
 def test_appending_tokens_never_revives_an_evicted_one(subject: Subject) -> None:
-    """Once evicted, always evicted, at the same time: a longer text only adds evictions."""
+    """A longer text adds evictions, and changes none."""
     keys = torch.randn(1, 2, 60, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     press = subject(0.4, prune_after=5)
     before = replay(press, keys[:, :, :40], [12] + [1] * 28)
@@ -83,15 +83,15 @@ def test_appending_tokens_never_revives_an_evicted_one(subject: Subject) -> None
     assert (after[~gone] > 40).all()
 
 
-def test_a_query_sees_what_is_neither_in_the_future_nor_evicted() -> None:
-    """``visible`` is ``j <= t < evicted_at[j]``, written out."""
+def test_a_query_sees_held_entries_only() -> None:
+    """``visible`` is ``j <= t < evicted_at[j]``."""
     table = torch.tensor([[[2, NEVER, 0, 5, NEVER]]], dtype=torch.int32)
     sees = visible(table, 1, 5)[0, 0].int().tolist()
     assert sees == [[1, 1, 0, 0, 0], [0, 1, 0, 0, 0], [0, 1, 0, 1, 0], [0, 1, 0, 1, 1]]
 
 
 def test_a_history_grows_with_its_text() -> None:
-    """Recording far beyond what was reserved loses nothing, and 'none' is recorded nowhere."""
+    """A record longer than its reserved size loses nothing, and records no false evictions."""
     history = History(2, 1, torch.device("cpu"))
     history.record(torch.tensor([[[0]], [[-1]]]), [0, 3], 5)
     history.record(torch.tensor([[[700]], [[2]]]), [0, 3], 900)
@@ -110,16 +110,16 @@ def test_a_history_grows_with_its_text() -> None:
         ([8], [0, 9], "padding must give each of the 2 rows a number from 0 to 8"),
     ],
 )
-def test_what_does_not_fit_is_refused(passes: list[int], padding: list[int] | None, sentence: str) -> None:
-    """Passes and padding must fit the keys."""
+def test_invalid_passes_and_padding_are_refused(passes: list[int], padding: list[int] | None, sentence: str) -> None:
+    """Passes and padding that do not fit the keys are refused."""
     with pytest.raises(ValueError, match=sentence):
         replay(KnormPress(0.5), torch.zeros(2, 1, 8, 2), passes, padding=padding)
 
 
-def test_the_oracle_evicts_by_hand() -> None:
-    """The oracle itself, on an example small enough to be worked out on paper."""
+def test_the_oracle_on_an_example_by_hand() -> None:
+    """The oracle is correct on an example computed by hand."""
     scores = oracle.norm_scores([[3.0], [1.0], [2.0], [1.0]])
     table, counts = oracle.history(oracle.Rules(0.5, prune_after=1), scores, [1] * 4)
-    # Seen 1, 2, 3, 4 keep 1, 1, 2, 2: token 0 goes first; token 2 comes and stays; of 1, 2 and 3, token 2 goes.
+    # After 1, 2, 3, 4 tokens 1, 1, 2, 2 are retained: token 0 is evicted first, and token 2 of 1, 2 and 3.
     assert table == [2, oracle.NEVER, 4, oracle.NEVER]
     assert counts == [1, 1, 2, 2]

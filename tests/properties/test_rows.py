@@ -1,4 +1,4 @@
-"""Rules 8 and 11: a row's result depends on nothing else in the batch; padding counts for nothing."""
+"""Rules 8 and 11: rows of a batch are independent, and padding has no effect."""
 
 import pytest
 import torch
@@ -29,14 +29,14 @@ def left_padded(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def shifted(table: Tensor, padding: int) -> Tensor:
-    """A row's own ``evicted_at`` as it must be with ``padding`` columns in front."""
+    """Expected ``evicted_at`` of a row after ``padding`` columns of padding."""
     moved = torch.where(table == NEVER, NEVER, table + padding)
     return torch.nn.functional.pad(moved, (padding, 0), value=0)
 
 
 @pytest.mark.parametrize("architecture", ["neox", "llama"])
-def test_rows_of_a_batch_are_as_they_are_alone(subject: Subject, architecture: str) -> None:
-    """Rules 8 and 11: prompts of 3, 17 and 64 tokens in one batch give each row the tokens and entries it has alone."""
+def test_rows_of_a_batch_are_independent(subject: Subject, architecture: str) -> None:
+    """Rules 8 and 11: rows with prompts of 3, 17 and 64 tokens have the tokens and entries of runs alone."""
     model = architectures.shared(architecture)
     texts = [architectures.tokens(1, length, seed=length)[0] for length in LENGTHS]
     ids, mask = left_padded(texts)
@@ -59,13 +59,13 @@ def test_rows_of_a_batch_are_as_they_are_alone(subject: Subject, architecture: s
                 assert (positions[:, : -kept.shape[1]] == -1).all()
 
 
-def test_padded_rows_in_chunks_are_as_they_are_alone(subject: Subject) -> None:
-    """Rule 11 with chunks, some of which are nothing but padding for the shorter rows, and two turns."""
+def test_padded_rows_in_chunks_are_independent(subject: Subject) -> None:
+    """Rule 11: padded rows are independent in chunks, some of them all padding, and over two turns."""
     model = architectures.shared("llama")
     passes = [10, 10, 10, 1, 1, 7, 1, 1]
     texts = [architectures.tokens(1, length, seed=length)[0] for length in (15, 26, 41)]
     ids, mask = left_padded(texts)
-    # More are protected than the shortest row has tokens when the first ones are evicted from the others.
+    # At the first evictions from other rows, the shortest row has fewer tokens than are protected.
     press = subject(0.5, prune_after=7, recent=7)
     together = run(model, press, ids, passes, mask=mask, prompt_length=30)
     for row, text in enumerate(texts):
@@ -91,7 +91,7 @@ def test_padded_rows_in_chunks_are_as_they_are_alone(subject: Subject) -> None:
 
 
 def test_permuting_rows_permutes_the_result(subject: Subject) -> None:
-    """Rule 8: the order of rows means nothing."""
+    """Rule 8: results do not depend on the order of rows."""
     model = architectures.shared("llama")
     ids = architectures.tokens(3, 20)
     press = subject(0.5, prune_after=4)
@@ -103,8 +103,8 @@ def test_permuting_rows_permutes_the_result(subject: Subject) -> None:
 
 
 @given(data=st.data(), length=st.integers(1, 20))
-def test_a_row_is_as_it_is_alone_whatever_is_beside_it(subject: Subject, data: st.DataObject, length: int) -> None:
-    """Rule 8 on a bare cache: the history of a row does not depend on the other rows (S9 of the bug catalogue)."""
+def test_a_row_does_not_depend_on_the_others(subject: Subject, data: st.DataObject, length: int) -> None:
+    """Rule 8: in a plain cache, the history of a row does not depend on the others (S9 of the bug catalogue)."""
     keys = data.draw(key_tensors(length, rows=2))
     press = subject(data.draw(ratios()), prune_after=data.draw(st.integers(0, 8)))
     together = feed(press, keys, [1] * length)
@@ -114,8 +114,9 @@ def test_a_row_is_as_it_is_alone_whatever_is_beside_it(subject: Subject, data: s
             assert torch.equal(table[row], own[0])
 
 
-def test_padding_counts_for_nothing() -> None:
-    """Rule 11 in numbers: ``seen`` and ``held`` are the longest row's, ``held_rows`` each row's own."""
+def test_padding_has_no_effect() -> None:
+    """Rule 11: ``seen`` and ``held`` are those of the longest row, and ``held_rows`` those of each row, without
+    padding."""
     model = architectures.shared("llama")
     ids, mask = left_padded([architectures.tokens(1, length)[0] for length in (4, 10)])
     press = KnormPress(0.5, prune_after=5, skip_layers=(0,))
@@ -133,7 +134,7 @@ def test_padding_counts_for_nothing() -> None:
 
 
 def test_beam_search_works_on_a_compressed_cache(subject: Subject) -> None:
-    """``reorder_cache`` moves rows whole: attached and plain beams are the same, and so are their histories."""
+    """Beams and histories are the same attached and as a plain cache."""
     model = architectures.shared("llama")
     ids = architectures.tokens(1, 14)
     settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 10, "num_beams": 3, "do_sample": False}
@@ -149,7 +150,7 @@ def test_beam_search_works_on_a_compressed_cache(subject: Subject) -> None:
 
 
 def test_reordered_rows_carry_their_history_along(subject: Subject) -> None:
-    """After ``reorder_cache``, each row goes on exactly as the row that it is a copy of."""
+    """After ``reorder_cache``, a row continues as the row that it is a copy of."""
     model = architectures.shared("llama")
     ids = architectures.tokens(3, 20)
     press = subject(0.5, prune_after=4)
@@ -167,7 +168,7 @@ def test_reordered_rows_carry_their_history_along(subject: Subject) -> None:
 
 @pytest.mark.parametrize("change", ["repeat", "select"])
 def test_rows_can_be_repeated_and_selected(change: str) -> None:
-    """``batch_repeat_interleave`` and ``batch_select_indices`` keep rows whole, as transformers' caches do."""
+    """``batch_repeat_interleave`` and ``batch_select_indices`` act on whole rows, as in transformers' caches."""
     model = architectures.shared("llama")
     ids = architectures.tokens(2, 20)
     press = KnormPress(0.5, prune_after=4)

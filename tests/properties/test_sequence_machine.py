@@ -1,5 +1,5 @@
-"""A state machine over several sequences that take turns on one model, through one compressor: prompts, answers, more
-prompts, copies and fresh starts, each against what the sequence is alone and against lists of tokens."""
+"""State machine of several sequences that alternate on one model through one compressor: prompts, answers, further
+prompts, copies and new sequences, each compared with the sequence alone and with lists of tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,19 +18,19 @@ from pressgauge.conformance.session import Session, Trace, run
 from pressgauge.conformance.subjects import Subject
 
 SUBJECTS = [subject for subject in ours_by_default() if subject.declares.score is not None]
-"""Those of which the oracle knows the scores from keys and positions alone."""
+"""Subjects whose scores the oracle computes from keys and positions."""
 MOST = 4
 LONGEST = 40
 
 
 class SequenceMachine(RuleBasedStateMachine):
-    """To hold another compressor to it, override ``subjects``."""
+    """Override ``subjects`` to test other compressors."""
 
     subjects: Sequence[Subject] = SUBJECTS
 
     @initialize(data=st.data(), keep_ratio=st.sampled_from([0.5, 0.3, 0.9, 1.0]), prune_after=st.integers(0, 8))
     def start(self, data: st.DataObject, keep_ratio: float, prune_after: int) -> None:
-        """One compressor, for all sequences."""
+        """Create one compressor for all sequences."""
         self.subject = data.draw(st.sampled_from(self.subjects))
         self.options: dict[str, Any] = {"keep_ratio": keep_ratio, "prune_after": prune_after}
         self.compressor = self.subject(**self.options)
@@ -39,7 +39,7 @@ class SequenceMachine(RuleBasedStateMachine):
         self.fed: list[Tensor] = []
 
     def feed(self, number: int, ids: Tensor) -> None:
-        """One pass of a sequence, and what it must have done."""
+        """Feed one pass of a sequence, and check its result."""
         session = self.sessions[number]
         session.resume()
         try:
@@ -52,7 +52,7 @@ class SequenceMachine(RuleBasedStateMachine):
     @rule(length=st.integers(1, 12), seed=st.integers(0, 99))
     @precondition(lambda self: len(self.sessions) < MOST)
     def begin(self, length: int, seed: int) -> None:
-        """A new sequence, with its prompt."""
+        """Start a sequence with its prompt."""
         session = Session(self.subject, self.compressor, self.model)
         with session:
             pass
@@ -63,7 +63,7 @@ class SequenceMachine(RuleBasedStateMachine):
     @rule(data=st.data(), tokens=st.integers(1, 4))
     @precondition(lambda self: self.sessions)
     def answer(self, data: st.DataObject, tokens: int) -> None:
-        """A sequence decodes a few tokens, greedily."""
+        """Decode a few tokens of a sequence greedily."""
         number = data.draw(st.integers(0, len(self.sessions) - 1))
         for _ in range(tokens):
             if self.fed[number].shape[1] < LONGEST:
@@ -72,7 +72,7 @@ class SequenceMachine(RuleBasedStateMachine):
     @rule(data=st.data(), length=st.integers(2, 6), seed=st.integers(0, 99))
     @precondition(lambda self: self.sessions)
     def say(self, data: st.DataObject, length: int, seed: int) -> None:
-        """A sequence gets another prompt."""
+        """Feed a further prompt to a sequence."""
         number = data.draw(st.integers(0, len(self.sessions) - 1))
         if self.fed[number].shape[1] + length <= LONGEST:
             self.feed(number, architectures.tokens(1, length, seed))
@@ -80,7 +80,7 @@ class SequenceMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     @precondition(lambda self: 0 < len(self.sessions) < MOST)
     def clone(self, data: st.DataObject) -> None:
-        """A copy of a sequence, which goes its own way from here."""
+        """Copy a sequence, which continues independently."""
         number = data.draw(st.integers(0, len(self.sessions) - 1))
         self.sessions.append(self.sessions[number].fork())
         self.fed.append(self.fed[number])
@@ -88,7 +88,7 @@ class SequenceMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     @precondition(lambda self: self.sessions)
     def read(self, data: st.DataObject) -> None:
-        """Reading what is held changes nothing, however often it is done."""
+        """Reading entries repeatedly changes nothing."""
         session = self.sessions[data.draw(st.integers(0, len(self.sessions) - 1))]
         once, twice = session.held(), session.held()
         for one, other, recorded in zip(once, twice, session.passes[-1].held, strict=True):
@@ -97,7 +97,7 @@ class SequenceMachine(RuleBasedStateMachine):
                 assert torch.equal(a, c)
 
     def check(self, number: int) -> None:
-        """The sequence is what it is alone, and holds what the oracle's list says."""
+        """The sequence equals a run alone, and holds the entries of the oracle."""
         session = self.sessions[number]
         trace = Trace(self.subject, self.options, self.model, self.fed[number], session.passes)
         alone = run(self.subject, self.model, self.fed[number], trace.lengths, **self.options)

@@ -1,4 +1,4 @@
-"""An attached press beside threads, copies of the model, training and assisted decoding: right, or refused."""
+"""An attached press with threads, copies of the model, training and assisted decoding: correct or refused."""
 
 import copy
 import threading
@@ -19,7 +19,7 @@ PASSES = [12, 1, 1, 3, 1, 1, 1]
 
 
 def test_threads_share_one_attached_model() -> None:
-    """Each thread's passes go through its own cache, as with the model alone."""
+    """Each thread's passes use its own cache, as with the plain model."""
     model = architectures.shared("llama")
     texts = [architectures.tokens(1, sum(PASSES), seed) for seed in range(4)]
     expected = [run(model, PRESS, ids, PASSES).logits for ids in texts]
@@ -43,7 +43,7 @@ def test_threads_share_one_attached_model() -> None:
 
 @torch.no_grad()
 def test_a_copy_of_an_attached_model_carries_no_press() -> None:
-    """It computes and generates what the model does alone, with its own weights, inside the context and after it."""
+    """A copy of an attached model computes and generates as the plain model, during and after the context."""
     model = architectures.build("llama")
     ids = architectures.tokens(1, 12)
     settings: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6, "do_sample": False}
@@ -62,8 +62,8 @@ def test_a_copy_of_an_attached_model_carries_no_press() -> None:
 
 
 @torch.no_grad()
-def test_another_model_of_the_same_class_is_left_alone() -> None:
-    """Attention functions are shared by all models of a process; only the attached one's calls are taken."""
+def test_another_model_of_the_same_class_is_unaffected() -> None:
+    """Other models of the process keep their attention, although its functions are shared."""
     model, other = architectures.build("llama"), architectures.shared("llama")
     ids = architectures.tokens(1, 20)
     for implementation in ("sdpa", "eager"):
@@ -80,7 +80,7 @@ def test_another_model_of_the_same_class_is_left_alone() -> None:
 
 
 def test_gradients_flow_through_passes_that_evict() -> None:
-    """They are those of one pass over the text, masked by what was evicted."""
+    """Gradients through evictions are those of one pass masked by the evictions."""
     ids = architectures.tokens(1, 90)
     passes = [60, *[1] * 20, 6, *[1] * 4]
     model, other = architectures.build("llama"), architectures.build("llama")
@@ -95,8 +95,8 @@ def test_gradients_flow_through_passes_that_evict() -> None:
         torch.testing.assert_close(parameter.grad, reference.grad, rtol=1e-9, atol=1e-9)
 
 
-def test_gradient_checkpointing_is_refused_while_it_takes_the_cache() -> None:
-    """In training it leaves a press nothing to compress; in evaluation it does nothing."""
+def test_gradient_checkpointing_is_refused_in_training() -> None:
+    """Gradient checkpointing is refused in training, where it disables the cache, and allowed in evaluation."""
     model = architectures.build("llama")
     ids = architectures.tokens(1, 12)
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
@@ -111,7 +111,7 @@ def test_gradient_checkpointing_is_refused_while_it_takes_the_cache() -> None:
 @pytest.mark.parametrize("schedule", ["budget", "prefill"])
 @pytest.mark.parametrize("by", ["assistant_model", "prompt_lookup_num_tokens"])
 def test_assisted_decoding_is_refused(by: str, schedule: Any) -> None:
-    """Candidates are fed with the prompt, or several at a time, and taken back: other tokens would come out."""
+    """Assisted decoding is refused, since it feeds several candidates and removes some again."""
     model = architectures.shared("llama")
     ids = architectures.tokens(1, 12)
     press = KnormPress(0.5, prune_after=4, schedule=schedule)

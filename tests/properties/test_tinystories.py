@@ -1,4 +1,4 @@
-"""Real weights and real texts: a pretrained Llama of 260 thousand parameters, where it is found beside the project."""
+"""Properties on real weights and texts: a pretrained Llama of 260 thousand parameters, if found next to the project."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +20,13 @@ Load = Callable[..., tuple[Any, Any]]
 
 @pytest.fixture(scope="module")
 def stories(tinystories: Load) -> Tensor:
-    """Four texts of 400 tokens, sampled from the model, which is what it knows best."""
+    """Four texts of 400 tokens sampled from the model."""
     model, tokenizer = tinystories("float64")
     return sampled(model, tokenizer, documents=4, tokens=400)
 
 
-def test_keeping_more_is_worse_under_step_and_better_under_budget(tinystories: Load, stories: Tensor) -> None:
-    """docs/false-results.md: the U-curve is real under ``step``, and there is none under ``budget``."""
+def test_a_larger_ratio_is_worse_under_step_and_better_under_budget(tinystories: Load, stories: Tensor) -> None:
+    """The U-curve exists under ``step`` and not under ``budget`` (docs/false-results.md)."""
     model, _ = tinystories("float64")
 
     def ppl(ratio: float, schedule: Any) -> float:
@@ -36,8 +36,8 @@ def test_keeping_more_is_worse_under_step_and_better_under_budget(tinystories: L
     assert ppl(1, "budget") < ppl(0.9, "budget") < ppl(0.5, "budget") < ppl(0.1, "budget")
 
 
-def test_positions_from_held_explode(tinystories: Load, stories: Tensor) -> None:
-    """docs/false-results.md: perplexity explodes if a query's position is the number held."""
+def test_positions_from_held_raise_perplexity(tinystories: Load, stories: Tensor) -> None:
+    """Perplexity explodes if a query's position is the number held (docs/false-results.md)."""
     model, _ = tinystories("float64")
     press = KnormPress(0.9, prune_after=128, schedule="step")
     true = perplexity(model, stories, press).nll.mean()
@@ -53,7 +53,7 @@ def test_positions_from_held_explode(tinystories: Load, stories: Tensor) -> None
 
 @pytest.mark.parametrize("text", ["wikitext-2/test.txt", "books/shakespeare.txt"])
 def test_logits_on_real_text_are_those_of_masked_attention(tinystories: Load, shared_folder: Path, text: str) -> None:
-    """The law of rule 1 with real weights: a prompt, single tokens and a second turn, on real text."""
+    """Rule 1 holds with real weights, on a prompt, single tokens and a second turn of real text."""
     model, tokenizer = tinystories("float64")
     ids = load_text(str(shared_folder / "data" / text), tokenizer, samples=1, tokens=120)
     result = run(model, KnormPress(0.5, prune_after=32, skip_layers=(0,)), ids, [60] + [1] * 30 + [20] + [1] * 10)

@@ -1,11 +1,11 @@
 """Trends of perplexity on the reference models: claims about means over documents, tested with a stated error rate.
 
-That NLL does not fall is a hypothesis, and its test fails where paired comparisons, corrected by Holm, reject it. That
-it does fall is shown by rejecting that it does not. Either way the family-wise error is 1 %. Documents are fixed, but
-in the profile ``nightly`` they are new in every run, and so many that a fall that is there is missed less than once in
-10,000 runs (by drawing from the 64 documents below).
+The hypothesis that NLL does not fall is rejected by paired comparisons with Holm's correction; that it falls is shown
+by rejecting that it does not. Either way the family-wise error rate is 1 %. Documents are fixed, except in the profile
+``nightly``, where they are new in every run and so many that an actual fall is missed less than once in 10,000 runs (by
+resampling the 64 documents below).
 
-Figures in docstrings are mean NLL in nats over 64 other documents of 1,024 tokens, with P = 32 if nothing else is said.
+Figures in docstrings are mean NLL in nats over 64 other documents of 1,024 tokens, with P = 32 unless stated.
 """
 
 import math
@@ -30,7 +30,7 @@ from pressgauge.reference.language import VALUES, Document, document
 PRESSES: tuple[Any, ...] = (KnormPress, StreamingLLMPress)
 SCHEDULES = ("budget", "prefill")
 PROMPT = {"budget": 1, "step": 1, "prefill": 768}
-"""Tokens: ``prefill`` acts after its prompt and never again, the other schedules act after every token."""
+"""Tokens of the prompt: ``prefill`` acts after it and never again, the other schedules after every token."""
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 FIRST = secrets.randbelow(1 << 32) if NIGHTLY else 0
@@ -50,7 +50,7 @@ def texts(count: int) -> tuple[Document, ...]:
 
 @pytest.fixture(scope="module")
 def nll(reference: Load) -> NLL:
-    """``nll(name, press, prompt, documents)``: ``[documents, scored]``, each measured once and none of them vacuous."""
+    """``nll(name, press, prompt, documents)``: ``[documents, scored]``, each measured once and none vacuous."""
 
     @cache
     def measured(name: str, press: Press | None, prompt: int = 1, documents: int = DOCUMENTS) -> NDArray[np.float64]:
@@ -66,7 +66,7 @@ def nll(reference: Load) -> NLL:
 
 @pytest.fixture(scope="module")
 def means(nll: NLL) -> NLL:
-    """``means(name, press, ratio, ...)``: the mean NLL of each document; r = 1 is an uncompressed cache."""
+    """``means(name, press, ratio, ...)``: mean NLL of each document; r = 1 is an uncompressed cache."""
 
     def of(name: str, press: Any, ratio: float, schedule: str = "budget", prune_after: int = 32) -> NDArray[np.float64]:
         at_work = press(ratio, prune_after=prune_after, schedule=schedule) if ratio < 1 else None
@@ -111,7 +111,7 @@ def test_the_family_wise_error_is_one_percent() -> None:
 # The laws
 
 
-def test_nll_does_not_fall_as_less_is_kept(means: NLL) -> None:
+def test_nll_does_not_fall_as_fewer_entries_are_retained(means: NLL) -> None:
     """Under ``budget`` and ``prefill`` along r = 1, .9, .7, .5, .1, under ``budget`` also along P = 512, 128, 32 at
     r = .3: 40 comparisons, one family (docs/false-results.md: under ``budget`` it is monotone).
 
@@ -139,8 +139,8 @@ def test_nll_does_not_fall_as_less_is_kept(means: NLL) -> None:
 
 
 def test_a_curve_in_the_wrong_order_is_found(means: NLL) -> None:
-    """The law above can fail: with r = .5 taken for r = 1, and the other way round, it is broken for every model, press
-    and schedule. The smallest of the eight differences is .040, `reference-neox`, StreamingLLMPress, ``prefill``."""
+    """The property above fails with r = .5 and r = 1 exchanged, for every model, press and schedule. The smallest of
+    the eight differences is .040, `reference-neox`, StreamingLLMPress, ``prefill``."""
     family = {
         f"{name}, {press.__name__}, {schedule}": (means(name, press, 0.5, schedule), means(name, press, 1, schedule))
         for name, press, schedule in product(REFERENCES, PRESSES, SCHEDULES)
@@ -151,8 +151,9 @@ def test_a_curve_in_the_wrong_order_is_found(means: NLL) -> None:
 
 @pytest.mark.parametrize("press", PRESSES)
 @pytest.mark.parametrize("name", REFERENCES)
-def test_under_prefill_prune_after_is_a_threshold_and_nothing_else(nll: NLL, name: str, press: Any) -> None:
-    """A prompt of 768 is cut to ``ceil(r * 768)`` whether P is 512, 128 or 32: along P, NLL is equal to the bit."""
+def test_under_prefill_prune_after_is_only_a_threshold(nll: NLL, name: str, press: Any) -> None:
+    """Under ``prefill``, ``ceil(r * 768)`` entries of a prompt of 768 are retained for P = 512, 128 and 32, so NLL is
+    bit-identical."""
     first, *others = (
         nll(name, press(0.3, prune_after=prune_after, schedule="prefill"), 768, 2) for prune_after in (512, 128, 32)
     )
@@ -163,7 +164,7 @@ def test_under_prefill_prune_after_is_a_threshold_and_nothing_else(nll: NLL, nam
 
 
 @pytest.mark.parametrize(("name", "ratio"), [("reference", 0.03), ("reference-neox", 0.95)])
-def test_to_protect_the_8_newest_tokens_is_better_than_none(nll: NLL, name: str, ratio: float) -> None:
+def test_protecting_the_8_newest_tokens_lowers_nll(nll: NLL, name: str, ratio: float) -> None:
     """KnormPress, ``budget``: without protection the newest tokens are evicted at once.
 
     With r = .03, which leaves 32 entries, and ``recent`` of 0, 4, 8, 16, 32 (a window that fills the budget), 64 (one
@@ -178,7 +179,7 @@ def test_to_protect_the_8_newest_tokens_is_better_than_none(nll: NLL, name: str,
     assert not others, SEEDS
 
 
-def test_on_neox_to_protect_them_is_worse_where_little_is_kept(nll: NLL) -> None:
+def test_protecting_them_raises_nll_on_neox_with_few_entries(nll: NLL) -> None:
     """The law above is false there: with r = .03 and ``recent`` of 0, 4, 8, 16, 32, 64 it is 2.142, 2.247, 2.270,
     2.283, 2.205, 1.996, and with 8 instead of 0 it loses .117 at r = .1 and .062 at r = .5.
 
@@ -193,9 +194,9 @@ def test_on_neox_to_protect_them_is_worse_where_little_is_kept(nll: NLL) -> None
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_a_window_that_fills_the_budget_is_a_sliding_window_and_forgets(nll: NLL, name: str) -> None:
-    """Of 32 entries, 32 are protected: KnormPress equals StreamingLLMPress without sinks to the bit, and a value that
-    was last told before the window costs more than a guess among all values."""
+def test_a_window_that_fills_the_budget_is_a_sliding_window(nll: NLL, name: str) -> None:
+    """With ``recent`` equal to the budget of 32, KnormPress is bit-identical to StreamingLLMPress without sinks, and a
+    value last stated before the window costs more than a guess among all values."""
     window = nll(name, KnormPress(0.03, prune_after=32, recent=32))
     assert np.array_equal(window, nll(name, StreamingLLMPress(0.03, prune_after=32, sinks=0)))
     lost = [
@@ -208,7 +209,8 @@ def test_a_window_that_fills_the_budget_is_a_sliding_window_and_forgets(nll: NLL
 
 
 def forgotten(text: Document, window: int) -> list[int]:
-    """Recalled values whose fact was last told before all that the query sees: itself and ``window`` tokens."""
+    """Recalled values whose fact was last stated before the tokens that the query sees: itself and ``window``
+    tokens."""
     told: dict[int, int] = {}
     result = []
     for value in range(1, len(text.tokens)):
@@ -222,7 +224,7 @@ def forgotten(text: Document, window: int) -> list[int]:
 # The inversion
 
 
-def test_under_step_less_kept_is_better(means: NLL) -> None:
+def test_under_step_a_smaller_ratio_is_better(means: NLL) -> None:
     """KnormPress, ``step``, P = 256, from r = .9 to .1: 1.907 to 1.805 and, for `reference-neox`, 1.999 to 1.840
     (docs/false-results.md: it is real, since r sets how many entries are evicted at a time, and at .9 the newest
     compete each time).

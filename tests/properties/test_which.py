@@ -1,4 +1,4 @@
-"""Rules 4 and 5: which entries stay, and that everything read is in the order of positions."""
+"""Rules 4 and 5: which entries are retained, and the order in which they are read."""
 
 import pytest
 import torch
@@ -18,8 +18,8 @@ NEVER = oracle.NEVER
 
 
 @given(data=st.data())
-def test_the_best_entries_stay(subject: Subject, data: st.DataObject) -> None:
-    """Rule 4: what every layer, head and token is evicted at equals the oracle's, ties and all."""
+def test_the_best_entries_are_retained(subject: Subject, data: st.DataObject) -> None:
+    """Rule 4: ``evicted_at`` of every layer, head and token equals the oracle's, including ties."""
     case: Case = data.draw(cases(subject.schedule))
     press = subject(**case.options)
     cache = feed(press, case.keys, case.passes, prompt_length=case.prompt_length)
@@ -30,8 +30,8 @@ def test_the_best_entries_stay(subject: Subject, data: st.DataObject) -> None:
 
 @FEW
 @given(data=st.data())
-def test_what_is_read_is_in_the_order_of_positions(subject: Subject, data: st.DataObject) -> None:
-    """Rule 5: keys, values and positions are those of the tokens that were never evicted, ascending, in step."""
+def test_entries_are_in_the_order_of_positions(subject: Subject, data: st.DataObject) -> None:
+    """Rule 5: keys, values and positions are those of the retained tokens, in ascending order and aligned."""
     case: Case = data.draw(cases(subject.schedule))
     values = values_of(case.keys)
 
@@ -51,8 +51,9 @@ def test_what_is_read_is_in_the_order_of_positions(subject: Subject, data: st.Da
 
 
 @given(data=st.data(), length=st.integers(1, 40))
-def test_compress_keeps_what_a_cache_fed_at_once_keeps(subject: Subject, data: st.DataObject, length: int) -> None:
-    """``compress()`` on plain tensors is one pass: the same entries in order, and the input itself if none go."""
+def test_compress_equals_a_cache_fed_in_one_pass(subject: Subject, data: st.DataObject, length: int) -> None:
+    """``compress()`` retains the entries of a cache fed in one pass, in order, and returns its input if none is
+    evicted."""
     press = subject(**data.draw(options(subject.schedule)))
     keys = data.draw(key_tensors(length))
     values = values_of(keys)
@@ -69,7 +70,7 @@ def test_compress_keeps_what_a_cache_fed_at_once_keeps(subject: Subject, data: s
 @FEW
 @given(data=st.data(), length=st.integers(2, 30))
 def test_sinks_and_recent_tokens_are_never_evicted(subject: Subject, data: st.DataObject, length: int) -> None:
-    """Rule 4: protected positions stay even if their keys score worst of all (S6, S7 and S11 of the bug catalogue)."""
+    """Rule 4: protected positions are retained even with the lowest scores (S6, S7 and S11 of the bug catalogue)."""
     sinks, recent = data.draw(st.integers(0, 3)), data.draw(st.integers(0, 4))
     press = subject(0.1, prune_after=data.draw(st.integers(0, 4)), sinks=sinks, recent=recent)
     keys = data.draw(key_tensors(length))
@@ -86,15 +87,15 @@ def test_sinks_and_recent_tokens_are_never_evicted(subject: Subject, data: st.Da
 
 
 def _places(scores: list[float]) -> list[int]:
-    """The order in which entries would be kept."""
+    """Order in which entries would be retained."""
     tensor = torch.tensor([[scores]], dtype=torch.float64)
     ranks = rank(tensor, torch.arange(len(scores))[None, None])
     return ranks[0, 0].argsort(descending=True).tolist()
 
 
 @given(scores=st.lists(st.floats(allow_subnormal=False, width=32), min_size=1, max_size=12))
-def test_ranks_order_entries_as_the_rules_say(scores: list[float]) -> None:
-    """Rule 4: higher scores first, equal ones by position, NaN last, after rounding to 10 significant bits."""
+def test_ranks_follow_the_rules(scores: list[float]) -> None:
+    """Rule 4: entries rank by score rounded to 10 significant bits, then by position, with NaN last."""
     order = sorted(range(len(scores)), key=lambda i: (-oracle.rounded(scores[i]), i))
     assert _places(scores) == order
 
@@ -108,7 +109,7 @@ def test_ranks_do_not_depend_on_the_dtype(scores: list[float]) -> None:
 
 
 def test_scores_that_are_equal_up_to_rounding_tie() -> None:
-    """Rule 4: the earlier token wins where scores differ in the last bits only, and a real difference counts."""
+    """Rule 4: of scores that differ in the last bits only the earlier token wins, and larger differences count."""
     assert _places([1.0, 1.0 + 2**-40, 1.0 - 2**-40]) == [0, 1, 2]
     assert _places([1.0, 1.0 + 2**-9]) == [1, 0]
 
@@ -122,7 +123,7 @@ def test_infinite_and_missing_scores_have_their_place(dtype: torch.dtype) -> Non
 
 
 def test_integer_scores_are_not_rounded() -> None:
-    """Positions beyond 2 ** 16 still differ: the newest tokens of a long text stay, not the earlier of each pair."""
+    """Positions beyond 2 ** 16 are not rounded: the newest tokens of a long text are retained."""
     positions = torch.arange(100_000, 100_064)[None, None]
     press = StreamingLLMPress(0.5, prune_after=0, sinks=0)
     scores = press.score(torch.zeros(1, 1, 64, 2), positions=positions, layer=0)
@@ -131,7 +132,7 @@ def test_integer_scores_are_not_rounded() -> None:
 
 
 def test_norms_do_not_overflow_in_half_precision() -> None:
-    """S12 of the bug catalogue: in float16, norms of 60,000 and 65,000 times the root of two still differ."""
+    """Norms of 60,000 and 65,000 times the root of two differ in float16 (S12 of the bug catalogue)."""
     keys = torch.tensor([[[[65000.0, 65000.0], [60000.0, 60000.0], [65000.0, 64000.0]]]], dtype=torch.float16)
     scores = KnormPress(0.5).score(keys, positions=torch.arange(3)[None, None], layer=0)
     assert scores.dtype == torch.float32
@@ -139,8 +140,8 @@ def test_norms_do_not_overflow_in_half_precision() -> None:
     assert scores[0, 0].argsort(descending=True).tolist() == [1, 2, 0]
 
 
-def test_scores_are_taken_in_float32_or_wider(subject: Subject) -> None:
-    """S12 of the bug catalogue: what a press makes of large keys in float16 is what it makes of the same in float64."""
+def test_scores_are_computed_in_float32_or_wider(subject: Subject) -> None:
+    """Large keys in float16 score as in float64 (S12 of the bug catalogue)."""
     length = 24
     sizes = torch.logspace(4.6, 4.8, length, dtype=torch.float64)[torch.arange(length) * 7 % length]
     keys = (
@@ -153,15 +154,15 @@ def test_scores_are_taken_in_float32_or_wider(subject: Subject) -> None:
     assert cache.evicted_at[0].tolist() == expected
 
 
-def test_knorm_keeps_the_lowest_norms() -> None:
-    """S3 of the bug catalogue: the shortest keys stay, as the paper says."""
+def test_knorm_retains_the_lowest_norms() -> None:
+    """KnormPress retains the keys of lowest norm, as in the paper (S3 of the bug catalogue)."""
     keys = torch.tensor([3.0, 1.0, 4.0, 2.0, 5.0])[None, None, :, None]
     kept, _ = KnormPress(0.4, prune_after=0).compress(keys, keys)
     assert kept.flatten().tolist() == [1.0, 2.0]
 
 
-def test_heads_decide_for_themselves() -> None:
-    """S8 of the bug catalogue: each KV head keeps its own entries."""
+def test_heads_are_independent() -> None:
+    """Each KV head retains its own entries (S8 of the bug catalogue)."""
     keys = torch.tensor([[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]])[None, :, :, None]
     kept, _ = KnormPress(0.5, prune_after=0).compress(keys, keys)
     assert kept[0, :, :, 0].tolist() == [[1.0, 2.0], [2.0, 1.0]]
@@ -169,7 +170,7 @@ def test_heads_decide_for_themselves() -> None:
 
 @given(keys=key_tensors(12), exponent=st.integers(-20, 20))
 def test_scaling_a_head_by_a_power_of_two_changes_nothing_for_knorm(keys: Tensor, exponent: int) -> None:
-    """The rounding of scores is relative, so that it does not matter in which units a head measures."""
+    """Scores are rounded relatively, so the scale of a head does not matter."""
     press = KnormPress(0.5, prune_after=0)
     kept, _ = press.compress(keys, keys)
     scaled, _ = press.compress(keys * 2.0**exponent, keys)
@@ -181,7 +182,7 @@ def test_scaling_a_head_by_a_power_of_two_changes_nothing_for_knorm(keys: Tensor
 def test_later_tokens_change_no_earlier_decision(
     subject: Subject, data: st.DataObject, length: int, split: int
 ) -> None:
-    """Causality: whatever comes after token t, what was evicted by then is the same."""
+    """Causality: tokens after t do not affect evictions up to t."""
     assume(split < length)
     press = subject(**data.draw(options(subject.schedule)))
     keys = data.draw(key_tensors(length))
@@ -194,8 +195,8 @@ def test_later_tokens_change_no_earlier_decision(
         assert torch.equal(one.masked_fill(one > split, NEVER), two.masked_fill(two > split, NEVER))
 
 
-def test_keydiff_ignores_filler() -> None:
-    """The mean of the keys held now is taken over entries only."""
+def test_keydiff_ignores_padding() -> None:
+    """The mean of the held keys excludes padding slots."""
     keys = torch.randn(1, 1, 6, 4, dtype=torch.float64)
     positions = torch.tensor([[[-1, -1, 0, 1, 2, 3]]])
     press = KeyDiffPress(0.5)

@@ -1,1 +1,1 @@
-"""Golden baselines: what was right when it was recorded, compared with what comes out now, per device."""
+"""Regression baselines: values as recorded, compared with current results, per device."""

@@ -1,4 +1,4 @@
-"""A baseline: rows of values that were right when they were recorded, and how far each may be from that."""
+"""Baselines: recorded rows of values, with tolerances."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -13,17 +13,16 @@ from rich.table import Table
 Value = int | float | str
 Row = Mapping[str, Value]
 Rows = Mapping[str, Row]
-"""By name; each row has a value for each of its fields."""
+"""Rows by name; each maps its fields to values."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a file of ``baselines/`` holds.
+    """Contents of a file of ``baselines/``.
 
     Attributes:
-        provenance: what the values come from.
-        tolerance: by field, how far a value may be from the recorded one, relative to it. Fields that are not named are
-            compared exactly.
+        provenance: origin of the values.
+        tolerance: relative tolerance, by field. Other fields are compared exactly.
         rows: the values.
     """
 
@@ -34,7 +33,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Change:
-    """A value that is not what it was. ``None`` where there was no row or field, or there is none now."""
+    """A changed value. ``None`` stands for a missing row or field."""
 
     file: str
     row: str
@@ -45,7 +44,7 @@ class Change:
 
     @property
     def size(self) -> str:
-        """How much it changed: relative to what it was, or by how much, or that it did."""
+        """Size of the change: relative or absolute, or only that there is one."""
         if self.was is None:
             return "new"
         if self.now is None:
@@ -58,10 +57,10 @@ class Change:
 
 
 def read(path: Path) -> Baseline:
-    """The baseline in a file.
+    """Read the baseline in a file.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is not a baseline.
     """
     try:
         return Baseline(**yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -70,7 +69,7 @@ def read(path: Path) -> Baseline:
 
 
 def write(baseline: Baseline, path: Path) -> None:
-    """Write a baseline into a file, one row a line."""
+    """Write a baseline to a file, one row per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     head = {"provenance": dict(baseline.provenance)}
     rows = {name: dict(row) for name, row in baseline.rows.items()}
@@ -87,7 +86,7 @@ def _same(was: Value | None, now: Value | None, tolerance: float) -> bool:
 
 
 def changes(file: str, was: Baseline, now: Rows) -> Iterator[Change]:
-    """What is not as it was, row by row."""
+    """Changed values, row by row."""
     for name in dict.fromkeys([*was.rows, *now]):
         before, after = was.rows.get(name, {}), now.get(name, {})
         for field in dict.fromkeys([*before, *after]):
@@ -97,7 +96,7 @@ def changes(file: str, was: Baseline, now: Rows) -> Iterator[Change]:
 
 
 def updated(was: Baseline | None, now: Baseline) -> Baseline:
-    """What to record: values within tolerance of the recorded ones stay, and a file in which all are stays as it is."""
+    """Values to record: those within tolerance keep their recorded value, and an unchanged file is not rewritten."""
     if was is None:
         return now
     changed = {(change.row, change.field) for change in changes("", was, now.rows)}
@@ -118,7 +117,7 @@ def _shown(value: Value | None) -> str:
 
 
 def table(found: list[Change], most: int = 12) -> str:
-    """What changed, as a table for people; of many changes of one file and field, the first and how many more."""
+    """Table of changes; of many changes of one file and field, the first ones and the number of others."""
     grid = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     for heading in ("what", "was", "is", "change", "tolerance"):
         grid.add_column(heading, no_wrap=True)

@@ -1,4 +1,4 @@
-"""The presses that baselines are recorded of: every press under every schedule, at several ratios."""
+"""The presses of the baselines: every press under every schedule, at several ratios."""
 
 from collections.abc import Container, Iterator
 from dataclasses import replace
@@ -12,16 +12,15 @@ SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 RATIOS = (0.9, 0.8, 0.7, 0.5, 0.3, 0.1)
 FEW_RATIOS = (0.9, 0.5, 0.1)
 DEFAULT = 512
-"""What ``prune_after`` is unless it is given."""
+"""Default of ``prune_after``."""
 
 
 def presses(tokens: int, prompt: int, kinds: Container[str]) -> Iterator[tuple[str, Press, int]]:
-    """Every press of these kinds, schedule, ratio, and P of 64 and of the default, by name, with its prompt's length.
-    Scores that change are taken anew at every eviction, and under ``budget`` nearly every token brings one: P is 64 for
-    these, with half of the ratios there.
+    """Presses of these classes with every schedule, ratio and P of 64 and the default, by name, with prompt lengths.
 
-    With ``prefill`` the prompt has ``prompt`` tokens, else one. Of cases in which always equally many entries are held
-    only the first is there, and none in which nothing is evicted.
+    Under ``budget``, presses whose scores change score all entries anew for nearly every token, so they have P = 64 and
+    half of the ratios. With ``prefill`` the prompt has ``prompt`` tokens, otherwise one. Of cases that always hold
+    equally many entries, only the first is included, and none without evictions.
     """
     for name, kind in PRESSES.items():
         if name not in kinds:
@@ -32,7 +31,7 @@ def presses(tokens: int, prompt: int, kinds: Container[str]) -> Iterator[tuple[s
             for prune_after in (64, DEFAULT) if kind.fixed_scores else (64,):
                 for ratio in RATIOS if kind.fixed_scores or schedule != "budget" else FEW_RATIOS:
                     press = kind(keep_ratio=ratio, schedule=schedule)
-                    # The default is not given, so that another one is found out.
+                    # The default is not passed, so that a changed default is detected.
                     press = press if prune_after == DEFAULT else replace(press, prune_after=prune_after)
                     held = sizes(press, tokens, length)
                     if held not in known:
@@ -41,7 +40,7 @@ def presses(tokens: int, prompt: int, kinds: Container[str]) -> Iterator[tuple[s
 
 
 def sizes(press: Press, tokens: int, prompt: int) -> list[int]:
-    """How many entries are held after each pass."""
+    """Number of entries held after each pass."""
     ledger = Ledger(press, prompt)
     held = []
     for count in pass_lengths(tokens, prompt):

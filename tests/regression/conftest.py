@@ -8,5 +8,5 @@ from regression.golden import Golden
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest, device: torch.device) -> Golden:
-    """The baselines of the device that was asked for."""
+    """Baselines of the chosen device."""
     return Golden(request, device)

@@ -1,4 +1,4 @@
-"""What a press costs, free of noise: floating-point operations, operators and bytes, above the uncompressed run."""
+"""Deterministic costs of a press: floating-point operations, operators and bytes, above the uncompressed run."""
 
 from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
@@ -30,9 +30,9 @@ def _attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: An
 
 
 class Meter(TorchDispatchMode):
-    """Counts the operators that are dispatched, and the bytes of the storages that they make.
+    """Counter of dispatched operators and of the bytes of their storages.
 
-    Kernels may use more for themselves; what is counted is the same in every run.
+    Kernels may use further memory. The counts are the same in every run.
     """
 
     def __init__(self) -> None:
@@ -53,13 +53,13 @@ class Meter(TorchDispatchMode):
 
 
 def cost(work: Callable[[], object]) -> dict[str, int]:
-    """Of one call."""
+    """Cost of one call."""
     flops = FlopCounterMode(
         display=False,
         custom_mapping={torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops},
     )
     meter = Meter()
-    # The meter is inside, and sees what the counter lets through.
+    # The meter is innermost, and sees the operators that the counter passes on.
     with flops, meter:
         work()
     return {"flops": flops.get_total_flops(), "operators": meter.operators, "bytes": meter.nbytes}
@@ -67,8 +67,8 @@ def cost(work: Callable[[], object]) -> dict[str, int]:
 
 @torch.no_grad()
 def steps(model: PreTrainedModel, ids: Tensor, press: Press | None) -> tuple[dict[str, int], int]:
-    """The cost of decoding ``STEPS`` tokens after a prompt and as many steps to warm up, and the bytes that the cache
-    then has."""
+    """Cost of decoding ``STEPS`` tokens after a prompt and equally many warm-up steps, and the bytes of the cache
+    afterwards."""
     cache = new_cache(press, model, PROMPT)
 
     def feed(passes: Iterable[tuple[int, int]]) -> None:
@@ -89,8 +89,8 @@ def _above(found: dict[str, int], base: dict[str, int], name: str) -> Iterator[t
 
 
 def costs(model: PreTrainedModel, ids: Tensor, wanted: Container[str] | None = None) -> dict[str, Row]:
-    """A row for each press and schedule, or for those that are wanted, as differences to the uncompressed run, and one
-    for that run itself."""
+    """A row per press and schedule, or for the requested ones, as differences to the uncompressed run, and a row for
+    that run."""
     ids = ids[:1, :TOKENS]
     decode, kv_bytes = steps(model, ids, None)
     onepass = cost(lambda: perplexity(model, ids))

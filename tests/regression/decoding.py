@@ -1,5 +1,4 @@
-"""What a cache does while a model decodes with it: the NLL of a loop that anybody would write, and what is read from
-the cache, in the order in which it is read."""
+"""Decoding with a cache: the NLL of a plain loop, and the entries read from the cache, in their order."""
 
 from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,13 +19,13 @@ from regression.cases import SCHEDULES
 from regression.perplexities import digest
 
 PROMPT = 48
-"""Tokens of the prompt, as many as are then fed singly."""
+"""Tokens of the prompt, and of the tokens fed singly afterwards."""
 SHORT, LATER = 120, 40
-"""The same of the texts whose entries are read: so many that an evicted entry's place is taken by another."""
+"""Prompt and later tokens of the texts for entries; long enough that slots of evicted entries are reused."""
 
 
 def cases(prune_after: int) -> Iterator[tuple[str, Press]]:
-    """Every press under every schedule, with and without tokens that are protected."""
+    """Every press under every schedule, with and without protected tokens."""
     for name, kind in PRESSES.items():
         for schedule in SCHEDULES:
             yield f"{name} {schedule}", kind(keep_ratio=0.7, prune_after=prune_after, schedule=schedule)
@@ -35,7 +34,7 @@ def cases(prune_after: int) -> Iterator[tuple[str, Press]]:
 
 
 def begun(press: Press, model: PreTrainedModel) -> tuple[Any, AbstractContextManager[None]]:
-    """A cache that is all that a loop needs; of a press that goes by queries, with the press attached."""
+    """Context manager of a plain cache; for a press that needs queries, with the press attached."""
     if press.needs_queries:
         return PressedCache(press, model.config), press(model)
     return press.cache(model.config), nullcontext()
@@ -43,7 +42,7 @@ def begun(press: Press, model: PreTrainedModel) -> tuple[Any, AbstractContextMan
 
 @torch.no_grad()
 def decode(model: PreTrainedModel, ids: Tensor, press: Press) -> Row:
-    """A prompt, then token by token, with nothing passed but the tokens and the cache: positions are the cache's."""
+    """Feed a prompt and single tokens with only tokens and the cache as arguments, so the cache provides positions."""
     cache, attachment = begun(press, model)
     with attachment:
         logits = [model(ids[:, :PROMPT], **using(cache)).logits[:, -1]]
@@ -55,7 +54,7 @@ def decode(model: PreTrainedModel, ids: Tensor, press: Press) -> Row:
 
 
 def decoding(model: PreTrainedModel, ids: Tensor, wanted: Container[str] | None = None) -> dict[str, Row]:
-    """A row for each case, or for those that are wanted, on the first ``2 * PROMPT`` tokens of a document."""
+    """A row per case, or for the requested ones, on the first ``2 * PROMPT`` tokens of a document."""
     return {
         name: decode(model, ids[:1, : 2 * PROMPT], press)
         for name, press in cases(32)
@@ -64,7 +63,7 @@ def decoding(model: PreTrainedModel, ids: Tensor, wanted: Container[str] | None 
 
 
 def runs(tokens: Sequence[int]) -> str:
-    """Numbers as they come, ascending runs as their ends: ``0-3 9 7 11-12``.
+    """Numbers in order, with ascending runs as ranges: ``0-3 9 7 11-12``.
 
     >>> runs([0, 1, 2, 3, 9, 7, 11, 12])
     '0-3 9 7 11-12'
@@ -80,9 +79,9 @@ def runs(tokens: Sequence[int]) -> str:
 
 @torch.no_grad()
 def read(press: Press, dtype: torch.dtype) -> Row:
-    """The tokens that a cache holds in the end, in the order in which its values are read, in the first layer's first
-    head; a digest of those of all layers and heads after every pass; and one of their positions."""
-    # Whole numbers, so that a norm is the same everywhere.
+    """Tokens held at the end by the first head of the first layer, in the order of its values; a digest of those of all
+    layers and heads after every pass; and a digest of their positions."""
+    # Integers, so that norms are the same on every machine.
     generator = torch.Generator().manual_seed(5)
     keys = torch.randint(-4, 5, (1, HEADS, SHORT + LATER, DIMENSION), generator=generator).to(dtype)
     model, ids = scripted(keys, queries_of(keys) if press.needs_queries else None)
@@ -91,7 +90,7 @@ def read(press: Press, dtype: torch.dtype) -> Row:
     with attachment:
         for start, stop in [(0, SHORT), *((token, token + 1) for token in range(SHORT, SHORT + LATER))]:
             model(ids[:, start:stop].to(model.device), **using(cache))
-            # The first number of a value is 1 and the token that it belongs to.
+            # The first number of a value is 1 plus its token.
             held += [layer.values[..., 0].long() - 1 for layer in cache.layers]
             positions += [layer.positions for layer in cache.layers]
     return {
@@ -102,5 +101,5 @@ def read(press: Press, dtype: torch.dtype) -> Row:
 
 
 def entries(dtype: torch.dtype, wanted: Container[str] | None = None) -> dict[str, Row]:
-    """A row for each case, or for those that are wanted."""
+    """A row per case, or for the requested ones."""
     return {name: read(press, dtype) for name, press in cases(64) if wanted is None or name in wanted}

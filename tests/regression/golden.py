@@ -1,4 +1,4 @@
-"""Compares what a test measures with a baseline, or records it."""
+"""Comparison of measured values with a baseline, or recording of one."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,31 +14,31 @@ from regression.plugin import PROPERTY
 from regression.provenance import BASELINES, command, folder, provenance
 
 OBTAINED = BASELINES.parent / "obtained"
-"""Where files that differ are put, in the same folders."""
+"""Folder for differing files, with the same subfolders."""
 
 
 @dataclass
 class Golden:
-    """Compares what a test measures with the baseline of its device, or records it with ``--regen-all``."""
+    """Compares measured values with the baseline of a device, or records them with ``--regen-all``."""
 
     request: pytest.FixtureRequest
     device: torch.device
 
     @property
     def recording(self) -> bool:
-        """Whether baselines are to be written."""
+        """Whether baselines are recorded."""
         return bool(self.request.config.getoption("regen_all"))
 
     def path(self, name: str) -> Path:
-        """The file of a baseline."""
+        """File of a baseline."""
         return folder(self.device) / f"{name}.yml"
 
     def note(self, found: list[Change]) -> None:
-        """Have changes printed at the end of the run."""
+        """Add changes to the table at the end of the run."""
         self.request.node.user_properties.append((PROPERTY, [asdict(change) for change in found]))
 
     def recorded(self, name: str) -> Baseline | None:
-        """The baseline of this name; none only where baselines are to be written, else its absence fails the test."""
+        """Baseline of this name, or None while recording; otherwise a missing baseline fails the test."""
         path = self.path(name)
         if path.is_file():
             return read(path)
@@ -50,17 +50,17 @@ class Golden:
     def check(
         self, name: str, measure: Callable[[], Rows], tolerance: Callable[[], Mapping[str, float]], dtype: str
     ) -> None:
-        """Compare, or record what repeats itself within its own tolerance.
+        """Compare values with the baseline, or record values that are reproducible within tolerance.
 
         Args:
-            name: of the file, without its ending.
-            measure: finds the rows.
-            tolerance: by field, relative, to be recorded; in a comparison the recorded one counts.
-            dtype: of the model.
+            name: name of the file, without its ending.
+            measure: function that returns the rows.
+            tolerance: relative tolerance to record, by field; comparisons use the recorded one.
+            dtype: dtype of the model.
         """
         path = self.path(name)
         before = self.recorded(name)
-        # What was obtained may be taken over, so that it keeps the tolerance.
+        # Keep the tolerance, since the obtained file may replace the baseline.
         allowed = before.tolerance if before is not None and not self.recording else tolerance()
         now = Baseline(provenance(self.device, dtype), allowed, measure())
         if self.recording and (unsteady := list(changes(name, now, measure()))):
@@ -81,7 +81,7 @@ class Golden:
 
         if not self.recording:
             obtained.parent.mkdir(parents=True, exist_ok=True)
-        # Its folders of data count for nothing where the files are named.
+        # The plugin's data folders are not used, since files are given by path.
         nowhere: Any = path.parent
         perform_regression_check(
             nowhere, nowhere, self.request, compare, dump, ".yml", fullpath=path, obtained_filename=obtained

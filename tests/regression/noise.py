@@ -1,11 +1,11 @@
-"""Which entries noise evicts otherwise: another processor takes sums in another order, so that keys differ a little.
+"""Sensitivity of evictions to numerical noise, as from another processor that adds in another order.
 
-Measured between processors, and between tokens fed singly and at once, float32 keys differ by up to 2 ** -21 of their
-size. Here each component of a key or query is moved by ``NOISE`` of itself, up or down at random, before it is rounded
-to its dtype. Where the edges of the rounding cells lie among a model's scores is luck, so they are moved as well: a
-head's scores are multiplied by a random factor, as if they were measured in another unit.
+Measured between processors, and between tokens fed singly and in one pass, float32 keys differ by up to 2 ** -21 of
+their size. Here each component of a key or query is changed by ``NOISE`` of itself, up or down at random, before it is
+rounded to its dtype. The position of the rounding edges among a model's scores is arbitrary, so it is randomised too:
+the scores of a head are multiplied by a random factor, as a change of unit would do.
 
-``python -m regression.noise MODEL TEXT`` prints a table for every press with scores that are not integers.
+``python -m regression.noise MODEL TEXT`` prints a table for every press whose scores are not integers.
 """
 
 import argparse
@@ -40,12 +40,12 @@ PRESSES: tuple[Press, ...] = (
 
 @dataclass(frozen=True)
 class States:
-    """What the layers of a model hand to attention for some texts; nothing is evicted.
+    """Inputs of attention in the layers of a model for some texts, without evictions.
 
     Attributes:
         queries: ``[layers, texts, H, T, D]`` float64.
         keys: ``[layers, texts, K, T, D]`` float64.
-        scale: what products of the two are multiplied by.
+        scale: scaling factor of the query-key products.
     """
 
     queries: Tensor
@@ -54,7 +54,7 @@ class States:
 
 
 def states_of(model: PreTrainedModel, ids: Tensor) -> States:
-    """Of texts ``[texts, T]`` under a model in float64."""
+    """States of texts ``[texts, T]`` under a float64 model."""
     decoder = interface.decoder_of(model)
     found: list[tuple[Tensor, Tensor, float]] = []
 
@@ -71,17 +71,17 @@ def states_of(model: PreTrainedModel, ids: Tensor) -> States:
 
 
 def noisy(states: Tensor, generator: torch.Generator) -> Tensor:
-    """Each number moved by ``NOISE`` of itself, up or down."""
+    """Numbers changed by ``NOISE`` of themselves, up or down."""
     return states * (1 + NOISE * (2 * torch.randint(0, 2, states.shape, generator=generator) - 1))
 
 
 def grids(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Factors from 1 to 2, uniform in the logarithm: they put the edges of the cells anywhere among the scores."""
+    """Factors from 1 to 2, uniform in the logarithm, which randomise the rounding edges."""
     return 2 ** torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
 def moved_places(scores: Tensor, draws: int, generator: torch.Generator) -> float:
-    """The share of scores ``[..., heads, T]`` float64 that noise moves into another cell, over all draws."""
+    """Share of scores ``[..., heads, T]`` float64 that noise moves to another cell, over all draws."""
     factors = grids((draws, *scores.shape[:-1], 1), generator)
     clean, other = scores * factors, noisy(scores.expand(draws, *scores.shape), generator) * factors
     places = [ranking._places(one.float()) for one in (clean, other)]
@@ -90,8 +90,10 @@ def moved_places(scores: Tensor, draws: int, generator: torch.Generator) -> floa
 
 @contextmanager
 def ranked(bits: int | None, factors: Tensor | None = None) -> Iterator[None]:
-    """Scores are multiplied by factors ``[B, K, 1]`` and rounded to so many bits; or, for None, not rounded at all but
-    for ties: what differs from the next score of the head by 2 ** -22 of its size or less is one with it."""
+    """Multiply scores by factors ``[B, K, 1]``, and round them to a number of bits.
+
+    With None they are not rounded, and scores of a head that differ by at most 2 ** -22 of their size are tied.
+    """
     own = ranking._places
 
     def rounded(scores: Tensor) -> Tensor:
@@ -112,12 +114,12 @@ def ranked(bits: int | None, factors: Tensor | None = None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Fates:
-    """What noise and rounding change, in the first layer and in all others.
+    """Effect of noise and rounding, in the first layer and in all others.
 
     Attributes:
-        differ: entries that noise evicts at another time, the mean over draws.
-        entries: of so many.
-        otherwise: the share of the entries held in the end that would not be held without rounding and noise.
+        differ: mean number of entries that noise evicts at another time, over draws.
+        entries: total number of entries.
+        otherwise: share of the entries held at the end that would not be held without rounding and noise.
     """
 
     differ: tuple[float, float]
@@ -126,7 +128,7 @@ class Fates:
 
 
 def _replayed(press: Press, queries: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """``evicted_at`` of states with any number of dimensions in front."""
+    """``evicted_at`` of states with any number of leading dimensions."""
     tokens = keys.shape[-2]
     passes = [1] * tokens if press.schedule != "prefill" else [_PROMPT] + [1] * (tokens - _PROMPT)
     given = queries.flatten(0, -4) if press.needs_queries else None
@@ -134,7 +136,7 @@ def _replayed(press: Press, queries: Tensor, keys: Tensor, scale: float) -> Tens
 
 
 def fates(press: Press, states: States, dtype: torch.dtype, bits: int, draws: int) -> Fates:
-    """Replay what a press evicts, with noise and without, as often as there are draws."""
+    """Replay the evictions of a press with and without noise, once per draw."""
     generator = torch.Generator().manual_seed(0)
     with ranked(None):
         exact = _replayed(press, states.queries, states.keys, states.scale)

@@ -1,4 +1,4 @@
-"""Perplexity by the one pass: every press, schedule and ratio, on documents of 1,024 tokens."""
+"""Perplexity in one pass: every press, schedule and ratio, on documents of 1,024 tokens."""
 
 import hashlib
 from collections.abc import Container, Iterable
@@ -16,11 +16,11 @@ from regression.cases import presses
 
 TOKENS = 1024
 EXACT = 1e-9
-"""Relative tolerance in float64: sums are taken in other orders elsewhere, and that is all."""
+"""Relative tolerance in float64, for another order of summation."""
 
 
 def digest(tables: Iterable[Tensor]) -> str:
-    """Of integers, the same on every machine."""
+    """Digest of integers, the same on every machine."""
     state = hashlib.sha256()
     for table in tables:
         state.update(repr(list(table.shape)).encode())
@@ -29,10 +29,10 @@ def digest(tables: Iterable[Tensor]) -> str:
 
 
 def row(result: Perplexity, exact: bool) -> Row:
-    """What is recorded of a result. Which entries were evicted is the same everywhere in float64 only.
+    """Recorded fields of a result.
 
-    In float64 the row has a digest of ``evicted_at``, and how many entries went in each layer, so that a digest that
-    changed can be read.
+    Evictions are the same on every machine only in float64. A float64 row therefore has a digest of ``evicted_at``, and
+    the number of evictions per layer to explain a changed digest.
     """
     found: dict[str, float | int | str] = {
         "nll": float(result.nll[result.scored].mean()),
@@ -47,7 +47,7 @@ def row(result: Perplexity, exact: bool) -> Row:
 def perplexities(
     model: PreTrainedModel, ids: Tensor, kinds: Container[str] = PRESSES, wanted: Container[str] | None = None
 ) -> dict[str, Row]:
-    """A row for each press of these kinds, and one for none; or those of them that are wanted."""
+    """A row per press of these classes, and one without a press; or the requested rows."""
     exact = model.dtype == torch.float64
     cases = [("uncompressed r=1", None, 1), *presses(ids.shape[1], usual_prompt(["prefill"], ids.shape[1]), kinds)]
     return {

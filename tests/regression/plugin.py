@@ -1,4 +1,4 @@
-"""The table of all changes at the end of a run, and which tests come first."""
+"""Table of all changes at the end of a run, and the order of tests."""
 
 from typing import Any
 
@@ -8,17 +8,17 @@ from regression.baseline import Change, table
 from regression.explanations import explanations
 
 PROPERTY = "baseline changes"
-"""Under what name a test notes what changed."""
+"""Name under which a test reports changes."""
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first, so that no worker is left alone with one in the end."""
+    """Run the longest tests first, so that workers finish together."""
     items.sort(key=lambda item: item.path.parts[-2:] != ("regression", "test_perplexity.py"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """All changes of a run in one table, and what they probably mean."""
+    """Print all changes of a run in one table, with probable explanations."""
     reports = [one for reports in terminalreporter.stats.values() for one in reports]
     calls = [one for one in reports if isinstance(one, pytest.TestReport) and one.when == "call"]
     noted: list[Any] = [value for one in calls for name, value in one.user_properties if name == PROPERTY]

@@ -1,4 +1,4 @@
-"""Where the values of a baseline come from, and where they are kept."""
+"""Provenance of baselines, and their folders."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ BASELINES = Path(__file__).parents[2] / "baselines"
 
 
 def folder(device: torch.device) -> Path:
-    """Where the baselines of a device are: ``cpu``, ``mps``, or ``cuda/`` and the architecture."""
+    """Folder of a device's baselines: ``cpu``, ``mps``, or ``cuda/`` and the architecture."""
     if device.type != "cuda":
         return BASELINES / device.type
     major, minor = torch.cuda.get_device_capability(device)
@@ -21,7 +21,7 @@ def folder(device: torch.device) -> Path:
 
 
 def processor(device: torch.device) -> str:
-    """The model of the processor or GPU, as its maker calls it."""
+    """Model name of the processor or GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -31,12 +31,12 @@ def processor(device: torch.device) -> str:
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """What a time belongs to."""
+    """Description of the machine that a time depends on."""
     return {"processor": processor(device), "cores": os.cpu_count() or 1, "threads": torch.get_num_threads()}
 
 
 def command(device: torch.device) -> str:
-    """What makes the baselines of a device."""
+    """Command that records the baselines of a device."""
     return "nox -s baselines" + ("" if device.type == "cpu" else f" -- --device {device.type}")
 
 
@@ -52,7 +52,9 @@ def provenance(device: torch.device, dtype: str) -> dict[str, str | int]:
 
 
 def series() -> str:
-    """The releases of torch and transformers, by which costs are kept: ``torch-2.13.0-transformers-5.23.0``. A label of
-    the build, such as ``+cpu``, is left away."""
+    """Releases of torch and transformers, which identify baselines of costs: ``torch-2.13.0-transformers-5.23.0``.
+
+    Build labels, such as ``+cpu``, are removed.
+    """
     found = versions()
     return "-".join(f"{name}-{found[name].partition('+')[0]}" for name in ("torch", "transformers"))

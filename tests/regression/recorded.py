@@ -1,4 +1,4 @@
-"""The law that kills regressions: rows of a baseline are as they were recorded."""
+"""The law that kills regressions: rows of a baseline are reproduced."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,19 +25,19 @@ SOME = {
     "knorm step",
     "knorm step sinks=2 recent=3",
 }
-"""Of the rows of all files, enough to tell what changed."""
+"""A sample of the rows of all files, enough to identify a change."""
 
 
 def rows_are_as_recorded(subject: str) -> None:
-    """What comes out now is what was recorded, within the tolerance of the baseline.
+    """Current results equal those recorded, within the tolerance of the baseline.
 
     Args:
-        subject: the name of a baseline: ``perplexity-reference``, ``decoding``, ``entries``, or ``cost``, which means
-            that of the installed releases.
+        subject: name of a baseline: ``perplexity-reference``, ``decoding``, ``entries``, or ``cost``, which is that of
+            the installed releases.
 
     Raises:
-        AssertionError: with the table of what changed, and what it probably means.
-        pytest.skip.Exception: if there is no such baseline of this device.
+        AssertionError: with the table of changes and their probable explanations.
+        pytest.skip.Exception: if this device has no such baseline.
     """
     model, tokenizer = trained_model("reference", "float64")
     ids = load_text("reference", tokenizer, samples=2, tokens=TOKENS)

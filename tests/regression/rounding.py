@@ -1,8 +1,8 @@
-"""How far results may be from those of another GPU: as far as they move when numbers are rounded otherwise.
+"""Tolerances for another GPU, derived from the effect of perturbed rounding.
 
-In float64 that is next to nothing. Below it, another GPU takes sums in another order, so that now and then the last bit
-of what a layer gives is another one. That is done here on purpose, twice, at random: one in ``EVERY`` numbers that a
-linear layer gives is moved by its last bit. A tolerance is ``TIMES`` the largest change that this makes in any row.
+In float64 the effect is negligible. In other dtypes, another GPU adds in another order, which changes the last bit of
+some outputs. This is simulated twice, at random: one in ``EVERY`` outputs of linear layers is changed by its last bit.
+A tolerance is ``TIMES`` the largest change in any row.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,19 +18,19 @@ from regression.baseline import Rows
 EVERY = 16
 TIMES = 4
 FIELDS = {"nll": 0.0, "hits": 1.0}
-"""The fields that rounding moves, and the least change that is counted: one hit more or less comes by chance. What is
-held, and when, is the same everywhere."""
+"""Fields that depend on rounding, and the least change that counts: one hit more or less is random. The number and time
+of evictions are the same on every machine."""
 
 
 @contextmanager
 def rounded_otherwise(model: PreTrainedModel, seed: int) -> Iterator[None]:
-    """Some numbers of each linear layer's output are off by their last bit, as long as the context is open."""
+    """Context in which some outputs of each linear layer are off by their last bit."""
     generator = torch.Generator(device=model.device).manual_seed(seed)
 
     def move(module: nn.Module, given: Any, output: Tensor) -> Tensor:
         drawn = torch.rand(output.shape, generator=generator, device=output.device)
         up, down = (moved.to(output.dtype) for moved in (drawn < 1 / EVERY, drawn > 1 - 1 / EVERY))
-        # That share of a number is half of its last bit at least, and less than all of it: rounded, one bit.
+        # This share of a number is between half of its last bit and the whole bit, so rounding gives one bit.
         return output + output * (up - down) * (torch.finfo(output.dtype).eps / 2)
 
     handles = [part.register_forward_hook(move) for part in model.modules() if isinstance(part, nn.Linear)]
@@ -42,7 +42,7 @@ def rounded_otherwise(model: PreTrainedModel, seed: int) -> Iterator[None]:
 
 
 def tolerance(model: PreTrainedModel, measure: Callable[[], Rows]) -> dict[str, float]:
-    """By field, relative, from what comes out as it is and rounded otherwise."""
+    """Relative tolerance by field, from results with and without perturbed rounding."""
     usual = measure()
     most = dict.fromkeys(FIELDS, 0.0)
     for seed in (1, 2):

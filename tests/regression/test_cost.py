@@ -1,4 +1,4 @@
-"""What a press costs is what it cost with the same releases of torch and transformers."""
+"""Costs of presses with the same releases of torch and transformers are those recorded."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,12 +13,12 @@ from regression.provenance import folder, series
 
 
 def test_cost_is_as_recorded(golden: Golden, reference: Callable[..., Any]) -> None:
-    """Operations, operators and bytes, exactly."""
+    """Operations, operators and bytes are exactly those recorded."""
     name = f"cost-{series()}"
     known = sorted(path.stem.removeprefix("cost-") for path in folder(golden.device).glob("cost-*.yml"))
     if known and not golden.recording and not golden.path(name).is_file():
         pytest.skip(f"not comparable: cost is recorded for {', '.join(known)}, and this is {series()}")
-    # What one thing costs may depend on which entries are held, and these are the same everywhere in float64.
+    # Costs may depend on the held entries, which are the same on every machine in float64.
     dtype = "float32" if golden.device.type == "mps" else "float64"
     model, tokenizer = reference("reference", dtype, str(golden.device))
     ids = load_text("reference", tokenizer, samples=1, tokens=TOKENS).to(golden.device)

@@ -1,4 +1,4 @@
-"""Every file among the baselines is read by some test."""
+"""Every file of the baselines is read by a test."""
 
 import re
 from pathlib import Path
@@ -11,11 +11,11 @@ FILES = (
     r"|cost-torch-\d+\.\d+\.\d+-transformers-\d+\.\d+\.\d+)"
     r"\.yml"
 )
-"""The names that tests look for."""
+"""Names that tests read."""
 
 
 def test_no_file_is_stale() -> None:
-    """A baseline that nothing reads is never compared with anything."""
+    """Every baseline is read by a test."""
     found = [path.relative_to(BASELINES).as_posix() for path in BASELINES.rglob("*") if path.is_file()]
     stale = [name for name in found if name != "README.md" and not re.fullmatch(FILES, name)]
     assert not stale, (

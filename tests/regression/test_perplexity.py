@@ -1,4 +1,4 @@
-"""Perplexity, and what was evicted for it, is what it was when it was recorded."""
+"""Perplexity and evictions are those recorded."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,12 +21,13 @@ FIXED = [name for name, kind in PRESSES.items() if kind.fixed_scores]
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["reference", "reference-neox"])
 def test_perplexity_is_as_recorded(name: str, dtype: str, golden: Golden, reference: Callable[..., Any]) -> None:
-    """Two documents of the reference language: on the CPU in float64, and elsewhere as models run there."""
+    """Perplexity and evictions of two reference documents are those recorded: on the CPU in float64, and elsewhere in
+    the dtypes of that device."""
     if (golden.device.type == "cpu") != (dtype == "float64"):
         pytest.skip(f"not applicable: on {golden.device.type} nothing is recorded in {dtype}")
     model, tokenizer = reference(name, dtype, str(golden.device))
     ids = load_text("reference", tokenizer, samples=2, tokens=TOKENS).to(golden.device)
-    # Scores that change are taken anew after every token, which costs as much as all the rest, for a single model.
+    # Presses whose scores change take as long as all others, so they run on one model.
     measure = partial(perplexities, model, ids, PRESSES if name == "reference" else FIXED)
     if dtype == "float64":
         golden.check(f"perplexity-{name}", measure, lambda: {"nll": EXACT}, dtype)
@@ -37,7 +38,8 @@ def test_perplexity_is_as_recorded(name: str, dtype: str, golden: Golden, refere
 def test_perplexity_of_real_text_is_as_recorded(
     golden: Golden, shared_folder: Path, tinystories: Callable[..., Any]
 ) -> None:
-    """Two windows of WikiText-2, under a pretrained model whose context is 512 tokens."""
+    """Perplexity and evictions of two windows of WikiText-2, under a pretrained model with a context of 512 tokens, are
+    those recorded."""
     if golden.device.type != "cpu":
         pytest.skip("not applicable: real text is measured in float64 on the CPU")
     model, tokenizer = tinystories("float64")
@@ -47,7 +49,7 @@ def test_perplexity_of_real_text_is_as_recorded(
 
 
 def test_decoding_is_as_recorded(golden: Golden, reference: Callable[..., Any]) -> None:
-    """Token by token, by a loop that passes nothing but the cache."""
+    """The NLL of token-by-token decoding with a plain cache is that recorded."""
     if golden.device.type == "mps":
         pytest.skip("not applicable: Apple's devices have no float64")
     model, tokenizer = reference("reference", "float64", str(golden.device))
@@ -55,6 +57,6 @@ def test_decoding_is_as_recorded(golden: Golden, reference: Callable[..., Any]) 
     golden.check("decoding", partial(decoding, model, ids), lambda: {"nll": EXACT}, "float64")
 
 
-def test_what_is_read_from_a_cache_is_as_recorded(golden: Golden) -> None:
-    """In the same order, entry by entry."""
+def test_entries_read_are_as_recorded(golden: Golden) -> None:
+    """Entries read from a cache, and their order, are those recorded."""
     golden.check("entries", partial(entries, torch.float32), dict, "float32")

@@ -1,4 +1,4 @@
-"""What is rounded otherwise is off by one bit, here and there, and tolerances follow from the largest change."""
+"""Perturbed rounding changes single bits, and tolerances follow from the largest change."""
 
 from typing import Any
 
@@ -14,7 +14,8 @@ INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
 
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
 def test_some_numbers_are_off_by_their_last_bit(dtype: torch.dtype) -> None:
-    """One in 16 up and one in 16 down, others in other runs, and none when the context is closed."""
+    """One in 16 numbers is off by its last bit upwards and one in 16 downwards, others in each run, and none outside
+    the context."""
     model: Any = architectures.cast("llama", dtype, torch.device("cpu"))
     layer = model.lm_head
     generator = torch.Generator().manual_seed(0)
@@ -33,7 +34,7 @@ def test_some_numbers_are_off_by_their_last_bit(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
 def test_a_tolerance_is_four_times_the_largest_change(dtype: torch.dtype) -> None:
-    """Over all rows and runs; a hit more or less is always allowed for."""
+    """A tolerance is four times the largest change over all rows and runs, and allows one hit more or less."""
     model: Any = architectures.cast("llama", dtype, torch.device("cpu"))
     ids = architectures.tokens(1, 12)
     found = []

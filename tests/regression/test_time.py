@@ -1,4 +1,4 @@
-"""Nothing takes longer beside the same without a press than it did, on the machine where that was recorded."""
+"""Times relative to the uncompressed model are not longer than recorded on the same machine."""
 
 import math
 import os
@@ -31,13 +31,14 @@ from regression.timings import (
 
 NAME = "time"
 RUNNER = "CI"
-"""What services of continuous integration set."""
+"""Environment variables of CI services."""
 ALONE = pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="times are taken by one process alone")
 
 
 @ALONE
 def test_time_is_no_longer_than_recorded(golden: Golden, reference: Callable[..., Any]) -> None:
-    """Ratios of times, where the machine is the recorded one; what seems slower is measured in other processes."""
+    """Ratios of times are not longer than recorded on this machine, with apparent slowdowns measured again in other
+    processes."""
     before = golden.recorded(NAME)
     here = machine(golden.device)
     same = before is not None and all(before.provenance[key] == value for key, value in here.items())
@@ -61,7 +62,7 @@ def test_time_is_no_longer_than_recorded(golden: Golden, reference: Callable[...
 
 
 def record(golden: Golden, before: Baseline | None, sides: list[list[dict[str, float]]]) -> None:
-    """Two measurements, together, if they agree; what agrees with what was recorded stays as it is."""
+    """Record two measurements together if they agree; ratios that agree with the recorded ones are kept."""
     one, other = ({name: level([run[name] for run in side]) for name in NAMES} for side in sides)
     if unsteady := [change(name, one[name], other[name]) for name in NAMES if not alike(one[name], other[name])]:
         pytest.fail(f"times do not repeat themselves, so that they are not recorded:\n{table(unsteady)}", pytrace=False)
@@ -75,16 +76,14 @@ def record(golden: Golden, before: Baseline | None, sides: list[list[dict[str, f
 
 
 def change(name: str, was: Level, now: Level) -> Change:
-    """For the table, with what would not have been called a change."""
+    """A change for the table, with the threshold of significance."""
     tolerance = max(math.expm1(margin(was, now)), SUSPECT - 1)
     return Change(NAME, name, "ratio", round(was.ratio, 4), round(now.ratio, 4), tolerance)
 
 
 @ALONE
-def test_decoding_that_is_slower_by_three_tenths_is_caught(
-    reference: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By time alone, in the ratio of the time per token."""
+def test_slower_decoding_is_detected(reference: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slowdown of decoding by 30 % is detected in the time per token, and in no other baseline."""
     model, tokenizer = reference("reference")
     ids = load_text("reference", tokenizer, samples=1, tokens=PROMPT)
     monkeypatch.setattr(timings, "PAIRS", 4)

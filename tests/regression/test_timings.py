@@ -11,7 +11,7 @@ WAS = [1.20, 1.21, 1.19, 1.22, 1.20, 1.18, 1.21, 1.20, 1.19, 1.20]
 
 
 def test_a_level_is_the_geometric_mean_and_survives_a_file() -> None:
-    """To the digits that a file has."""
+    """A level is the geometric mean of medians, and is read from a file as it was written."""
     found = level([1.0, 4.0])
     assert found.ratio == pytest.approx(2)
     row = to_row(level(WAS))
@@ -22,8 +22,8 @@ def test_a_level_is_the_geometric_mean_and_survives_a_file() -> None:
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.005, 1.01, 1.03, 1.15])
-def test_what_is_slower_is_said_by_welchs_test(factor: float) -> None:
-    """As scipy has it for the logarithms themselves."""
+def test_slower_is_decided_by_welchs_test(factor: float) -> None:
+    """Slower is decided by Welch's test of logarithms, as computed by scipy."""
     now = [factor * ratio for ratio in (1.19, 1.22, 1.20, 1.18, 1.21)]
     found = ttest_ind(_logs(now), _logs(WAS), equal_var=False, alternative="greater")
     assert slower(level(WAS), level(now)) == (found.pvalue < 0.005)
@@ -36,7 +36,7 @@ def _logs(ratios: list[float]) -> list[float]:
 
 
 def asked(*answers: float) -> tuple[list[Measure], list[Collection[str]]]:
-    """Measures that give these ratios one after the other, whatever they are asked about, and what that was."""
+    """Measure functions that return these ratios in turn, and a record of the requested names."""
     calls: list[Collection[str]] = []
 
     def measure(answer: float) -> Measure:
@@ -49,8 +49,8 @@ def asked(*answers: float) -> tuple[list[Measure], list[Collection[str]]]:
     return [measure(answer) for answer in answers], calls
 
 
-def test_only_what_seems_slower_is_measured_again() -> None:
-    """In as many processes as there are, and then it is said."""
+def test_only_apparent_slowdowns_are_measured_again() -> None:
+    """Apparent slowdowns are measured in all processes before they are reported."""
     measures, calls = asked(1.40, 1.41, 1.39, 1.40, 1.42)
     found = longer({"a": level(WAS), "b": level([1.0, 1.01])}, measures)
     assert list(found) == ["a"]
@@ -59,7 +59,7 @@ def test_only_what_seems_slower_is_measured_again() -> None:
 
 
 def test_one_slow_process_among_others_is_not_slower() -> None:
-    """It is asked on until the mean is back."""
+    """One slow process is not reported, since measuring goes on until the mean is normal."""
     measures, calls = asked(1.30, 1.19, 1.40, 1.40, 1.40)
     assert longer({"a": level(WAS)}, measures) == {}
     assert len(calls) == 2
@@ -68,8 +68,8 @@ def test_one_slow_process_among_others_is_not_slower() -> None:
     assert len(calls) == 1
 
 
-def test_processes_that_do_not_agree_prove_nothing() -> None:
-    """Their mean is above, and their spread too wide."""
+def test_processes_that_disagree_show_no_slowdown() -> None:
+    """A higher mean with a wide spread is not reported."""
     measures, calls = asked(2.0, 1.25, 1.9, 1.2, 1.21)
     assert longer({"a": level(WAS)}, measures) == {}
     assert len(calls) == PROCESSES

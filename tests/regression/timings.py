@@ -1,10 +1,9 @@
-"""How long things take beside the same without a press, and whether that is longer than it was.
+"""Times relative to the uncompressed model, and whether they are longer than recorded.
 
-Processes differ: what has which place in memory, and what else the machine does meanwhile, is the same for all runs of
-a process. So a ratio is recorded as its mean over several processes, and is called slower if the mean over several
-others is, by a test whose error rate is one in 200. No other one is asked about what the process at hand does not find
-slower. How often something is called slower where nothing is, and where something is, is counted by
-``python -m tools.benchmarks false-alarms``.
+Times differ between processes, because of memory placement and other load. A ratio is therefore recorded as its mean
+over several processes. It is called slower if the mean over several other processes is, by a test with an error rate of
+one in 200; further processes are started only for ratios that seem slower so far. ``python -m tools.benchmarks
+false-alarms`` measures the false-alarm rate and the power.
 """
 
 import math
@@ -30,15 +29,15 @@ from pressgauge.timing import interleave
 from regression.baseline import Row
 
 PAIRS = 16
-"""Of each process."""
+"""Pairs per process."""
 PROCESSES = 5
-"""Of each side of a comparison. A baseline has two sides' worth, which have to agree."""
+"""Processes on each side of a comparison. A baseline has twice as many, in two halves that must agree."""
 PROMPT = 512
 SHORT = 192
-"""Tokens of the text that the one pass is timed on."""
+"""Tokens of the text for timing the one pass."""
 NEW_TOKENS = 17
 SUSPECT = 1.04
-"""What is slower by less than this in the process at hand, or in the mean of those asked so far, is not slower."""
+"""Smallest slowdown, in this process or the mean of the processes so far, that is measured further."""
 ERROR_RATE = 0.005
 PRESSES: dict[str, Press] = {
     "knorm budget": KnormPress(0.5, prune_after=64),
@@ -46,7 +45,7 @@ PRESSES: dict[str, Press] = {
 }
 WHATS = ("TTFT", "TPOT", "one-pass to plain")
 NAMES = tuple(f"{name} {what}" for name in PRESSES for what in WHATS)
-"""All ratios that are recorded."""
+"""Names of all recorded ratios."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,9 @@ class Level:
     """A ratio over several processes: the geometric mean of their medians.
 
     Attributes:
-        mean: of the logarithms.
-        deviation: the standard deviation of one process's logarithm.
-        processes: how many there were.
+        mean: mean of the logarithms.
+        deviation: standard deviation of the logarithms over processes.
+        processes: number of processes.
     """
 
     mean: float
@@ -65,37 +64,37 @@ class Level:
 
     @property
     def ratio(self) -> float:
-        """The ratio itself."""
+        """The ratio."""
         return math.exp(self.mean)
 
 
 def level(ratios: Sequence[float]) -> Level:
-    """Of the medians of at least two processes."""
+    """Level of the medians of at least two processes."""
     logarithms = [math.log(ratio) for ratio in ratios]
     return Level(fmean(logarithms), stdev(logarithms), len(logarithms))
 
 
 def _reach(processes: int) -> float:
-    """By how many standard deviations of a process the 95 % interval of a mean goes up and down."""
+    """Half width of the 95 % confidence interval of the mean, in standard deviations of a process."""
     return float(t.ppf(0.975, processes - 1)) / math.sqrt(processes)
 
 
 def to_row(found: Level) -> Row:
-    """A ratio with its 95 % interval, for a baseline."""
+    """A ratio with its 95 % confidence interval, for a baseline."""
     width = _reach(found.processes) * found.deviation
     low, high = (math.exp(found.mean + sign * width) for sign in (-1, 1))
     return {"ratio": round(found.ratio, 4), "low": round(low, 4), "high": round(high, 4), "processes": found.processes}
 
 
 def from_row(row: Row) -> Level:
-    """The ratio that a baseline has."""
+    """The ratio in a baseline."""
     processes = int(row["processes"])
     width = math.log(float(row["high"]) / float(row["low"])) / 2
     return Level(math.log(float(row["ratio"])), width / _reach(processes), processes)
 
 
 def margin(was: Level, now: Level) -> float:
-    """By how much one logarithm has to be above the other by Welch's one-sided test: each has a spread of its own."""
+    """Least difference of logarithms that is significant by Welch's one-sided test."""
     parts = [(one.deviation**2 / one.processes, one.processes - 1) for one in (was, now)]
     variance = sum(part for part, _ in parts)
     if not variance:
@@ -105,22 +104,22 @@ def margin(was: Level, now: Level) -> float:
 
 
 def slower(was: Level, now: Level) -> bool:
-    """Whether ``now`` is more than ``was`` by more than their spread explains."""
+    """Whether ``now`` is significantly above ``was``."""
     return now.mean - was.mean > margin(was, now)
 
 
 def alike(was: Level, now: Level) -> bool:
-    """Whether neither would be called slower than the other."""
+    """Whether neither is slower than the other."""
     return abs(now.mean - was.mean) <= max(margin(was, now), math.log(SUSPECT))
 
 
 Pairs = list[tuple[float, float]]
 Measure = Callable[[Collection[str]], Mapping[str, float]]
-"""Measures at least the ratios of these names, in one process: the medians."""
+"""Measures the ratios of these names, or more, in one process: the medians."""
 
 
 def longer(was: Mapping[str, Level], measures: Iterable[Measure]) -> dict[str, Level]:
-    """The ratios that are slower than they were. Each of ``measures`` is asked as long as some seem so, about those."""
+    """Ratios that are slower than recorded. Each of ``measures`` is called while some seem slower, for those only."""
     found: dict[str, list[float]] = {name: [] for name in was}
     suspects = list(was)
     for measure in measures:
@@ -147,7 +146,7 @@ def _decoding(model: PreTrainedModel, ids: Tensor, press: Press) -> dict[str, Pa
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """Duration of a call."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
@@ -160,7 +159,7 @@ def _onepass(model: PreTrainedModel, ids: Tensor, press: Press) -> dict[str, Pai
 
 
 def measure(model: PreTrainedModel, ids: Tensor, wanted: Collection[str] = NAMES) -> dict[str, float]:
-    """Medians of the ratios of pairs, for these ratios and for what is measured with them, in this process."""
+    """Medians of ratios over pairs, for these ratios and those measured with them, in this process."""
     found: dict[str, float] = {}
     for name, press in PRESSES.items():
         for work, whats in ((_decoding, ("TTFT", "TPOT")), (_onepass, ("one-pass to plain",))):
@@ -171,21 +170,21 @@ def measure(model: PreTrainedModel, ids: Tensor, wanted: Collection[str] = NAMES
 
 
 def measure_alone(device: str, threads: int, wanted: Collection[str]) -> dict[str, float]:
-    """What a new process does: it loads the model and measures."""
+    """Load the model and measure, in a new process."""
     torch.set_num_threads(threads)
     model, tokenizer = load("reference", device=device)
     return measure(model, load_text("reference", tokenizer, samples=1, tokens=PROMPT).to(device), wanted)
 
 
 def measure_elsewhere(device: torch.device, wanted: Collection[str] = NAMES) -> dict[str, float]:
-    """The same in a new process."""
+    """Run ``measure_alone`` in a new process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(measure_alone, str(device), torch.get_num_threads(), wanted).result()
 
 
 @contextmanager
 def slowed(model: PreTrainedModel, share: float) -> Iterator[None]:
-    """Each step of decoding takes this share longer, by busy waiting: from one step's end to the next one's."""
+    """Slow down each decoding step by a share, with busy waiting."""
     ended = math.nan
 
     def wait(module: object, args: object, output: object) -> None:
@@ -204,7 +203,7 @@ def slowed(model: PreTrainedModel, share: float) -> Iterator[None]:
 
 
 def slower_generate(share: float) -> Callable[..., Generation]:
-    """``generate`` that takes this share longer for each token where a press is at work."""
+    """``generate`` with each token slowed by a share while a press is attached."""
     plain = generate
 
     def slow(model: PreTrainedModel, ids: Tensor, press: Press | None, *args: Any, **kwargs: Any) -> Generation:

@@ -1,1 +1,1 @@
-"""What several tests share, and tools with them."""
+"""Helpers shared by tests and tools."""

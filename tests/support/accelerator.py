@@ -1,8 +1,7 @@
-"""An accelerator that is not there, for what can be told about devices without one.
+"""A simulated accelerator, to test device handling without one.
 
-Its tensors say that they are on torch's meta device, and compute on the CPU. As on a GPU, an operation on one of them
-and a tensor of the CPU fails, unless that is a single number, an index, or what is copied; and none of them becomes a
-NumPy array.
+Its tensors report torch's meta device, and compute on the CPU. As on a GPU, an operation on one of them and a CPU
+tensor fails, except for single numbers, indices and copies, and conversion to NumPy fails.
 """
 
 from collections.abc import Iterator
@@ -17,17 +16,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("meta")
 ANYWHERE = ("aten::copy_", "aten::index.Tensor", "aten::index_put_")
-"""Operations that take tensors of the CPU: what is copied, and indices."""
+"""Operations that accept CPU tensors: copies and indexing."""
 
 
 class Away(Tensor):
-    """A tensor on the accelerator, around one on the CPU."""
+    """A tensor on the accelerator, wrapping a CPU tensor."""
 
     elem: Tensor
 
     @staticmethod
     def __new__(cls, elem: Tensor) -> "Away":
-        """Around ``elem``."""
+        """Wrap ``elem``."""
         make: Any = torch.Tensor._make_wrapper_subclass
         away: Away = make(
             cls,
@@ -50,7 +49,7 @@ class Away(Tensor):
         if func is Tensor.numpy:
             raise TypeError("a tensor of the accelerator cannot become an array: copy it to the CPU first")
         if func in (Tensor.__getitem__, Tensor.__setitem__):
-            # A list becomes an index on the tensor's device, where torch would lose it.
+            # A list becomes an index on the tensor's device, since torch would place it elsewhere.
             index = tree_map(_listed, args[1], is_leaf=lambda part: isinstance(part, list))
             args = (args[0], index, *args[2:])
         with torch._C.DisableTorchFunctionSubclass():
@@ -72,7 +71,7 @@ def _inside(value: Any) -> Any:
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """An operation, on the CPU, with its result where a real accelerator would have it."""
+    """Run an operation on the CPU, with its result on the device of a real accelerator's."""
     name = func.name()
     given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     away = [tensor for tensor in given if isinstance(tensor, Away)]
@@ -91,21 +90,21 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     def placed(value: Any) -> Any:
         if not isinstance(value, Tensor) or not there:
             return value
-        # What is written into stays the tensor that it is.
+        # In-place operations return the same tensor.
         return known[id(value)] if id(value) in known else Away(value)
 
     return tree_map(placed, result)
 
 
 class _Dispatched(TorchDispatchMode):
-    """What is made on the device, without a tensor of it."""
+    """Mode for tensors created on the device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 
 
 class _Given(TorchFunctionMode):
-    """Tensors that are made of numbers, which torch puts on a device where no mode can see it."""
+    """Mode for tensors created from numbers, which torch places where dispatch modes do not apply."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -117,7 +116,7 @@ class _Given(TorchFunctionMode):
 
 @contextmanager
 def accelerator() -> Iterator[torch.device]:
-    """The device, as long as the context is open; a model moves there by ``model.to(device)``."""
+    """Context manager that provides the device; models are moved by ``model.to(device)``."""
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:

@@ -1,4 +1,4 @@
-"""Llamas one layer of which attends in a way of its own."""
+"""Llamas with one layer of non-standard attention."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from pressgauge.conformance.versions import CACHE
 
 
 def broken(kind: type[LlamaAttention], layer: int = 1) -> Any:
-    """A Llama, one layer of which attends in a way of its own."""
+    """A Llama with one layer of non-standard attention."""
     model = architectures.build("llama")
     model.model.layers[layer].self_attn.__class__ = kind
     return model
 
 
 class Beside(LlamaAttention):
-    """Attention that attends a second time through a module that is no layer, to its own tokens only."""
+    """Attention with a second call, to its own tokens only, through a module that is not a layer."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         output, weights = super().forward(hidden_states, *args, **kwargs)

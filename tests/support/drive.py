@@ -1,4 +1,4 @@
-"""Drives compressors: a bare cache with given keys, or a whole model, pass by pass."""
+"""Drivers of compressors: a plain cache with given keys, or a whole model, pass by pass."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -24,7 +24,7 @@ CONFIG = LlamaConfig(
 
 
 def values_of(keys: Tensor) -> Tensor:
-    """Values that tell which key they belong to: each names its row, head and position."""
+    """Values that identify their keys by row, head and position."""
     rows, heads, length, _ = keys.shape
     index = torch.arange(rows * heads * length, dtype=keys.dtype, device=keys.device)
     return torch.stack([index, -index], dim=-1).view(rows, heads, length, 2)
@@ -38,7 +38,7 @@ def feed(
     prompt_length: int | None = None,
     look: Callable[[PressedCache, int], None] | None = None,
 ) -> PressedCache:
-    """Feed every layer of a bare cache the same keys; ``look(cache, seen)`` is called after every pass."""
+    """Feed every layer of a plain cache the same keys; ``look(cache, seen)`` is called after every pass."""
     cache = press.cache(CONFIG, prompt_length=prompt_length, unpadded=keys.shape[0] > 1)
     values = values_of(keys)
     seen = 0
@@ -53,13 +53,13 @@ def feed(
 
 @dataclass
 class Run:
-    """What a model did with a compressed cache."""
+    """Result of running a model with a compressed cache."""
 
     logits: Tensor
-    """``[B, T, V]``: those of every pass, one after the other."""
+    """``[B, T, V]`` over all passes."""
     cache: PressedCache
     keys: list[Tensor] = field(default_factory=list)
-    """Per layer the keys ``[B, K, T, D]`` that the cache was handed."""
+    """Keys ``[B, K, T, D]`` passed to the cache, per layer."""
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def run(
     mask: Tensor | None = None,
     prompt_length: int | None = None,
 ) -> Run:
-    """Feed a model a text in passes, with a press at work, and record the keys that its cache is handed."""
+    """Feed a text to a model in passes, with an attached press, and record the keys passed to the cache."""
     cache = press.cache(model.config, prompt_length=prompt_length, unpadded=not attached)
     recorded: dict[int, list[Tensor]] = {}
     update = cache.update

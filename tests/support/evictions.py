@@ -1,4 +1,4 @@
-"""Presses whose scores come from attention, and what the oracle says that they evict."""
+"""Presses that score by attention, and their evictions by the oracle."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ PRESSES: dict[str, Press] = {
 
 
 def voter(press: Press, attention: Attention) -> Voter:
-    """As each paper defines the scores."""
+    """Oracle of a press's attention scores, as defined in its paper."""
     if isinstance(press, H2OPress):
         return Accumulated(attention, press.recent)
     if isinstance(press, TOVAPress):
@@ -41,7 +41,7 @@ def voter(press: Press, attention: Attention) -> Voter:
 
 
 def rules_of(press: Press) -> Rules:
-    """What the oracle is told of a press."""
+    """Rules of the oracle for a press."""
     return Rules(
         press.keep_ratio,
         press.prune_after,
@@ -54,14 +54,14 @@ def rules_of(press: Press) -> Rules:
 
 
 def evictions(press: Press, keys: Vectors, queries: Vectors, scale: float, passes: Sequence[int]) -> list[list[int]]:
-    """``evicted_at`` of one layer of one row, per KV head and token, in lists.
+    """``evicted_at`` of one layer of one row, per KV head and token, as lists.
 
     Args:
-        press: whose definition is followed.
+        press: the press.
         keys: per KV head and token.
         queries: per query head and token.
-        scale: of the products.
-        passes: the lengths of the passes.
+        scale: scaling factor of the query-key products.
+        passes: lengths of the passes.
     """
     rules, scored = rules_of(press), voter(press, Attention(keys, queries, scale))
     held: list[list[int]] = [[] for _ in keys]

@@ -1,6 +1,6 @@
-"""A pytest plugin for mutation runs, in which nearly every run of the tests is to fail: the sooner the better.
+"""pytest plugin for mutation runs, in which nearly every run fails, so failures should come early.
 
-What fails is not shrunk to a simple example, and the tests of single files come before those of whole caches.
+Failing examples are not shrunk, and unit tests run before tests of whole caches.
 """
 
 import pytest
@@ -14,5 +14,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def is_drawn(item: pytest.Item) -> bool:
-    """Whether Hypothesis draws what the test is given."""
+    """Whether a test uses Hypothesis."""
     return hasattr(getattr(item, "obj", None), "hypothesis")

@@ -1,4 +1,4 @@
-"""All laws for compressors and for code that measures, and how to hold one subject to one of them."""
+"""All laws for compressors and measuring code, and functions that apply them to a subject."""
 
 import importlib
 import inspect
@@ -41,22 +41,22 @@ MEASURING: dict[str, Law] = {
     for name, law in vars(importlib.import_module(f"measuring.{path.stem}")).items()
     if name.startswith("test_")
 }
-"""The laws for code that measures."""
+"""The laws for measuring code."""
 
 DTYPE = torch.float16
-"""Of laws that are about dtypes: the one in which most goes wrong."""
+"""Dtype for laws about dtypes, the one with the most failures."""
 
 
 def words(law: Law) -> str:
-    """A law's name."""
+    """Name of a law in words."""
     return law.__name__.removeprefix("test_").replace("_", " ")
 
 
 def obey(law: Law, subject: Any) -> None:
-    """Apply a law to its subject; to a compressor, on a tiny Llama.
+    """Apply a law to a subject; for a compressor, on a tiny Llama.
 
     Raises:
-        AssertionError: if it does not keep it.
+        AssertionError: if the subject breaks it.
         pytest.skip.Exception: if it is not applicable.
     """
     needed = inspect.signature(law).parameters
@@ -79,7 +79,7 @@ def obey(law: Law, subject: Any) -> None:
 
 @contextmanager
 def _cleared() -> Iterator[None]:
-    """Takes back the attention functions that a subject leaves registered."""
+    """Context that removes attention functions left registered by a subject."""
     mappings = [functions._global_mapping for functions in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS)]
     before = [dict(mapping) for mapping in mappings]
     try:
@@ -91,12 +91,12 @@ def _cleared() -> Iterator[None]:
 
 
 def failure(law: Law, subject: Any) -> BaseException | None:
-    """What a law raises for its subject: its finding, the reason why it is not applicable, or a crash."""
+    """Exception that a law raises for a subject: its finding, the reason for not being applicable, or a crash."""
     try:
         with _cleared():
             obey(law, subject)
     except FlakyFailure as failed:
-        # What a mutant remembers changes its next run; what failed first counts.
+        # A mutant with state may behave differently in the next run; the first failure counts.
         return next((one for one in failed.exceptions if isinstance(one, AssertionError)), failed)
     except (Exception, pytest.skip.Exception) as failed:
         return failed
@@ -104,7 +104,7 @@ def failure(law: Law, subject: Any) -> BaseException | None:
 
 
 def judged(law: Law, subject: Any) -> tuple[str, str]:
-    """``held``, ``broken``, ``not applicable``, or ``crashed``; and the finding or the reason, in one line."""
+    """Outcome ``held``, ``broken``, ``not applicable`` or ``crashed``, with the finding or the reason in one line."""
     match failure(law, subject):
         case None:
             return "held", ""
@@ -136,12 +136,12 @@ def _line(error: BaseException) -> str:
 
 
 def outcome(law: Law, subject: Any) -> str:
-    """``held``, ``broken``, ``not applicable``, or ``crashed``."""
+    """Outcome ``held``, ``broken``, ``not applicable`` or ``crashed``."""
     return judged(law, subject)[0]
 
 
 def first_finding(kind: str, function: Any) -> str:
-    """What an audit says first of a measuring function: the first law that it breaks, and the finding."""
+    """First finding of the audit of a measuring function, with its law."""
     module, _, name = KINDS[kind].partition(":")
     subject = getattr(importlib.import_module(f"pressgauge.measuring.{module}"), name).of(kind, function)
     for law in MEASURING.values():

@@ -1,4 +1,4 @@
-"""The pages of the documentation: their code, their commands, and the sessions that they name."""
+"""Pages of the documentation: their code, commands, and named sessions."""
 
 import ast
 import re
@@ -11,25 +11,25 @@ PAGES = [README, *sorted(DOCS.glob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[tuple[int, str]]:
-    """The fenced blocks of a language: the number of the line above the first, and the text."""
+    """Fenced blocks of a language: the line number of the fence, and the text."""
     text = page.read_text(encoding="utf-8")
     fences = re.finditer(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     return [(text[: fence.start(1)].count("\n"), fence.group(1)) for fence in fences]
 
 
 def commands(page: Path) -> list[str]:
-    """The lines of the console blocks that are typed, without the prompt."""
+    """Typed lines of the console blocks, without the prompt."""
     lines = [line for _, block in blocks(page, "console") for line in block.splitlines()]
     return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
 
 
 def name_of(page: Path) -> str:
-    """A page's name in the project, the same on every system."""
+    """Name of a page in the project, the same on every system."""
     return page.relative_to(ROOT).as_posix()
 
 
 def sessions() -> set[str]:
-    """The sessions of ``noxfile.py``, read and not run: nox itself is not among the tests' requirements."""
+    """Sessions of ``noxfile.py``, parsed without nox."""
     names = set()
     for node in ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef) and any(

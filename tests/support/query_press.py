@@ -1,4 +1,4 @@
-"""A press that looks at queries: the smallest there is."""
+"""A minimal press that needs queries."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +11,7 @@ from pressgauge.presses.attention_scores import LastQueries, Votes
 
 @dataclass(frozen=True)
 class QueryPress(Press):
-    """Scores an entry by its key's product with the newest query."""
+    """Scores an entry by the product of its key and the newest query."""
 
     fixed_scores: ClassVar[bool] = False
     needs_queries: ClassVar[bool] = True

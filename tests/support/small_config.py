@@ -1,4 +1,4 @@
-"""The sizes of a tiny configuration, for architectures that the suite has no model of."""
+"""Sizes of a tiny configuration, for architectures without a model in the suite."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Arguments of the wrong kind: one sentence each, before any work."""
+"""Invalid arguments are refused in one sentence each, before any work."""
 
 import re
 from collections.abc import Callable
@@ -111,7 +111,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
 
 @pytest.mark.parametrize(("work", "words"), WRONG.values(), ids=WRONG)
 def test_an_argument_of_the_wrong_kind_gets_one_sentence(work: Callable[[], object], words: str) -> None:
-    """It begins with the argument, and has what is wanted and what came."""
+    """An argument of the wrong type is refused with its name, the required type and the given one."""
     with pytest.raises(TypeError, match=f"^{re.escape(words)}") as error:
         work()
     assert "\n" not in str(error.value)
@@ -120,7 +120,7 @@ def test_an_argument_of_the_wrong_kind_gets_one_sentence(work: Callable[[], obje
 
 @pytest.mark.parametrize("score", [None, 1.0, [1.0]])
 def test_a_score_that_is_no_tensor_gets_one_sentence(score: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of whichever press, on all ways in."""
+    """A score that is not a tensor is refused, by every method."""
     monkeypatch.setattr(KnormPress, "score", lambda self, keys, **given: score)
     words = re.escape(
         "the scores of KnormPress must be a tensor [batch, KV heads, entries] with one score per key, got"
@@ -131,7 +131,7 @@ def test_a_score_that_is_no_tensor_gets_one_sentence(score: Any, monkeypatch: py
 
 
 def test_a_score_of_another_shape_gets_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A score per number of a key, or per head, is not one per key."""
+    """A score of another shape than the keys without their dimension is refused."""
     for score, shape in ((lambda keys: keys, [1, 1, 4, 2]), (lambda keys: keys[:, :, 0, 0], [1, 1])):
         monkeypatch.setattr(KnormPress, "score", lambda self, keys, score=score, **given: score(keys))
         words = re.escape(
@@ -149,8 +149,8 @@ def test_a_score_of_another_shape_gets_one_sentence(monkeypatch: pytest.MonkeyPa
 # The context
 
 
-def test_what_exceeds_the_context_is_refused_before_any_work() -> None:
-    """512 tokens fit the tests' model, as the command line has it; padding is none of them."""
+def test_texts_beyond_the_context_are_refused_before_any_work() -> None:
+    """Texts longer than the model's context of 512 tokens, without padding, are refused before any work."""
     model = architectures.build("llama")
     model.forward = None  # nothing may run
     words = r"must fit the model's context of 512 tokens, got 513: give fewer"
@@ -171,7 +171,7 @@ def test_what_exceeds_the_context_is_refused_before_any_work() -> None:
 
 
 def stretched(limit: int) -> LlamaConfig:
-    """A configuration with YaRN from 100 tokens to 400, which tells this limit."""
+    """A configuration with YaRN from 100 to 400 tokens, which gives this limit."""
     rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 100}
     return LlamaConfig(max_position_embeddings=limit, rope_parameters=rope)
 
@@ -183,14 +183,14 @@ def stretched(limit: int) -> LlamaConfig:
         (GPT2Config(n_positions=32), 32),
         (FalconConfig(alibi=True), None),
         (FalconConfig(alibi=False, max_position_embeddings=16), 16),
-        # As Qwen writes it: the limit before it was stretched.
+        # As in Qwen: the limit before stretching.
         (stretched(100), 400),
-        # As DeepSeek writes it: stretched already.
+        # As in DeepSeek: the limit after stretching.
         (stretched(400), 400),
     ],
 )
-def test_the_context_is_what_a_model_was_made_for(config: Any, limit: int | None) -> None:
-    """Under whatever name, and none where positions have no end."""
+def test_the_context_is_that_of_the_model(config: Any, limit: int | None) -> None:
+    """The context is read under any name, and is None for unlimited positions."""
     assert context_of(config) == limit
     check_context(config, limit or 10**9, "it")
     if limit is not None:
@@ -198,8 +198,8 @@ def test_the_context_is_what_a_model_was_made_for(config: Any, limit: int | None
             check_context(config, limit + 1, "it")
 
 
-def test_whole_numbers_of_other_libraries_are_whole_numbers() -> None:
-    """What counts like an integer is one; a decimal is not."""
+def test_integers_of_other_libraries_are_integers() -> None:
+    """Integers of other libraries are accepted, and decimals are not."""
     assert measure(prompt=torch.tensor(3)).nll.equal(measure(prompt=3).nll)  # type: ignore[attr-defined]
     with pytest.raises(TypeError, match="prompt must be a whole number"):
         measure(prompt=Decimal(3))

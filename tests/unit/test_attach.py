@@ -1,4 +1,4 @@
-"""What an attached press takes over, leaves alone and refuses, in the cases that only one line of code decides."""
+"""Calls that an attached press handles, leaves unchanged and refuses, in edge cases."""
 
 import copy
 import inspect
@@ -24,16 +24,16 @@ PRESS = KnormPress(0.5, prune_after=4)
 
 
 class FailedError(Exception):
-    """Something that goes wrong in the middle of a pass."""
+    """Raised in the middle of a pass."""
 
 
 def fail(*_: object) -> None:
-    """A hook that does."""
+    """A hook that fails."""
     raise FailedError
 
 
 class Between:
-    """What lies between an attention layer and its cache."""
+    """Wrapper between an attention layer and its cache."""
 
     def __init__(self, cache: Any, update: Callable[..., Any]) -> None:
         self.cache, self.changed = cache, update
@@ -43,7 +43,7 @@ class Between:
 
 
 def between(update: Callable[..., Any]) -> type[LlamaAttention]:
-    """Attention whose cache is updated in another way."""
+    """Attention with a modified cache update."""
 
     class Changed(LlamaAttention):
         def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -53,7 +53,7 @@ def between(update: Callable[..., Any]) -> type[LlamaAttention]:
 
 
 def in_two_parts(update: Callable[..., Any], keys: Tensor, values: Tensor) -> Any:
-    """The first token, then the others."""
+    """Update with the first token, then with the others."""
     if keys.shape[2] > 1:
         update(keys[:, :, :1], values[:, :, :1])
         keys, values = keys[:, :, 1:], values[:, :, 1:]
@@ -61,25 +61,25 @@ def in_two_parts(update: Callable[..., Any], keys: Tensor, values: Tensor) -> An
 
 
 def all_but_one(update: Callable[..., Any], keys: Tensor, values: Tensor) -> Any:
-    """The first token never reaches the cache, and is attended to all the same."""
+    """The first token is attended to, but not passed to the cache."""
     stored = update(keys[:, :, 1:], values[:, :, 1:])
     return tuple(torch.cat([own[:, :, :1], kept], dim=2) for own, kept in zip((keys, values), stored, strict=True))
 
 
 def copied_keys(update: Callable[..., Any], keys: Tensor, values: Tensor) -> Any:
-    """Attention reads other keys than those that were stored, of the same shape."""
+    """Attention reads other keys of the same shape than those stored."""
     stored, kept = update(keys, values)
     return stored + 1, kept
 
 
 def copied_values(update: Callable[..., Any], keys: Tensor, values: Tensor) -> Any:
-    """The same of values."""
+    """Attention reads other values of the same shape than those stored."""
     stored, kept = update(keys, values)
     return stored, kept + 1
 
 
 class Unmasked(LlamaAttention):
-    """Attention to later tokens, without a mask that says so."""
+    """Attention to later tokens, without a mask."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         self.is_causal = False
@@ -87,7 +87,7 @@ class Unmasked(LlamaAttention):
 
 
 class Absent(LlamaAttention):
-    """A layer that does not attend, as where a model leaves layers out."""
+    """A layer without attention, as when a model skips layers."""
 
     def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
         return hidden_states, None
@@ -96,7 +96,7 @@ class Absent(LlamaAttention):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (between(all_but_one), "11 of 12 tokens handed to the cache, attention from 12"),
+        (between(all_but_one), "11 of 12 tokens passed to the cache, attention from 12"),
         (between(copied_keys), "attention to keys that its cache did not return"),
         (between(copied_values), "attention to values that its cache did not return"),
         (Unmasked, "attention to later tokens"),
@@ -104,15 +104,15 @@ class Absent(LlamaAttention):
     ],
     ids=["all-but-one", "copied-keys", "copied-values", "unmasked", "absent"],
 )
-def test_a_layer_that_attends_otherwise_is_refused(kind: type[LlamaAttention], reason: str) -> None:
-    """By the pass in which it does, with the layer and what it did."""
+def test_a_layer_of_non_standard_attention_is_refused(kind: type[LlamaAttention], reason: str) -> None:
+    """Non-standard attention is refused in its pass, with the layer and the reason."""
     ids = architectures.tokens(1, 12)
     layer = 1
     model = broken(kind, layer)
     with (
         torch.no_grad(),
         PRESS(model),
-        pytest.raises(ValueError, match=f"a press cannot prune layer {layer}") as refusal,
+        pytest.raises(ValueError, match=f"a press does not support layer {layer}") as refusal,
     ):
         model(ids)
     assert f"layer {layer} ({reason})" in str(refusal.value)
@@ -120,7 +120,7 @@ def test_a_layer_that_attends_otherwise_is_refused(kind: type[LlamaAttention], r
 
 
 def test_no_mask_is_needed_for_single_tokens() -> None:
-    """A layer that would attend to later tokens is right where there are none."""
+    """Attention to later tokens is correct for single tokens."""
     ids = architectures.tokens(1, 12)
     found = run(broken(Unmasked, 0), PRESS, ids, [1] * 12)
     assert found.cache.evictions
@@ -129,12 +129,12 @@ def test_no_mask_is_needed_for_single_tokens() -> None:
 
 
 def views(update: Callable[..., Any], keys: Tensor, values: Tensor) -> Any:
-    """Other tensors of the same storage, as reshaping makes them."""
+    """Reshaped tensors of the same storage."""
     return tuple(stored[:] for stored in update(keys, values))
 
 
 class Nameless(LlamaAttention):
-    """Attention that does not say whether it is causal, which in transformers means that it is."""
+    """Attention without ``is_causal``, which in transformers means causal."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         vars(self).pop("is_causal", None)
@@ -142,7 +142,7 @@ class Nameless(LlamaAttention):
 
 
 class Low(LlamaAttention):
-    """Attention with a mask that is not of the lowest number, but of one that is low enough."""
+    """Attention with a mask of low numbers that are not the lowest."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         seen, tokens = kwargs[CACHE].get_seq_length(self.layer_idx), hidden_states.shape[1]
@@ -153,8 +153,8 @@ class Low(LlamaAttention):
 
 
 @pytest.mark.parametrize("kind", [between(views), Nameless, Low], ids=["views", "nameless", "low"])
-def test_attention_that_is_right_in_a_way_of_its_own_is_not_refused(kind: type[LlamaAttention]) -> None:
-    """It is compressed as that of any layer is."""
+def test_correct_non_standard_attention_is_accepted(kind: type[LlamaAttention]) -> None:
+    """Correct attention in another style is compressed."""
     ids = architectures.tokens(1, 18)
     expected = run(architectures.shared("llama"), PRESS, ids, [12, 1, 1, 3, 1])
     found = run(broken(kind, 0), PRESS, ids, [12, 1, 1, 3, 1])
@@ -163,8 +163,8 @@ def test_attention_that_is_right_in_a_way_of_its_own_is_not_refused(kind: type[L
 
 
 @torch.no_grad()
-def test_tokens_may_be_handed_over_in_parts() -> None:
-    """What counts is that the whole pass is there when the layer attends."""
+def test_tokens_may_be_passed_in_parts() -> None:
+    """Tokens may be passed to the cache in parts, if all are there before attention."""
     ids = architectures.tokens(1, 20)
     expected = architectures.shared("llama")(ids[:, :12]).logits
     with PRESS(model := broken(between(in_two_parts))):
@@ -174,8 +174,8 @@ def test_tokens_may_be_handed_over_in_parts() -> None:
 
 
 @torch.no_grad()
-def test_attention_that_is_of_no_layer_is_left_alone() -> None:
-    """Modules without an index of a layer attend as ever, and the layers beside them are pruned."""
+def test_attention_outside_layers_is_unchanged() -> None:
+    """Modules without a layer index attend as before, and layers evict."""
     model = broken(Beside)
     aside: Any = LlamaAttention(model.config, 0).double().requires_grad_(False)
     aside.layer_idx = None
@@ -189,8 +189,8 @@ def test_attention_that_is_of_no_layer_is_left_alone() -> None:
 
 
 @torch.no_grad()
-def test_attention_outside_a_pass_is_left_alone() -> None:
-    """A layer of an attached model that is called by itself has no cache to compress."""
+def test_attention_outside_a_pass_is_unchanged() -> None:
+    """A layer called directly attends as before."""
     model = architectures.shared("llama")
     hidden = torch.randn(1, 9, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     rotary = model.model.rotary_emb(hidden, torch.arange(9)[None])
@@ -203,8 +203,8 @@ def test_attention_outside_a_pass_is_left_alone() -> None:
 
 
 @torch.no_grad()
-def test_a_copied_model_takes_no_press_away() -> None:
-    """The model that was copied is compressed as before, and its copy is not."""
+def test_copying_a_model_does_not_detach_the_press() -> None:
+    """After copying an attached model, the original is compressed and the copy is not."""
     model = architectures.build("llama")
     ids = architectures.tokens(1, 12)
     with PRESS(model):
@@ -216,7 +216,7 @@ def test_a_copied_model_takes_no_press_away() -> None:
 
 @torch.no_grad()
 def test_a_cache_of_a_press_is_a_plain_one_for_a_copied_model() -> None:
-    """It attends by itself, and evicts the same."""
+    """A pressed cache works as a plain cache with a copied model, with the same evictions."""
     model = architectures.build("llama")
     ids = architectures.tokens(1, 20)
     expected = run(model, PRESS, ids, [12] + [1] * 8)
@@ -229,7 +229,7 @@ def test_a_cache_of_a_press_is_a_plain_one_for_a_copied_model() -> None:
 
 @torch.no_grad()
 def test_the_decoder_of_an_attached_model_may_be_called_by_itself() -> None:
-    """Its passes are compressed as those of the whole model are."""
+    """Passes of the decoder alone are compressed like those of the model."""
     model = architectures.shared("llama")
     ids = architectures.tokens(1, 16)
     expected = run(model, PRESS, ids, [12, 1, 1, 2])
@@ -243,7 +243,7 @@ def test_the_decoder_of_an_attached_model_may_be_called_by_itself() -> None:
 
 @torch.no_grad()
 def test_a_cache_outlives_the_context_whatever_was_called() -> None:
-    """After passes of the decoder alone, and after one that failed before it began, it is a plain cache again."""
+    """After the context, a cache is a plain one, also after passes of the decoder and failed passes."""
     model = architectures.build("llama")
     ids = architectures.tokens(1, 20)
     expected = run(model, PRESS, ids, [12] + [1] * 8, attached=False)
@@ -261,7 +261,7 @@ def test_a_cache_outlives_the_context_whatever_was_called() -> None:
         assert all(map(torch.equal, cache.evicted_at, expected.cache.evicted_at))
     cache = PRESS.cache(model.config)
     with PRESS(model):
-        # It fails when all layers have done their part.
+        # It fails after all layers.
         handle = model.model.norm.register_forward_pre_hook(fail)
         with pytest.raises(FailedError):
             model.model(ids[:, :12], **using(cache))
@@ -271,8 +271,8 @@ def test_a_cache_outlives_the_context_whatever_was_called() -> None:
 
 
 @torch.no_grad()
-def test_masks_that_somebody_made_are_refused() -> None:
-    """Of the whole model and of its decoder alone."""
+def test_custom_masks_are_refused() -> None:
+    """Custom masks are refused, for the model and for its decoder."""
     model = architectures.shared("llama")
     ids = architectures.tokens(1, 12)
     made = torch.ones(1, 1, 12, 12, dtype=torch.bool).tril()
@@ -282,8 +282,8 @@ def test_masks_that_somebody_made_are_refused() -> None:
 
 
 @pytest.mark.parametrize("by", ["prompt_lookup_num_tokens", "assistant_early_exit"])
-def test_assisted_decoding_is_refused_however_it_is_asked_for(by: str) -> None:
-    """By a configuration of the call as well."""
+def test_assisted_decoding_is_refused_by_any_option(by: str) -> None:
+    """Assisted decoding is refused, also if a generation configuration requests it."""
     model = architectures.build("llama")
     ids = architectures.tokens(1, 12)
     config = GenerationConfig(max_new_tokens=4, **{by: 2})
@@ -292,8 +292,8 @@ def test_assisted_decoding_is_refused_however_it_is_asked_for(by: str) -> None:
 
 
 @torch.no_grad()
-def test_attention_of_a_layer_that_there_is_not_is_refused() -> None:
-    """A module whose index is beyond the model's layers serves none that a press knows."""
+def test_attention_of_a_missing_layer_is_refused() -> None:
+    """A module whose layer index is beyond the model's layers is refused."""
     model = broken(Beside)
     aside: Any = LlamaAttention(model.config, 0).double().requires_grad_(False)
     aside.layer_idx = architectures.LAYERS
@@ -307,7 +307,7 @@ def test_attention_of_a_layer_that_there_is_not_is_refused() -> None:
 
 
 def test_two_caches_of_one_pass_are_refused() -> None:
-    """Under whatever name the second one is given."""
+    """A second cache in a pass is refused, under any name."""
     model = architectures.shared("llama")
     given = {name: PRESS.cache(model.config) for name in (CACHE, "memory")}
     with PRESS(model), pytest.raises(ValueError, match="a pass was given 2 caches: pass one"):
@@ -315,8 +315,8 @@ def test_two_caches_of_one_pass_are_refused() -> None:
 
 
 @torch.no_grad()
-def test_a_mask_without_padding_is_as_none() -> None:
-    """Of a batch of several rows as well."""
+def test_a_mask_without_padding_equals_none() -> None:
+    """A mask without padding equals no mask, also for several rows."""
     model = architectures.shared("llama")
     ids = architectures.tokens(3, 16)
     expected = run(model, PRESS, ids, [12, 1, 1, 2])
@@ -327,7 +327,7 @@ def test_a_mask_without_padding_is_as_none() -> None:
 
 @torch.no_grad()
 def test_passes_of_two_tokens_are_causal() -> None:
-    """After evictions a press makes the masks, of short passes as well: rule 1, by masked attention."""
+    """Rule 1: short passes are causal, also after evictions."""
     ids = architectures.tokens(2, 32)
     for implementation in ("sdpa", "eager"):
         model = architectures.build("llama")
@@ -339,8 +339,8 @@ def test_passes_of_two_tokens_are_causal() -> None:
 
 
 @torch.no_grad()
-def test_embeddings_are_fed_as_tokens_are() -> None:
-    """Passes of ``inputs_embeds`` alone evict what passes of their tokens evict."""
+def test_embeddings_are_fed_like_tokens() -> None:
+    """Passes of ``inputs_embeds`` have the evictions of passes of their tokens."""
     model = architectures.shared("llama")
     ids = architectures.tokens(1, 20)
     expected = run(model, PRESS, ids, [14] + [1] * 6)
@@ -352,8 +352,8 @@ def test_embeddings_are_fed_as_tokens_are() -> None:
     assert all(map(torch.equal, cache.evicted_at, expected.cache.evicted_at))
 
 
-def test_a_pass_that_fails_shows_its_own_error_and_nothing_else() -> None:
-    """What the press would say of a pass that was not finished is not said, not even as a warning."""
+def test_a_failed_pass_shows_only_its_own_error() -> None:
+    """A failed pass shows its own error, without errors or warnings about the unfinished pass."""
     model = architectures.build("llama")
     model.model.layers[1].mlp.register_forward_hook(fail)
     with warnings.catch_warnings(record=True) as said, PRESS(model):
@@ -364,7 +364,7 @@ def test_a_pass_that_fails_shows_its_own_error_and_nothing_else() -> None:
 
 
 def test_generate_keeps_its_name_and_signature_while_a_press_is_attached() -> None:
-    """Wrappers look at both."""
+    """``generate`` keeps its name and signature, which wrappers inspect."""
     model = architectures.build("llama")
     own = model.generate
     with PRESS(model):
@@ -374,8 +374,8 @@ def test_generate_keeps_its_name_and_signature_while_a_press_is_attached() -> No
     assert model.generate == own
 
 
-def test_a_generate_of_a_models_own_is_used_and_put_back() -> None:
-    """One that was set on the model itself, as wrappers of other packages do."""
+def test_an_overridden_generate_is_used_and_restored() -> None:
+    """A ``generate`` set on the model instance is used, and restored afterwards."""
     model = architectures.build("llama")
     calls: list[int] = []
 
@@ -396,8 +396,8 @@ def test_a_generate_of_a_models_own_is_used_and_put_back() -> None:
 
 @pytest.mark.parametrize("given", ["positional", "inputs", "input_ids", "none"])
 def test_the_input_of_generate_is_the_prompt_however_it_is_given(given: str) -> None:
-    """Under ``prefill`` a prompt that is fed in chunks is pruned at its end, once; without an input, one of a single
-    token is made."""
+    """Under ``prefill``, a prompt evicts once, at its end, also if fed in chunks; without an input, the prompt is a
+    single token."""
     model = architectures.build("llama")
     model.generation_config.prefill_chunk_size = 6
     ids = architectures.tokens(1, 16)
@@ -416,7 +416,7 @@ def test_the_input_of_generate_is_the_prompt_however_it_is_given(given: str) -> 
 
 
 class Later(LlamaAttention):
-    """Attention with a window of its own, but not in the first pass."""
+    """Attention with its own window, except in the first pass."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         seen, tokens = kwargs[CACHE].get_seq_length(self.layer_idx), hidden_states.shape[1]
@@ -425,15 +425,15 @@ class Later(LlamaAttention):
         return super().forward(hidden_states, *args, **kwargs)
 
 
-def test_every_mask_is_looked_at_on_a_cpu() -> None:
-    """A pass whose masks are right says nothing of the next one's."""
+def test_every_mask_is_checked_on_a_cpu() -> None:
+    """On the CPU, masks are checked in every pass."""
     with pytest.raises(ValueError, match=r"layer 1 \(a mask that is not causal\)"):
         run(broken(Later), PRESS, architectures.tokens(1, 18), [12, 3, 3])
     run(broken(Later), PRESS, architectures.tokens(1, 12), [12])
 
 
 def first_sees_padding(padding: int) -> type[LlamaAttention]:
-    """Attention in which a padded row's first token sees the column before it."""
+    """Attention in which a padded row's first token attends to the column before it."""
 
     class Seeing(LlamaAttention):
         def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -448,7 +448,7 @@ def first_sees_padding(padding: int) -> type[LlamaAttention]:
 
 
 def test_a_first_token_that_sees_padding_is_refused() -> None:
-    """Queries of padding may see anything, all others only what is theirs."""
+    """Queries of padding may attend to anything, and other queries not to padding."""
     ids, mask = architectures.padded([9, 12])
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     model = broken(first_sees_padding(3))
@@ -457,7 +457,7 @@ def test_a_first_token_that_sees_padding_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", [Unmasked, between(copied_values), Absent], ids=["unmasked", "values", "absent"])
-def test_one_pass_over_a_text_refuses_them_as_well(kind: type[LlamaAttention]) -> None:
-    """What decoding refuses is not measured in one pass."""
-    with pytest.raises(ValueError, match="a press cannot prune layer 1"):
+def test_one_pass_refuses_them_as_well(kind: type[LlamaAttention]) -> None:
+    """One pass refuses what decoding refuses."""
+    with pytest.raises(ValueError, match="a press does not support layer 1"):
         perplexity(broken(kind), architectures.tokens(1, 16), PRESS, prompt=12)

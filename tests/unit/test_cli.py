@@ -1,4 +1,4 @@
-"""The command line: a table, a file, and one sentence for every mistake."""
+"""The command line: tables, files, and one sentence per error."""
 
 import json
 import math
@@ -28,20 +28,20 @@ def run(*arguments: str, width: int = 80) -> Result:
 
 
 def table(result: Result) -> dict[str, list[str]]:
-    """The lines of the table that begin with a number: by ratio, their other cells."""
+    """Lines of the table that begin with a number: their other cells, by ratio."""
     lines = [line.split() for line in result.stdout.splitlines()]
     return {cells[0]: cells[1:] for cells in lines if cells and cells[0].replace(".", "").isdigit()}
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    """What a file written by ``--json`` holds."""
+    """Rows in a file written by ``--json``."""
     data = json.loads(path.read_text(encoding="utf-8"))
     assert list(data) == ["rows"]
     return list(data["rows"])
 
 
 def test_measure_shows_a_row_per_ratio_and_writes_them_all(tmp_path: Path) -> None:
-    """Table and file say the same, and every field of a row is in the file."""
+    """Table and file agree, and the file has every field of a row."""
     path = tmp_path / "rows.json"
     result = run("--tokens", "96", "--samples", "2", "--prune-after", "32", "--device", "cpu", "--json", str(path))
     assert result.exit_code == 0, result.stderr
@@ -61,7 +61,7 @@ def test_measure_shows_a_row_per_ratio_and_writes_them_all(tmp_path: Path) -> No
         assert row["held"] == [96] + 2 * [round(row["keep_ratio"] * 96 + 0.49)]
 
 
-def test_measure_measures_what_the_library_does(tmp_path: Path) -> None:
+def test_measure_gives_the_numbers_of_the_library(tmp_path: Path) -> None:
     """The numbers are those of ``perplexity`` on the same model, text and press."""
     path = tmp_path / "rows.json"
     options = ("--keep-ratios", "0.5", "--prompt", "5", "--dtype", "float64")
@@ -85,10 +85,8 @@ def test_measure_measures_what_the_library_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "measured"), [("0.5", [1, 0.5]), ("0.5,1.0", [1, 0.5]), ("0.6,0.8,0.6", [1, 0.6, 0.8]), ("1", [1])]
 )
-def test_the_uncompressed_row_comes_first_even_if_it_was_not_asked_for(
-    asked: str, measured: list[float], tmp_path: Path
-) -> None:
-    """Changes are relative to it; no ratio is measured twice."""
+def test_the_uncompressed_row_always_comes_first(asked: str, measured: list[float], tmp_path: Path) -> None:
+    """The uncompressed row comes first, and no ratio is measured twice."""
     path = tmp_path / "rows.json"
     result = run(*SMALL, "--keep-ratios", asked, "--json", str(path))
     assert result.exit_code == 0, result.stderr
@@ -99,7 +97,7 @@ def test_the_uncompressed_row_comes_first_even_if_it_was_not_asked_for(
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_a_row_is_called_vacuous_if_prune_after_is_never_exceeded(width: int, tmp_path: Path) -> None:
-    """The default P of 512 tokens on a text of 40: in words, in any terminal, and in the file."""
+    """The default P of 512 gives a vacuous row on a text of 40 tokens, in the table at any width and in the file."""
     path = tmp_path / "rows.json"
     result = run("--tokens", "40", "--samples", "1", "--keep-ratios", "0.5", "--json", str(path), width=width)
     assert result.exit_code == 0, result.stderr
@@ -109,33 +107,33 @@ def test_a_row_is_called_vacuous_if_prune_after_is_never_exceeded(width: int, tm
 
 
 def test_nothing_is_called_vacuous_if_tokens_were_affected() -> None:
-    """The remark is not simply always there."""
+    """The remark on vacuous rows is absent if tokens were affected."""
     assert "vacuous" not in run(*SMALL, "--keep-ratios", "0.5").stdout
 
 
 @pytest.mark.parametrize("press", PRESSES)
 def test_every_press_can_be_measured(press: str, tmp_path: Path) -> None:
-    """Under its own name and schedule, and it evicts: half of 160 tokens, or of the 120 of a prompt."""
+    """Every press is measured under its name and default schedule, and evicts."""
     path = tmp_path / "rows.json"
     result = run(*SMALL, "--tokens", "160", "--press", press, "--keep-ratios", "0.5", "--json", str(path))
     assert result.exit_code == 0, result.stderr
     row = rows(path)[1]
     assert row["press"] == press
     assert row["schedule"] == ("prefill" if press == "snapkv" else "budget")
-    # What SnapKVPress protects is more than half of the prompt. Layers, KV heads, tokens.
+    # SnapKVPress protects more than half of the prompt. Layers, KV heads, tokens.
     assert row["evictions"] == 2 * 2 * (120 - 64 if press == "snapkv" else 80)
 
 
 def test_a_press_of_the_prompt_gives_all_the_same_prompt(tmp_path: Path) -> None:
-    """Three quarters of 160 tokens, so that one press can be compared with another."""
+    """If a press acts on the prompt only, all presses get a prompt of three quarters."""
     path = tmp_path / "rows.json"
     run(*SMALL, "--tokens", "160", "--press", "knorm,snapkv", "--keep-ratios", "0.5", "--json", str(path))
     assert {row["scored_tokens"] for row in rows(path)} == {40}
     assert {row["schedule"] for row in rows(path)} == {"budget", "prefill"}
 
 
-def test_presses_are_what_their_names_say(tmp_path: Path) -> None:
-    """No name is a label on another press: all change the perplexity, each differently, in one sweep."""
+def test_presses_of_different_names_differ(tmp_path: Path) -> None:
+    """All presses change the perplexity, each differently, in one sweep."""
     path = tmp_path / "rows.json"
     run(*SMALL, "--tokens", "160", "--press", ",".join(PRESSES), "--schedule", "budget", "--keep-ratios", "0.5",
         "--json", str(path))  # fmt: skip
@@ -156,35 +154,35 @@ def test_presses_are_what_their_names_say(tmp_path: Path) -> None:
     ],
 )
 def test_layers_can_be_skipped(layers: str, held: list[int], tmp_path: Path) -> None:
-    """Those hold everything; ``none`` prunes all, and so does ``unprunable`` where every layer can be pruned."""
+    """Skipped layers hold everything; ``none`` skips none, and so does ``unprunable`` if every layer is supported."""
     path = tmp_path / "rows.json"
     run(*SMALL, "--skip-layers", layers, "--keep-ratios", "0.5", "--json", str(path))
     assert rows(path)[1]["held"] == held
-    # What was skipped is recorded as indices.
+    # Skipped layers are recorded as indices.
     assert rows(path)[1]["skip_layers"] == [layer for layer in range(3) if held[layer] == 40]
 
 
 def test_the_prompt_of_prefill_is_three_quarters_of_the_tokens(tmp_path: Path) -> None:
-    """With a single token, as in the other schedules, it could never act."""
+    """Under ``prefill`` the prompt is three quarters of the tokens."""
     path = tmp_path / "rows.json"
     result = run(*SMALL, "--schedule", "prefill", "--keep-ratios", "0.5", "--json", str(path))
     assert result.exit_code == 0, result.stderr
     row = rows(path)[1]
     assert (row["schedule"], row["scored_tokens"]) == ("prefill", 10)
     assert row["held"] == [40, 15 + 10, 15 + 10]
-    # The first is scored by the prompt's pass, before which nothing was evicted.
+    # The first token is scored by the prompt's pass, before any eviction.
     assert row["affected_tokens"] == 9
 
 
 def test_the_prompt_of_other_schedules_is_one_token(tmp_path: Path) -> None:
-    """Everything but the first token is scored."""
+    """Under other schedules all tokens except the first are scored."""
     path = tmp_path / "rows.json"
     run(*SMALL, "--schedule", "step", "--keep-ratios", "0.5", "--json", str(path))
     assert [row["scored_tokens"] for row in rows(path)] == [39, 39]
 
 
 def test_a_file_can_be_measured(tmp_path: Path) -> None:
-    """A text of the reference language in a file of its own."""
+    """A text in a file can be measured."""
     text = tmp_path / "text.txt"
     text.write_text(document(77, 200).text, encoding="utf-8")
     path = tmp_path / "rows.json"
@@ -196,8 +194,8 @@ def test_a_file_can_be_measured(tmp_path: Path) -> None:
     assert rows(path)[0]["text"] == str(text)
 
 
-def test_a_file_that_is_there_is_replaced(tmp_path: Path) -> None:
-    """By the new one as a whole; nothing else lies beside it."""
+def test_an_existing_file_is_replaced(tmp_path: Path) -> None:
+    """An existing file is replaced as a whole, without other files."""
     path = tmp_path / "rows.json"
     path.write_text("x" * 100_000)
     assert run(*SMALL, "--keep-ratios", "0.5", "--json", str(path)).exit_code == 0
@@ -207,7 +205,7 @@ def test_a_file_that_is_there_is_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["wikitext-2/test.txt", "books/shakespeare.txt"])
 def test_a_real_model_is_measured_on_a_real_text(text: str, shared_folder: Path, tmp_path: Path) -> None:
-    """Folder and file by their paths; the uncompressed perplexity is that of one pass over the file's first tokens."""
+    """A folder and a file can be measured, with the uncompressed perplexity of one pass over the first tokens."""
     path = tmp_path / "rows.json"
     folder, file = shared_folder / "models" / "tinystories-260k", shared_folder / "data" / text
     result = run(
@@ -226,8 +224,8 @@ def test_a_real_model_is_measured_on_a_real_text(text: str, shared_folder: Path,
     assert half["affected_tokens"] == 128 - 66
 
 
-def test_several_presses_and_models_are_measured_in_one_go(tmp_path: Path) -> None:
-    """A table for each press on each text, and all rows in one file."""
+def test_several_presses_and_models_are_measured_in_one_run(tmp_path: Path) -> None:
+    """Several presses and models give a table for each press and text, and one file."""
     path = tmp_path / "rows.json"
     result = run(
         *(*SMALL, "--model", "reference,reference-neox", "--press", "knorm,random", "--keep-ratios", "0.5"),
@@ -245,8 +243,8 @@ def test_several_presses_and_models_are_measured_in_one_go(tmp_path: Path) -> No
         assert f"{row['ppl']:.3f}" in result.stdout
 
 
-def test_times_are_shown_beside_the_uncompressed_model(tmp_path: Path) -> None:
-    """Ratio and interval of each row, as in the file, in 80 columns."""
+def test_times_are_shown_relative_to_the_uncompressed_model(tmp_path: Path) -> None:
+    """Each row has its ratio and confidence interval as in the file, at 80 columns."""
     path = tmp_path / "rows.json"
     result = run(*SMALL, "--keep-ratios", "0.5", "--timing", "--json", str(path))
     assert result.exit_code == 0, result.stderr
@@ -257,8 +255,8 @@ def test_times_are_shown_beside_the_uncompressed_model(tmp_path: Path) -> None:
     assert "the cache's storage at the end of a run" in result.stdout
 
 
-def test_what_was_not_measured_is_null(tmp_path: Path) -> None:
-    """Without ``--timing`` there are no times."""
+def test_missing_measurements_are_null(tmp_path: Path) -> None:
+    """Without ``--timing``, times are null."""
     path = tmp_path / "rows.json"
     assert run(*SMALL, "--keep-ratios", "0.5", "--json", str(path)).exit_code == 0
     for row in rows(path):
@@ -269,7 +267,7 @@ def test_what_was_not_measured_is_null(tmp_path: Path) -> None:
 
 
 def spoiled(monkeypatch: pytest.MonkeyPatch, nll: float, *, pressed: bool) -> list[Press | None]:
-    """Make the last NLL of the run under a press, or of the one without, ``nll``; the presses that were measured."""
+    """Set the last NLL of pressed or uncompressed runs to ``nll``; returns the measured presses."""
     asked: list[Press | None] = []
 
     def measured(model: Any, ids: Any, press: Press | None, prompt: int) -> Perplexity:
@@ -284,10 +282,8 @@ def spoiled(monkeypatch: pytest.MonkeyPatch, nll: float, *, pressed: bool) -> li
 
 
 @pytest.mark.parametrize("nll", [math.nan, math.inf, 1e5])
-def test_a_perplexity_that_is_not_a_number_is_a_verdict_of_its_own(
-    nll: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the table, on the page and in the file, where it is told from what was not measured."""
+def test_a_nan_perplexity_has_its_own_verdict(nll: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN has its own verdict in the table, page and file, where it differs from a missing value."""
     spoiled(monkeypatch, nll, pressed=True)
     path, report = tmp_path / "rows.json", tmp_path / "report"
     result = run(*SMALL, "--keep-ratios", "0.5", "--json", str(path), "--report", str(report))
@@ -311,10 +307,10 @@ def test_a_perplexity_that_is_not_a_number_is_a_verdict_of_its_own(
         (1e5, "float64", "is infinite (0 of 39 scored tokens have an NLL that is not finite), so no press"),
     ],
 )
-def test_an_uncompressed_perplexity_that_is_not_a_number_stops_the_run(
+def test_a_nan_uncompressed_perplexity_stops_the_run(
     nll: float, dtype: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before any press is measured, with a sentence and the way out; nothing is written."""
+    """NaN in the uncompressed run stops the sweep before any press, with the way out and without files."""
     asked = spoiled(monkeypatch, nll, pressed=False)
     result = run(*SMALL, "--dtype", dtype, "--json", str(tmp_path / "rows.json"))
     refused(result, f"the uncompressed perplexity of reference on reference in {dtype} {words}")
@@ -324,8 +320,8 @@ def test_an_uncompressed_perplexity_that_is_not_a_number_stops_the_run(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_verdict_is_given_on_what_the_model_cannot_predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Worse than guessing among the 149 words: a warning in the table, in the file and on the page, and no verdict."""
+def test_no_verdict_is_given_above_the_vocabulary_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A perplexity above the vocabulary size of 149 gives a warning in the table, file and page, and no verdict."""
     spoiled(monkeypatch, 39 * 6.0, pressed=False)
     path, report = tmp_path / "rows.json", tmp_path / "report"
     result = run(*SMALL, "--press", "knorm,random", "--keep-ratios", "0.5,0.3", "--json", str(path),
@@ -345,8 +341,8 @@ def test_no_verdict_is_given_on_what_the_model_cannot_predict(tmp_path: Path, mo
     assert "knorm: no verdict at 0.5, 0.3, see the warning." in page
 
 
-def test_verdicts_are_given_by_the_bands_that_were_asked_for(tmp_path: Path) -> None:
-    """In the file, in the caption of the table and on the page; no other number changes, and 20 and 30 % are usual."""
+def test_verdicts_follow_the_bands(tmp_path: Path) -> None:
+    """``--bands`` changes verdicts in the file, caption and page, and no other number; the default is 20 and 30 %."""
     usual, path, report = tmp_path / "usual.json", tmp_path / "rows.json", tmp_path / "report"
     options = (*SMALL, "--keep-ratios", "0.9,0.5")
     assert run(*options, "--json", str(usual)).exit_code == 0
@@ -366,7 +362,7 @@ def test_verdicts_are_given_by_the_bands_that_were_asked_for(tmp_path: Path) -> 
 
 
 def test_a_report_is_a_page_with_its_figures(tmp_path: Path) -> None:
-    """In a folder that is made; nothing else is left."""
+    """``--report`` writes a page and its figures to a new folder, and nothing else."""
     folder = tmp_path / "report"
     result = run(*SMALL, "--press", "knorm,random", "--keep-ratios", "0.5", "--report", str(folder))
     assert result.exit_code == 0, result.stderr
@@ -378,7 +374,7 @@ def test_a_report_is_a_page_with_its_figures(tmp_path: Path) -> None:
     assert {path.suffix for path in folder.iterdir()} == {".html", ".svg"}
 
 
-# Mistakes
+# Errors
 
 BANDS = "--bands must be percentages from 0 on in ascending order, such as 20,30"
 LAYERS = "--skip-layers must be layers from 0 on such as 0,2 or 0-4,6, or none, or unprunable"
@@ -445,7 +441,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 def refused(result: Result, sentence: str) -> None:
-    """Exit code 2 and, behind whatever progress was shown, one sentence; no table and no traceback."""
+    """Check exit code 2 and one sentence after any progress, without a table or traceback."""
     assert result.exit_code == 2
     assert isinstance(result.exception, SystemExit)
     errors = [line for line in result.stderr.splitlines() if line.strip() and not line.startswith("Loading weights:")]
@@ -457,44 +453,44 @@ def refused(result: Result, sentence: str) -> None:
 
 @pytest.mark.parametrize(("arguments", "sentence"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_gets_one_sentence_and_no_file(arguments: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
-    """It says what is wrong and what was given; nothing is written."""
+    """An invalid option gives one sentence with the value and the rule, and no file."""
     refused(run(*SMALL, "--json", str(tmp_path / "rows.json"), *arguments), sentence)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_not_there_is_found_out_before_anything_is_measured(tmp_path: Path) -> None:
-    """And it is not made."""
+def test_a_missing_folder_is_refused_before_any_measurement(tmp_path: Path) -> None:
+    """A missing folder is refused before any measurement, and not created."""
     path = tmp_path / "missing" / "rows.json"
     refused(run(*SMALL, "--model", "/no/such/model", "--json", str(path)), "--json must be in a folder that exists")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_in_place_of_a_file_gets_one_sentence_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Neither in it nor beside it."""
+    """A folder given as a file is refused, without files in it or next to it."""
     (tmp_path / "rows.json").mkdir()
     refused(run(*SMALL, "--json", str(tmp_path / "rows.json")), "--json must be a file, got ")
     assert [path.relative_to(tmp_path).name for path in tmp_path.rglob("*")] == ["rows.json"]
 
 
 def test_one_path_for_file_and_folder_is_refused(tmp_path: Path) -> None:
-    """However it is written."""
+    """One path for file and folder is refused, in any spelling."""
     json_file, report = tmp_path / "out", tmp_path / "." / ".." / tmp_path.name / "out"
     refused(run(*SMALL, "--json", str(json_file), "--report", str(report)), "--json is a file and --report a folder")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_something_that_is_no_file_is_not_replaced() -> None:
-    """A device, for example."""
+def test_special_files_are_not_replaced() -> None:
+    """A path that is not a regular file, such as a device, is refused."""
     refused(run(*SMALL, "--json", os.devnull), f"--json must be a file, got '{os.devnull}'")
 
 
-def test_resuming_needs_something_to_go_on_with() -> None:
-    """Nothing is kept of a sweep that writes nothing."""
-    refused(run(*SMALL, "--resume"), "--resume goes on with a sweep that was to write --json or --report")
+def test_resuming_needs_an_output() -> None:
+    """``--resume`` is refused without an output to resume."""
+    refused(run(*SMALL, "--resume"), "--resume continues a sweep that writes --json or --report")
 
 
-def test_a_mistake_leaves_a_file_that_is_there_alone(tmp_path: Path) -> None:
-    """What was measured before is not lost."""
+def test_an_error_does_not_change_an_existing_file(tmp_path: Path) -> None:
+    """After an error, an existing file is not changed."""
     path = tmp_path / "rows.json"
     path.write_text("before")
     refused(run(*SMALL, "--json", str(path), "--prompt", "40"), "prompt must be at least 1")
@@ -502,17 +498,17 @@ def test_a_mistake_leaves_a_file_that_is_there_alone(tmp_path: Path) -> None:
 
 
 def test_a_value_with_brackets_is_shown_as_it_was_given() -> None:
-    """A name is not taken for markup."""
+    """Names with brackets are not markup."""
     refused(run(*SMALL, "--press", "[red]knorm[/]"), "got '[red]knorm[/]'")
 
 
-def test_a_long_sentence_stays_on_one_line() -> None:
-    """However narrow the terminal is, so that it can be searched for."""
+def test_a_long_sentence_is_on_one_line() -> None:
+    """Errors are on one line at any width, so that they can be searched for."""
     refused(run(*SMALL, "--model", "/no/such/" + "x" * 200, width=40), "could not be loaded: give reference or")
 
 
 def test_help_names_every_option() -> None:
-    """With what can be given."""
+    """The help has every option with its values."""
     result = run("--help", width=200)
     assert result.exit_code == 0
     for option in "model text press keep-ratios prune-after skip-layers schedule prompt samples tokens".split():

@@ -1,4 +1,4 @@
-"""Generation: the tokens are those of ``model.generate``, whatever is in the batch, and the clock is read rightly."""
+"""Generation: tokens equal those of ``model.generate`` for any batch, and times are correct."""
 
 import copy
 import time
@@ -49,7 +49,7 @@ PRESSES_AND_MODELS = [*((press, "llama") for press in COMPRESSING.values()), (CO
 
 
 def of_transformers(model: PreTrainedModel, ids: Tensor, mask: Tensor, new: int = NEW, **options: Any) -> Tensor:
-    """What ``model.generate`` returns."""
+    """Result of ``model.generate``."""
     tokens = model.generate(ids, attention_mask=mask, max_new_tokens=new, **options)  # type: ignore[operator]
     assert isinstance(tokens, Tensor)
     return tokens
@@ -67,7 +67,7 @@ def own_model(**changes: Any) -> PreTrainedModel:
 @pytest.mark.parametrize("press", [None, KnormPress(1, prune_after=4)], ids=["uncompressed", "ratio-1"])
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_tokens_without_compression_are_those_of_transformers(name: str, press: Press | None) -> None:
-    """No press and a press that keeps everything give what ``do_sample=False`` gives, with padding too."""
+    """Without a press or with r = 1, tokens are those of ``do_sample=False``, with padding too."""
     model = architectures.shared(name)
     ids, mask = architectures.padded([11, 4, 7])
     ours = generate(model, ids, press, NEW, attention_mask=mask)
@@ -75,7 +75,7 @@ def test_greedy_tokens_without_compression_are_those_of_transformers(name: str, 
 
 
 def test_no_mask_means_that_nothing_is_padded() -> None:
-    """Without an attention mask every column is a token, also one that holds the padding's id."""
+    """Without a mask every column is a token, including those with the padding id."""
     model = architectures.shared("llama")
     ids = architectures.tokens(2, 9).index_fill(1, torch.tensor([0, 4]), 0)
     ours = generate(model, ids, None, NEW)
@@ -84,7 +84,7 @@ def test_no_mask_means_that_nothing_is_padded() -> None:
 
 @pytest.mark.parametrize(("press", "name"), PRESSES_AND_MODELS, ids=[*COMPRESSING, "knorm-neox"])
 def test_greedy_tokens_under_compression_are_those_of_the_attached_model(press: Press, name: str) -> None:
-    """The decoder and ``with press(model): model.generate(...)`` are two ways to the same tokens."""
+    """The decoder gives the tokens of ``with press(model): model.generate(...)``."""
     model = architectures.shared(name)
     ids, mask = architectures.padded([14, 9])
     with press(model):
@@ -106,7 +106,7 @@ def test_greedy_tokens_under_compression_are_those_of_the_attached_model(press: 
 def test_sampled_tokens_are_those_of_transformers_with_the_same_seed(
     temperature: float, top_k: int | None, top_p: float | None, seed: int, name: str
 ) -> None:
-    """Seed, temperature, top_k and top_p mean what they mean in ``torch.manual_seed`` and ``do_sample=True``."""
+    """Seed, temperature, top_k and top_p give the tokens of ``torch.manual_seed`` and ``do_sample=True``."""
     model = architectures.shared(name)
     ids, mask = architectures.padded([6, 3])
     ours = generate(
@@ -128,7 +128,7 @@ def test_sampled_tokens_are_those_of_transformers_with_the_same_seed(
 
 
 def test_sampling_without_a_seed_draws_from_the_global_generator() -> None:
-    """Without a seed, ``torch.manual_seed`` before the call decides."""
+    """Without a seed, tokens follow ``torch.manual_seed``."""
     model = architectures.shared("llama")
     ids = architectures.tokens(3, 5)
     torch.manual_seed(11)
@@ -139,7 +139,7 @@ def test_sampling_without_a_seed_draws_from_the_global_generator() -> None:
 
 
 def test_sampling_with_a_seed_leaves_the_global_generator_alone() -> None:
-    """A seeded run neither reads nor moves the global generator."""
+    """A seeded run neither reads nor changes the global generator."""
     model = architectures.shared("llama")
     ids = architectures.tokens(2, 5)
     before = torch.get_rng_state()
@@ -150,7 +150,7 @@ def test_sampling_with_a_seed_leaves_the_global_generator_alone() -> None:
 
 
 def test_sampling_under_compression_is_that_of_the_attached_model() -> None:
-    """A press and a seed together: the tokens of the attached ``model.generate``."""
+    """With a press and a seed, tokens are those of the attached ``model.generate``."""
     model = architectures.shared("qwen2")
     press = COMPRESSING["knorm"]
     ids = architectures.tokens(2, 10)
@@ -165,19 +165,19 @@ def test_sampling_under_compression_is_that_of_the_attached_model() -> None:
 
 
 def greedy(ids: Tensor) -> list[list[int]]:
-    """What each row goes on with if nothing ends it."""
+    """Greedy continuation of each row without an end of sequence."""
     model = architectures.shared("llama")
     return generate(model, ids, None, NEW).tokens[:, ids.shape[1] :].tolist()
 
 
-def cut(row: list[int], ends: set[int], fill: int) -> list[int]:
-    """A row up to its first end, and ``fill`` behind."""
+def until_its_end(row: list[int], ends: set[int], fill: int) -> list[int]:
+    """A row up to its first end of sequence, followed by ``fill``."""
     until = next((index + 1 for index, token in enumerate(row) if token in ends), len(row))
     return row[:until] + [fill] * (len(row) - until)
 
 
 def test_a_single_row_stops_at_its_end_of_sequence() -> None:
-    """Nothing is generated behind the token that ends the only row."""
+    """Generation of a single row stops at its end of sequence."""
     ids = architectures.tokens(1, 8, seed=4)
     row = greedy(ids)[0]
     end = row[5]
@@ -187,11 +187,11 @@ def test_a_single_row_stops_at_its_end_of_sequence() -> None:
 
 
 def test_rows_that_end_are_padded_until_the_last_one_ends() -> None:
-    """A row that has ended gets the padding's id, the others go on as if nothing had happened."""
+    """A row that has ended is padded, and other rows are not affected."""
     ids = architectures.tokens(3, 8, seed=4)
     rows = greedy(ids)
     ends = {rows[0][2], rows[1][6]}
-    expected = [cut(row, ends, fill=0) for row in rows]
+    expected = [until_its_end(row, ends, fill=0) for row in rows]
     lengths = [min(row.index(end) + 1 for end in ends if end in row) for row in rows]
     assert len(set(lengths)) == 3, "the rows are to end at different times"
     ours = generate(architectures.shared("llama"), ids, None, NEW, eos_token_id=sorted(ends))
@@ -201,7 +201,7 @@ def test_rows_that_end_are_padded_until_the_last_one_ends() -> None:
 
 @pytest.mark.parametrize("press", [None, COMPRESSING["knorm"]], ids=["uncompressed", "knorm"])
 def test_several_ends_of_sequence_are_those_of_transformers(press: Press | None) -> None:
-    """Any of the tokens ends a row, in a padded batch, and what stands behind it is what transformers puts there."""
+    """Any of several ends of sequence ends a row, and its padding is that of transformers."""
     model = architectures.shared("llama")
     ids, mask = architectures.padded([12, 5, 9], seed=3)
     free = generate(model, ids, press, NEW, attention_mask=mask).tokens[:, 12:].tolist()
@@ -215,7 +215,7 @@ def test_several_ends_of_sequence_are_those_of_transformers(press: Press | None)
 
 
 def test_the_models_own_end_of_sequence_is_the_default() -> None:
-    """Without ``eos_token_id`` the one in the model's generation configuration ends a row."""
+    """The default ``eos_token_id`` is that of the model's generation configuration."""
     ids = architectures.tokens(1, 8, seed=4)
     row = greedy(ids)[0]
     model = own_model()
@@ -225,8 +225,8 @@ def test_the_models_own_end_of_sequence_is_the_default() -> None:
     assert ours.tokens[0, 8:].tolist() == row[: row.index(row[4]) + 1]
 
 
-def test_a_row_without_a_padding_token_is_filled_with_its_end() -> None:
-    """A model that has no padding token gets the first end of sequence instead, as in transformers."""
+def test_rows_without_a_padding_token_are_padded_with_the_end() -> None:
+    """Without a padding token, rows are padded with the first end of sequence, as in transformers."""
     ids = architectures.tokens(2, 8, seed=4)
     rows = greedy(ids)
     end = rows[0][1]
@@ -235,11 +235,11 @@ def test_a_row_without_a_padding_token_is_filled_with_its_end() -> None:
     assert model.generation_config is not None
     model.generation_config.pad_token_id = None
     ours = generate(model, ids, None, NEW, eos_token_id=end)
-    assert ours.tokens[:, 8:].tolist() == [cut(rows[0], {end}, fill=end), rows[1]]
+    assert ours.tokens[:, 8:].tolist() == [until_its_end(rows[0], {end}, fill=end), rows[1]]
 
 
 def test_no_end_of_sequence_means_all_the_tokens() -> None:
-    """An empty list of ends switches the model's own off."""
+    """An empty list of ends disables the model's own."""
     ids = architectures.tokens(1, 8, seed=4)
     row = greedy(ids)[0]
     model = own_model()
@@ -252,7 +252,7 @@ def test_no_end_of_sequence_means_all_the_tokens() -> None:
 
 
 def by_hand(model: PreTrainedModel, press: Press, turns: list[Tensor], mask: Tensor, new: int) -> Tensor:
-    """Prompt, answer, prompt, answer: every pass is fed here, with a press attached and greedy choices."""
+    """Alternate prompts and greedy answers, with every pass fed to an attached model."""
     cache = DynamicCache(config=model.config)
     sequence = turns[0][:, :0]
     fed = 0
@@ -272,7 +272,7 @@ def by_hand(model: PreTrainedModel, press: Press, turns: list[Tensor], mask: Ten
 @pytest.mark.parametrize("lengths", [[9], [9, 5, 2]], ids=["alone", "padded"])
 @pytest.mark.parametrize("press", COMPRESSING.values(), ids=COMPRESSING)
 def test_turns_with_the_returned_cache_are_those_fed_by_hand(press: Press, lengths: list[int]) -> None:
-    """Prompt, answer, prompt, answer, prompt, answer: what the cache has seen is not fed again."""
+    """Three turns with the returned cache equal those fed by hand, without feeding tokens twice."""
     model = architectures.shared("llama")
     first, mask = architectures.padded(lengths)
     turns = [first, architectures.tokens(len(lengths), 1, seed=1), architectures.tokens(len(lengths), 6, seed=2)]
@@ -289,7 +289,7 @@ def test_turns_with_the_returned_cache_are_those_fed_by_hand(press: Press, lengt
 
 
 def test_turns_without_a_press_are_those_of_one_long_text() -> None:
-    """An uncompressed second turn answers as if the whole conversation were a fresh prompt."""
+    """Without compression, a second turn equals a new prompt of the whole conversation."""
     model = architectures.shared("neox")
     first = generate(model, architectures.tokens(2, 9), None, 5)
     whole = torch.cat([first.tokens, architectures.tokens(2, 4, seed=1)], dim=1)
@@ -302,7 +302,7 @@ def test_turns_without_a_press_are_those_of_one_long_text() -> None:
 
 @pytest.mark.parametrize(("press", "name"), PRESSES_AND_MODELS, ids=[*COMPRESSING, "knorm-neox"])
 def test_rows_of_3_17_and_64_tokens_get_the_tokens_that_they_have_alone(press: Press, name: str) -> None:
-    """What else is in the batch changes nothing, under compression that changes what is generated."""
+    """Rows of different lengths generate the tokens of runs alone, under compression that changes them."""
     model = architectures.shared(name)
     lengths = [3, 17, 64]
     ids, mask = architectures.padded(lengths)
@@ -321,7 +321,7 @@ def test_rows_of_3_17_and_64_tokens_get_the_tokens_that_they_have_alone(press: P
 
 
 class Clock:
-    """Time that passes only in a model: two seconds in a first pass, a quarter in each later one."""
+    """A clock that advances only in a model: two seconds in a first pass, a quarter in each later one."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.now = 100.0
@@ -337,7 +337,7 @@ class Clock:
 def test_ttft_is_the_first_pass_and_tpot_the_mean_of_the_later_ones(
     press: Press | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two seconds and a quarter are reported as just that, and the speed counts the tokens of all rows."""
+    """TTFT is two seconds, TPOT a quarter, and throughput counts the tokens of all rows."""
     model = own_model()
     clock = Clock(model)
     monkeypatch.setattr("pressgauge.decoder.time", SimpleNamespace(perf_counter=lambda: clock.now))
@@ -347,7 +347,7 @@ def test_ttft_is_the_first_pass_and_tpot_the_mean_of_the_later_ones(
 
 
 def test_a_single_token_has_no_time_per_later_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TPOT is None, not 0 and not NaN, and the speed is that of the first token."""
+    """For a single token TPOT is None, and throughput is that of the first token."""
     model = own_model()
     clock = Clock(model)
     monkeypatch.setattr("pressgauge.decoder.time", SimpleNamespace(perf_counter=lambda: clock.now))
@@ -356,7 +356,7 @@ def test_a_single_token_has_no_time_per_later_token(monkeypatch: pytest.MonkeyPa
 
 
 def test_times_are_positive_and_fit_into_the_time_of_the_call() -> None:
-    """On the real clock, TTFT and all the later tokens take no longer than the call."""
+    """On the real clock, TTFT and all later tokens take no longer than the call."""
     started = time.perf_counter()
     answer = generate(architectures.shared("llama"), architectures.tokens(2, 10), COMPRESSING["knorm"], NEW)
     elapsed = time.perf_counter() - started
@@ -368,22 +368,22 @@ def test_times_are_positive_and_fit_into_the_time_of_the_call() -> None:
 
 
 def test_progress_changes_nothing() -> None:
-    """A progress bar is only to be looked at."""
+    """A progress bar does not change the result."""
     model = architectures.shared("llama")
     ids = architectures.tokens(2, 10)
     shown = generate(model, ids, COMPRESSING["knorm"], NEW, progress=True)
     assert torch.equal(shown.tokens, generate(model, ids, COMPRESSING["knorm"], NEW).tokens)
 
 
-def test_the_result_begins_with_the_input_and_counts_what_is_new() -> None:
-    """``tokens`` is the whole sequence, ``new_tokens`` the columns behind the input."""
+def test_the_result_begins_with_the_input_and_counts_new_tokens() -> None:
+    """``tokens`` is the whole sequence, and ``new_tokens`` the number of columns after the input."""
     ids = architectures.tokens(2, 10)
     answer = generate(architectures.shared("llama"), ids, COMPRESSING["knorm"], 4)
     assert torch.equal(answer.tokens[:, :10], ids)
     assert (answer.tokens.shape, answer.tokens.dtype, answer.new_tokens) == ((2, 14), torch.int64, 4)
 
 
-# What is refused
+# Refusals
 
 IDS = architectures.tokens(2, 9)
 MASK = torch.ones_like(IDS)
@@ -412,10 +412,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("press", [None, COMPRESSING["knorm"]], ids=["uncompressed", "knorm"])
 @pytest.mark.parametrize(("arguments", "sentence"), REFUSED.values(), ids=REFUSED)
-def test_what_is_out_of_range_is_refused_before_anything_runs(
+def test_values_out_of_range_are_refused_before_anything_runs(
     arguments: dict[str, Any], sentence: str, press: Press | None
 ) -> None:
-    """A sentence that says what is wrong, and a cache that has seen nothing, with a press and without one."""
+    """Values out of range are refused without changes to the cache, with and without a press."""
     model = architectures.shared("llama")
     cache = DynamicCache(config=model.config)
     with pytest.raises(ValueError, match=sentence):
@@ -426,7 +426,7 @@ def test_what_is_out_of_range_is_refused_before_anything_runs(
 @pytest.mark.parametrize("press", [None, COMPRESSING["knorm"]], ids=["uncompressed", "knorm"])
 @pytest.mark.parametrize("left", [0, 1])
 def test_a_further_turn_without_new_tokens_is_refused(left: int, press: Press | None) -> None:
-    """The whole sequence so far and more is to be passed; the cache is as it was."""
+    """A further turn needs the whole sequence and new tokens, and a refusal does not change the cache."""
     model = architectures.shared("llama")
     first = generate(model, IDS, press, 4)
     with pytest.raises(ValueError, match=r"seen 12 tokens and input_ids has .*: pass the whole sequence"):
@@ -435,7 +435,7 @@ def test_a_further_turn_without_new_tokens_is_refused(left: int, press: Press | 
 
 
 def test_a_cache_of_another_press_is_refused() -> None:
-    """Two presses cannot share a cache; it is still empty afterwards, and the model is free."""
+    """A cache of another press is refused, without changes to it or the model."""
     model = architectures.shared("llama")
     cache = KnormPress(0.6).cache(model.config)
     with pytest.raises(ValueError, match=r"the cache belongs to KnormPress\(keep_ratio=0.6"):
@@ -443,8 +443,8 @@ def test_a_cache_of_another_press_is_refused() -> None:
     assert cache.get_seq_length() == 0
 
 
-def test_a_cache_that_no_press_has_seen_is_refused() -> None:
-    """A press cannot take over an uncompressed conversation."""
+def test_an_uncompressed_cache_is_refused() -> None:
+    """A press refuses the cache of an uncompressed conversation."""
     model = architectures.shared("llama")
     first = generate(model, IDS, None, 4)
     more = torch.cat([first.tokens, IDS], dim=1)
@@ -454,7 +454,7 @@ def test_a_cache_that_no_press_has_seen_is_refused() -> None:
 
 
 def test_padding_that_is_not_on_the_left_is_refused() -> None:
-    """Padding behind or between a row's tokens would be taken for text."""
+    """Padding after or between tokens is refused."""
     model = architectures.shared("llama")
     cache = DynamicCache(config=model.config)
     mask = MASK.clone()
@@ -465,18 +465,18 @@ def test_padding_that_is_not_on_the_left_is_refused() -> None:
 
 
 def test_a_layer_that_the_model_lacks_is_refused() -> None:
-    """A press that names a layer which is not there does not run at all."""
+    """``skip_layers`` with a missing layer is refused."""
     model = architectures.shared("llama")
     with pytest.raises(ValueError, match="skip_layers names layer 3, but the model has 3 layers, 0 to 2"):
         generate(model, IDS, KnormPress(0.5, skip_layers=(3,)), 4)
 
 
-# What a cache has seen
+# Tokens seen by a cache
 
 
 @pytest.mark.parametrize("press", [None, COMPRESSING["knorm"]], ids=["uncompressed", "knorm"])
 def test_a_cache_that_has_seen_other_tokens_is_refused(press: Press | None) -> None:
-    """As many tokens as it has seen are not enough: they have to be the same, in every row and in the same order."""
+    """A cache is refused unless it has seen the same tokens, in every row and in order."""
     model = architectures.shared("llama")
     first = generate(model, IDS, press, 4)
     more = torch.cat([first.tokens, IDS], dim=1)
@@ -496,8 +496,8 @@ def test_a_cache_that_has_seen_other_tokens_is_refused(press: Press | None) -> N
 
 
 @pytest.mark.parametrize("press", [None, KnormPress(0.5, prune_after=40)], ids=["uncompressed", "knorm"])
-def test_a_cache_that_was_changed_by_its_own_methods_may_go_on(press: Press | None) -> None:
-    """Cropped, reordered, fed by hand or copied: what is still known is compared, and what is right is accepted."""
+def test_a_cache_changed_by_its_own_methods_is_accepted(press: Press | None) -> None:
+    """A cropped, reordered, extended or copied cache is accepted if its known tokens agree."""
     model = architectures.shared("llama")
 
     def turn() -> tuple[Any, torch.Tensor]:
@@ -527,7 +527,7 @@ def test_a_cache_that_was_changed_by_its_own_methods_may_go_on(press: Press | No
 
 
 def test_a_cache_of_rows_that_moved_is_compared_with_their_tokens() -> None:
-    """A compressed cache knows which row is which."""
+    """Reordered rows of a compressed cache are compared with their own tokens."""
     model, press = architectures.shared("llama"), COMPRESSING["knorm"]
     first = generate(model, IDS, press, 4)
     more = torch.cat([first.tokens, IDS], dim=1)
@@ -537,7 +537,7 @@ def test_a_cache_of_rows_that_moved_is_compared_with_their_tokens() -> None:
 
 
 def test_padding_of_a_further_turn_may_be_any_token() -> None:
-    """What no query sees is not compared."""
+    """Ids at padding are not compared."""
     model, press = architectures.shared("llama"), COMPRESSING["knorm"]
     mask = MASK.clone()
     mask[1, :3] = 0

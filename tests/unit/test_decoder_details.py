@@ -1,4 +1,4 @@
-"""Generation and padded rows, in the cases that only one line of code decides."""
+"""Generation and padded rows, in edge cases."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ PRESS = KnormPress(0.5, prune_after=4)
 METHODS: list[Method] = ["onepass", "stepwise"]
 
 
-def test_a_changed_cache_is_compared_with_no_tokens_though_its_old_tensors_live() -> None:
-    """Somebody may keep the keys that a cache held before its rows changed places."""
+def test_a_changed_cache_is_not_compared_with_old_tokens() -> None:
+    """After rows are reordered, tokens are not compared, even if old tensors are still referenced."""
     model = architectures.shared("llama")
     ids, more = architectures.tokens(2, 9), architectures.tokens(2, 3, seed=1)
     first = generate(model, ids, max_new_tokens=3)
@@ -29,8 +29,8 @@ def test_a_changed_cache_is_compared_with_no_tokens_though_its_old_tensors_live(
     assert all(keys.shape[2] == 11 for keys in kept)
 
 
-def test_counts_of_a_generation_are_whole_numbers() -> None:
-    """They go into JSON."""
+def test_counts_of_a_generation_are_integers() -> None:
+    """Counts are integers, which JSON supports."""
     found = generate(architectures.shared("llama"), architectures.tokens(2, 6), PRESS, 3)
     assert [type(count) for count in (found.generated, found.new_tokens)] == [int, int]
     assert (found.generated, found.new_tokens) == (6, 3)
@@ -38,14 +38,13 @@ def test_counts_of_a_generation_are_whole_numbers() -> None:
 
 @pytest.mark.parametrize("temperature", [True, False, "1", None, 1j])
 def test_a_temperature_is_a_number(temperature: Any) -> None:
-    """A truth value is none."""
+    """A boolean is refused as a temperature."""
     with pytest.raises(TypeError, match=r"temperature must be a number, 0 \(greedy\) or above, got "):
         generate(architectures.shared("llama"), architectures.tokens(1, 5), temperature=temperature)
 
 
 def test_layers_without_keys_take_padding_within_the_prompt_only() -> None:
-    """Padding that is fed singly would be text to them: rule 11 holds where it is part of the prompt, and is refused
-    where it is not."""
+    """Rule 11: with layers without keys, padding is correct within the prompt and refused if fed singly."""
     model = architectures.hybrid()
     for lengths, prompt, right in (
         ([16, 13], 8, True),
@@ -56,7 +55,7 @@ def test_layers_without_keys_take_padding_within_the_prompt_only() -> None:
     ):
         ids, mask = architectures.padded(lengths)
         if not right:
-            with pytest.raises(ValueError, match="layers without keys, which take padding that is fed singly for text"):
+            with pytest.raises(ValueError, match="layers without keys, which treat padding fed singly as text"):
                 perplexity(model, ids, None, prompt, "stepwise", attention_mask=mask)
             continue
         both = perplexity(model, ids, None, prompt, "stepwise", attention_mask=mask)
@@ -67,8 +66,8 @@ def test_layers_without_keys_take_padding_within_the_prompt_only() -> None:
 
 
 @pytest.mark.parametrize("press", [PRESS, None], ids=["press", "none"])
-def test_what_is_held_is_counted_without_the_padding_of_all_rows(press: Any) -> None:
-    """Columns in which no row has a token are no entries of any."""
+def test_counts_of_held_entries_exclude_common_padding(press: Any) -> None:
+    """Columns of padding in all rows are not counted as entries."""
     ids, mask = architectures.padded([14, 12, 9])
     found = [
         perplexity(architectures.shared("llama"), ids[1:], press, 5, method, attention_mask=mask[1:])
@@ -78,7 +77,7 @@ def test_what_is_held_is_counted_without_the_padding_of_all_rows(press: Any) -> 
 
 
 def test_padding_of_a_batch_reaches_the_decoder_of_a_wrapper() -> None:
-    """Gemma 3 for images makes the masks of its text model itself; rows are as they are alone all the same."""
+    """Rows are independent in Gemma 3 with images, which creates the masks of its text model itself."""
     if "gemma3" not in specimens.names():
         pytest.skip(f"transformers {transformers.__version__} has no gemma3")
     model = specimens.build("gemma3").double().eval()

@@ -1,4 +1,4 @@
-"""Formats: as many digits as mean something, in units that can be read."""
+"""Formats with meaningful digits and readable units."""
 
 import pytest
 
@@ -9,13 +9,13 @@ from pressgauge.formats import DASH, number, percent, ratio, scale, size
     ("value", "words"),
     [(0.0, "0"), (3.14159, "3.142"), (12.345, "12.35"), (1234.5678, "1,235"), (0.0123456, "0.01235"), (None, "–")],  # noqa: RUF001
 )
-def test_a_number_has_as_many_digits_as_mean_something(value: float | None, words: str) -> None:
-    """Four here, but an integer is never cut short."""
+def test_numbers_have_four_digits(value: float | None, words: str) -> None:
+    """A number has four digits, and integers are complete."""
     assert number(value, 4) == words
 
 
 def test_shares_sizes_and_changes() -> None:
-    """Per cent with a tenth below 100 %; bytes in the largest unit that is not below 1."""
+    """Percentages have one decimal below 100 %, and bytes the largest unit with a value of at least 1."""
     assert [percent(0.5), percent(0.0512, "+"), percent(-0.2, "+"), percent(12.3, "+")] == [
         "50.0%", "+5.1%", "-20.0%", "+1,230%",
     ]  # fmt: skip
@@ -40,11 +40,11 @@ def test_shares_sizes_and_changes() -> None:
     ],
 )
 def test_a_scale_is_the_largest_unit_of_which_there_is_one(unit: str, largest: float, found: tuple[str, float]) -> None:
-    """A unit that has no others is left as it is."""
+    """A scale is the largest unit with a value of at least 1, or the only unit."""
     assert scale(unit, largest) == found
 
 
 def test_a_ratio_has_its_interval() -> None:
-    """Or a dash, if there is none."""
+    """A ratio has its confidence interval, or a dash if missing."""
     assert ratio(0.9124, (0.9, 1.02)) == "0.912 [0.900, 1.020]"
     assert ratio(None, None) == DASH

@@ -1,4 +1,4 @@
-"""Perplexity: right against closed forms, plain Python and the exact entropy of a language; counted rightly."""
+"""Perplexity and its counts: equal to closed forms, plain Python and the exact entropy of a language."""
 
 import importlib
 import math
@@ -19,7 +19,7 @@ from pressgauge.reference.language import document
 NAMES = sorted(architectures.ARCHITECTURES)
 METHODS = ("onepass", "stepwise", "plain")
 COMPRESSED = ("onepass", "stepwise")
-"""The methods in which a press is at work."""
+"""Methods with a press at work."""
 NEVER = 2**31 - 1
 
 Reference = Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]
@@ -35,26 +35,26 @@ COMPRESSING: dict[str, Press] = {
 
 
 def minus_log_probability(logits: list[float], target: int) -> float:
-    """In plain Python."""
+    """NLL in plain Python."""
     top = max(logits)
     return top + math.log(math.fsum(math.exp(logit - top) for logit in logits)) - logits[target]
 
 
 def by_hand(model: PreTrainedModel, row: list[int]) -> list[float]:
-    """NLL of the tokens 1, 2, ... of one unpadded row: each by the logits of the token before it."""
+    """NLL of the tokens 1, 2, ... of one unpadded row, each by the logits of its predecessor."""
     with torch.no_grad():
         logits: list[list[float]] = model(torch.tensor([row]), use_cache=False).logits[0].tolist()
     return [minus_log_probability(logits[i - 1], row[i]) for i in range(1, len(row))]
 
 
-# Right without compression
+# Correct without compression
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("prompt", [1, 6])
 @pytest.mark.parametrize("name", NAMES)
 def test_nll_is_minus_the_log_of_the_softmax_at_the_token_before(name: str, prompt: int, method: Any) -> None:
-    """The NLL of an uncompressed text is that of plain Python on the model's logits."""
+    """The NLL of an uncompressed text equals that in plain Python from the model's logits."""
     model = architectures.shared(name)
     ids = architectures.tokens(2, 14)
     result = perplexity(model, ids, None, prompt, method)
@@ -65,7 +65,7 @@ def test_nll_is_minus_the_log_of_the_softmax_at_the_token_before(name: str, prom
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("prompt", [1, 4, 9])
 def test_a_padded_row_has_the_nll_that_it_has_alone_and_nan_where_it_has_no_token(prompt: int, method: Any) -> None:
-    """Columns of padding, and a row's first token, which nothing comes before, are not scored."""
+    """A padded row has the NLL of the row alone, and NaN at padding and its first token."""
     model = architectures.shared("llama")
     lengths = [12, 3, 8]
     ids, mask = architectures.padded(lengths)
@@ -79,9 +79,9 @@ def test_a_padded_row_has_the_nll_that_it_has_alone_and_nan_where_it_has_no_toke
 
 
 def counting_model() -> PreTrainedModel:
-    """A model of which everything is known: after token t, token t + 1 has the logit 9 and all others 0.
+    """A model with known logits: after token t, token t + 1 has the logit 9 and all others 0.
 
-    Nothing is added to the embeddings, which are unit vectors, so that a norm makes them 8 long in 64 dimensions.
+    Nothing is added to the embeddings, which are unit vectors, so a norm scales them to length 8 in 64 dimensions.
     """
     model: PreTrainedModel = architectures.build("llama", hidden_size=64, num_attention_heads=8, rms_norm_eps=0.0)
     size = architectures.VOCABULARY
@@ -99,8 +99,8 @@ def counting_model() -> PreTrainedModel:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("prompt", [1, 7])
-def test_each_token_is_scored_by_the_pass_before_the_one_that_is_fed_it(prompt: int, method: Any) -> None:
-    """A model that counts is certain of a text that counts, and wrong about one that stands still."""
+def test_each_token_is_scored_by_the_pass_before_its_own(prompt: int, method: Any) -> None:
+    """A model that counts is certain of a text that counts, and wrong about a constant one."""
     model = counting_model()
     text = torch.stack([torch.arange(5, 30), torch.full((25,), 11)])
     result = perplexity(model, text, None, prompt, method)
@@ -114,9 +114,9 @@ def test_each_token_is_scored_by_the_pass_before_the_one_that_is_fed_it(prompt: 
 def test_perplexity_of_the_reference_model_is_near_the_exact_entropy_and_not_below(
     reference: Reference, dtype: str
 ) -> None:
-    """The language tells what its text really is worth: no model gets below that, and a trained one gets near it.
+    """The NLL of a trained model is near the exact entropy and not below it.
 
-    Over these 6,132 tokens the difference has a standard deviation of some .003 nats.
+    Over these 6,132 tokens the difference has a standard deviation of about .003 nats.
     """
     model, _ = reference("reference", dtype=dtype)
     texts = [document(seed, 512) for seed in range(12)]
@@ -128,7 +128,7 @@ def test_perplexity_of_the_reference_model_is_near_the_exact_entropy_and_not_bel
 
 @pytest.mark.parametrize("method", COMPRESSED)
 def test_perplexity_of_the_reference_model_is_the_plain_one(reference: Reference, method: Any) -> None:
-    """On a trained model in float64, every way of feeding a text is the same as long as nothing is evicted."""
+    """On a trained float64 model without evictions, every way of feeding a text gives the same NLL."""
     model, _ = reference("reference", dtype="float64")
     ids = torch.tensor([document(1, 64).tokens])
     plain = perplexity(model, ids, method="plain")
@@ -143,7 +143,7 @@ def test_perplexity_of_the_reference_model_is_the_plain_one(reference: Reference
 def test_every_method_without_compression_is_plain(
     name: str, press: Press | None, method: Any, lengths: list[int], data: st.DataObject
 ) -> None:
-    """Without a press and with one that keeps everything, a text is scored as the model alone scores it."""
+    """Without a press or with r = 1, every method gives the NLL of the plain model."""
     model = architectures.shared(name)
     ids, mask = architectures.padded(lengths)
     prompt = data.draw(st.integers(1, max(lengths) - 1))
@@ -153,16 +153,16 @@ def test_every_method_without_compression_is_plain(
     assert torch.equal(result.hits, plain.hits)
 
 
-# Right under compression
+# Correct under compression
 
 
 def compressed_by_hand(
     model: PreTrainedModel, row: list[int], press: Press, prompt: int
 ) -> tuple[list[float], int, list[int]]:
-    """Decode one row with a cache that is cut here, between the passes, by the rules as they are written down.
+    """Decode one row, evicting from the cache between passes by the rules.
 
     Returns:
-        The NLL of the scored tokens, the number of evictions, and what each layer holds at the end.
+        The NLL of the scored tokens, the number of evictions, and the number held by each layer at the end.
     """
     cache = DynamicCache(config=model.config)
     layers: list[Any] = list(cache.layers)
@@ -182,7 +182,7 @@ def compressed_by_hand(
                 target = rules.target(seen, held)
                 if index in press.skip_layers or target == held or not (is_prompt or press.schedule != "prefill"):
                     continue
-                # What is held lies in the order of the text, so rows tell the first, the last and the earlier.
+                # Entries are in the order of the text, so indices give the first, the last and the earlier.
                 rows = list(range(held))
                 kept = [
                     oracle.retained(rules, rows, oracle.norm_scores(head)(rows), target, held)
@@ -211,10 +211,8 @@ BY_HAND: dict[str, Press] = {
     [*((press, "llama") for press in BY_HAND.values()), (BY_HAND["budget"], "neox")],
     ids=[*BY_HAND, "budget-neox"],
 )
-def test_compression_is_what_a_loop_that_cuts_the_cache_by_hand_gives(
-    press: Press, name: str, prompt: int, method: Any
-) -> None:
-    """NLL, number of evictions and what is held at the end, against a separate decoding loop in float64."""
+def test_compression_equals_a_separate_decoding_loop(press: Press, name: str, prompt: int, method: Any) -> None:
+    """NLL, number of evictions and held entries equal those of a separate decoding loop in float64."""
     if press.schedule == "prefill":
         prompt = 10  # a shorter one could never act
     model = architectures.shared(name)
@@ -230,7 +228,7 @@ def test_compression_is_what_a_loop_that_cuts_the_cache_by_hand_gives(
 @pytest.mark.parametrize("prompt", [1, 9])
 @pytest.mark.parametrize("press", COMPRESSING.values(), ids=COMPRESSING)
 def test_rows_are_scored_under_compression_as_they_are_alone(press: Press, prompt: int, method: Any) -> None:
-    """A padded row has, in its own columns, the NLL, hits and affected tokens that it has without the others."""
+    """A padded row has the NLL, hits and affected tokens of the row alone."""
     model = architectures.shared("llama")
     lengths = [24, 4, 15]
     ids, mask = architectures.padded(lengths)
@@ -251,8 +249,8 @@ def test_rows_are_scored_under_compression_as_they_are_alone(press: Press, promp
     assert together.evictions == evictions > 0
 
 
-def test_rows_are_scored_alike_however_many_go_through_the_model_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the logits of all rows would be too many at once, rows of equal length go a few at a time."""
+def test_nll_does_not_depend_on_the_number_of_rows_per_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If logits of all rows exceed the memory limit, rows are fed in groups with the same result."""
     model = architectures.shared("llama")
     ids, mask = architectures.padded([18, 9, 18, 18, 9])
     expected = perplexity(model, ids, COMPRESSING["knorm"], 3, attention_mask=mask)
@@ -269,7 +267,7 @@ def test_rows_are_scored_alike_however_many_go_through_the_model_together(monkey
 
 
 def test_ppl_is_of_the_mean_over_all_tokens_not_a_mean_over_rows() -> None:
-    """Rows of different lengths weigh as much as they have tokens."""
+    """Rows are weighted by their number of tokens."""
     model = architectures.shared("llama")
     ids, mask = architectures.padded([16, 4])
     result = perplexity(model, ids, None, attention_mask=mask)
@@ -280,8 +278,8 @@ def test_ppl_is_of_the_mean_over_all_tokens_not_a_mean_over_rows() -> None:
     assert abs(sum(of_rows) / 2 - result.ppl) > 0.1, "these rows are to tell the two apart"
 
 
-def test_accuracy_is_the_share_of_scored_tokens_that_were_the_first_choice() -> None:
-    """Padding counts neither above nor below the line."""
+def test_accuracy_is_the_top_1_share_of_scored_tokens() -> None:
+    """Accuracy counts padding neither as a hit nor as a token."""
     model = counting_model()
     counts = torch.arange(3, 15)
     text = torch.stack([counts, counts, counts])
@@ -294,8 +292,8 @@ def test_accuracy_is_the_share_of_scored_tokens_that_were_the_first_choice() -> 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_not_a_number_is_counted_and_makes_the_perplexity_none(method: Any) -> None:
-    """A token that a broken model scores NaN was asked for, unlike one that a padded row does not have."""
+def test_nan_is_counted_and_makes_the_perplexity_nan(method: Any) -> None:
+    """A token scored NaN by a broken model is counted, unlike padding."""
     model = architectures.build("llama")
     embedding: Any = model.get_input_embeddings()
     with torch.no_grad():
@@ -305,7 +303,7 @@ def test_what_is_not_a_number_is_counted_and_makes_the_perplexity_none(method: A
     whole = perplexity(model, ids, None, 1, method, attention_mask=mask)
     ids[0, 4] = 7
     result = perplexity(model, ids, None, 1, method, attention_mask=mask)
-    # In one forward pass the tokens before it are lost as well: what is masked is weighted 0, and 0 times NaN is NaN.
+    # In one forward pass the tokens before it are NaN as well: masked values are weighted 0, and 0 times NaN is NaN.
     assert result.nll[0, 4:].isnan().all()
     assert torch.equal(result.nll[1, 6:], whole.nll[1, 6:])
     assert result.scored.tolist() == [[True] * 11, [False] * 6 + [True] * 5]
@@ -317,8 +315,8 @@ def test_what_is_not_a_number_is_counted_and_makes_the_perplexity_none(method: A
 @pytest.mark.parametrize("method", COMPRESSED)
 @pytest.mark.parametrize("prompt", [1, 12])
 @pytest.mark.parametrize("press", COMPRESSING.values(), ids=COMPRESSING)
-def test_affected_tokens_are_those_whose_query_misses_something(press: Press, prompt: int, method: Any) -> None:
-    """Counted token by token from ``evicted_at``: the query before the token comes after some eviction of its row."""
+def test_affected_tokens_are_those_after_an_eviction(press: Press, prompt: int, method: Any) -> None:
+    """A token is affected if the query before it comes after an eviction of its row, by ``evicted_at``."""
     model = architectures.shared("llama")
     ids, mask = architectures.padded([26, 17])
     result = perplexity(model, ids, press, prompt, method, attention_mask=mask)
@@ -333,18 +331,18 @@ def test_affected_tokens_are_those_whose_query_misses_something(press: Press, pr
 
 @pytest.mark.parametrize("method", COMPRESSED)
 def test_evictions_are_the_finite_entries_of_evicted_at(method: Any) -> None:
-    """Neither what is still held nor padding counts."""
+    """Held entries and padding are not counted as evictions."""
     ids, mask = architectures.padded([20, 11])
     result = perplexity(architectures.shared("llama"), ids, COMPRESSING["knorm"], 1, method, attention_mask=mask)
     numbers = [at for table in result.evicted_at for row in table.tolist() for head in row for at in head]
     assert result.evictions == sum(0 < at < NEVER for at in numbers)
-    # Three layers of two KV heads: of 20 tokens max(8, 10) stay, of 11 tokens max(8, 6).
+    # Three layers of two KV heads: of 20 tokens max(8, 10) are retained, of 11 tokens max(8, 6).
     assert result.evictions == 3 * 2 * ((20 - 10) + (11 - 8))
 
 
 @pytest.mark.parametrize("method", COMPRESSED)
 def test_the_first_eviction_affects_the_token_after_the_next(method: Any) -> None:
-    """With P = 8 the ninth token's pass evicts: token 9 is scored by that pass, token 10 by the first that misses."""
+    """With P = 8 the ninth token's pass evicts: it scores token 9, and token 10 is the first affected."""
     ids = architectures.tokens(1, 14)
     result = perplexity(architectures.shared("llama"), ids, KnormPress(0.1, prune_after=8), 1, method)
     assert result.affected.tolist() == [[False] * 9 + [True] * 4]
@@ -352,7 +350,8 @@ def test_the_first_eviction_affects_the_token_after_the_next(method: Any) -> Non
 
 @pytest.mark.parametrize("method", COMPRESSED)
 def test_fields_have_their_shapes_and_dtypes(method: Any) -> None:
-    """Float64 NLL on the CPU, one table ``[B, K, T]`` and one number held per layer, bytes of what is held."""
+    """NLL is float64 on the CPU, with one table ``[B, K, T]`` and one number held per layer, and bytes of the held
+    entries."""
     press = KnormPress(0.5, prune_after=6, skip_layers=(2,))
     result = perplexity(architectures.shared("llama"), architectures.tokens(3, 20), press, 4, method)
     assert (result.nll.shape, result.nll.dtype, result.nll.device.type) == ((3, 16), torch.float64, "cpu")
@@ -364,8 +363,8 @@ def test_fields_have_their_shapes_and_dtypes(method: Any) -> None:
     assert exact <= result.kv_bytes <= exact * 1.02
 
 
-def test_fields_of_a_plain_result_know_of_no_cache() -> None:
-    """A pass without a cache holds nothing and evicts nothing."""
+def test_a_plain_result_has_no_cache() -> None:
+    """A pass without a cache holds and evicts nothing."""
     result = perplexity(architectures.shared("llama"), architectures.tokens(2, 9), None, 4, "plain")
     assert (result.nll.shape, result.nll.dtype) == ((2, 5), torch.float64)
     assert (result.held, result.kv_bytes, result.evicted_at, result.evictions) == ((), 0, (), 0)
@@ -374,7 +373,7 @@ def test_fields_of_a_plain_result_know_of_no_cache() -> None:
 
 @pytest.mark.parametrize("method", COMPRESSED)
 def test_an_uncompressed_cache_holds_every_token(method: Any) -> None:
-    """Without a press: all tokens of all layers."""
+    """Without a press, all layers hold all tokens."""
     result = perplexity(architectures.shared("llama"), architectures.tokens(2, 9), method=method)
     assert (result.held, result.kv_bytes) == ((9, 9, 9), 2 * 2 * 8 * 8 * 2 * 27)
     assert (result.evictions, result.affected_tokens) == (0, 0)
@@ -382,7 +381,7 @@ def test_an_uncompressed_cache_holds_every_token(method: Any) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_progress_changes_nothing(method: Any) -> None:
-    """A progress bar is only to be looked at."""
+    """A progress bar does not change the result."""
     model, ids = architectures.shared("llama"), architectures.tokens(2, 14)
     shown = perplexity(model, ids, COMPRESSING["knorm"], 2, method, progress=True)
     assert torch.equal(shown.nll, perplexity(model, ids, COMPRESSING["knorm"], 2, method).nll)
@@ -398,27 +397,27 @@ def of(press: Press | None, method: Any) -> Perplexity:
 
 @pytest.mark.parametrize("method", COMPRESSED)
 def test_a_result_is_vacuous_if_prune_after_is_never_exceeded(method: Any) -> None:
-    """A press that never had enough to prune says nothing about compression."""
+    """A result without evictions is vacuous."""
     result = of(KnormPress(0.5, prune_after=14), method)
     assert (result.vacuous, result.evictions, result.affected_tokens) == (True, 0, 0)
 
 
 @pytest.mark.parametrize("method", COMPRESSED)
 def test_a_result_is_vacuous_if_only_the_last_pass_evicts(method: Any) -> None:
-    """An eviction that no scored token comes after was measured by nobody."""
+    """A result is vacuous if no scored token follows an eviction."""
     result = of(KnormPress(0.5, prune_after=13), method)
     assert (result.vacuous, result.evictions, result.affected_tokens) == (True, 3 * 2, 0)
 
 
 @pytest.mark.parametrize("method", COMPRESSED)
 def test_a_result_is_not_vacuous_as_soon_as_one_token_is_affected(method: Any) -> None:
-    """The smallest measurement that is one."""
+    """One affected token is enough for a result."""
     result = of(KnormPress(0.5, prune_after=11), method)
     assert (result.vacuous, result.affected_tokens) == (False, 1)
 
 
 def test_a_plain_result_with_a_press_is_vacuous() -> None:
-    """A pass in which no press can act never meets the one that it was given."""
+    """A method without a cache gives a vacuous result for a press."""
     assert of(KnormPress(0.5, prune_after=2), "plain").vacuous
     assert torch.equal(of(KnormPress(0.5, prune_after=2), "plain").nll, of(None, "plain").nll)
 
@@ -426,11 +425,11 @@ def test_a_plain_result_with_a_press_is_vacuous() -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("press", [None, KnormPress(1, prune_after=2), KnormPress(1.0)], ids=["none", "1", "1.0"])
 def test_an_uncompressed_result_is_never_vacuous(press: Press | None, method: Any) -> None:
-    """No press, and a press that keeps everything, do what they say."""
+    """Results without a press or with r = 1 are not vacuous."""
     assert not of(press, method).vacuous
 
 
-# What is refused
+# Refusals
 
 IDS = architectures.tokens(2, 14)
 
@@ -453,29 +452,29 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("press", [None, COMPRESSING["knorm"]], ids=["uncompressed", "knorm"])
 @pytest.mark.parametrize(("arguments", "sentence"), REFUSED.values(), ids=REFUSED)
-def test_what_is_out_of_range_is_refused(arguments: dict[str, Any], sentence: str, press: Press | None) -> None:
-    """A sentence that says what is wrong and what was given."""
+def test_values_out_of_range_are_refused(arguments: dict[str, Any], sentence: str, press: Press | None) -> None:
+    """Values out of range are refused with the value and the rule."""
     with pytest.raises(ValueError, match=sentence):
         perplexity(architectures.shared("llama"), press=press, **{"input_ids": IDS, **arguments})
 
 
 @pytest.mark.parametrize("prompt", [1, 5, 8])
 def test_a_prompt_that_prefill_can_never_act_on_is_refused(prompt: int) -> None:
-    """It acts once, after the prompt, on a layer that holds more than P: with P tokens or fewer it never does."""
+    """Under ``prefill``, a prompt of P tokens or fewer is refused."""
     press = KnormPress(0.5, prune_after=8, schedule="prefill")
     with pytest.raises(ValueError, match=f"never with a prompt of {prompt} tokens and prune_after=8"):
         perplexity(architectures.shared("llama"), IDS, press, prompt)
 
 
 def test_a_prompt_of_one_token_more_than_prune_after_is_measured() -> None:
-    """The shortest prompt that ``prefill`` can act on, and it does: ceil(.5 * 9) of 9 stay."""
+    """A prompt of P + 1 tokens is measured, and retains ceil(.5 * 9) of 9 entries."""
     result = perplexity(architectures.shared("llama"), IDS, KnormPress(0.5, prune_after=8, schedule="prefill"), 9)
     assert result.evictions == 2 * 3 * 2 * (9 - 5)
     assert not result.vacuous
 
 
 def test_prefill_counts_a_padded_prompt_by_its_own_tokens() -> None:
-    """Padding does not make a prompt longer."""
+    """Padding does not count towards the length of a prompt."""
     mask = torch.ones_like(IDS)
     mask[:, :4] = 0
     press = KnormPress(0.5, prune_after=8, schedule="prefill")
@@ -484,7 +483,7 @@ def test_prefill_counts_a_padded_prompt_by_its_own_tokens() -> None:
 
 
 def test_padding_that_is_not_on_the_left_is_refused() -> None:
-    """Padding behind or between a row's tokens would be taken for text."""
+    """Padding after or between tokens is refused."""
     mask = torch.ones_like(IDS)
     mask[0, 5] = 0
     with pytest.raises(ValueError, match="row 0 has padding between or after its tokens: pad on the left"):

@@ -1,4 +1,4 @@
-"""The program as it is started: by its name or by the module's, and what it says of itself."""
+"""Starting the program by its name or its module."""
 
 import subprocess
 import sys
@@ -10,13 +10,13 @@ from pressgauge.cli import app
 
 
 def test_the_version_is_printed() -> None:
-    """That of the package that is installed, and nothing is measured."""
+    """``--version`` prints the installed version, without a measurement."""
     result = CliRunner().invoke(app, ["--version"])
     assert (result.exit_code, result.output) == (0, f"pressgauge {version('pressgauge')}\n")
 
 
 def test_the_module_is_the_command() -> None:
-    """``python -m pressgauge`` does what ``pressgauge`` does."""
+    """``python -m pressgauge`` equals ``pressgauge``."""
     (command,) = [each for each in entry_points(group="console_scripts") if each.name == "pressgauge"]
     assert command.load() is app
     ran = subprocess.run([sys.executable, "-m", "pressgauge", "--version"], capture_output=True, text=True, check=True)

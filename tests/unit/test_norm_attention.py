@@ -1,4 +1,4 @@
-"""Key norm against attention: the correlation is the one of the model's own attention, whoever computes it."""
+"""The correlation of key norms with attention, for any attention implementation."""
 
 import math
 import sys
@@ -16,12 +16,12 @@ from pressgauge.norm_attention import LATER, norm_attention
 
 
 def ranks(values: list[float]) -> list[float]:
-    """Ranks from 1 on; equal values share their mean rank."""
+    """Ranks from 1; equal values have their mean rank."""
     return [sum(other < value for other in values) + (values.count(value) + 1) / 2 for value in values]
 
 
 def spearman(first: list[float], second: list[float]) -> float:
-    """The correlation of the ranks, from its definition."""
+    """Rank correlation by its definition."""
     a, b = ranks(first), ranks(second)
     middle = (len(a) + 1) / 2
     covariance = sum((x - middle) * (y - middle) for x, y in zip(a, b, strict=True))
@@ -29,13 +29,13 @@ def spearman(first: list[float], second: list[float]) -> float:
 
 
 def rounded(number: float) -> float:
-    """To 10 significant bits, as presses compare their scores: what agrees in these is a tie."""
+    """A number rounded to 10 significant bits, as scores of presses are; equal results are ties."""
     mantissa, exponent = math.frexp(number)
     return math.ldexp(round(mantissa * 2**10), exponent)
 
 
 def from_probabilities(model: architectures.Model, ids: Tensor, later: int) -> list[list[float]]:
-    """Per layer and KV head, from the attention probabilities and keys that an eager model hands out."""
+    """Correlations per layer and KV head, from attention probabilities and keys of an eager model."""
     with torch.no_grad():
         output = model(ids, **using(DynamicCache()), output_attentions=True)
     tokens = ids.shape[1]
@@ -56,7 +56,7 @@ def from_probabilities(model: architectures.Model, ids: Tensor, later: int) -> l
 
 
 def eager(architecture: str, **changes: Any) -> architectures.Model:
-    """A model that hands out its attention probabilities."""
+    """A model that returns its attention probabilities."""
     model = architectures.build(architecture, **changes)
     model.set_attn_implementation("eager")
     return model
@@ -71,7 +71,7 @@ def eager(architecture: str, **changes: Any) -> architectures.Model:
 def test_it_is_the_rank_correlation_of_norms_and_attention_from_later_queries(
     architecture: str, changes: dict[str, Any], later: int
 ) -> None:
-    """Own queries and keys with too few later ones left out, query heads of a KV head averaged, over several blocks."""
+    """The rank correlation is over keys with enough later queries, averaged over query heads, in several blocks."""
     model = eager(architecture, **changes)
     ids = architectures.tokens(1, 150)
     found = norm_attention(model, ids, later=later)
@@ -80,16 +80,16 @@ def test_it_is_the_rank_correlation_of_norms_and_attention_from_later_queries(
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
-def test_the_model_s_implementation_does_not_matter_and_is_left_alone() -> None:
-    """An sdpa model gives what an eager one gives; a guard looks after the shared one."""
+def test_the_attention_implementation_does_not_matter_and_is_unchanged() -> None:
+    """sdpa and eager models give the same correlation, and are not changed."""
     ids = architectures.tokens(1, 80)
     found = norm_attention(architectures.shared("llama"), ids)
     torch.testing.assert_close(found, norm_attention(eager("llama"), ids), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("window", [None, 40])
-def test_an_sdpa_mask_is_kept_to(window: int | None) -> None:
-    """A sliding window reaches sdpa as a mask of booleans, and none at all means causal."""
+def test_sdpa_masks_are_respected(window: int | None) -> None:
+    """A sliding window reaches sdpa as a boolean mask, and no mask means causal."""
     ids = architectures.tokens(1, 90)
     found = norm_attention(architectures.build("mistral", sliding_window=window), ids)
     expected = from_probabilities(eager("mistral", sliding_window=window), ids, LATER)
@@ -97,7 +97,7 @@ def test_an_sdpa_mask_is_kept_to(window: int | None) -> None:
 
 
 def test_norms_that_are_equal_up_to_rounding_have_no_correlation() -> None:
-    """Qwen3 with unit weights gives every key one length. Noise must not be ranked, and nobody warned."""
+    """Keys of equal norm, as in Qwen3 with unit weights, have no correlation and give no warning."""
     model = architectures.build("qwen3")
     for name, weight in model.named_parameters():
         if "k_norm" in name:
@@ -111,13 +111,13 @@ def test_norms_that_are_equal_up_to_rounding_have_no_correlation() -> None:
 
 @pytest.mark.parametrize(("tokens", "defined"), [(LATER - 1, False), (LATER + 2, False), (LATER + 3, True)])
 def test_fewer_than_three_keys_have_no_correlation(tokens: int, defined: bool) -> None:
-    """Two keys would always correlate perfectly."""
+    """Two keys have no correlation, since it would always be perfect."""
     found = norm_attention(architectures.shared("neox"), architectures.tokens(1, tokens))
     assert bool((~found.isnan()).all()) == defined
 
 
 def test_half_precision_is_computed_in_float32() -> None:
-    """Means of bfloat16 probabilities would be full of ties."""
+    """bfloat16 probabilities are averaged in float32, to avoid ties."""
     dtypes: set[torch.dtype] = set()
     model = architectures.cast("llama", torch.bfloat16, torch.device("cpu"))
     module = sys.modules[type(model).__module__]
@@ -135,7 +135,7 @@ def test_half_precision_is_computed_in_float32() -> None:
 
 
 def test_attention_is_held_for_a_block_of_queries_at_a_time() -> None:
-    """Never for all queries of a long text."""
+    """Attention of all queries of a long text is never in memory at once."""
     queries = []
     model = architectures.shared("llama")
     module = sys.modules[type(model).__module__]
@@ -154,12 +154,12 @@ def test_attention_is_held_for_a_block_of_queries_at_a_time() -> None:
 
 @pytest.mark.parametrize("rows", [0, 2])
 def test_anything_but_one_text_is_refused(rows: int) -> None:
-    """Rows of a batch have different lengths, and no correlation in common."""
+    """Batches of several rows are refused."""
     with pytest.raises(ValueError, match=r"input_ids must be one text, \[1, tokens\], got \[\d, 40\]"):
         norm_attention(architectures.shared("llama"), architectures.tokens(rows, 40))
 
 
-def test_a_key_without_a_later_query_cannot_be_counted() -> None:
-    """It has no mean attention."""
+def test_keys_without_later_queries_are_refused() -> None:
+    """A key without later queries has no mean attention and is refused."""
     with pytest.raises(ValueError, match="later must be at least 1, got 0"):
         norm_attention(architectures.shared("llama"), architectures.tokens(1, 40), later=0)

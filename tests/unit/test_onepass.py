@@ -1,4 +1,4 @@
-"""Attention under ``evicted_at`` in blocks: equal to dense attention under the same mask, and never as large."""
+"""Attention under ``evicted_at`` in blocks equals dense attention under the same mask, in less memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ SCALE = 0.4
 
 
 def dense(query: Tensor, key: Tensor, value: Tensor, evicted_at: Tensor) -> Tensor:
-    """The oracle: a softmax over all keys in float64, one head after the other."""
+    """The oracle: a softmax over all keys in float64, per head."""
     sees = visible(evicted_at, 0, query.shape[2])
     group = query.shape[1] // key.shape[1]
     rows = []
@@ -39,14 +39,14 @@ def dense(query: Tensor, key: Tensor, value: Tensor, evicted_at: Tensor) -> Tens
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64, device: Any = "cpu") -> Tensor:
-    """Normal numbers, wide enough that attention is far from uniform."""
+    """Normal numbers, large enough for non-uniform attention."""
     generator = torch.Generator().manual_seed(seed)
     return (2 * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype=dtype, device=device)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A press's history of some keys, and the sizes of what attends to them."""
+    """A press's history of some keys, and the sizes of queries and values."""
 
     keys: Tensor
     evicted_at: Tensor
@@ -64,7 +64,7 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """What a real press makes of random keys; blocks of one query, of a few, and more than there are."""
+    """Histories of a real press on random keys; blocks of one query, of a few, and more than there are."""
     subject: Subject = draw(st.sampled_from(SUBJECTS))
     length = draw(st.integers(2, 40))
     rows, heads, size = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 5))
@@ -99,7 +99,7 @@ def whole(evicted_at: Sequence[int], block: int = 4) -> Case:
 def test_attention_in_blocks_is_dense_attention_under_the_same_mask(
     case: Case, dtype: torch.dtype, tolerance: float, device: torch.device
 ) -> None:
-    """Query t of each head reads the keys with ``j <= t < evicted_at[j]`` of its own KV head, in every dtype."""
+    """Query t of each head attends to the keys of its KV head with ``j <= t < evicted_at[j]``, in every dtype."""
     query, key, value = case.states(dtype, device)
     output = attend(query, key, value, case.evicted_at, SCALE, block=case.block)
     assert (output.shape, output.dtype) == ((*query.shape[:3], case.dimension), dtype)
@@ -110,7 +110,7 @@ def test_attention_in_blocks_is_dense_attention_under_the_same_mask(
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_explicit_path_is_the_fused_one(masked: bool, dtype: torch.dtype, tolerance: float) -> None:
-    """Values with a column more than keys have no fused kernel on the CPU, as other devices have none for this."""
+    """The explicit path, used for values wider than keys, equals the fused kernel."""
     query, key = random(2, 3, 10, 4, dtype=dtype), random(2, 3, 17, 4, seed=1, dtype=dtype)
     value = random(2, 3, 17, 4, seed=2, dtype=dtype)
     bias = None
@@ -131,7 +131,7 @@ LONG = 2048
 
 
 class Largest(TorchDispatchMode):
-    """Notes the most elements that any operation's result has storage for, and which operation that was."""
+    """Records the largest storage of any operation's result, and the operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,8 +149,8 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dimension", [4, 5], ids=["fused", "explicit"])
-def test_attention_makes_no_tensor_of_all_queries_and_keys(dimension: int) -> None:
-    """2,048 queries of two heads: what is largest is a block of queries and the keys that it meets."""
+def test_attention_allocates_no_tensor_of_all_queries_and_keys(dimension: int) -> None:
+    """For 2,048 queries of two heads, the largest tensor is a block of queries by its keys."""
     query, key, value = random(1, 2, LONG, 4), random(1, 1, LONG, 4, seed=1), random(1, 1, LONG, dimension, seed=2)
     table = replay(KnormPress(0.25, prune_after=64), key, pass_lengths(LONG, 100))
     with Largest() as largest:
@@ -164,8 +164,8 @@ def test_attention_makes_no_tensor_of_all_queries_and_keys(dimension: int) -> No
 
 
 @pytest.mark.parametrize("lengths", [[LONG], [LONG, LONG // 2]], ids=["alone", "padded"])
-def test_perplexity_in_one_pass_makes_no_tensor_of_all_queries_and_keys(lengths: list[int]) -> None:
-    """Nor does anything else in the measurement of a text of 2,048 tokens; a plain padded forward pass does."""
+def test_perplexity_in_one_pass_allocates_no_tensor_of_all_queries_and_keys(lengths: list[int]) -> None:
+    """Measuring a text of 2,048 tokens allocates no such tensor, unlike a plain padded forward pass."""
     model = architectures.build("llama", num_hidden_layers=1, max_position_embeddings=LONG)
     ids, mask = architectures.padded(lengths)
     with Largest() as largest:

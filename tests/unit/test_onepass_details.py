@@ -1,4 +1,4 @@
-"""One pass over a text, and padded rows, in the cases that only one line of code decides."""
+"""One pass over a text and padded rows, in edge cases."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ PRESS = KnormPress(0.5, prune_after=4)
 
 
 def equal(one: Any, other: Any, near: float = 1e-9) -> None:
-    """The same NLL, to the bit where ``near`` is 0, and the same evictions."""
+    """Check that NLL is equal, bit-identical if ``near`` is 0, and evictions are the same."""
     torch.testing.assert_close(one.nll, other.nll, rtol=0, atol=near, equal_nan=True)
     assert all(map(torch.equal, one.evicted_at, other.evicted_at))
     assert torch.equal(one.hits, other.hits)
@@ -27,7 +27,7 @@ def equal(one: Any, other: Any, near: float = 1e-9) -> None:
 
 
 def with_aside() -> Any:
-    """A Llama in which a module of no layer attends beside layer 1, to the token itself."""
+    """A Llama with a module outside its layers that attends to the token itself, next to layer 1."""
 
     class Alone(Beside):
         def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -54,8 +54,8 @@ def with_aside() -> Any:
 
 
 @pytest.mark.parametrize("press", [PRESS, None], ids=["press", "none"])
-def test_modules_of_no_layer_attend_as_ever_in_one_pass(press: Any) -> None:
-    """Attention beside a layer's own is neither pruned nor refused."""
+def test_modules_outside_layers_are_unchanged_in_one_pass(press: Any) -> None:
+    """Attention outside layers is neither compressed nor refused."""
     model = with_aside()
     ids = architectures.tokens(2, 24)
     one = perplexity(model, ids, press, prompt=9)
@@ -65,7 +65,7 @@ def test_modules_of_no_layer_attend_as_ever_in_one_pass(press: Any) -> None:
 
 @pytest.mark.parametrize("press", [H2OPress(0.4, prune_after=5), TOVAPress(0.4, prune_after=5)], ids=["h2o", "tova"])
 def test_attention_scores_are_scaled_as_the_model_scales(press: Any) -> None:
-    """Some models divide by another number than the root of the dimension."""
+    """Scaling factors are those of the model."""
     model = architectures.build("llama")
     for layer in model.model.layers:
         layer.self_attn.scaling = 0.1
@@ -77,7 +77,7 @@ def test_attention_scores_are_scaled_as_the_model_scales(press: Any) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_queries_that_share_one_kv_head_are_measured_in_one_pass(rows: int) -> None:
-    """Multi-query attention, of one row and of more."""
+    """Multi-query attention is supported, for one row and for several."""
     model = architectures.build("llama", num_key_value_heads=1)
     ids = architectures.tokens(rows, 24)
     one = perplexity(model, ids, PRESS, prompt=9)
@@ -101,7 +101,7 @@ def seen(tokens: int, window: int) -> Tensor:
 
 
 def added(mask: Tensor) -> Tensor:
-    """The same as numbers to be added."""
+    """The same as an additive mask."""
     return torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, torch.finfo(torch.float64).min)
 
 
@@ -116,8 +116,8 @@ def added(mask: Tensor) -> Tensor:
     ],
     ids=["window", "added", "one-more", "one-more-added", "no-mask"],
 )
-def test_a_layer_that_attends_beyond_its_window_is_not_measured_in_one_pass(mask: Any, right: bool) -> None:
-    """Decoding has lost what lies behind the window of 8; as long as the text is no longer, nothing does."""
+def test_a_layer_that_attends_beyond_its_window_is_refused_in_one_pass(mask: Any, right: bool) -> None:
+    """Attention beyond a window of 8 is refused for texts longer than the window."""
     model = architectures.build(
         "qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=2, layer_types=None
     )
@@ -133,7 +133,7 @@ def test_a_layer_that_attends_beyond_its_window_is_not_measured_in_one_pass(mask
 
 
 def roberta() -> Any:
-    """A model that numbers the positions of its tokens itself."""
+    """A model that numbers positions itself."""
     config = RobertaConfig(
         vocab_size=61, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, is_decoder=True
     )
@@ -141,8 +141,8 @@ def roberta() -> Any:
     return model.double().eval()
 
 
-def test_padded_rows_are_refused_where_a_model_numbers_positions_itself() -> None:
-    """They would not be as they are alone; rows of equal length are."""
+def test_padded_rows_are_refused_if_a_model_numbers_positions_itself() -> None:
+    """Padded rows are refused if a model numbers positions itself, and rows of equal length are accepted."""
     model = roberta()
     ids, mask = architectures.padded([14, 9])
     for feed in (
@@ -155,7 +155,7 @@ def test_padded_rows_are_refused_where_a_model_numbers_positions_itself() -> Non
 
 
 def gpt2() -> Any:
-    """A model whose positions are learned, so that each has to be one that there is."""
+    """A model with learned positions, which must be within its table."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
         config = GPT2Config(vocab_size=61, n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
@@ -165,15 +165,15 @@ def gpt2() -> Any:
 
 @pytest.mark.parametrize("method", ["onepass", "stepwise", "plain"])
 @pytest.mark.parametrize("press", [PRESS, None], ids=["press", "none"])
-def test_padded_rows_of_learned_positions_are_as_they_are_alone(method: Any, press: Any) -> None:
-    """Positions count a row's own tokens and are those of a token even at padding."""
+def test_padded_rows_of_learned_positions_are_independent(method: Any, press: Any) -> None:
+    """Positions count a row's own tokens, and are valid at padding."""
     model = gpt2()
     ids, mask = architectures.padded([20, 13])
     both = perplexity(model, ids, press, 8, method, attention_mask=mask)
     for row, length in enumerate((20, 13)):
         padding = 20 - length
         alone = perplexity(model, ids[row : row + 1, padding:], press, max(1, 8 - padding), method)
-        # A prompt of one token of its own is scored from its second on.
+        # A row with one token in the prompt is scored from its second token on.
         scored = alone.nll[:, -12:]
         torch.testing.assert_close(both.nll[row, -scored.shape[1] :], scored[0], rtol=0, atol=1e-9)
     if method == "stepwise":
@@ -186,8 +186,8 @@ def test_padded_rows_of_learned_positions_are_as_they_are_alone(method: Any, pre
 
 @pytest.mark.parametrize("prompt", [1, 5, 12])
 @pytest.mark.parametrize("press", [PRESS, None], ids=["press", "none"])
-def test_rows_that_are_padding_throughout_have_no_score(press: Any, prompt: int) -> None:
-    """A row of one token has nothing to score either, and the others are as they are alone."""
+def test_rows_without_tokens_have_no_score(press: Any, prompt: int) -> None:
+    """Rows of at most one token have no score, and other rows are not affected."""
     model = architectures.shared("llama")
     ids, mask = architectures.padded([16, 1, 9])
     methods: list[Method] = ["onepass", "stepwise"]

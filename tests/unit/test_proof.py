@@ -1,4 +1,4 @@
-"""No pass slips by a press: each ends with proof that every layer was handed its tokens, once, and attended to them."""
+"""Each pass ends with proof that every layer passed its tokens, once, to the cache and attended to its result."""
 
 import re
 
@@ -14,14 +14,14 @@ from pressgauge.conformance.versions import using
 PRESS = KnormPress(0.5, prune_after=4)
 PASSES = (12, 1, 3, 1)
 LATER = "model-every-second-pass"
-"""The one whose first pass is right, and so is a single pass over a text."""
+"""The one whose first pass is correct, and so is a single pass over a text."""
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("mutant", MODELS, ids=lambda mutant: mutant.id)
 @torch.no_grad()
 def test_an_attached_press_stops_at_the_first_pass_that_is_wrong(mutant: Mutant, implementation: str) -> None:
-    """The error names the layers, what the model did, the version of transformers, and a way out."""
+    """The first wrong pass raises an error with the layers, the reason, the version of transformers and a way out."""
     model = broken_llama(mutant)
     model.set_attn_implementation(implementation)
     ids = architectures.tokens(1, sum(PASSES))
@@ -43,8 +43,8 @@ def test_an_attached_press_stops_at_the_first_pass_that_is_wrong(mutant: Mutant,
 
 
 @pytest.mark.parametrize("mutant", MODELS, ids=lambda mutant: mutant.id)
-def test_every_way_of_measuring_stops_there(mutant: Mutant) -> None:
-    """``perplexity`` in both ways, and ``generate``."""
+def test_every_method_stops_there(mutant: Mutant) -> None:
+    """``perplexity`` by both methods and ``generate`` raise the error."""
     ids = architectures.tokens(1, 16)
     for method in ("stepwise", "onepass"):
         if method == "stepwise" or mutant.id != LATER:
@@ -55,8 +55,8 @@ def test_every_way_of_measuring_stops_there(mutant: Mutant) -> None:
 
 
 @pytest.mark.parametrize("mutant", MODELS[:3], ids=lambda mutant: mutant.id)
-def test_a_cache_that_a_model_ignores_is_noticed_without_a_press(mutant: Mutant) -> None:
-    """The uncompressed run would feed each token to a model without a past."""
+def test_an_ignored_cache_is_refused_without_a_press(mutant: Mutant) -> None:
+    """A model that ignores its cache is refused without a press, since each token would be fed without a past."""
     ids = architectures.tokens(1, 16)
     sentence = "takes no key-value cache|was fed 12 tokens, and the cache that it was given has seen 0"
     with pytest.raises(ValueError, match=sentence):

@@ -1,4 +1,4 @@
-"""Rules 5, 9 and 12 where storage is reused: slots in any order, cropped, padded, selected and reset."""
+"""Rules 5, 9 and 12 with reused storage: slots in any order, cropped, padded, selected and reset."""
 
 from itertools import pairwise
 from typing import Any
@@ -17,7 +17,8 @@ from support.drive import feed, run, values_of
 
 
 def expect(cache: PressedCache, press: Press, keys: Tensor, passes: list[int]) -> None:
-    """What is read of a cache is what a replay of these passes says was never evicted, in the order of positions."""
+    """Check that entries read from a cache are those retained by a replay of these passes, in the order of
+    positions."""
     keys, values = keys[:, :, : sum(passes)], values_of(keys)[:, :, : sum(passes)]
     for index, layer in enumerate(cache.layers):
         table = replay(press, keys, passes, layer=index)
@@ -30,7 +31,7 @@ def expect(cache: PressedCache, press: Press, keys: Tensor, passes: list[int]) -
 
 
 def feed_on(cache: PressedCache, keys: Tensor, start: int, passes: list[int]) -> None:
-    """Feed a cache that has seen ``start`` tokens the ones that follow."""
+    """Feed a cache that has seen ``start`` tokens the following ones."""
     values = values_of(keys)
     for length in passes:
         for layer in range(LAYERS):
@@ -39,8 +40,9 @@ def feed_on(cache: PressedCache, keys: Tensor, start: int, passes: list[int]) ->
 
 
 @pytest.mark.parametrize("press_class", [KnormPress, RandomPress])
-def test_several_entries_leave_reused_storage_at_once(press_class: type[Press]) -> None:
-    """Rules 4 and 5: passes of a few tokens, each less than a fiftieth of what is held, evict as many at once."""
+def test_several_entries_are_evicted_from_reused_storage_at_once(press_class: type[Press]) -> None:
+    """Rules 4 and 5: passes of several tokens, each less than a fiftieth of the held entries, evict equally many at
+    once."""
     press = press_class(0.1, prune_after=300, schedule="budget")
     passes = [320, *[2, 5, 3, 4, 1] * 6]
     keys = normal_keys(sum(passes), seed=5)
@@ -55,8 +57,9 @@ def test_several_entries_leave_reused_storage_at_once(press_class: type[Press]) 
 
 @pytest.mark.parametrize(("interval", "decoded"), [(1, 21), (4, 42)])
 @pytest.mark.parametrize("press_class", [KnormPress, RandomPress])
-def test_a_crop_takes_scores_along_with_their_entries(press_class: type[Press], interval: int, decoded: int) -> None:
-    """Rule 12: after evictions that reused storage, a cropped cache goes on as one that was never fed what went."""
+def test_a_crop_reorders_scores_with_their_entries(press_class: type[Press], interval: int, decoded: int) -> None:
+    """Rule 12: a cache with reused storage and evictions, after a crop, equals one that was never fed the cropped
+    tokens."""
     press = press_class(0.5, prune_after=60, schedule="budget", interval=interval)
     keys, other = normal_keys(300, seed=6), normal_keys(300, seed=7)
     passes = [200] + [1] * decoded
@@ -79,7 +82,7 @@ def _cropped(press: Press, keys: Tensor, passes: list[int], length: int) -> Pres
 
 
 def test_a_crop_reaches_back_to_the_last_eviction_and_no_further() -> None:
-    """Rule 12: right after the pass that last evicted is near enough, and one token before its end is too far."""
+    """Rule 12: a crop to the last evicting pass is accepted, and to one token before its end refused."""
     press = KnormPress(0.5, prune_after=4, interval=8)
     keys = normal_keys(40, seed=8)
     passes = [12, 1, 1, 1]
@@ -97,7 +100,7 @@ def test_a_crop_reaches_back_to_the_last_eviction_and_no_further() -> None:
 
 
 def test_a_crop_reaches_back_to_the_start_and_no_further() -> None:
-    """As transformers' caches do: by as many tokens as were fed is to nothing, and by more is not at all."""
+    """As in transformers, a crop by all tokens empties the cache, and by more has no effect."""
     press = KnormPress(0.5, prune_after=20)
     keys, other = normal_keys(40, seed=9), normal_keys(40, seed=10)
     cache = _cropped(press, keys, [9, 1], -10)
@@ -114,8 +117,8 @@ def test_a_crop_reaches_back_to_the_start_and_no_further() -> None:
         expect(cache, press, keys, [9])
 
 
-def test_a_crop_frees_what_it_takes() -> None:
-    """Rule 9: no storage of what was cropped is kept, whether or not anything was evicted."""
+def test_a_crop_frees_its_storage() -> None:
+    """Rule 9: storage of cropped entries is freed, with and without evictions."""
     entry = 8 * (4 + 2) * HEADS * LAYERS
     for prune_after, held in ((1000, 100), (50, 50)):
         press = KnormPress(0.5, prune_after=prune_after, interval=1000)
@@ -125,8 +128,8 @@ def test_a_crop_frees_what_it_takes() -> None:
         assert cache.overhead_nbytes <= 16 * held * HEADS * LAYERS
 
 
-def test_a_crop_of_nothing_is_no_crop_whatever_was_counted() -> None:
-    """A press that could not take votes back need not, where no token goes."""
+def test_a_crop_of_no_tokens_is_accepted_by_every_press() -> None:
+    """A crop of no tokens is accepted even by presses that do not support crops."""
     model = architectures.shared("llama")
     ids = architectures.tokens(1, 24)
     press = H2OPress(0.5, prune_after=4)
@@ -142,7 +145,7 @@ def test_a_crop_of_nothing_is_no_crop_whatever_was_counted() -> None:
 
 
 def test_storage_moves_seldom() -> None:
-    """Storage that grows has room for more: 40 entries more do not move 1000 others 40 times."""
+    """Growing storage reserves space: 40 more entries do not copy 1,000 others 40 times."""
     places: list[int] = []
 
     def look(cache: PressedCache, seen: int) -> None:
@@ -154,7 +157,7 @@ def test_storage_moves_seldom() -> None:
 
 
 class FailedError(Exception):
-    """Something that goes wrong while a model generates."""
+    """Raised while a model generates."""
 
 
 def _fail(*_: object, **__: object) -> bool:
@@ -163,8 +166,8 @@ def _fail(*_: object, **__: object) -> bool:
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("given", [False, True])
-def test_the_prompt_of_a_generation_is_over_with_it(fails: bool, given: bool) -> None:
-    """Under ``prefill``, a shorter first pass after ``generate`` is a prompt of its own, and is pruned after."""
+def test_the_prompt_of_a_generation_ends_with_it(fails: bool, given: bool) -> None:
+    """Under ``prefill``, a shorter first pass after ``generate`` is a prompt, with evictions after it."""
     model = architectures.shared("llama")
     ids, prompt = architectures.tokens(1, 12, seed=1), architectures.tokens(1, 20, seed=2)
     press = KnormPress(0.5, prune_after=4, schedule="prefill")
@@ -187,7 +190,7 @@ def test_the_prompt_of_a_generation_is_over_with_it(fails: bool, given: bool) ->
 
 
 def test_a_reset_cache_takes_its_next_first_pass_for_the_prompt() -> None:
-    """Of what a cache was fed before ``reset()``, the length of its prompt is forgotten too, unless it was declared."""
+    """``reset()`` clears the prompt length, unless it was declared."""
     press = KnormPress(0.5, prune_after=2, schedule="prefill")
     keys = normal_keys(20, seed=13)
     cache = feed(press, keys, [16, 1])
@@ -201,8 +204,8 @@ def test_a_reset_cache_takes_its_next_first_pass_for_the_prompt() -> None:
     assert declared.held == [4 + 1] * LAYERS
 
 
-def test_an_interrupted_pass_of_a_bare_cache_is_refused() -> None:
-    """Layers that were fed different tokens have no common history: no next pass, and nothing of it is counted."""
+def test_an_interrupted_pass_of_a_plain_cache_is_refused() -> None:
+    """After a pass that fed some layers only, a next pass is refused, and nothing of it is counted."""
     keys = normal_keys(20, seed=14)
     cache = feed(KnormPress(0.5, prune_after=4), keys, [10])
     cache.update(keys[:, :, 10:11], keys[:, :, 10:11, :2], 0)
@@ -213,7 +216,7 @@ def test_an_interrupted_pass_of_a_bare_cache_is_refused() -> None:
 
 
 def _given(mask: Tensor, start: int, end: int) -> dict[str, Any]:
-    """The mask and positions of a pass over these columns."""
+    """Mask and positions of a pass over these columns."""
     return {
         "attention_mask": mask[:, :end],
         "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, start:end],
@@ -225,7 +228,7 @@ COLUMNS = 50
 
 
 def _own_passes(passes: list[int], padding: int) -> list[int]:
-    """What these passes feed of a row with so much padding."""
+    """Lengths of these passes for a row with this much padding."""
     ends = [sum(passes[: count + 1]) for count in range(len(passes))]
     own = [max(0, min(length, end - padding)) for length, end in zip(passes, ends, strict=True)]
     return [length for length in own if length]
@@ -233,10 +236,9 @@ def _own_passes(passes: list[int], padding: int) -> list[int]:
 
 @pytest.mark.parametrize(("implementation", "near"), [("sdpa", 1e-10), ("eager", 1e-4)])
 @torch.no_grad()
-def test_queries_of_padding_spoil_nothing(implementation: str, near: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rule 11: once the press makes the masks, no query is left without any key, of which kernels of torch before 2.5
-    made NaN and eager attention does in float64; each row is as it is alone. The first mask is transformers' own.
-    """
+def test_queries_of_padding_have_no_effect(implementation: str, near: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule 11: padded rows equal rows alone, and masks of the press leave no query without a key, which gives NaN in
+    eager float64 attention and in torch before 2.5."""
     model = architectures.build("llama")
     model.set_attn_implementation(implementation)
     ids, mask = architectures.padded(list(LENGTHS))
@@ -281,8 +283,7 @@ def test_queries_of_padding_spoil_nothing(implementation: str, near: float, monk
 @pytest.mark.parametrize("chosen", [[2, 0], [3, 1, 1], [False, True, False, True], [-1]])
 @torch.no_grad()
 def test_padded_rows_are_selected_whole(chosen: list[int] | list[bool]) -> None:
-    """``batch_select_indices`` moves entries, history and counts of a row together: what is selected goes on as it
-    would alone."""
+    """``batch_select_indices`` moves entries, history and counts of a row together."""
     model = architectures.shared("llama")
     ids, mask = architectures.padded(list(LENGTHS))
     indices = torch.tensor(chosen)

@@ -1,6 +1,6 @@
-"""Timing: pairs that take turns, ratios of neighbours, and numbers that belong to the arm they are said of.
+"""Timing: interleaved pairs, ratios within pairs, and values of the correct arm.
 
-No test here says how long anything takes.
+These tests do not depend on durations.
 """
 
 import weakref
@@ -29,7 +29,7 @@ positive = st.floats(1e-3, 1e3)
 
 
 def noted(calls: list[str], name: str) -> Callable[[], str]:
-    """An arm that notes its calls and returns its name and which call of any arm this was."""
+    """An arm that records its calls, and returns its name and the number of the call."""
 
     def arm() -> str:
         calls.append(name)
@@ -38,16 +38,16 @@ def noted(calls: list[str], name: str) -> Callable[[], str]:
     return arm
 
 
-def test_the_two_arms_take_turns_in_going_first() -> None:
-    """Whatever the one that goes first pays for, both pay for it: warm-up, then three pairs."""
+def test_the_arms_alternate_in_going_first() -> None:
+    """The arms alternate in going first, over the warm-up and three pairs."""
     calls: list[str] = []
     interleave(noted(calls, "a"), noted(calls, "b"), pairs=3)
     assert "".join(calls) == "abbaabba"
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 2])
-def test_results_are_those_of_neighbours_without_the_warm_up(warmup: int) -> None:
-    """The first arm's result stands first in its pair, whichever ran first."""
+def test_results_are_pairs_without_the_warm_up(warmup: int) -> None:
+    """The result of the first arm is first in its pair, whichever ran first."""
     calls: list[str] = []
     pairs = interleave(noted(calls, "a"), noted(calls, "b"), pairs=4, warmup=warmup)
     expected = []
@@ -59,7 +59,7 @@ def test_results_are_those_of_neighbours_without_the_warm_up(warmup: int) -> Non
 
 @given(pairs=st.integers(0, 12), warmup=st.integers(0, 3))
 def test_both_arms_run_equally_often(pairs: int, warmup: int) -> None:
-    """Neither is left warmer than the other, and neither goes first more than once oftener."""
+    """Both arms run equally often, and go first equally often up to one."""
     calls: list[str] = []
     assert len(interleave(noted(calls, "a"), noted(calls, "b"), pairs, warmup)) == pairs
     assert calls.count("a") == calls.count("b") == pairs + warmup
@@ -71,20 +71,20 @@ def test_both_arms_run_equally_often(pairs: int, warmup: int) -> None:
 
 
 def test_a_ratio_is_the_median_of_the_ratios_of_pairs() -> None:
-    """Not the ratio of medians or of means: a slow moment hits both of a pair."""
+    """A ratio is the median of ratios of pairs, not a ratio of medians or means."""
     pairs = [(2.0, 1.0), (30.0, 10.0), (400.0, 10.0), (1.0, 1.0), (0.4, 0.1)]
     assert ratio(pairs).median == pytest.approx(3)
     assert ratio(pairs[:4]).median == 2.5
 
 
 def test_pairs_of_one_ratio_have_an_interval_of_no_width() -> None:
-    """However much the times themselves differ."""
+    """Pairs of equal ratios have an interval of width 0, however much times vary."""
     assert ratio([(time / 2, time) for time in (1.0, 8.0, 64.0, 0.25)]) == Ratio(0.5, (0.5, 0.5))
 
 
 @given(st.lists(st.tuples(positive, positive), min_size=2, max_size=12))
 def test_the_interval_contains_the_median_and_lies_among_the_pairs(pairs: list[tuple[float, float]]) -> None:
-    """Its ends are medians of resamples, so that no pair is beyond what was measured."""
+    """The interval contains the median and lies within the ratios of the pairs."""
     result = ratio(pairs)
     quotients = [first / second for first, second in pairs]
     low, high = result.interval
@@ -92,7 +92,7 @@ def test_the_interval_contains_the_median_and_lies_among_the_pairs(pairs: list[t
 
 
 def test_the_interval_is_that_of_a_bootstrap() -> None:
-    """95 % by percentiles over 9,999 resamples, drawn here by numpy itself."""
+    """The interval is the 95 % percentile bootstrap over 9,999 resamples, as drawn by numpy."""
     generator = np.random.default_rng(5)
     quotients = generator.lognormal(sigma=0.3, size=PAIRS)
     result = ratio([(quotient, 1.0) for quotient in quotients])
@@ -104,13 +104,13 @@ def test_the_interval_is_that_of_a_bootstrap() -> None:
 
 
 def test_the_same_pairs_have_the_same_interval_every_time() -> None:
-    """Every call draws the same resamples; so many pairs that other resamples would have other percentiles."""
+    """Every call draws the same resamples."""
     pairs = [(quotient, 1.0) for quotient in np.random.default_rng(6).lognormal(size=800).tolist()]
     assert ratio(pairs) == ratio(pairs) == ratio(pairs)
 
 
-def test_numpy_s_own_random_numbers_are_left_alone() -> None:
-    """The resamples have a generator of their own."""
+def test_numpys_global_random_state_is_unchanged() -> None:
+    """Resampling does not use numpy's global random state."""
     np.random.seed(3)
     expected = np.random.random()
     np.random.seed(3)
@@ -120,13 +120,13 @@ def test_numpy_s_own_random_numbers_are_left_alone() -> None:
 
 @pytest.mark.parametrize("pairs", [[], [(1.0, 2.0)]])
 def test_fewer_than_two_pairs_have_no_ratio(pairs: list[tuple[float, float]]) -> None:
-    """Of one pair no spread can be told."""
+    """A ratio needs two pairs, since one has no spread."""
     with pytest.raises(ValueError, match=f"a ratio needs at least two pairs of measurements, got {len(pairs)}"):
         ratio(pairs)
 
 
 def test_a_ratio_is_printed_with_its_interval() -> None:
-    """Three decimals of each."""
+    """A ratio is printed with its confidence interval, with three decimals."""
     assert str(Ratio(0.98765, (0.9, 1.23456))) == "0.988 [0.900, 1.235]"
 
 
@@ -134,7 +134,7 @@ def test_a_ratio_is_printed_with_its_interval() -> None:
 
 
 class Fake:
-    """Stands in for ``generate``: the given times, in the order of the calls of each arm."""
+    """Replacement of ``generate`` with given times, in the order of the calls of each arm."""
 
     def __init__(self, pressed: Iterator[tuple[float, float]], plain: Iterator[tuple[float, float]]) -> None:
         self.times = {True: pressed, False: plain}
@@ -156,7 +156,7 @@ class Fake:
 
 
 def test_ratios_are_of_pairs_and_seconds_are_of_the_pressed_arm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With times known beforehand: the warm-up's, a thousand times as long, are in no number."""
+    """Ratios are those of pairs, seconds those of the pressed arm, both without the warm-up."""
     pressed = [(1000.0, 1000.0), (1.0, 0.2), (3.0, 0.6), (5.0, 0.4)]
     plain = [(1.0, 1.0), (2.0, 0.1), (3.0, 0.2), (4.0, 0.4)]
     fake = Fake(iter(pressed), iter(plain))
@@ -173,7 +173,7 @@ def test_ratios_are_of_pairs_and_seconds_are_of_the_pressed_arm(monkeypatch: pyt
 
 
 def test_no_press_is_measured_against_no_press(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both arms uncompressed, which shows what noise alone does."""
+    """Without a press, both arms are uncompressed, which shows the noise."""
     times = ((float(number), 1.0) for number in count(1))
     fake = Fake(iter(()), times)
     monkeypatch.setattr(timing, "generate", fake)
@@ -183,16 +183,16 @@ def test_no_press_is_measured_against_no_press(monkeypatch: pytest.MonkeyPatch) 
     assert result.ttft_ratio.median == pytest.approx((4 / 3 + 5 / 6) / 2)
 
 
-def test_caches_are_let_go_of_between_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cache of one arm would be in the memory that the other one is measured with."""
+def test_caches_are_freed_between_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of one arm is freed before the other arm is measured."""
     fake = Fake(((1.0, 1.0) for _ in count()), ((1.0, 1.0) for _ in count()))
     monkeypatch.setattr(timing, "generate", fake)
     measure_timing(architectures.shared("llama"), IDS, PRESS, 3)
     assert fake.alive == [0] * 2 * (1 + PAIRS)
 
 
-def test_every_run_is_told_of() -> None:
-    """``advance`` is called once after each run of each arm, the warm-up's too."""
+def test_every_run_advances_the_progress() -> None:
+    """``advance`` is called once after each run of each arm, including the warm-up."""
     calls: list[None] = []
     measure_timing(architectures.shared("llama"), IDS, PRESS, 2, pairs=2, advance=lambda: calls.append(None))
     assert len(calls) == 2 * (1 + 2)
@@ -200,7 +200,7 @@ def test_every_run_is_told_of() -> None:
 
 @pytest.mark.parametrize("press", [PRESS, None], ids=["knorm", "none"])
 def test_memory_on_the_cpu_is_the_storage_of_the_pressed_cache(press: Press | None) -> None:
-    """Its bytes at the end, of the pressed arm: of 17 tokens that were fed, 9 are held per layer and head."""
+    """Memory on the CPU is the final storage of the pressed cache: 9 of 17 tokens per layer and head."""
     result = measure_timing(architectures.shared("llama"), IDS, press, 6, pairs=2)
     entry = 2 * 3 * 2 * 8 * 2 * 8  # rows, layers, KV heads, dimension, keys and values, bytes
     held = 17 if press is None else 9
@@ -209,8 +209,8 @@ def test_memory_on_the_cpu_is_the_storage_of_the_pressed_cache(press: Press | No
     assert result.peak_memory_of == "cache"
 
 
-def test_what_is_measured_is_a_real_generation() -> None:
-    """Without a stand-in: every number is there, and every interval is around its median."""
+def test_a_real_generation_is_measured() -> None:
+    """With the real ``generate``, all numbers are present, and intervals contain their medians."""
     result = measure_timing(architectures.shared("llama"), IDS, PRESS, 4, pairs=2)
     assert min(result.ttft, result.tpot, result.tokens_per_second) > 0
     for each in (result.ttft_ratio, result.tpot_ratio):
@@ -218,7 +218,7 @@ def test_what_is_measured_is_a_real_generation() -> None:
 
 
 def test_an_end_of_sequence_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Arms that write different texts are timed over equally many tokens, also if one of them says that it is done."""
+    """Both arms generate equally many tokens, without stopping at an end of sequence."""
     model = architectures.build("llama")
     first = int(generate(model, IDS[:1], max_new_tokens=1).tokens[0, -1])
     model.generation_config.eos_token_id = first
@@ -236,13 +236,13 @@ def test_an_end_of_sequence_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("new_tokens", [1, 0, -1])
 def test_fewer_than_two_new_tokens_are_refused(new_tokens: int) -> None:
-    """TPOT is the time of later tokens, and one token has none."""
+    """TPOT needs at least two new tokens."""
     with pytest.raises(ValueError, match=f"new_tokens must be at least 2, .*got {new_tokens}"):
         measure_timing(architectures.shared("llama"), IDS, PRESS, new_tokens)
 
 
 def test_one_pair_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A single ratio has no interval, which is known before anything is run."""
+    """A single pair is refused before anything is run."""
     monkeypatch.setattr(timing, "generate", Fake(iter(()), iter(())))
     with pytest.raises(ValueError, match="at least two pairs of measurements, got 1"):
         measure_timing(architectures.shared("llama"), IDS, PRESS, 2, pairs=1)

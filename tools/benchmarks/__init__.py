@@ -1,2 +1,2 @@
-"""Ratios of times and of memory, measured side by side: ``python -m tools.benchmarks [NAME...]``, or
-``nox -s benchmarks``. Nothing here is a test: a ratio is printed beside its limit, and a slow day breaks nothing."""
+"""Ratios of times and of memory, from interleaved runs: ``python -m tools.benchmarks [NAME...]``, or
+``nox -s benchmarks``. They are not tests: each ratio is printed with its limit."""

@@ -1,4 +1,4 @@
-"""``python -m tools.benchmarks [NAME...]``: all of them, or those that are named."""
+"""``python -m tools.benchmarks [NAME...]``: run all benchmarks, or the named ones."""
 
 import argparse
 
@@ -19,8 +19,8 @@ BENCHMARKS = {
 
 
 def main() -> None:
-    """Run the benchmarks and print a line per ratio, as soon as it is there."""
-    parser = argparse.ArgumentParser(prog="benchmarks", description="Ratios of times, with 95 % intervals.")
+    """Run the benchmarks, and print each ratio when it is measured."""
+    parser = argparse.ArgumentParser(prog="benchmarks", description="Ratios of times, with 95 % confidence intervals.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     names = parser.parse_args().names or list(BENCHMARKS)
     if unknown := [name for name in names if name not in BENCHMARKS]:

@@ -1,4 +1,4 @@
-"""Presses whose scores come from attention: what their votes cost."""
+"""Cost of presses that score by attention."""
 
 from collections.abc import Iterator
 from functools import partial

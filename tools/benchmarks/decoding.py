@@ -1,4 +1,4 @@
-"""Decoding with a press beside the same model with a ``DynamicCache``, in the same loop."""
+"""Decoding with a press, relative to a ``DynamicCache`` in the same loop."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""How often the comparison of times with a baseline says that something is slower, where nothing is and where it is."""
+"""False-alarm rate and power of the comparison of times with a baseline."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,15 +16,15 @@ RECORDED = 2 * PROCESSES
 """Processes of a baseline."""
 RUNS = 6 * RECORDED
 COMPARISONS = {0.0: 200, 0.15: 100}
-"""By how much decoding takes longer: how many comparisons."""
+"""Number of comparisons, by slowdown of decoding."""
 LIMITS = {0.0: "at most 4", 0.15: "at least 95"}
 
 Run = Mapping[float, Mapping[str, float]]
-"""What one process measured: medians by name, for each share by which decoding is slower."""
+"""Medians measured by one process, by slowdown and name."""
 
 
 def run(number: int) -> Run:
-    """In a process of its own."""
+    """Measure in a separate process."""
     found = {}
     for share in COMPARISONS:
         with patch.object(timings, "generate", timings.slower_generate(share)):
@@ -33,9 +33,9 @@ def run(number: int) -> Run:
 
 
 def compared(runs: Sequence[Run], name: str, share: float) -> Iterator[bool]:
-    """Whether it is called slower: each process that can begin a comparison, for each of the baselines of others.
+    """Whether each comparison reports a slowdown, over all starting processes and baselines of other processes.
 
-    A baseline is of processes one after the other, and so is what is compared with it.
+    Both a baseline and its comparison consist of consecutive processes.
     """
 
     def measure(number: int) -> Measure:
@@ -51,7 +51,7 @@ def compared(runs: Sequence[Run], name: str, share: float) -> Iterator[bool]:
 
 
 def false_alarms() -> Iterator[str]:
-    """200 comparisons of each kind of time in which nothing is slower, and 100 in which decoding takes 15 % longer."""
+    """Run 200 comparisons of each time without a slowdown, and 100 with decoding slowed by 15 %."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         runs = []
         for found in pool.map(run, range(RUNS)):

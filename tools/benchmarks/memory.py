@@ -1,4 +1,4 @@
-"""Peak memory of a process of its own: ``python -m tools.benchmarks.memory WHAT TOKENS [PRESS KEEP_RATIO]``."""
+"""Peak memory of a separate process: ``python -m tools.benchmarks.memory WHAT TOKENS [PRESS KEEP_RATIO]``."""
 
 import resource
 import subprocess
@@ -14,11 +14,11 @@ from pressgauge.presses import PRESSES
 from tools.benchmarks.shapes import llama, tokens
 
 What = Literal["perplexity", "prompt"]
-"""A one-pass perplexity, or a prompt that goes into a cache."""
+"""A one-pass perplexity, or a prompt fed to a cache."""
 
 
 def peak(what: What, count: int, press: str | None = None, keep_ratio: float = 0.5) -> int:
-    """Bytes that a fresh process needs at most, for so many tokens; without a press, of a plain forward pass or an
+    """Peak memory of a new process in bytes, for ``count`` tokens; without a press, of a plain forward pass or an
     uncompressed cache."""
     arguments = [what, str(count), *([] if press is None else [press, str(keep_ratio)])]
     command = [sys.executable, "-m", "tools.benchmarks.memory", *arguments]
@@ -27,7 +27,7 @@ def peak(what: What, count: int, press: str | None = None, keep_ratio: float = 0
 
 
 def main() -> None:
-    """Measure in this process and print the bytes."""
+    """Measure this process, and print the bytes."""
     what, count, *pressed = sys.argv[1:]
     assert what in get_args(What), what
     press = PRESSES[pressed[0]](keep_ratio=float(pressed[1])) if pressed else None
@@ -35,7 +35,7 @@ def main() -> None:
         model = llama()
         perplexity(model, tokens(model, int(count)), press, method="onepass" if press else "plain")
     else:
-        # What scoring needs is needed by one layer after the other.
+        # Scoring needs its memory in one layer at a time.
         model = llama(layers=2)
         with torch.no_grad(), press(model) if press else nullcontext():
             model(tokens(model, int(count)), logits_to_keep=1, use_cache=True)

@@ -1,4 +1,4 @@
-"""One-pass perplexity beside a plain forward pass with the same loss, and beside decoding token by token."""
+"""One-pass perplexity, relative to a plain forward pass with the same loss and to token-by-token decoding."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,7 +16,7 @@ from tools.benchmarks.shapes import llama, pythia, tokens
 
 
 def compare(first: Callable[[], object], second: Callable[[], object], pairs: int) -> Ratio:
-    """The time of the first as a ratio to that of the second."""
+    """Ratio of the time of the first function to that of the second."""
     return ratio(interleave(lambda: seconds(first), lambda: seconds(second), pairs))
 
 
@@ -72,7 +72,7 @@ def long() -> Iterator[str]:
 
 
 def space() -> Iterator[str]:
-    """The same Llama: peak memory of a process, with 8,192 tokens and with 32,768."""
+    """Peak memory of a process with the same Llama, for 8,192 and 32,768 tokens."""
     plain = memory.peak("perplexity", 8192)
     for keep_ratio in (0.5, 0.9):
         mine = memory.peak("perplexity", 8192, "knorm", keep_ratio)

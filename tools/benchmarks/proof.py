@@ -1,4 +1,4 @@
-"""What the proof at the end of every pass costs: decoding with it beside decoding without."""
+"""Cost of the proof at the end of every pass: decoding with it, relative to decoding without."""
 
 from collections.abc import Iterator
 from unittest.mock import patch
@@ -10,7 +10,7 @@ from tools.benchmarks.shapes import llama, tokens
 
 
 def proof() -> Iterator[str]:
-    """TPOT of an attached press on the reference model, which is tiny, and on a small Llama."""
+    """TPOT of an attached press on the tiny reference model and on a small Llama."""
     press = KnormPress(0.5, prune_after=64)
     for what, model, limit in (("reference", load("reference")[0], 1.01), ("Llama", llama(), 1.01)):
         ids = tokens(model, 128)

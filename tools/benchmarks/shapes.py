@@ -1,4 +1,4 @@
-"""Models of the shapes that are timed, with random weights: what a press costs does not depend on them."""
+"""Models of the timed shapes, with random weights, since times do not depend on weights."""
 
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel

@@ -1,1 +1,1 @@
-"""The published comparison of presses, measured: ``python -m tools.comparison`` writes ``docs/comparison.md``."""
+"""Comparison of presses with published claims: ``python -m tools.comparison`` writes ``docs/comparison.md``."""

@@ -1,4 +1,4 @@
-"""``python -m tools.comparison``: measures all presses side by side, and writes ``docs/comparison.md``."""
+"""``python -m tools.comparison``: measure all presses on the same documents, and write ``docs/comparison.md``."""
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -36,11 +36,11 @@ PROJECT = Path(__file__).parents[2]
 SHARED = PROJECT.parent / "shared"
 DOCUMENTS = 16
 PROMPT, NEW_TOKENS, PAIRS = 512, 16, 5
-"""Of timing."""
+"""Settings of timing."""
 
 
 def usual() -> list[Case]:
-    """The reference model on its language, and a pretrained model on stories of its own and on real text."""
+    """The reference model on its language, and a pretrained model on its own stories and on WikiText-2."""
     stories = SHARED / "models" / "tinystories-260k"
     wikitext = SHARED / "data" / "wikitext-2" / "test.txt"
     for path in (stories, wikitext):
@@ -55,14 +55,14 @@ def usual() -> list[Case]:
             str(wikitext),
             DOCUMENTS,
             512,
-            "This model knows nothing but stories: what lies further back is noise to it here, so that perplexity "
-            "falls as entries go, and a claim of an upper bound holds for a bad reason.",
+            "The model was trained on stories only. Distant context is noise to it here, so evictions lower "
+            "perplexity, and a claim of an upper bound holds for the wrong reason.",
         ),
     ]
 
 
 def timings(case: Case) -> Iterator[tuple[tuple[str, str], Ratio]]:
-    """Time per token under each press and schedule, with ``keep_ratio`` .5, in float32."""
+    """Time per token for each press and schedule, with ``keep_ratio`` .5, in float32."""
     _, ids = texts(case)
     model, _ = load(case.model)
     ids = ids[:1, :PROMPT]
@@ -73,23 +73,25 @@ def timings(case: Case) -> Iterator[tuple[tuple[str, str], Ratio]]:
 
 
 def main(
-    model: Annotated[str | None, typer.Option(help="a folder or a hub's name, in place of the usual models")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="a folder or a name on the hub, instead of the usual models")
+    ] = None,
     text: Annotated[str, typer.Option(help="with --model: its text")] = "wikitext-2",
     documents: Annotated[int, typer.Option(help="documents of each text, at least 2")] = DOCUMENTS,
     tokens: Annotated[int, typer.Option(help="with --model: tokens per document, at least 128")] = 1024,
     folder: Annotated[
-        Path | None, typer.Option(help="where the page and its pictures are written (default: docs, without --model)")
+        Path | None, typer.Option(help="folder for the page and its plots (default: docs, without --model)")
     ] = None,
-    timing: Annotated[bool, typer.Option(help="also take times")] = True,
+    timing: Annotated[bool, typer.Option(help="also measure time per token")] = True,
 ) -> None:
-    """Measure what the reports claim, and write the page."""
+    """Measure the claims of the reports, and write the page."""
     if documents < 2:
-        raise typer.BadParameter(f"--documents must be at least 2, of which an interval can be taken, got {documents}")
+        raise typer.BadParameter(f"--documents must be at least 2, for a confidence interval, got {documents}")
     if tokens < 2 * PRUNE_AFTER:
         raise typer.BadParameter(f"--tokens must be at least {2 * PRUNE_AFTER}, got {tokens}")
     if folder is None:
         if model is not None:
-            raise typer.BadParameter("--model needs --folder, so that the page of the usual models stays")
+            raise typer.BadParameter("--model needs --folder, so that the page of the usual models is not overwritten")
         folder = PROJECT / "docs"
     if not folder.is_dir():
         raise typer.BadParameter(f"--folder must be a folder that exists, got {str(folder)!r}")

@@ -1,20 +1,20 @@
-"""What the reports claim that compression does to perplexity, and whether a measurement agrees."""
+"""Published claims about the effect of compression on perplexity, and their verification."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 Verdict = Literal["holds", "cannot be decided", "fails: more", "fails: less"]
-"""Of a claim that fails: whether perplexity rises by more or by less than is claimed."""
+"""A claim fails if perplexity rises by more or by less than claimed."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A press that drops this share is to raise perplexity by so much.
+    """Claimed change of perplexity for a press and a keep ratio.
 
     Attributes:
-        press: by its name on the command line.
-        keep_ratio: of which the reports give the complement, "20 % compression".
-        low, high: the change of perplexity, relative; equal if the claim is one number, which is then the most.
+        press: name on the command line.
+        keep_ratio: the complement of the reports' ratio, such as "20 % compression".
+        low, high: relative change of perplexity; equal if the claim is a single number, an upper bound.
     """
 
     press: str
@@ -39,8 +39,11 @@ CLAIMS = (
 
 
 def verdict(claim: Claim, interval: tuple[float, float]) -> Verdict:
-    """Of a claim, given the 95 % interval of the measured change: it holds if the whole interval lies in what is
-    claimed, fails if none of it does, and cannot be decided otherwise. A single number is an upper bound."""
+    """Verdict on a claim, given the 95 % confidence interval of the measured change.
+
+    A claim holds if the interval lies within the claimed range, fails if they are disjoint, and cannot be decided
+    otherwise. A single number is an upper bound.
+    """
     low, high = interval
     least = float("-inf") if claim.low == claim.high else claim.low
     if low > claim.high:

@@ -1,4 +1,4 @@
-"""What a press does to the perplexity of documents, beside the same documents uncompressed."""
+"""Effect of a press on the perplexity of documents, paired with the same documents uncompressed."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ RATIOS = (0.8, 0.7, 0.5, 0.3, 0.2)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 PRUNE_AFTER = 64
 SAMPLED = "sampled"
-"""The text that is sampled from the model itself."""
+"""Name of the text sampled from the model itself."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Case:
     """A model and a text.
 
     Attributes:
-        name: of the case, for people.
+        name: name on the page.
         model: a model that ``pressgauge.models.load`` knows.
         text: a text that ``pressgauge.texts.load_text`` knows, or ``sampled``.
-        documents, tokens: how many documents of how many tokens.
-        remark: what a reader has to know to judge what comes out; ends with a full stop.
+        documents, tokens: number of documents, and of tokens in each.
+        remark: note for the interpretation of the results; ends with a full stop.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Change:
-    """A mean over documents with its 95 % interval, by Student's t."""
+    """Mean over documents with its 95 % confidence interval, by Student's t."""
 
     mean: float
     low: float
@@ -56,14 +56,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Effect:
-    """What a press does.
+    """Effect of a press.
 
     Attributes:
-        ppl: change of perplexity, relative.
-        recalled: change of the NLL of facts that are recalled, in nats, over the documents that have some; None where
-            fewer than two have.
-        held: entries that a layer holds at the end, in the mean.
-        vacuous: nothing that was scored met an eviction.
+        ppl: relative change of perplexity.
+        recalled: change of the NLL of recalled facts, in nats, over the documents with such facts; None for fewer than
+            two.
+        held: mean number of entries that a layer holds at the end.
+        vacuous: whether no scored token was affected by an eviction.
     """
 
     ppl: Change
@@ -73,13 +73,13 @@ class Effect:
 
 
 def prepare() -> None:
-    """Of every process that measures: its own core, and no progress bars of transformers."""
+    """Set up a process: one thread, and no progress bars of transformers."""
     torch.set_num_threads(1)
     disable_progress_bar()
 
 
 def change(differences: Sequence[float]) -> Change:
-    """Of documents that were measured twice."""
+    """Mean and confidence interval of paired differences, one per document."""
     count = len(differences)
     mean = math.fsum(differences) / count
     spread = math.sqrt(math.fsum((one - mean) ** 2 for one in differences) / (count - 1) / count)
@@ -88,9 +88,9 @@ def change(differences: Sequence[float]) -> Change:
 
 
 def sampled(model: Any, tokenizer: Any, documents: int, tokens: int) -> Tensor:
-    """Texts ``[documents, tokens]`` sampled from a model, which is what it knows best."""
+    """Texts ``[documents, tokens]`` sampled from a model."""
     start = torch.full((documents, 1), tokenizer.bos_token_id)
-    # No token ends a text: -1 is none.
+    # -1 disables the end-of-text token.
     return generate(model, start, None, tokens - 1, temperature=1.0, seed=0, eos_token_id=-1).tokens
 
 
@@ -105,25 +105,25 @@ def texts(case: Case) -> tuple[Any, Tensor]:
 
 @cache
 def uncompressed(case: Case, prompt: int) -> Perplexity:
-    """The other arm, which scores the same tokens."""
+    """Perplexity of the uncompressed arm, on the same tokens."""
     model, ids = texts(case)
     return perplexity(model, ids, None, prompt)
 
 
 def recalled(case: Case, prompt: int) -> Tensor | None:
-    """``[documents, scored]``: which tokens are facts that are recalled; None where nobody knows."""
+    """Mask of recalled facts, ``[documents, scored]``, or None if unknown."""
     if case.text != "reference":
         return None
     return torch.tensor([document(seed, case.tokens).recalled for seed in range(case.documents)])[:, prompt:]
 
 
 def press_of(name: str, schedule: Schedule, keep_ratio: float) -> Press:
-    """A press as it is compared: with its own defaults, but for the length below which nothing is pruned."""
+    """A press with its defaults, except for ``prune_after``."""
     return PRESSES[name](keep_ratio=keep_ratio, prune_after=PRUNE_AFTER, schedule=schedule)
 
 
 def effect(case: Case, name: str, schedule: Schedule, keep_ratio: float) -> Effect:
-    """Of one press on the documents of a case."""
+    """Effect of one press on the documents of a case."""
     model, ids = texts(case)
     prompt = usual_prompt([schedule], case.tokens)
     plain = uncompressed(case, prompt)

@@ -1,4 +1,4 @@
-"""The page of the comparison, in words, tables and pictures."""
+"""The page of the comparison: text, tables and plots."""
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,14 +19,14 @@ Key = tuple[str, str, str, float]
 """The case's name, the press, the schedule and the ratio."""
 
 UNSIZED = "step"
-"""The schedule under which the ratio does not say how much is held, so that it says nothing of a claim."""
+"""Schedule under which the ratio does not set the number of held entries, so claims are not tested."""
 _COLOURS = ("#0072B2", "#D55E00", "#767676", "#CC79A7", "#009E73", "#E69F00", "#56B4E9")
 COLOURS = dict(zip(PRESSES, cycle(_COLOURS)))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that was measured."""
+    """All measurements."""
 
     cases: Sequence[Case]
     effects: Mapping[Key, Effect]
@@ -54,7 +54,7 @@ def _judged(claim: Claim, schedule: str, found: Effect) -> str:
 
 
 def claims(comparison: Comparison) -> Iterator[str]:
-    """Each claim beside what was measured."""
+    """Table of the claims with their measurements."""
     yield "| claim | text | budget | step | prefill |"
     yield "| --- | --- | --- | --- | --- |"
     for claim in CLAIMS:
@@ -67,7 +67,7 @@ def claims(comparison: Comparison) -> Iterator[str]:
 
 
 def tally(comparison: Comparison) -> Iterator[str]:
-    """How many of the measurements of each claim agree with it."""
+    """Table of the verdicts on each claim."""
     kinds = get_args(Verdict)
     yield f"| claim | {' | '.join(kinds)} |"
     yield f"| --- |{' ---: |' * len(kinds)}"
@@ -81,7 +81,7 @@ def tally(comparison: Comparison) -> Iterator[str]:
 
 
 def figures(comparison: Comparison, case: Case) -> Iterator[str]:
-    """All that was measured of one case."""
+    """Table of all measurements of one case."""
     facts = any(effect.recalled for key, effect in comparison.effects.items() if key[0] == case.name)
     yield f"| press | schedule | keep_ratio | perplexity |{' recalled facts, nats |' if facts else ''} held |"
     yield f"| --- | --- | ---: | ---: |{' ---: |' if facts else ''} ---: |"
@@ -94,7 +94,7 @@ def figures(comparison: Comparison, case: Case) -> Iterator[str]:
 
 
 def times(comparison: Comparison) -> Iterator[str]:
-    """Time per token, as a ratio to the uncompressed model."""
+    """Table of time per token, as a ratio to the uncompressed model."""
     yield "| press | budget | step | prefill |"
     yield "| --- | ---: | ---: | ---: |"
     for press in PRESSES:
@@ -103,7 +103,7 @@ def times(comparison: Comparison) -> Iterator[str]:
 
 
 def picture(comparison: Comparison, case: Case) -> Figure:
-    """Change of perplexity along the ratio, a panel for each schedule; claims as bars."""
+    """Plot of the change of perplexity by ratio, one panel per schedule; claims as bars."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     panels = figure.subplots(1, len(SCHEDULES), sharey=True)
     for axes, schedule in zip(panels, SCHEDULES, strict=True):
@@ -131,44 +131,44 @@ def picture(comparison: Comparison, case: Case) -> Figure:
 
 
 def words(case: Case) -> str:
-    """A case in a sentence."""
+    """Description of a case."""
     text = {SAMPLED: "sampled from the model itself", "reference": "of the reference language"}.get(case.text, "")
     what = f"**{case.name}**: {case.documents} documents of {case.tokens} tokens{f' {text}' if text else ''}."
     return f"{what} {case.remark}".strip()
 
 
 INTRODUCTION = """
-Written by `{command}`. Reports compare KnormPress with H2O, StreamingLLM and SnapKV in a table of changes of perplexity
-that nobody measured side by side. Here all presses see the same documents under the same model, each with the defaults
-of this package, whose [API](api.md) says where papers have others, by the one pass in float64; both arms score the same
-tokens. A change is the exponential of the mean difference of NLL over documents, with its 95 % interval (Student's t,
-over documents). Nothing is pruned up to {least} entries; no layer is skipped. Under `budget` and `step` every token is
-fed singly; under `prefill` the first three quarters, {prompt} of {all} tokens, are one pass, after which the press acts
-once, and the last quarter is scored. `random` is what any press has to beat.
+Written by `{command}`. Reports compare KnormPress with H2O, StreamingLLM and SnapKV in a table of perplexity changes
+that were not measured under the same conditions. Here all presses run on the same documents and models, each with the
+defaults of this package (the [API](api.md) notes where papers use others), in one pass in float64. Both arms score the
+same tokens. A change is the exponential of the mean NLL difference over documents, with its 95 % confidence interval
+(Student's t, over documents). Layers with up to {least} entries evict nothing; no layer is skipped. Under `budget` and
+`step` tokens are fed one by one. Under `prefill` the first three quarters, {prompt} of {all} tokens, are one pass,
+after which the press acts once, and the last quarter is scored. `random` is the baseline for all presses.
 """
 VERDICTS = """
-A claim *holds* if the whole interval lies in what is claimed, *fails* if none of it does, since perplexity rises by
-more or by less, and *cannot be decided* otherwise; one of at most so much holds for any fall. The reports, which are
-not published, give neither a schedule nor a text, so that each claim meets all texts, and the two schedules under which
-the ratio says how much is held. Under `step` it does not: never more than {least} entries are left whatever it is, so
-that what is measured stands beside how many are held, and is not counted. Under `prefill` the ratio is that of the
-prompt. What holds or fails here was measured on these models, and says nothing certain of much larger ones.
+A claim *holds* if the confidence interval lies within the claimed range, *fails* if they are disjoint, since perplexity
+rises by more or by less, and *cannot be decided* otherwise. An upper bound also holds for any decrease. The reports are
+not published and give neither a schedule nor a text, so each claim is tested on all texts and on the two schedules
+under which the ratio sets the number of held entries. Under `step` at most {least} entries are retained at any ratio,
+so the change is shown with the number held, and is not counted. Under `prefill` the ratio is that of the prompt. The
+verdicts are for these models and may differ for much larger ones.
 """
 TIMES = """
-The time per later token as a ratio to the same model uncompressed, with a `keep_ratio` of .5: the median of pairs with
-its 95 % interval, on {machine}. This is a property of the machine and of the model, and the time of a small one is
-Python's: unlike all above, it comes out otherwise every time.
+Time per output token as a ratio to the same model uncompressed, with a `keep_ratio` of .5: the median of pairs with its
+95 % confidence interval, on {machine}. It depends on the machine and the model. Small models spend most of their time
+in Python, and unlike all other figures, these vary from run to run.
 """
 
 
 def paragraph(text: str, **values: object) -> str:
-    """A text in lines of at most 120 characters."""
+    """Wrap a text at 120 characters."""
     text = " ".join(text.format(**values).split())
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def page(comparison: Comparison, command: str, names: Mapping[str, str]) -> Iterator[str]:
-    """The page; ``names`` are the files of the pictures, by case."""
+    """Lines of the page; ``names`` are the files of the plots, by case."""
     longest = max(comparison.cases, key=lambda case: case.tokens)
     yield "# The claims of reports, measured"
     yield ""
@@ -193,7 +193,7 @@ def page(comparison: Comparison, command: str, names: Mapping[str, str]) -> Iter
     yield ""
     yield "## The curves"
     yield ""
-    yield "Bands are 95 % intervals, bars the claims. The scale is linear up to 10 % and logarithmic beyond."
+    yield "Bands are 95 % confidence intervals, bars the claims. The scale is linear up to 10 % and logarithmic beyond."
     for case in comparison.cases:
         yield ""
         yield f"![{case.name}]({names[case.name]})"

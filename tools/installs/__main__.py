@@ -1,5 +1,5 @@
 """``python -m tools.installs``: run the install lines of README and docs in empty environments, and
-see that what they install works. pip's own variables hold the releases."""
+use the installation. pip's environment variables pin the releases."""
 
 import os
 import shlex
@@ -14,7 +14,7 @@ from tools.installs.lines import CLONE, distinct, folder
 
 
 def run(command: list[str], where: Path, environment: Path, *, status: int = 0) -> str:
-    """What a command prints that finds the programs of an environment, and no module of this one.
+    """Output of a command run with the programs of an environment, without modules of this one.
 
     Raises:
         SystemExit: if it ends with another status.
@@ -28,7 +28,7 @@ def run(command: list[str], where: Path, environment: Path, *, status: int = 0) 
 
 
 def works(lines: list[str], where: Path, environment: Path) -> None:
-    """Use what was installed: each command succeeds, and conformance finds out the example of its page."""
+    """Check an installation: commands succeed, and the conformance suite finds the bug in the example of its page."""
     if lines[-1].endswith(" nox"):
         run(["python", "-m", "nox", "--version"], where, environment)
         return
@@ -43,7 +43,7 @@ def works(lines: list[str], where: Path, environment: Path) -> None:
         (package / "my_module.py").write_text(blocks(page, "python")[0][1], encoding="utf-8")
         suite = next(shlex.split(line) for line in commands(page) if "--pyargs" in line)
         found = run([*suite, "-k", "prune_after or something_is_evicted"], where, environment, status=1)
-        assert "broken          nothing is pruned up to prune after" in found, found
+        assert "broken          nothing is evicted up to prune after" in found, found
         assert "held            something is evicted" in found, found
 
 

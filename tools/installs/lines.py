@@ -1,4 +1,4 @@
-"""The install lines of README and docs, each in the folder that it is typed in."""
+"""The install lines of README and docs, and the folders they are run in."""
 
 import shlex
 from itertools import groupby
@@ -7,11 +7,11 @@ from pathlib import Path
 from support.pages import PAGES, ROOT, blocks, name_of
 
 CLONE = "path/to/pressgauge"
-"""What the pages write for the clone, where a command is not typed in it."""
+"""Path of the clone in commands that are not run in it."""
 
 
 def installs() -> dict[str, list[str]]:
-    """By where it is, the install lines of each console block; what follows ``&&`` is left away."""
+    """Install lines of each console block, by page and line, without what follows ``&&``."""
     found = {}
     for page in PAGES:
         for line, block in blocks(page, "console"):
@@ -22,18 +22,18 @@ def installs() -> dict[str, list[str]]:
 
 
 def is_install(command: str) -> bool:
-    """Whether pip is to install something."""
+    """Whether a command is ``pip install``."""
     return shlex.split(command)[:4] == ["python", "-m", "pip", "install"]
 
 
 def distinct() -> dict[str, list[str]]:
-    """The same, without blocks that repeat another."""
+    """Install lines without repeated blocks."""
     by_lines = groupby(sorted(installs().items(), key=lambda item: item[1]), key=lambda item: item[1])
     return {" ".join(where for where, _ in same): lines for lines, same in by_lines}
 
 
 def folder(lines: list[str], elsewhere: Path) -> Path:
-    """The clone; or, for lines that give its path, a folder in which it has this path."""
+    """The clone, or a folder in which the clone has the path given in the lines."""
     if not any(CLONE in line for line in lines):
         return ROOT
     link = elsewhere / CLONE

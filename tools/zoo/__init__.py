@@ -1,1 +1,1 @@
-"""Every causal architecture of the installed transformers, tiny and random: a press is right on it, or refused."""
+"""Presses on every causal architecture of the installed transformers, with tiny random models."""

@@ -1,4 +1,4 @@
-"""``python -m tools.zoo [NAME...]``: examine all causal architectures and write ``docs/zoo.md``, or some."""
+"""``python -m tools.zoo [NAME...]``: examine all causal architectures and write ``docs/zoo.md``, or the named ones."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ def _verdict(text: str) -> Verdict:
 
 
 def main() -> None:
-    """Exits with 1 if any architecture is silently wrong, crashes, or is refused by a sentence that is not true."""
+    """Exit with 1 if a press is silently wrong on an architecture, crashes, or refuses it with a false message."""
     parser = argparse.ArgumentParser(prog="zoo", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="model types of transformers (default: all)")
     asked = parser.parse_args().names

@@ -1,4 +1,4 @@
-"""Runs a function for many arguments, each in a process of its own, so that none can stop the others."""
+"""Calls of a function in separate processes, so that a crash stops only its own call."""
 
 import multiprocessing
 import resource
@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.connection import Connection
 
 _MEMORY = 12 << 30
-"""Bytes of address space that one process may have."""
+"""Limit on the address space of a process, in bytes."""
 
 
 def _child(function: Callable[[str], str], argument: str, pipe: Connection) -> None:
@@ -17,7 +17,7 @@ def _child(function: Callable[[str], str], argument: str, pipe: Connection) -> N
 
 
 def _one(function: Callable[[str], str], argument: str, seconds: float) -> tuple[str, str]:
-    # What is imported here already, which takes longer than most runs, is there in the child.
+    # A forked child need not repeat imports, which take longer than most runs.
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(function, argument, sender), daemon=True)
@@ -38,8 +38,7 @@ def _one(function: Callable[[str], str], argument: str, seconds: float) -> tuple
 def each(
     function: Callable[[str], str], arguments: Sequence[str], *, workers: int, seconds: float = 240
 ) -> Iterator[tuple[str, str]]:
-    """Each argument and what the function returned for it, in the order in which they are done; where there is no
-    result, a sentence that says why."""
+    """Arguments and results, in order of completion; for a failed call, the reason instead of a result."""
     with ThreadPoolExecutor(workers) as pool:
         for done in as_completed([pool.submit(_one, function, argument, seconds) for argument in arguments]):
             yield done.result()

@@ -1,4 +1,4 @@
-"""The page of the documentation that the zoo writes."""
+"""The page ``docs/zoo.md``."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,14 +22,14 @@ from support.zoo.examine import (
 
 KINDS = {
     RIGHT: "all checks pass, with the listed layers skipped",
-    REFUSED: "the press raises an error with a correct message, and no layer is left to prune",
+    REFUSED: "the press raises an error with a correct message, and no supported layer is left",
     FALSE: "the press raises an error, and the workaround in its message fails",
     WRONG: "a result differs from the oracle's, without an error",
     CRASH: "an error that pressgauge does not raise itself, or a timeout",
     UNCHECKED: "the oracle cannot mask the attention of this model",
     NOT_BUILT: "no tiny model could be built and run here",
 }
-"""What the verdicts mean, in the order of the page."""
+"""Meanings of the verdicts, in the order of the page."""
 
 INTRODUCTION = """# Architectures
 
@@ -59,8 +59,8 @@ model must agree with the stock model. The run fails if the verdict on any archi
 
 
 def _cell(text: str) -> str:
-    """Text that stays as it is in a cell of a table."""
-    # What a package says of another one's installation is no line of ours.
+    """Text escaped for a cell of a table."""
+    # A test reads lines with `pip install` as instructions of this project.
     text = text.replace("pip install", "installing")
     for sign in "|*_<":
         text = text.replace(sign, f"\\{sign}")
@@ -68,7 +68,7 @@ def _cell(text: str) -> str:
 
 
 def _sentence(verdict: Verdict) -> str:
-    """What a verdict says, without the release, which the page says once."""
+    """Message of a verdict, without the release, which is given once."""
     return _cell(verdict.detail.replace(f" (transformers {transformers.__version__})", ""))
 
 

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Writing files completely or not at all."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,8 +6,8 @@ from tempfile import TemporaryDirectory
 
 
 def write_files(folder: Path, files: Mapping[str, str]) -> None:
-    """Put texts in a folder by the names of their files, when all are written; its parent exists."""
-    # An existing folder may be on a device of its own, across which no file can be moved.
+    """Write texts to files in a folder after all are prepared; the parent of the folder must exist."""
+    # An existing folder may be on another device, to which files cannot be moved.
     beside = folder if folder.exists() else folder.parent
     with TemporaryDirectory(prefix=f".{folder.name}.", dir=beside) as unfinished:
         for name, text in files.items():

@@ -33,7 +33,7 @@ class Journal:
             return
         if not resume:
             raise ValueError(
-                f"{str(path)!r} has the results of a sweep that was interrupted: go on with --resume, or delete it"
+                f"{str(path)!r} has the results of a sweep that was interrupted: continue with --resume, or delete it"
             )
         text = path.read_text(encoding="utf-8")
         # A line without an end was being written when the sweep was interrupted.

@@ -1,16 +1,16 @@
-"""What there is to say of a measured quantity besides its value, and the bands of the change. Without torch."""
+"""Declarations of measured quantities, and the bands of the change. Without torch."""
 
 from collections.abc import Callable
 from dataclasses import Field, dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 BANDS = (0.2, 0.3)
-"""Changes in perplexity that verdicts are told apart by: the reports' own."""
+"""Changes in perplexity that separate the verdicts, as in the reports."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its heading, and how it writes the quantity of a row."""
+    """A column of a table: its heading, and the text of a row's quantity."""
 
     heading: str
     text: Callable[[Any], str]
@@ -58,5 +58,5 @@ def _quantity(field: Field[Any]) -> Quantity | None:
 
 
 def declared(kind: type[Any]) -> dict[str, Quantity]:
-    """The quantities of a dataclass, by its fields that are annotated with one."""
+    """Quantities of a dataclass, by the fields annotated with them."""
     return {field.name: found for field in fields(kind) if (found := _quantity(field)) is not None}

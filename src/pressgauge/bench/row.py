@@ -1,4 +1,4 @@
-"""One row of results: a press on a text under a model, measured."""
+"""One row of results: the measurement of a press on a text under a model."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from pressgauge.timing import Ratio, Timing
 
 @dataclass(frozen=True)
 class Source:
-    """What was measured on, by the names that a user gave."""
+    """Model, text, dtype and device of a measurement, by the names that a user gave."""
 
     model: str
     text: str
@@ -23,12 +23,12 @@ class Source:
 
 
 CHANGELESS = ("uncompressed", "vacuous", "not a number")
-"""Verdicts of rows that have no change in perplexity to speak of."""
+"""Verdicts of rows without a meaningful change in perplexity."""
 MEMORY = {
-    "device": "the most that the device had allocated during a run, the model included",
+    "device": "peak memory allocated on the device in a run, including the model",
     "cache": "the bytes of the cache's storage at the end of a run",
 }
-"""What memory is of, by ``peak_memory_of``."""
+"""Descriptions of memory, by ``peak_memory_of``."""
 
 
 def _span(numbers: tuple[int, ...], dash: str, separator: str = "") -> str:
@@ -53,15 +53,15 @@ def bands_in_words(bands: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. ``None`` stands for what was not measured; times are measured only when asked for.
+    """One measurement. ``None`` stands for a missing value; times are optional.
 
-    The names of its fields are those of the JSON. A field that is measured is annotated with its ``Quantity``, and is
-    taken from the property of this name of ``Perplexity`` or ``Timing``.
+    The names of its fields are those of the JSON. A measured field is annotated with its ``Quantity``, and is the
+    property of this name of ``Perplexity`` or ``Timing``.
 
     Attributes:
-        warnings: why nothing that is measured with this model on this text says anything about a press, a sentence
-            each; usually none.
-        bands: changes in perplexity that verdicts are told apart by, ascending.
+        warnings: reasons why measurements with this model on this text say nothing about a press, a sentence each;
+            usually none.
+        bands: ascending changes in perplexity that separate the verdicts.
     """
 
     press: str
@@ -77,7 +77,7 @@ class Row:
         float,
         Quantity(
             "perplexity",
-            "how surprised the model is by the next token: the exponential of the mean NLL of the scored tokens",
+            "the exponential of the mean NLL of the scored tokens",
             better="less",
             page=Column("perplexity", lambda row: number(row.ppl, 4)),
             terminal=Column("perplexity", lambda row: f"{row.ppl:.3f}"),
@@ -99,7 +99,7 @@ class Row:
         float,
         Quantity(
             "accuracy",
-            "share of scored tokens that were the model's top-1 choice",
+            "share of scored tokens that were the model's top-1 prediction",
             "share of tokens",
             "more",
             page=Column("accuracy", lambda row: percent(row.accuracy)),
@@ -112,7 +112,7 @@ class Row:
         int,
         Quantity(
             "affected tokens",
-            "scored tokens whose query missed an entry that had been evicted",
+            "scored tokens whose query came after an eviction in its row",
             "tokens",
             page=Column("affected / scored", lambda row: f"{row.affected_tokens:,} / {row.scored_tokens:,}"),
             terminal=Column("affected", lambda row: f"{row.affected_tokens}/{row.scored_tokens}"),
@@ -141,7 +141,7 @@ class Row:
         int,
         Quantity(
             "keys and values",
-            "memory of the entries that are held at the end",
+            "memory of the entries held at the end",
             "bytes",
             "less",
             page=Column("keys and values", lambda row: size(row.kv_bytes)),
@@ -149,9 +149,7 @@ class Row:
             drawn=True,
         ),
     ]
-    vacuous: Annotated[
-        bool, Quantity("vacuous", "whether no scored token was affected, although the press was to compress")
-    ]
+    vacuous: Annotated[bool, Quantity("vacuous", "whether no scored token was affected, although a press was given")]
     ttft_ratio: Annotated[
         float | None,
         Quantity(
@@ -249,8 +247,8 @@ class Row:
 
     @property
     def band(self) -> int | None:
-        """The band of the change in perplexity: 0 below the first of ``bands``, 1 up to the second, and so on; None if
-        there is no verdict on a press."""
+        """Band of the change in perplexity: 0 below the first of ``bands``, 1 up to the second, and so on; None if
+        there is no verdict."""
         finite = math.isfinite(self.ppl) and math.isfinite(self.ppl_change)
         if self.keep_ratio == 1 or not finite or self.vacuous or self.warnings:
             return None
@@ -259,10 +257,8 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """What the change in perplexity is called: ``uncompressed``; ``not a number`` if the perplexity is none or is
-        infinite; ``vacuous``; ``no verdict`` if there are warnings; else its band, by default ``within +20 %``,
-        ``within +30 %`` or ``above``.
-        """
+        """``uncompressed``; ``not a number`` if the perplexity is NaN or infinite; ``vacuous``; ``no verdict`` if there
+        are warnings; otherwise the band, by default ``within +20 %``, ``within +30 %`` or ``above``."""
         if self.keep_ratio == 1:
             return "uncompressed"
         if not (math.isfinite(self.ppl) and math.isfinite(self.ppl_change)):
@@ -275,26 +271,26 @@ class Row:
 
     @property
     def change(self) -> str:
-        """The change in perplexity: a percentage only where a press was at work, and gave a number."""
+        """The change in perplexity as a percentage, or the verdict if there is none."""
         return self.verdict if self.verdict in CHANGELESS else f"{self.ppl_change:+.1%}"
 
     @property
     def memory(self) -> str:
-        """Why there is no number for the memory: it was not measured, or is not available; empty if there is one."""
+        """Reason for a missing number of memory: not measured or not available; empty if there is a number."""
         if self.peak_memory_bytes is not None:
             return ""
         return "not available" if self.peak_memory_of else DASH
 
     @property
     def noise_is_even(self) -> bool:
-        """Whether 1 is in the intervals of the times; if not in the row of ``keep_ratio`` 1, trust no time."""
+        """Whether 1 is in the intervals of the times. If not in the row of ``keep_ratio`` 1, times are unreliable."""
         return all(at is None or at[0] <= 1 <= at[1] for at in (self.ttft_interval, self.tpot_interval))
 
     def as_dict(self) -> dict[str, object]:
         """The fields and the verdict, for JSON, which has neither NaN nor infinity.
 
-        A number that is not finite is None, like what was not measured, and ``not_finite`` says by name which it is:
-        ``NaN``, ``Infinity`` or ``-Infinity``.
+        Non-finite numbers are None, like missing values, and ``not_finite`` lists them by name: ``NaN``, ``Infinity``
+        or ``-Infinity``.
         """
         values = asdict(self)
         strange = {name: at for name, at in values.items() if isinstance(at, float) and not math.isfinite(at)}
@@ -304,7 +300,7 @@ class Row:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Row":
-        """The row whose ``as_dict`` went through JSON."""
+        """The row from the JSON of its ``as_dict``."""
         values: dict[str, Any] = {field.name: data[field.name] for field in fields(cls)}
         values |= {name: float(strange) for name, strange in data["not_finite"].items()}
         lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
@@ -312,11 +308,11 @@ class Row:
 
 
 QUANTITIES = declared(Row)
-"""What is measured, by the fields of a row."""
+"""Measured quantities, by the fields of a row."""
 
 
 def _measured(result: Perplexity | Timing) -> dict[str, Any]:
-    """The fields of a row that a result has by the same names; a ratio has its interval in another field."""
+    """Fields of a row that a result has by the same names; the interval of a ratio is in another field."""
     found: dict[str, Any] = {name: getattr(result, name) for name in QUANTITIES if hasattr(result, name)}
     for name, value in list(found.items()):
         if isinstance(value, Ratio):

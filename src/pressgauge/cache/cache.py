@@ -268,7 +268,7 @@ class PressedCache(_Readings, DynamicCache):
             return
         if self.press.needs_queries:
             raise ValueError(
-                f"cannot crop to {columns} tokens: {type(self.press).__name__} has counted the votes of the tokens "
+                f"cannot crop to {columns} tokens: {type(self.press).__name__} has counted the attention of the tokens "
                 "after them; start again with a new cache"
             )
         self._settle()
@@ -276,8 +276,8 @@ class PressedCache(_Readings, DynamicCache):
             last = table.masked_fill(table == NEVER, 0).max()
             if last > columns:
                 raise ValueError(
-                    f"cannot crop to {columns} tokens: layer {index} evicted entries after token {int(last)}, and "
-                    "they are gone; crop before anything is evicted, or start again with a new cache"
+                    f"cannot crop to {columns} tokens: layer {index} evicted entries after token {int(last)}, "
+                    "which cannot be restored; crop before anything is evicted, or start again with a new cache"
                 )
         # transformers' own layers first, since some of them raise.
         for layer in self.layers:

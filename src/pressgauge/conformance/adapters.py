@@ -85,7 +85,7 @@ class FunctionAdapter(Adapter):
         "dtypes": "the harness's own attention drives a function, which rounds otherwise than transformers'",
         "generate": "model.generate does not know functions over a cache",
         "side by side": "a function keeps no cache of its own",
-        "padding": "a function over the cache is never told what is padding",
+        "padding": "a function over the cache receives no padding mask",
     }
 
     @staticmethod
@@ -118,9 +118,7 @@ class ContextAdapter(Adapter):
     """An object used as ``with obj(model):``."""
 
     kind, words, schedule = "context", "a context manager around a model", "prefill"
-    beyond: ClassVar[Mapping[str, str]] = {
-        "side by side": "a context is around one model, and a cache at a time goes through it"
-    }
+    beyond: ClassVar[Mapping[str, str]] = {"side by side": "a context serves one model and one cache at a time"}
     shared = "in one context "
 
     @staticmethod

@@ -70,11 +70,11 @@ class Audit:
         same_key, same_value = _equal(keys, own_keys), _equal(values, own_values)
         both = same_key & same_value
         matches = both.sum(-1)
-        filler = (keys == 0).all(-1) & (values == 0).all(-1) & (matches == 0)
-        missing = torch.nonzero((matches == 0) & ~filler)
+        padding = (keys == 0).all(-1) & (values == 0).all(-1) & (matches == 0)
+        missing = torch.nonzero((matches == 0) & ~padding)
         if len(missing):
             self._explain(missing[0].tolist(), layer, number, same_key, same_value)
-        positions = both.int().argmax(-1).masked_fill(filler, GONE)
+        positions = both.int().argmax(-1).masked_fill(padding, GONE)
         ambiguous = int((matches > 1).sum())
         if ambiguous:
             self._resolve(positions, both, before, one.start)
@@ -119,7 +119,7 @@ class Audit:
         """Whether a token was retained after a pass: per layer, ``[passes, B, K, T]`` bool.
 
         Raises:
-            Departure: if a token is stored twice, or comes back after its eviction.
+            Departure: if a token is stored twice, or returns after its eviction.
         """
         trace = self.trace
         tokens = trace.ids.shape[1]

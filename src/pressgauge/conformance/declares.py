@@ -140,7 +140,7 @@ def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
     score = values.get("score")
     if score == "snapkv" and not values.get("recent"):
         raise ValueError(
-            "declares score 'snapkv' needs the window that votes, at least one token: declare it as recent"
+            "declares score 'snapkv' needs an observation window of at least one token: declare it as recent"
         )
     if score in VOTES:
         values["votes"] = VOTES[values.pop("score")]
@@ -163,8 +163,8 @@ def _check_score(score: Callable[..., Any]) -> None:
     except Exception as error:
         raise ValueError(
             "declares score must be a function score(keys, layer, head), keys being a head's vectors as lists, that "
-            "returns a function from a list of positions to the list of their scores, higher for what stays; for three "
-            f"keys and the positions [0, 2] it raises {type(error).__name__}: {error}"
+            "returns a function from a list of positions to the list of their scores, higher for retained entries; for "
+            f"three keys and the positions [0, 2] it raises {type(error).__name__}: {error}"
         ) from error
     if not right:
         raise ValueError(f"declares score must give a list of two numbers for the positions [0, 2], got {found!r}")

@@ -47,7 +47,7 @@ def difference(before: Fingerprint, after: Fingerprint) -> str:
 
 
 def guarded(model: PreTrainedModel) -> PreTrainedModel:
-    """Guard a model from now on. Must be called each time a shared model is handed out."""
+    """Guard a model from now on. Must be called whenever a shared model is passed to a test."""
     if id(model) not in _GUARDED:
         _GUARDED[id(model)] = model, fingerprint(model)
     _USED.add(id(model))
@@ -58,7 +58,7 @@ def changed(*, everywhere: bool = False) -> list[str]:
     """Class names of guarded models that have changed.
 
     Args:
-        everywhere: check all guarded models, not only those handed out since the last call.
+        everywhere: check all guarded models, not only those used since the last call.
     """
     asked = list(_GUARDED) if everywhere else list(_USED)
     _USED.clear()

@@ -69,11 +69,11 @@ class Support:
         grouped = "; ".join(f"{_layers(layers)} ({reason})" for reason, layers in alike.items())
         away = tuple(sorted({*reasons, *skipped}))
         left = [layer for layer in range(self.layers) if layer not in away]
-        start = f"{self.name} ({interface.VERSION}): a press cannot prune {grouped}"
+        start = f"{self.name} ({interface.VERSION}): a press does not support {grouped}"
         if not left:
-            return ValueError(f"{start}; that leaves no layer to prune, so {_ALONE}")
+            return ValueError(f"{start}; that leaves no layer to compress, so {_ALONE}")
         short = f" or skip_layers={UNPRUNABLE!r}" if set(reasons) <= set(self.reasons) else ""
-        return ValueError(f"{start}; pass skip_layers={away}{short}, which leaves {_layers(left)} to prune")
+        return ValueError(f"{start}; pass skip_layers={away}{short}, which leaves {_layers(left)} to compress")
 
     def check_index(self, index: int) -> None:
         """Raise ``ValueError`` if an attention module's layer index is outside the model."""

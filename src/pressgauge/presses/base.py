@@ -48,7 +48,7 @@ class Press(Budget, ABC):
         Raises:
             NotImplementedError: if not overridden.
         """
-        raise NotImplementedError(f"{type(self).__name__} needs queries, so it has to say which: define votes()")
+        raise NotImplementedError(f"{type(self).__name__} needs queries: define votes()")
 
     @abstractmethod
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
@@ -186,7 +186,7 @@ _LOOKED_AT = 64
 
 
 def check_fixed(press: Press, scores: Tensor, keys: Tensor, positions: Tensor, layer: int) -> None:
-    """Check a claim of ``fixed_scores`` by scoring subsets of the entries.
+    """Verify ``fixed_scores`` by scoring subsets of the entries.
 
     Rescores the first entries without the later ones, then the middle entry alone. A score that depends on other
     entries, on their number, or on the time of the call changes in one of the two.
@@ -220,8 +220,8 @@ def check_fixed(press: Press, scores: Tensor, keys: Tensor, positions: Tensor, l
         row, head, entry = (~same & own).nonzero()[0].tolist()
         position = int(positions[row, head, part.start + entry])
         raise ValueError(
-            f"{type(press).__name__} says fixed_scores = True, but in layer {layer} the score of the entry at position "
-            f"{position} was {float(before[row, head, entry]):.6g} among {entries} entries and then "
+            f"{type(press).__name__} declares fixed_scores = True, but in layer {layer} the score of the entry at "
+            f"position {position} was {float(before[row, head, entry]):.6g} among {entries} entries and then "
             f"{float(again[row, head, entry]):.6g} among {part.stop - part.start}: set fixed_scores = False in the "
             "class"
         )

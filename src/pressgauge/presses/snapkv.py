@@ -40,7 +40,9 @@ class SnapKVPress(Press):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.recent < 1:
-            raise ValueError(f"recent must be at least 1 for SnapKVPress, whose newest tokens vote, got {self.recent}")
+            raise ValueError(
+                f"recent must be at least 1 for SnapKVPress, which scores by the newest queries, got {self.recent}"
+            )
         if isinstance(self.kernel, bool) or not isinstance(self.kernel, int):
             raise TypeError(f"kernel must be a whole number, got {self.kernel!r}")
         if self.kernel < 1 or self.kernel % 2 == 0:

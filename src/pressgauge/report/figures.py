@@ -1,4 +1,4 @@
-"""The pictures of a report. Each function returns a matplotlib ``Figure`` and leaves pyplot's state alone."""
+"""Figures of a report. Each function returns a matplotlib ``Figure`` and does not change pyplot's state."""
 
 import io
 import math
@@ -28,7 +28,7 @@ from pressgauge.formats import scale
 
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
-    # The first is what texts are measured with: it comes with matplotlib, and few fonts are wider.
+    # Texts are measured with the first: it comes with matplotlib, and few fonts are wider.
     "font.sans-serif": ["DejaVu Sans", "sans-serif"],
     "font.size": 9,
     "axes.titlesize": 10,
@@ -48,29 +48,29 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
 }
 _WIDTH = 12
-# Okabe and Ito's colours, which colour-blind people can tell apart; more presses than that differ by their markers.
+# Okabe and Ito's colour-blind-safe colours; further presses differ by markers.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "os^DvPX*p"
 _GREY = "#767676"
 _BETTER = "#e5f3e8"
 
 CLEARLY = -0.3
-"""A correlation below this is called clearly negative."""
+"""Threshold of a clearly negative correlation."""
 _NUMBERS = 100
-"""Cells of a heat map that still have numbers in them."""
+"""Maximum number of cells of a heat map with numbers."""
 
 Value = Callable[[Row], float | None]
 
 
 def label(row: Row, rows: Sequence[Row]) -> str:
-    """The press of a row, and whatever of its settings not all rows share."""
+    """Press of a row, with settings that differ between rows."""
     names = ("schedule", "prune_after", "skip_layers", "dtype", "device")
     differ = [name for name in names if len({getattr(other, name) for other in rows}) > 1]
     return ", ".join([row.press, *(f"{name} {getattr(row, name)}" for name in differ)])
 
 
 def series(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows by their labels, each by falling keep ratio."""
+    """Rows by label, in descending keep ratio."""
     lines: dict[str, list[Row]] = {label(row, rows): [] for row in rows}
     for row in sorted(rows, key=lambda row: -row.keep_ratio):
         lines[label(row, rows)].append(row)
@@ -78,7 +78,7 @@ def series(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def relative(row: Row, rows: Sequence[Row], value: Value) -> float | None:
-    """A number of a row over that of the uncompressed row beside it, of its own press if there is one."""
+    """A quantity of a row relative to the uncompressed row, of its own press if there is one."""
     bases = [one for one in rows if one.keep_ratio == 1 and (one.dtype, one.device) == (row.dtype, row.device)]
     bases.sort(key=lambda one: label(one, rows) != label(row, rows))
     mine, whole = value(row), value(bases[0]) if bases else None
@@ -86,7 +86,7 @@ def relative(row: Row, rows: Sequence[Row], value: Value) -> float | None:
 
 
 def memory_of(rows: Sequence[Row]) -> str | None:
-    """What the rows' peak memory is of, if all have one and of the same kind."""
+    """Kind of the rows' peak memory, if all have one of the same kind."""
     kinds = {row.peak_memory_of if row.peak_memory_bytes is not None else None for row in rows}
     return kinds.pop() if len(kinds) == 1 else None
 
@@ -97,8 +97,7 @@ def _finite(values: Sequence[float | None]) -> list[float]:
 
 @dataclass(frozen=True)
 class _Panel:
-    """A quantity as it is drawn: its field, title and label, its value, and its value and interval relative to
-    uncompressed."""
+    """A quantity for plotting: field, title, label, value, and value and interval relative to uncompressed."""
 
     field: str
     title: str
@@ -109,7 +108,7 @@ class _Panel:
 
 
 def _panel(name: str, title: str, rows: Sequence[Row]) -> _Panel:
-    """A quantity, in the unit in which its largest value is 1 or more."""
+    """Panel of a quantity, in the unit in which its largest value is at least 1."""
     quantity = QUANTITIES[name]
     given: Value = attrgetter(name)
     unit, one = scale(quantity.unit, max((x for x in _finite([given(row) for row in rows]) if x > 0), default=1.0))
@@ -130,7 +129,7 @@ def _panel(name: str, title: str, rows: Sequence[Row]) -> _Panel:
 
 
 def _panels(rows: Sequence[Row]) -> Iterator[_Panel]:
-    """What was measured. Memory of a run takes the place of that of keys and values if all rows have it."""
+    """Panels of the measured quantities. Memory of a run replaces that of keys and values if all rows have it."""
     kind = memory_of(rows)
     for name, quantity in QUANTITIES.items():
         if name == "kv_bytes" and kind:
@@ -140,7 +139,7 @@ def _panels(rows: Sequence[Row]) -> Iterator[_Panel]:
 
 
 def _marks(axes: Axes, x: Sequence[float], y: Sequence[float], rows: Sequence[Row], number: int) -> None:
-    """A line with a marker per row, hollow where the row is vacuous."""
+    """A line with a marker per row, hollow for vacuous rows."""
     colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
     axes.plot(x, y, color=colour, linewidth=1.3)
     for vacuous, face in ((False, colour), (True, "white")):
@@ -151,7 +150,7 @@ def _marks(axes: Axes, x: Sequence[float], y: Sequence[float], rows: Sequence[Ro
 
 
 def _legend(figure: Figure, rows: Sequence[Row], *more: Patch) -> None:
-    """Above everything: the presses, which rows are vacuous, which are not drawn, warnings, and more."""
+    """Legend above the figure: presses, vacuous rows, rows not drawn, warnings, and notes."""
     lines = series(rows)
     handles: list[Line2D | Patch] = [
         Line2D([], [], color=_COLOURS[number % len(_COLOURS)], marker=_MARKERS[number % len(_MARKERS)], label=name)
@@ -178,7 +177,7 @@ def _legend(figure: Figure, rows: Sequence[Row], *more: Patch) -> None:
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic y axis, where a linear one would hide most of the values."""
+    """A logarithmic y axis if a linear one would hide most values."""
     found = [value for value in values if value > 0]
     if found and max(found) > 10 * min(found):
         axes.set_yscale("log")
@@ -188,7 +187,7 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _draw(panel: _Panel, absolute: Axes, ratio: Axes, rows: Sequence[Row]) -> None:
-    """One quantity over the keep ratio: as it is, and below that relative to uncompressed."""
+    """Plot one quantity over the keep ratio: absolute, and below relative to uncompressed."""
     lines = series(rows)
     ratios = sorted({row.keep_ratio for row in rows})
     span = ratios[-1] - ratios[0] or 1.0
@@ -197,13 +196,13 @@ def _draw(panel: _Panel, absolute: Axes, ratio: Axes, rows: Sequence[Row]) -> No
     for axes, value in ((absolute, panel.value), (ratio, panel.ratio)):
         if value is None:
             axes.set_axis_off()
-            reason = "not drawn: each row is timed at a moment of its own, and only TTFT and TPOT side by side"
+            reason = "not drawn: rows are timed separately, and only TTFT and TPOT in pairs"
             text = textwrap.fill(reason, 36)
             axes.text(0.5, 0.5, text, ha="center", va="center", color=_GREY, transform=axes.transAxes)
             return
         drawn: list[float] = []
         for number, line in enumerate(lines.values()):
-            # Side by side, since presses that hold equally many cost the same.
+            # Next to each other, since presses that hold equally many entries cost the same.
             aside = 0.018 * span * (number - (len(lines) - 1) / 2)
             x, y = [row.keep_ratio + aside for row in line], _finite([value(row) for row in line])
             drawn += y
@@ -227,7 +226,7 @@ def _draw(panel: _Panel, absolute: Axes, ratio: Axes, rows: Sequence[Row]) -> No
 
 
 def overview(rows: Sequence[Row]) -> Figure:
-    """What was measured over the keep ratio, a line per press: absolute, and below it relative to uncompressed."""
+    """Measured quantities over the keep ratio, a line per press: absolute, and below relative to uncompressed."""
     with rc_context(_STYLE):
         panels = list(_panels(rows))
         blocks = math.ceil(len(panels) / 3)
@@ -245,7 +244,7 @@ def overview(rows: Sequence[Row]) -> Figure:
 
 
 def _annotate(axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str], colours: Sequence[str]) -> None:
-    """A text beside each point, where it covers as little as can be, with a line to it if it is far."""
+    """Label each point where the text overlaps least, with a line if it is far."""
     places = axes.transData.transform(points)
     taken = [np.concatenate([places - 4, places + 4], axis=1)]
     for line in axes.lines:
@@ -283,7 +282,7 @@ def _annotate(axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence
 
 
 def trade_off(rows: Sequence[Row]) -> Figure:
-    """What a press gains against what it does to perplexity: speed where every row has times, else memory."""
+    """Gain of a press against its change in perplexity: speed if all rows have times, otherwise memory."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 5.8))
         axes = figure.subplots()
@@ -338,7 +337,7 @@ def trade_off(rows: Sequence[Row]) -> Figure:
 
 
 def _shares(evicted_at: Tensor, pixels: int) -> np.ndarray[Any, Any]:
-    """``[queries, keys]``, at most ``pixels`` each: the share of heads that hold a key, NaN where it is not yet fed.
+    """Share of heads that hold a key, ``[queries, keys]``, at most ``pixels`` each; NaN before the key is fed.
 
     Queries are sampled and keys averaged, from ``evicted_at`` ``[K, T]``.
     """
@@ -358,7 +357,7 @@ def _shares(evicted_at: Tensor, pixels: int) -> np.ndarray[Any, Any]:
 
 
 def eviction_map(title: str, evicted_at: Sequence[Tensor]) -> Figure:
-    """Which tokens are still held when: a panel per layer, from one ``[1, K, T]`` each, see ``pressgauge.history``."""
+    """Map of the tokens held over time: a panel per layer, from one ``[1, K, T]`` each, see ``pressgauge.history``."""
     with rc_context({**_STYLE, "axes.grid": False, "axes.titleweight": "normal"}):
         columns = min(4, len(evicted_at))
         lines = math.ceil(len(evicted_at) / columns)
@@ -403,7 +402,7 @@ def eviction_map(title: str, evicted_at: Sequence[Tensor]) -> Figure:
 
 
 def sentence(correlation: Tensor) -> str:
-    """What a ``[layers, K]`` of correlations says about KnormPress's assumption."""
+    """Summary of ``[layers, K]`` correlations with respect to KnormPress's assumption."""
     known = correlation[~correlation.isnan()]
     if not known.numel():
         return "No correlation is defined: in each head, all counted keys have the same norm, or too few are counted."

@@ -1,4 +1,4 @@
-"""The page that ``pressgauge measure --report`` writes: all numbers, pictures of them, and how to read both."""
+"""The page that ``pressgauge measure --report`` writes: all numbers, figures, and notes on their interpretation."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ _SETTINGS: dict[str, Callable[[Row], str]] = {
     "keep ratio": lambda row: f"{row.keep_ratio:g}",
 }
 _SHARED = ("prune after", "skip layers", "dtype", "device")
-"""Columns that are left out where all rows say the same, which is then said once."""
+"""Columns that are omitted if all rows agree, with the common value given once."""
 
 
 def _columns() -> Iterator[tuple[str, Callable[[Row], str]]]:
@@ -40,23 +40,23 @@ def _columns() -> Iterator[tuple[str, Callable[[Row], str]]]:
 
 
 COLUMNS = dict(_columns())
-"""The columns of the table, and what they say of a row."""
+"""Columns of the table, and their texts for a row."""
 _TIMES = {quantity.page.heading for quantity in QUANTITIES.values() if quantity.page and quantity.timed}
 
 
 def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
-    """What was found about a press, of which ``line`` has the rows, in a few words."""
+    """Summary of a press's rows, ``line``."""
     at: dict[str, list[str]] = {}
     for row in line:
         at.setdefault(row.verdict, []).append(f"{row.keep_ratio:g}")
     real = [row for row in line if row.band is not None]
-    rest = f" Vacuous at {', '.join(at['vacuous'])}: nothing can be said there." if "vacuous" in at else ""
+    rest = f" Vacuous at {', '.join(at['vacuous'])}: no result there." if "vacuous" in at else ""
     if "not a number" in at:
         rest += f" At {', '.join(at['not a number'])} the perplexity is not a number or infinite."
     if "no verdict" in at:
         return f"{name}: no verdict at {', '.join(at['no verdict'])}, see the warning.{rest}"
     if not real:
-        return f"{name}: {'only the uncompressed run was measured' if not rest else 'nothing can be said'}.{rest}"
+        return f"{name}: {'only the uncompressed run was measured' if not rest else 'no result'}.{rest}"
     names = band_names(line[0].bands)
     verdicts = [f"{word} at {', '.join(at[word])}" for word in names if word in at]
     within = [row for row in real if row.band == 0]
@@ -71,14 +71,14 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
 
 
 def _kind(row: Row) -> str:
-    """The class of a verdict, by which it is coloured."""
+    """CSS class of a verdict, for its colour."""
     if row.band is None:
         return "bad" if row.verdict == "not a number" else "neutral"
     return "within" if row.band == 0 else "bad" if row.band == len(row.bands) else "between"
 
 
 def _noise(rows: Sequence[Row]) -> list[tuple[bool, str]]:
-    """For each pair of uncompressed arms that was timed: whether its intervals contain 1, and what they are."""
+    """For each timed pair of uncompressed arms: whether its intervals contain 1, and their text."""
     found = {}
     for row in rows:
         if row.keep_ratio == 1 and row.ttft_ratio is not None:
@@ -95,16 +95,16 @@ def write_report(
     correlations: Mapping[str, Tensor],
     provenance: Mapping[str, str],
 ) -> Path:
-    """Write ``report.html``, which needs nothing but itself, and each of its figures as an SVG file beside it.
+    """Write the self-contained ``report.html``, and each of its figures as an SVG file next to it.
 
-    What is in the folder stays as it is until the whole report is there; of an older report, what is not replaced goes.
+    The folder does not change until the report is complete. Files of an older report are then replaced or removed.
 
     Args:
-        folder: where to; its parent exists.
-        rows: of any number of models and texts.
+        folder: target folder; its parent must exist.
+        rows: rows of any number of models and texts.
         maps: ``evicted_at`` of one sample, a ``[1, K, T]`` per layer, by a title that begins with "model on text: ".
-        correlations: what ``salience.norm_attention`` gave, by "model on text".
-        provenance: where the numbers come from, in the page's words.
+        correlations: results of ``pressgauge.norm_attention``, by "model on text".
+        provenance: origin of the numbers, by name.
 
     Returns:
         The page.
@@ -117,7 +117,7 @@ def write_report(
         return {"file": f"{name}.svg", "svg": Markup(files[f"{name}.svg"])}
 
     places = list(dict.fromkeys(f"{row.model} on {row.text}" for row in rows))
-    # Pictures of what no row is about have sections of their own, at the end.
+    # Figures without rows have sections at the end.
     places += [where for where in correlations if where not in places]
     places += [title for title in maps if maps[title] and not any(title.startswith(f"{where}: ") for where in places)]
     sections = []

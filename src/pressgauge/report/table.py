@@ -11,7 +11,7 @@ from pressgauge.bench.row import MEMORY, QUANTITIES, Row, bands_in_words
 
 
 def _colour(row: Row) -> str | None:
-    """Of the change: green in the first band, red above all, yellow between."""
+    """Colour of a change: green in the first band, red above all, yellow between."""
     if row.band is None:
         return "red" if row.verdict == "not a number" else None
     return "green" if row.band == 0 else "red" if row.band == len(row.bands) else "yellow"
@@ -19,7 +19,7 @@ def _colour(row: Row) -> str | None:
 
 def _table(title: str, caption: str, rows: Sequence[Row], *, timed: bool) -> Table:
     columns = {name: one.terminal for name, one in QUANTITIES.items() if one.terminal and one.timed == timed}
-    # This box and padding fit 80 columns, in which no cell may be cut short.
+    # With this box and padding, complete cells fit 80 columns.
     table = Table(title=title, caption=caption, box=box.SIMPLE, padding=0)
     for heading in ("keep ratio", *(column.heading for column in columns.values())):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -33,7 +33,7 @@ def _table(title: str, caption: str, rows: Sequence[Row], *, timed: bool) -> Tab
 
 
 def make_table(rows: Sequence[Row]) -> Table:
-    """Perplexity and cache: the rows of one press on one text."""
+    """Table of perplexity and cache: the rows of one press on one text."""
     first = rows[0]
     caption = "affected: scored tokens that met an eviction; held: entries per KV head, emptiest to fullest layer"
     if any(row.band is not None for row in rows):
@@ -49,7 +49,7 @@ def make_table(rows: Sequence[Row]) -> Table:
 
 
 def make_timing_table(rows: Sequence[Row]) -> Table:
-    """Times and memory: the rows of one press on one text, of which times were taken."""
+    """Table of times and memory: the timed rows of one press on one text."""
     first = rows[0]
     caption = "to uncompressed, medians of pairs with 95 % intervals; in the first row both arms are uncompressed"
     if first.peak_memory_of in MEMORY:
@@ -60,7 +60,7 @@ def make_timing_table(rows: Sequence[Row]) -> Table:
 
 
 def make_tables(rows: Sequence[Row]) -> Iterator[Table]:
-    """All tables of a sweep, press by press."""
+    """All tables of a sweep, by press."""
     for _, group in groupby(rows, key=lambda row: (row.model, row.text, row.press)):
         same = list(group)
         yield make_table(same)

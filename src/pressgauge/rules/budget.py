@@ -97,9 +97,8 @@ class Budget:
 
 
 def usual_prompt(schedules: Iterable[str], tokens: int) -> int:
-    """Tokens of a text that are its prompt unless a user says otherwise: three quarters if one of these
-    schedules acts on the prompt only, else 1.
-    """
+    """Default number of prompt tokens of a text: three quarters if one of these schedules acts on the prompt only, else
+    1."""
     return max(1, tokens * 3 // 4) if "prefill" in schedules else 1
 
 

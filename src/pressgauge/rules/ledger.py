@@ -1,4 +1,4 @@
-"""Counts of what a batch was fed and how many entries each row retains."""
+"""Counts of the tokens fed to a batch, and of the entries that each row retains."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Mutants of scores that come from attention, each a press in which the votes are cast or counted wrongly."""
+"""Mutants of presses that score by attention."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from pressgauge.conformance.subjects import subject_of
 from pressgauge.presses.attention_scores import Attention, AttentionSums, LastQueries, Votes
 
 BY_NAME = {subject.name: subject for subject in SCORED_BY_ATTENTION}
-BEST = test_entries.test_the_best_entries_of_a_long_text_stay
+BEST = test_entries.test_the_best_entries_of_a_long_text_are_retained
 
 
 def differing(attention: Attention, *, queries: Tensor | None = None, scale: float | None = None) -> Attention:
-    """The attention of other queries or another scale; nothing is known of it beforehand."""
+    """Attention with other queries or another scale, without precomputed results."""
     given = attention.queries if queries is None else queries
     return Attention(given, attention.keys, attention.filler, attention.scale if scale is None else scale)
 
 
 class BlindToOrder(AttentionSums):
-    """No causal mask: a query of a pass votes for what comes after it, too."""
+    """No causal mask: later entries of a pass receive attention of earlier queries."""
 
     def observe(self, attention: Attention) -> None:
         for token in range(attention.queries.shape[2]):
@@ -33,7 +33,7 @@ class BlindToOrder(AttentionSums):
 
 
 class WrongGroups(AttentionSums):
-    """Query head h votes for KV head h modulo K."""
+    """Query head h is assigned to KV head h modulo K."""
 
     def observe(self, attention: Attention) -> None:
         heads = attention.keys.shape[1]
@@ -42,23 +42,23 @@ class WrongGroups(AttentionSums):
 
 
 class FirstOfGroup(AttentionSums):
-    """Of the query heads that read a KV head only the first votes."""
+    """Of the query heads of a KV head, only the first counts."""
 
     def observe(self, attention: Attention) -> None:
         every = attention.queries.shape[1] // attention.keys.shape[1]
         super().observe(differing(attention, queries=attention.queries[:, ::every]))
 
 
-class StayBehind(AttentionSums):
-    """Sums do not go with the entries that stay."""
+class NotReordered(AttentionSums):
+    """Sums are not reordered with the retained entries."""
 
     def keep(self, kept: Tensor) -> None:
         assert self.sums is not None
         self.sums = self.sums[..., : kept.shape[2]]
 
 
-class FromNowOn(AttentionSums):
-    """What earlier passes gave is forgotten."""
+class LastPassOnly(AttentionSums):
+    """Attention of earlier passes is discarded."""
 
     def observe(self, attention: Attention) -> None:
         self.sums = None
@@ -66,21 +66,21 @@ class FromNowOn(AttentionSums):
 
 
 class Unscaled(LastQueries):
-    """Products are not divided by the root of the dimension: attention is sharper than the model's."""
+    """Products are not divided by the square root of the dimension."""
 
     def observe(self, attention: Attention) -> None:
         super().observe(differing(attention, scale=1.0))
 
 
 class FirstQueries(LastQueries):
-    """The first queries of a pass vote instead of its last."""
+    """The first queries of a pass count instead of the last."""
 
     def observe(self, attention: Attention) -> None:
         super().observe(differing(attention, queries=attention.queries.flip(2)))
 
 
 class OnlyThisPass(LastQueries):
-    """The window is that of the last pass, however short: queries of earlier ones are not kept."""
+    """The window starts at the last pass: queries of earlier passes are discarded."""
 
     def observe(self, attention: Attention) -> None:
         self._parts, self._count = [], 0
@@ -88,7 +88,7 @@ class OnlyThisPass(LastQueries):
 
 
 def counting(press: type[Press], votes: Callable[[Any], Votes]) -> type[Press]:
-    """A press whose layers remember something else of queries."""
+    """A press whose layers accumulate attention differently."""
 
     @dataclass(frozen=True)
     class Counting(press):  # type: ignore[misc, valid-type]
@@ -100,7 +100,7 @@ def counting(press: type[Press], votes: Callable[[Any], Votes]) -> type[Press]:
 
 @dataclass(frozen=True)
 class AverageOverAge(H2OPress):
-    """What an entry received is divided by how many queries have seen it, which takes the favour of age away."""
+    """The attention that an entry received is divided by the number of queries since."""
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         total = super().score(keys, positions=positions, layer=layer, votes=votes)
@@ -108,16 +108,16 @@ class AverageOverAge(H2OPress):
 
 
 @dataclass(frozen=True)
-class SumsInTheWindow(SnapKVPress):
-    """All queries so far vote, not those of the window: the older an entry, the more votes it has."""
+class AllQueries(SnapKVPress):
+    """All queries count, not only those of the window, which favours older entries."""
 
     def votes(self) -> Votes:
         return AttentionSums()
 
 
 @dataclass(frozen=True)
-class WindowVotesForItself(SnapKVPress):
-    """What the window's queries give to the window raises its neighbours."""
+class WindowCounted(SnapKVPress):
+    """Attention within the window raises the scores of its neighbours."""
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         assert votes is not None
@@ -127,7 +127,7 @@ class WindowVotesForItself(SnapKVPress):
 
 @dataclass(frozen=True)
 class HeadsAlone(TOVAPress):
-    """Each KV head goes by its own attention, although the heads of a layer are to agree."""
+    """Each KV head uses its own attention instead of the mean over heads."""
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         assert votes is not None
@@ -136,10 +136,10 @@ class HeadsAlone(TOVAPress):
 
 @dataclass(frozen=True)
 class QuestionInTheWindow(SnapKVPress):
-    """The prompt is compressed after the next pass, so that the question behind it has voted."""
+    """The prompt is compressed after the next pass, so queries of the question count."""
 
     def target(self, seen: int, held: int) -> int:
-        # Once cut, less is held than seen; and what is seen first is the prompt.
+        # The first pass is the prompt; after the eviction, fewer entries are held than seen.
         first = vars(self).setdefault("first", seen)
         if held < seen or seen <= first:
             vars(self)["first"] = min(first, seen)
@@ -148,7 +148,7 @@ class QuestionInTheWindow(SnapKVPress):
 
 
 def questioned(keep_ratio: float, **options: Any) -> Press:
-    """Looks after every pass, to act after the second."""
+    """A press that acts after the second pass."""
     return QuestionInTheWindow(keep_ratio, **{**options, "schedule": "step"})
 
 
@@ -160,32 +160,32 @@ QUESTIONED = subject_of(
 )
 
 ATTENTION_SCORES = [
-    Mutant("own-votes-causal", "the score has no causal mask: later entries of a pass get votes of earlier queries",
+    Mutant("own-scores-causal", "no causal mask: later entries of a pass receive attention of earlier queries",
            "plausible", ours("h2o", "budget", counting(H2OPress, lambda press: BlindToOrder())), BEST,
            BY_NAME["h2o-budget"]),
-    Mutant("own-votes-groups", "query heads vote for KV heads grouped the wrong way round", "kvpress b1d2865",
+    Mutant("own-scores-groups", "query heads are grouped the wrong way round", "kvpress b1d2865",
            ours("h2o", "budget", counting(H2OPress, lambda press: WrongGroups())), BEST, BY_NAME["h2o-budget"]),
-    Mutant("own-votes-first", "of the query heads of a KV head only the first votes", "plausible",
+    Mutant("own-scores-first", "of the query heads of a KV head, only the first counts", "plausible",
            ours("h2o", "prefill", counting(H2OPress, lambda press: FirstOfGroup())), BEST, BY_NAME["h2o-prefill"]),
-    Mutant("own-votes-behind", "sums of attention stay behind when entries move", "plausible",
-           ours("h2o", "budget", counting(H2OPress, lambda press: StayBehind())), BEST, BY_NAME["h2o-budget"]),
-    Mutant("own-votes-forgotten", "only the last pass's votes count", "plausible",
-           ours("h2o", "budget", counting(H2OPress, lambda press: FromNowOn())), BEST, BY_NAME["h2o-budget"]),
-    Mutant("own-votes-average", "votes are averaged over age where they are to be summed", "plausible",
+    Mutant("own-scores-order", "sums of attention are not reordered with the entries", "plausible",
+           ours("h2o", "budget", counting(H2OPress, lambda press: NotReordered())), BEST, BY_NAME["h2o-budget"]),
+    Mutant("own-scores-forgotten", "only the attention of the last pass counts", "plausible",
+           ours("h2o", "budget", counting(H2OPress, lambda press: LastPassOnly())), BEST, BY_NAME["h2o-budget"]),
+    Mutant("own-scores-average", "attention is averaged over age instead of summed", "plausible",
            ours("h2o", "prefill", AverageOverAge), BEST, BY_NAME["h2o-prefill"]),
-    Mutant("own-votes-age", "all queries vote, so that the older an entry the more votes it has", "plausible",
-           ours("snapkv", "prefill", SumsInTheWindow, recent=2), BEST, BY_NAME["snapkv-prefill"]),
-    Mutant("own-votes-window", "the observation window votes for itself", "plausible",
-           ours("snapkv", "prefill", WindowVotesForItself, recent=2), BEST, BY_NAME["snapkv-prefill"]),
-    Mutant("own-votes-pass", "the window ends where the pass began", "plausible",
+    Mutant("own-scores-age", "all queries count, which favours older entries", "plausible",
+           ours("snapkv", "prefill", AllQueries, recent=2), BEST, BY_NAME["snapkv-prefill"]),
+    Mutant("own-scores-window", "attention within the observation window counts", "plausible",
+           ours("snapkv", "prefill", WindowCounted, recent=2), BEST, BY_NAME["snapkv-prefill"]),
+    Mutant("own-scores-pass", "the observation window starts at the last pass", "plausible",
            ours("snapkv", "budget", counting(SnapKVPress, lambda press: OnlyThisPass(press.recent)), recent=2),
            BEST, BY_NAME["snapkv-budget"]),
-    Mutant("own-votes-question", "the question behind the prompt is in the observation window", "plausible",
-           QUESTIONED, test_counts.test_every_layer_holds_what_the_schedule_says, BY_NAME["snapkv-prefill"]),
-    Mutant("own-votes-scale", "products are not divided by the root of the dimension", "plausible",
+    Mutant("own-scores-question", "the observation window includes the question after the prompt", "plausible",
+           QUESTIONED, test_counts.test_every_layer_retains_the_number_its_schedule_sets, BY_NAME["snapkv-prefill"]),
+    Mutant("own-scores-scale", "products are not divided by the square root of the dimension", "plausible",
            ours("tova", "budget", counting(TOVAPress, lambda press: Unscaled(1))), BEST, BY_NAME["tova-budget"]),
-    Mutant("own-votes-query", "the first query of a pass votes instead of the last", "plausible",
+    Mutant("own-scores-query", "the first query of a pass counts instead of the last", "plausible",
            ours("tova", "prefill", counting(TOVAPress, lambda press: FirstQueries(1))), BEST, BY_NAME["tova-prefill"]),
-    Mutant("own-votes-heads", "heads that are to agree decide for themselves", "plausible",
+    Mutant("own-scores-heads", "scores are not averaged over heads", "plausible",
            ours("tova", "budget", HeadsAlone), BEST, BY_NAME["tova-budget"]),
 ]  # fmt: skip

@@ -1,6 +1,6 @@
-"""The mutants: each breaks one thing, says where that really happened, and names the law that must kill it.
+"""Mutants of compressors: each has one bug, the place where it was seen, and the law that must kill it.
 
-The ids are those of docs/bug-catalogue.md; ``own`` marks mutants of rules that it does not list.
+Their ids begin with those of docs/bug-catalogue.md, or with ``own`` for bugs that it does not list.
 """
 
 import math
@@ -36,32 +36,32 @@ CACHE = cached(KnormPress)
 """KnormPress as a plain cache."""
 
 
-# Deciding and selecting
+# Decisions and selection
 
 
 class FixedThreshold(Plain):
-    """Pruning starts at a constant, whatever was asked for."""
+    """Eviction starts at a constant, whatever ``prune_after`` is."""
 
-    def prunes(self, held: int) -> bool:
+    def evicts(self, held: int) -> bool:
         return held > 32 and self.keep_ratio < 1
 
 
 class Boundary(Plain):
-    """Pruning at P entries instead of more than P."""
+    """Evicts at P entries instead of more than P."""
 
-    def prunes(self, held: int) -> bool:
+    def evicts(self, held: int) -> bool:
         return held >= self.prune_after and self.keep_ratio < 1
 
 
 class ThresholdOfSeen(Plain):
-    """Once P was exceeded, a layer is pruned for ever: the threshold looks at what was seen."""
+    """The threshold compares tokens seen: once P is exceeded, eviction never ends."""
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
         self.exceeded = False
 
-    def prunes(self, held: int) -> bool:
-        self.exceeded = self.exceeded or super().prunes(held)
+    def evicts(self, held: int) -> bool:
+        self.exceeded = self.exceeded or super().evicts(held)
         return self.exceeded
 
 
@@ -87,42 +87,43 @@ class FloatCeiling(Plain):
 
 
 class Complement(Plain):
-    """``n - ceil((1 - ratio) * n)``: what goes is rounded, in floats, instead of what stays."""
+    """``n - ceil((1 - ratio) * n)``: the number of evicted entries is rounded, in floats, instead of the retained
+    ones."""
 
     def count(self, held: int) -> int:
         return max(1, held - math.ceil((1 - self.keep_ratio) * held))
 
 
 class EmptyBudget(Plain):
-    """Nothing stays of a short text with a small ratio."""
+    """A short text with a small ratio retains nothing."""
 
     def count(self, held: int) -> int:
         return int(self.keep_ratio * held)
 
 
 class FirstHead(Plain):
-    """The scores of KV head 0 decide for all heads."""
+    """The scores of KV head 0 are used for all heads."""
 
     def scores(self, keys: Tensor) -> Tensor:
         return super().scores(keys)[:, :1].expand(-1, keys.shape[1], -1)
 
 
 class HeadsCompared(Plain):
-    """Scores are compared with those of the other heads: the rank is taken over all heads of a layer."""
+    """Entries are ranked over all heads of a layer instead of each head."""
 
     def scores(self, keys: Tensor) -> Tensor:
         return super().scores(keys) - super().scores(keys).flip(1)
 
 
 class WholeBatch(Plain):
-    """One set for the whole batch, from scores summed over it."""
+    """One retained set for the whole batch, from scores summed over it."""
 
     def scores(self, keys: Tensor) -> Tensor:
         return super().scores(keys).sum(dim=0, keepdim=True).expand(keys.shape[0], -1, -1)
 
 
 class FirstRow(Plain):
-    """The first row is treated otherwise: its first token always stays."""
+    """The first row is treated differently: its first token is always retained."""
 
     def scores(self, keys: Tensor) -> Tensor:
         scores = super().scores(keys).clone()
@@ -138,13 +139,13 @@ class SkipsNeighbour(Plain):
 
 
 class SkipsNothing(Plain):
-    """``skip_layers`` is taken and forgotten."""
+    """``skip_layers`` is accepted and ignored."""
 
     def __init__(self, keep_ratio: float, prune_after: int = 512, skip_layers: tuple[int, ...] = ()) -> None:
         super().__init__(keep_ratio, prune_after)
 
 
-class LastLayerStays(Plain):
+class LastLayerSkipped(Plain):
     """A loop over the layers that ends one too early."""
 
     def compress(self, layers: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
@@ -152,7 +153,7 @@ class LastLayerStays(Plain):
 
 
 class LaterWins(Plain):
-    """Of equal scores the later token stays."""
+    """Of equal scores the later token is retained."""
 
     def choose(self, scores: Tensor, count: int) -> Tensor:
         reverse = scores.shape[-1] - 1 - super().choose(scores.flip(-1), count)
@@ -160,7 +161,7 @@ class LaterWins(Plain):
 
 
 class EveryOther(Plain):
-    """Above half, every other entry stays, whatever its score; below, the best."""
+    """With more than half retained, the lowest scores are retained; otherwise the highest."""
 
     def choose(self, scores: Tensor, count: int) -> Tensor:
         if count > scores.shape[-1] // 2:
@@ -169,7 +170,7 @@ class EveryOther(Plain):
 
 
 class CoarseScores(Plain):
-    """Norms are rounded to tenths, whatever their size."""
+    """Norms are rounded to tenths, whatever their scale."""
 
     def scores(self, keys: Tensor) -> Tensor:
         return super().scores(keys).mul(10).round()
@@ -185,24 +186,24 @@ class HalfNorms(Plain):
 
 @dataclass(frozen=True)
 class NoSinks(KnormPress):
-    """Sinks count for the budget, and are evicted all the same: the cache forgets which they are."""
+    """Sinks count towards the budget and are evicted anyway."""
 
     def score(self, keys: Tensor, *, positions: Tensor, **given: Any) -> Tensor:
-        # Above the rank of sinks there is nothing, so that they are given away by being nobody's.
+        # Without sinks, no entry is ranked as one.
         object.__setattr__(self, "sinks", 0)
         return super().score(keys, positions=positions, **given)
 
 
 @dataclass(frozen=True)
 class RecentOffByOne(KnormPress):
-    """One recent token too few is protected."""
+    """Protects one recent token too few."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "recent", max(0, self.recent - 1))
 
     def target(self, seen: int, held: int) -> int:
-        # The budget still counts it.
+        # The budget still includes it.
         size = max(self.prune_after, self.sinks + self.recent + 1, super().target(seen, held))
         return held if held <= self.prune_after or self.keep_ratio == 1 else min(held, size)
 
@@ -225,13 +226,13 @@ def _windowed(choose_scores: Callable[[Tensor, int], Tensor]) -> type[Plain]:
 
 
 def more_than_all(scores: Tensor, recent: int) -> Tensor:
-    """As it should be."""
+    """The correct score of a window."""
     scores[..., scores.shape[-1] - recent :] = torch.inf
     return scores
 
 
 def as_much_as_the_best(scores: Tensor, recent: int) -> Tensor:
-    """The window gets the best score there is, and loses ties."""
+    """The window gets the highest score of all, and loses ties."""
     scores[..., scores.shape[-1] - recent :] = scores.max()
     return scores
 
@@ -261,21 +262,21 @@ class OtherHeadsValues(Plain):
 
     def layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         held = keys.shape[2]
-        if index in self.skip_layers or not self.prunes(held):
+        if index in self.skip_layers or not self.evicts(held):
             return keys, values
         kept = self.choose(self.scores(keys), self.count(held))
         return self.take(keys, kept), self.take(values, kept.roll(1, dims=1))
 
 
 class ByScore(Plain):
-    """What is kept stays in the order of scores."""
+    """Retained entries are in the order of scores."""
 
     def choose(self, scores: Tensor, count: int) -> Tensor:
         return scores.argsort(dim=-1, descending=True, stable=True)[..., :count]
 
 
 class Twice(Plain):
-    """The best entry is kept twice, instead of the worst of those that stay."""
+    """The best entry is retained twice, in place of the last retained one."""
 
     def choose(self, scores: Tensor, count: int) -> Tensor:
         kept = super().choose(scores, count).clone()
@@ -284,28 +285,28 @@ class Twice(Plain):
 
 
 class Merged(Plain):
-    """What goes is added to what stays."""
+    """Evicted entries are added to retained ones."""
 
     def take(self, tensor: Tensor, kept: Tensor) -> Tensor:
         return super().take(tensor, kept) + 0.01 * tensor.mean(dim=2, keepdim=True)
 
 
 class Rounded(Plain):
-    """What stays is kept in eight bits of mantissa."""
+    """Retained entries are rounded to bfloat16."""
 
     def take(self, tensor: Tensor, kept: Tensor) -> Tensor:
         return super().take(tensor, kept).bfloat16().to(tensor.dtype)
 
 
 class Widened(Plain):
-    """What stays comes back in float32."""
+    """Retained entries are returned in float32."""
 
     def take(self, tensor: Tensor, kept: Tensor) -> Tensor:
         return super().take(tensor, kept).float()
 
 
 class OneValueMore(Plain):
-    """One value more than keys."""
+    """Returns one more value than keys."""
 
     def layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         kept_keys, kept_values = super().layer(index, keys, values)
@@ -313,7 +314,7 @@ class OneValueMore(Plain):
 
 
 class InPlace(Plain):
-    """What stays is moved to the front of what came in."""
+    """Retained entries are moved to the front of the input, in place."""
 
     def take(self, tensor: Tensor, kept: Tensor) -> Tensor:
         moved = super().take(tensor, kept)
@@ -322,14 +323,14 @@ class InPlace(Plain):
 
 
 class View(Plain):
-    """The newest are kept, as a slice: a view, so that the whole stays in memory."""
+    """Retains the newest entries as a view, so all of them stay in memory."""
 
     def take(self, tensor: Tensor, kept: Tensor) -> Tensor:
         return tensor[:, :, tensor.shape[2] - kept.shape[2] :]
 
 
 class Resurrecting(Plain):
-    """Keeps what it evicted last, and puts it back in place of the next."""
+    """Returns the last evicted entry in place of another."""
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
@@ -339,16 +340,16 @@ class Resurrecting(Plain):
         kept_keys, kept_values = super().layer(index, keys, values)
         if kept_keys is keys:
             return keys, values
-        gone = self.choose(-self.scores(keys), 1)
+        evicted = self.choose(-self.scores(keys), 1)
         back = self.last.pop(index, None)
-        self.last[index] = self.take(keys, gone), self.take(values, gone)
+        self.last[index] = self.take(keys, evicted), self.take(values, evicted)
         if back is None or back[0].shape[:2] != keys.shape[:2]:
             return kept_keys, kept_values
         return torch.cat([back[0], kept_keys[:, :, 1:]], 2), torch.cat([back[1], kept_values[:, :, 1:]], 2)
 
 
 class OnlyTheFirst(Plain):
-    """A flag that is set when the first sequence ends, and never taken back: only that is compressed."""
+    """A flag set at the end of the first sequence is never reset: only the first sequence is compressed."""
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
@@ -364,9 +365,9 @@ class OnlyTheFirst(Plain):
 
 
 class Accumulating(Plain):
-    """Norms are compared with a mean that goes on from one sequence to the next."""
+    """Norms are compared with a running mean that is not reset between sequences."""
 
-    total: dict[int, Tensor] = {}  # noqa: RUF012  # that it belongs to the class is what is wrong
+    total: dict[int, Tensor] = {}  # noqa: RUF012  # the bug: shared by all instances
 
     def layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         self.index = index
@@ -382,34 +383,34 @@ class Accumulating(Plain):
 
 
 class Drawing(Plain):
-    """Noise from the global random numbers decides."""
+    """Scores contain noise from the global random state."""
 
     def scores(self, keys: Tensor) -> Tensor:
         return super().scores(keys) + torch.rand(keys.shape[:3])
 
 
 class AlwaysOneLess(Plain):
-    """Even at ratio 1, and below P, one entry goes."""
+    """Evicts one entry even at ratio 1 and below P."""
 
-    def prunes(self, held: int) -> bool:
+    def evicts(self, held: int) -> bool:
         return held > 1
 
     def count(self, held: int) -> int:
-        return super().count(held) if super().prunes(held) else held - 1
+        return super().count(held) if super().evicts(held) else held - 1
 
 
 class WideAttention(Plain):
-    """A pass of many tokens is cut to sixteen, whether or not P was exceeded."""
+    """A long pass is reduced to 16 entries, whether or not P is exceeded."""
 
-    def prunes(self, held: int) -> bool:
-        return super().prunes(held) or held > 16
+    def evicts(self, held: int) -> bool:
+        return super().evicts(held) or held > 16
 
     def count(self, held: int) -> int:
-        return super().count(held) if super().prunes(held) else 16
+        return super().count(held) if super().evicts(held) else 16
 
 
 class Requantised(Plain):
-    """Everything goes through float32 once, whether or not anything is evicted."""
+    """All entries are converted to float32 and back, whether or not any is evicted."""
 
     def layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         kept_keys, kept_values = super().layer(index, keys, values)
@@ -420,7 +421,7 @@ class Requantised(Plain):
 
 
 class ActsOnSeen(Plain):
-    """The share is that of the tokens seen, although ``step`` was said."""
+    """Under ``step``, the ratio is applied to the tokens seen."""
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
@@ -439,21 +440,21 @@ class ActsOnSeen(Plain):
 
 
 class EveryPass(Hooked):
-    """Acts after every pass, although ``prefill`` was said."""
+    """Under ``prefill``, acts after every pass."""
 
     def is_prompt(self, cache: Any, layer: int, length: int) -> bool:
         return True
 
 
 class LongMeansPrompt(Hooked):
-    """A pass of several tokens is taken for the prompt."""
+    """A pass of several tokens is mistaken for the prompt."""
 
     def is_prompt(self, cache: Any, layer: int, length: int) -> bool:
         return length > 1
 
 
 class Blockwise(Plain):
-    """Keys are scored in blocks of 256, and what is left over after the last whole one scores worst."""
+    """Keys are scored in blocks of 256, and those after the last whole block get the lowest score."""
 
     def scores(self, keys: Tensor) -> Tensor:
         scores = super().scores(keys)
@@ -464,7 +465,7 @@ class Blockwise(Plain):
 
 
 class Pairwise(Plain):
-    """Heads are worked on in pairs, and where their number is odd the last one is forgotten: its newest stay."""
+    """Heads are scored in pairs; with an odd number of heads, the last one is not, and retains its newest entries."""
 
     def scores(self, keys: Tensor) -> Tensor:
         scores = super().scores(keys)
@@ -474,7 +475,7 @@ class Pairwise(Plain):
 
 
 class OncePerContext(Hooked):
-    """A layer that was compressed is marked as such, and the marks go when the context is opened."""
+    """Compressed layers are marked, and marks are cleared only when the context is entered."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -492,7 +493,7 @@ class OncePerContext(Hooked):
 
 
 class OneTokenPrompt(Hooked):
-    """The first step after a prompt of one token is taken for the prompt as well."""
+    """The first decoding step after a one-token prompt is mistaken for a prompt."""
 
     def is_prompt(self, cache: Any, layer: int, length: int) -> bool:
         return super().is_prompt(cache, layer, length) or bool(cache.layers[layer].keys.shape[2] == 1 + length)
@@ -500,7 +501,7 @@ class OneTokenPrompt(Hooked):
 
 @dataclass(frozen=True)
 class NoInterval(KnormPress):
-    """``interval`` is taken and forgotten."""
+    """``interval`` is accepted and ignored."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -511,7 +512,7 @@ class NoInterval(KnormPress):
 
 
 class HeldPositionsCache(PressedCache):
-    """The length of the cache is what it holds, so that the next query's position is."""
+    """The cache reports the number held as its length, which becomes the next query's position."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return min(self.held, default=0) if self.layers and self.ledger.columns else 0
@@ -519,14 +520,14 @@ class HeldPositionsCache(PressedCache):
 
 @dataclass(frozen=True)
 class HeldPositions(KnormPress):
-    """A plain cache that counts what it holds."""
+    """A plain cache whose length is the number held."""
 
     def cache(self, config: Any, **given: Any) -> PressedCache:
         return HeldPositionsCache(self, config, **given)
 
 
 class BeforehandLayer(PressedLayer):
-    """Evicts as soon as new entries are in, before their attention has run."""
+    """Evicts as soon as entries are added, before attention."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         super().update(key_states, value_states, *args, **kwargs)
@@ -535,7 +536,7 @@ class BeforehandLayer(PressedLayer):
 
 
 class HoardingLayer(PressedLayer):
-    """What is kept is a view into the whole buffer."""
+    """Retained entries are a view into the whole buffer."""
 
     def _evict(self) -> None:
         super()._evict()
@@ -547,7 +548,7 @@ class HoardingLayer(PressedLayer):
 
 
 def with_layers(kind: type[PressedLayer]) -> type[Press]:
-    """A press whose caches have layers of this kind."""
+    """A press whose caches have layers of this class."""
 
     @dataclass(frozen=True)
     class Layered(KnormPress):
@@ -576,7 +577,7 @@ class Remembering(KnormPress):
 
 @dataclass(frozen=True)
 class NotInstalled:
-    """The factory makes a plain cache, whatever its name."""
+    """The factory returns a plain cache, whatever its name."""
 
     keep_ratio: float
     prune_after: int = 512
@@ -588,7 +589,7 @@ class NotInstalled:
 
 @dataclass(frozen=True)
 class NeverAll(KnormPress):
-    """A ratio of 1 keeps nine tenths."""
+    """A ratio of 1 retains nine tenths."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -597,8 +598,8 @@ class NeverAll(KnormPress):
 
 
 @dataclass(frozen=True)
-class ShareThatGoes(KnormPress):
-    """The ratio is that of what is evicted."""
+class EvictedShare(KnormPress):
+    """The ratio is the evicted share."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -607,7 +608,7 @@ class ShareThatGoes(KnormPress):
 
 
 class _LeftBehind(Hooked):
-    """Hooks are taken away only where nothing goes wrong."""
+    """Hooks are removed only if no exception is raised."""
 
     def __call__(self, model: Any) -> Any:
         @contextmanager
@@ -623,7 +624,7 @@ class _LeftBehind(Hooked):
 
 
 class _Registered(Hooked):
-    """An attention function is registered and never taken back."""
+    """A registered attention function is never removed."""
 
     def __call__(self, model: Any) -> Any:
         ALL_ATTENTION_FUNCTIONS.register("left-behind", ALL_ATTENTION_FUNCTIONS["sdpa"])
@@ -632,11 +633,11 @@ class _Registered(Hooked):
 
 
 def while_attached(owner: Any, **broken: Callable[..., Any]) -> type[Press]:
-    """KnormPress, with something of the package broken for as long as it is attached."""
+    """KnormPress that breaks attributes of ``owner`` while attached."""
 
     @dataclass(frozen=True)
     class Broken(KnormPress):
-        """KnormPress on something broken."""
+        """KnormPress on a broken package."""
 
         def __call__(self, model: Any) -> Any:
             @contextmanager
@@ -652,16 +653,16 @@ def while_attached(owner: Any, **broken: Callable[..., Any]) -> type[Press]:
 
 
 def padding_is_text(mask: Any, cache: PressedCache, rows: int, tokens: int) -> list[int]:
-    """The mask is not looked at: padding is scored and kept as if it were text."""
+    """The mask is ignored: padding is scored and retained like text."""
     return [0] * rows
 
 
 def not_looked_at(*given: Any) -> None:
-    """The mask that the model made is not looked at."""
+    """The model's own mask is not checked."""
 
 
 def everything_is_seen(layer: PressedLayer, tokens: int) -> Tensor:
-    """A mask for another number of entries: the tokens of a chunk see its end."""
+    """A mask for another number of entries: the tokens of a chunk attend to its end."""
     return torch.ones((1, 1, tokens, layer.used), dtype=torch.bool)
 
 
@@ -671,132 +672,133 @@ def attached(kind: Callable[..., Press]) -> Subject:
 
 
 COMPRESSORS = [
-    Mutant("S1", "pruning starts at 32 where 512 was meant", "the reports that this project starts from",
-           plain(FixedThreshold), test_counts.test_nothing_is_pruned_up_to_prune_after),
-    Mutant("S2", "pruning at P entries", "l2compress cache.py",
-           plain(Boundary), test_counts.test_nothing_is_pruned_up_to_prune_after),
-    Mutant("own-threshold", "once P was exceeded, pruning never ends", "plausible",
-           plain(ThresholdOfSeen), test_counts.test_nothing_is_pruned_up_to_prune_after),
-    Mutant("S3", "keeps the highest norms", "KVCache-Factory 6057af9",
-           plain(HighestNorms), test_entries.test_the_best_entries_stay),
+    Mutant("S1", "eviction starts at 32 entries instead of 512", "the reports that this project starts from",
+           plain(FixedThreshold), test_counts.test_nothing_is_evicted_up_to_prune_after),
+    Mutant("S2", "eviction at P entries instead of more than P", "l2compress cache.py",
+           plain(Boundary), test_counts.test_nothing_is_evicted_up_to_prune_after),
+    Mutant("own-threshold", "once P is exceeded, eviction never ends", "plausible",
+           plain(ThresholdOfSeen), test_counts.test_nothing_is_evicted_up_to_prune_after),
+    Mutant("S3", "the highest norms are retained", "KVCache-Factory 6057af9",
+           plain(HighestNorms), test_entries.test_the_best_entries_are_retained),
     Mutant("S4-floor", "floor instead of ceil", "kvpress ScorerPress",
-           plain(Floor), test_counts.test_counts_are_those_of_exact_numbers),
+           plain(Floor), test_counts.test_counts_are_exact_for_decimal_ratios),
     Mutant("S4-ceil", "ceil of a float product", "l2compress",
-           plain(FloatCeiling), test_counts.test_counts_are_those_of_exact_numbers),
-    Mutant("S4-complement", "what goes is rounded, in floats, instead of what stays", "kvpress ScorerPress",
-           plain(Complement), test_counts.test_counts_are_those_of_exact_numbers),
-    Mutant("S5", "nothing stays of a short text", "kvpress PR 264",
-           plain(EmptyBudget), test_counts.test_the_shortest_texts_and_the_smallest_ratios),
-    Mutant("S6", "a window that gets the best score loses ties", "kvpress issue 226, PR 227",
+           plain(FloatCeiling), test_counts.test_counts_are_exact_for_decimal_ratios),
+    Mutant("S4-complement", "the evicted number is rounded, in floats, instead of the retained one",
+           "kvpress ScorerPress", plain(Complement), test_counts.test_counts_are_exact_for_decimal_ratios),
+    Mutant("S5", "a short text retains nothing", "kvpress PR 264",
+           plain(EmptyBudget), test_counts.test_the_shortest_texts_retain_an_entry),
+    Mutant("S6", "a window with the highest score loses ties", "kvpress issue 226, PR 227",
            plain(_windowed(as_much_as_the_best), takes=("recent",)),
            test_entries.test_sinks_and_recent_tokens_are_never_evicted, WINDOW),
     Mutant("S7", "x[-w:] with w = 0 protects everything", "kvpress PR 277; H2O df486e7",
-           plain(_windowed(from_minus_recent), takes=("recent",)), test_entries.test_the_best_entries_stay, WINDOW),
-    Mutant("S8", "head 0 decides for all", "kvpress b1d2865",
+           plain(_windowed(from_minus_recent), takes=("recent",)),
+           test_entries.test_the_best_entries_are_retained, WINDOW),
+    Mutant("S8", "the scores of head 0 are used for all heads", "kvpress b1d2865",
            plain(FirstHead), test_entries.test_permuting_heads_permutes_the_result),
-    Mutant("S8-compared", "scores are compared over heads", "plausible",
-           plain(HeadsCompared), test_entries.test_the_best_entries_stay),
-    Mutant("S8-odd", "of an odd number of heads the last is forgotten", "plausible",
-           plain(Pairwise), test_entries.test_the_best_entries_stay),
-    Mutant("own-blocks", "what lies beyond the last whole block of keys is not scored", "plausible",
-           plain(Blockwise), test_entries.test_the_best_entries_of_a_long_text_stay),
-    Mutant("S9", "one set for the whole batch", "H2O",
-           plain(WholeBatch), test_rows.test_rows_are_as_they_are_alone),
-    Mutant("own-row", "the first row is treated otherwise", "plausible",
+    Mutant("S8-compared", "entries are ranked over all heads of a layer", "plausible",
+           plain(HeadsCompared), test_entries.test_the_best_entries_are_retained),
+    Mutant("S8-odd", "with an odd number of heads, the last is not scored", "plausible",
+           plain(Pairwise), test_entries.test_the_best_entries_are_retained),
+    Mutant("own-blocks", "keys after the last whole block are not scored", "plausible",
+           plain(Blockwise), test_entries.test_the_best_entries_of_a_long_text_are_retained),
+    Mutant("S9", "one retained set for the whole batch", "H2O",
+           plain(WholeBatch), test_rows.test_rows_are_independent),
+    Mutant("own-row", "the first row is treated differently", "plausible",
            plain(FirstRow), test_rows.test_permuting_rows_permutes_the_result),
     Mutant("S10", "skip_layers off by one", "plausible",
-           plain(SkipsNeighbour), test_counts.test_a_skipped_layer_keeps_everything),
-    Mutant("S10-forgotten", "skip_layers is forgotten", "plausible",
-           plain(SkipsNothing), test_counts.test_a_skipped_layer_keeps_everything),
-    Mutant("own-last", "the last layer is never pruned", "plausible",
-           plain(LastLayerStays), test_counts.test_every_layer_holds_what_the_schedule_says),
+           plain(SkipsNeighbour), test_counts.test_a_skipped_layer_retains_everything),
+    Mutant("S10-forgotten", "skip_layers is ignored", "plausible",
+           plain(SkipsNothing), test_counts.test_a_skipped_layer_retains_everything),
+    Mutant("own-last", "the last layer never evicts", "plausible",
+           plain(LastLayerSkipped), test_counts.test_every_layer_retains_the_number_its_schedule_sets),
     Mutant("S11", "sinks are evicted", "keys_values issue 140",
            attached(NoSinks), test_entries.test_sinks_and_recent_tokens_are_never_evicted, KNORM),
     Mutant("own-recent", "one recent token too few is protected", "plausible",
            attached(RecentOffByOne), test_entries.test_sinks_and_recent_tokens_are_never_evicted, KNORM),
-    Mutant("own-ties", "of equal scores the later token stays", "plausible",
-           plain(LaterWins), test_entries.test_of_equal_entries_the_earlier_stay),
-    Mutant("own-nested", "above half the worst stay", "plausible",
-           plain(EveryOther), test_entries.test_what_a_smaller_ratio_keeps_a_larger_one_keeps_too),
+    Mutant("own-ties", "of equal scores the later token is retained", "plausible",
+           plain(LaterWins), test_entries.test_of_equal_entries_the_earlier_is_retained),
+    Mutant("own-nested", "with more than half retained, the lowest scores are retained", "plausible",
+           plain(EveryOther), test_entries.test_a_larger_ratio_retains_a_superset),
     Mutant("own-scale", "norms are rounded to tenths", "plausible",
            plain(CoarseScores), test_entries.test_scaling_a_head_by_a_power_of_two_changes_nothing),
     Mutant("S12", "squares overflow in float16", "plausible",
-           plain(HalfNorms), test_entries.test_extreme_keys_are_keys),
+           plain(HalfNorms), test_entries.test_the_rules_hold_for_extreme_keys),
     Mutant("C1", "values out of step with keys", "the reports that this project starts from",
-           plain(Misaligned), test_entries.test_entries_are_those_that_came_in),
+           plain(Misaligned), test_entries.test_retained_entries_are_those_passed_in),
     Mutant("C1-heads", "values are gathered with another head's indices", "plausible",
-           plain(OtherHeadsValues), test_entries.test_entries_are_those_that_came_in),
-    Mutant("C2", "entries in the order of scores", "kvpress issue 173; SnapKV 31",
-           plain(ByScore), test_entries.test_what_is_read_is_in_the_order_of_positions),
-    Mutant("own-twice", "an entry is kept twice", "plausible",
-           plain(Twice), test_entries.test_entries_are_those_that_came_in),
-    Mutant("own-merged", "what goes is merged into what stays, undeclared", "plausible",
-           plain(Merged), test_entries.test_entries_are_those_that_came_in),
-    Mutant("own-rounded", "what stays is rounded, undeclared", "plausible",
-           plain(Rounded), test_entries.test_entries_are_those_that_came_in),
-    Mutant("own-dtype", "what stays comes back in float32", "plausible",
-           plain(Widened), test_entries.test_dtype_and_device_are_kept),
-    Mutant("own-shape", "one value more than keys", "plausible",
+           plain(OtherHeadsValues), test_entries.test_retained_entries_are_those_passed_in),
+    Mutant("C2", "retained entries in the order of scores", "kvpress issue 173; SnapKV 31",
+           plain(ByScore), test_entries.test_entries_are_in_the_order_of_positions),
+    Mutant("own-twice", "an entry is retained twice", "plausible",
+           plain(Twice), test_entries.test_retained_entries_are_those_passed_in),
+    Mutant("own-merged", "evicted entries are merged into retained ones, undeclared", "plausible",
+           plain(Merged), test_entries.test_retained_entries_are_those_passed_in),
+    Mutant("own-rounded", "retained entries are rounded, undeclared", "plausible",
+           plain(Rounded), test_entries.test_retained_entries_are_those_passed_in),
+    Mutant("own-dtype", "retained entries are returned in float32", "plausible",
+           plain(Widened), test_entries.test_dtype_and_device_are_preserved),
+    Mutant("own-shape", "one more value than keys", "plausible",
            plain(OneValueMore), test_counts.test_heads_and_layers_agree_on_the_shape),
-    Mutant("own-inputs", "writes into what came in", "plausible",
-           plain(InPlace), test_leaks.test_what_is_handed_in_is_never_written_to),
-    Mutant("own-revived", "an evicted entry comes back", "plausible",
-           plain(Resurrecting), test_entries.test_an_evicted_entry_never_comes_back),
-    Mutant("C4", "a slice keeps the whole alive", "TabPFN PR 933",
-           plain(View), test_leaks.test_what_is_handed_in_is_never_written_to),
-    Mutant("C4-buffer", "a buffer is never made smaller", "TabPFN PR 933",
-           cached(with_layers(HoardingLayer)), test_leaks.test_what_is_evicted_is_freed, CACHE),
+    Mutant("own-inputs", "inputs are written to", "plausible",
+           plain(InPlace), test_leaks.test_inputs_are_never_written_to),
+    Mutant("own-revived", "an evicted entry returns", "plausible",
+           plain(Resurrecting), test_entries.test_an_evicted_entry_never_returns),
+    Mutant("C4", "a slice keeps the whole tensor alive", "TabPFN PR 933",
+           plain(View), test_leaks.test_inputs_are_never_written_to),
+    Mutant("C4-buffer", "a buffer never shrinks", "TabPFN PR 933",
+           cached(with_layers(HoardingLayer)), test_leaks.test_evicted_entries_are_freed, CACHE),
     Mutant("C5", "only the first sequence is compressed", "KVCache-Factory issue 54",
-           plain(OnlyTheFirst), test_leaks.test_a_second_sequence_is_as_fresh_as_the_first),
+           plain(OnlyTheFirst), test_leaks.test_a_second_sequence_is_independent_of_the_first),
     Mutant("C5-context", "only the first sequence of a context is compressed", "KVCache-Factory issue 54",
-           hooked(OncePerContext), test_leaks.test_a_second_sequence_is_as_fresh_as_the_first, HOOKED),
-    Mutant("C5-cache", "a second sequence meets the first one's cache", "kvpress PR 192",
-           cached(Remembering), test_leaks.test_two_sequences_side_by_side_do_not_meet, CACHE),
-    Mutant("C5-buffer", "a mean goes on into the next sequence", "KVCache-Factory issue 54",
+           hooked(OncePerContext), test_leaks.test_a_second_sequence_is_independent_of_the_first, HOOKED),
+    Mutant("C5-cache", "a second sequence uses the cache of the first", "kvpress PR 192",
+           cached(Remembering), test_leaks.test_interleaved_sequences_are_independent, CACHE),
+    Mutant("C5-buffer", "a running mean is not reset between sequences", "KVCache-Factory issue 54",
            plain(Accumulating), test_entries.test_later_keys_change_no_earlier_decision),
-    Mutant("own-random", "global random numbers decide", "plausible",
-           plain(Drawing), test_leaks.test_the_same_again_is_the_same),
-    Mutant("own-copies", "what was seen is counted in the compressor, not in the cache", "plausible",
-           plain(ActsOnSeen), test_attention.test_a_copy_goes_its_own_way),
-    Mutant("C6", "hooks stay after an exception", "kvpress PR 244",
-           hooked(_LeftBehind), test_leaks.test_the_model_is_left_as_it_was, HOOKED),
-    Mutant("C6-registered", "a registered attention function stays", "plausible",
-           hooked(_Registered), test_leaks.test_the_model_is_left_as_it_was, HOOKED),
-    Mutant("C7", "the first step after a one-token prompt is taken for a prompt", "kvpress PR 243",
-           hooked(OneTokenPrompt), test_counts.test_the_step_after_a_one_token_prompt_is_a_step, HOOKED),
-    Mutant("C7-long", "a pass of several tokens is taken for the prompt", "kvpress PR 243",
-           hooked(LongMeansPrompt), test_counts.test_the_step_after_a_one_token_prompt_is_a_step, HOOKED),
-    Mutant("own-prefill", "acts after every pass, although prefill was said", "plausible",
-           hooked(EveryPass), test_counts.test_every_layer_holds_what_the_schedule_says, HOOKED),
-    Mutant("own-step", "keeps a share of what was seen, although step was said", "plausible",
-           plain(ActsOnSeen), test_counts.test_every_layer_holds_what_the_schedule_says),
-    Mutant("own-interval", "interval is forgotten", "plausible",
-           attached(NoInterval), test_counts.test_every_layer_holds_what_the_schedule_says, KNORM),
+    Mutant("own-random", "scores depend on the global random state", "plausible",
+           plain(Drawing), test_leaks.test_results_are_reproducible),
+    Mutant("own-copies", "tokens seen are counted in the compressor, not in the cache", "plausible",
+           plain(ActsOnSeen), test_attention.test_a_copied_cache_is_independent),
+    Mutant("C6", "hooks are not removed after an exception", "kvpress PR 244",
+           hooked(_LeftBehind), test_leaks.test_the_model_is_left_unchanged, HOOKED),
+    Mutant("C6-registered", "a registered attention function is not removed", "plausible",
+           hooked(_Registered), test_leaks.test_the_model_is_left_unchanged, HOOKED),
+    Mutant("C7", "the first decoding step after a one-token prompt is mistaken for a prompt", "kvpress PR 243",
+           hooked(OneTokenPrompt), test_counts.test_the_pass_after_a_one_token_prompt_is_not_a_prompt, HOOKED),
+    Mutant("C7-long", "a pass of several tokens is mistaken for the prompt", "kvpress PR 243",
+           hooked(LongMeansPrompt), test_counts.test_the_pass_after_a_one_token_prompt_is_not_a_prompt, HOOKED),
+    Mutant("own-prefill", "under prefill, acts after every pass", "plausible",
+           hooked(EveryPass), test_counts.test_every_layer_retains_the_number_its_schedule_sets, HOOKED),
+    Mutant("own-step", "under step, the ratio is applied to tokens seen", "plausible",
+           plain(ActsOnSeen), test_counts.test_every_layer_retains_the_number_its_schedule_sets),
+    Mutant("own-interval", "interval is ignored", "plausible",
+           attached(NoInterval), test_counts.test_every_layer_retains_the_number_its_schedule_sets, KNORM),
     Mutant("C3", "a query's position is the number held", "VeloxQuant-MLX issue 171, 174; kvpress issue 16",
            cached(HeldPositions), test_attention.test_a_token_is_rotated_by_the_number_of_tokens_seen, CACHE),
-    Mutant("own-beforehand-generate", "evicts before attention has run, in model.generate", "plausible",
-           cached(with_layers(BeforehandLayer)), test_identity.test_generate_attends_to_what_is_held, CACHE),
-    Mutant("own-beforehand", "evicts before attention has run", "plausible",
-           cached(with_layers(BeforehandLayer)), test_attention.test_logits_are_those_of_attention_to_what_is_held,
+    Mutant("own-beforehand-generate", "evicts before attention, in model.generate", "plausible",
+           cached(with_layers(BeforehandLayer)), test_identity.test_generate_attends_to_the_held_entries, CACHE),
+    Mutant("own-beforehand", "evicts before attention", "plausible",
+           cached(with_layers(BeforehandLayer)), test_attention.test_logits_are_those_of_attention_to_the_held_entries,
            CACHE),
-    Mutant("C8", "a mask that was made for another number of entries", "transformers issue 35168",
+    Mutant("C8", "a mask for another number of entries", "transformers issue 35168",
            attached(while_attached(PressedLayer, mask=everything_is_seen)),
            test_attention.test_later_tokens_change_no_earlier_logit, KNORM),
-    Mutant("C9", "padding is scored and kept as if it were text", "KIVI issue 18",
+    Mutant("C9", "padding is scored and retained like text", "KIVI issue 18",
            attached(while_attached(attach, _padding=padding_is_text, strange_mask=not_looked_at)),
-           test_rows.test_padding_counts_for_nothing, KNORM),
-    Mutant("own-trend", "keep_ratio is the share that goes", "plausible, where others count compression_ratio",
-           attached(ShareThatGoes), test_trends.test_nll_does_not_fall_as_less_is_kept, KNORM),
+           test_rows.test_padding_has_no_effect, KNORM),
+    Mutant("own-trend", "keep_ratio is the evicted share", "plausible, where others count compression_ratio",
+           attached(EvictedShare), test_trends.test_nll_does_not_fall_as_fewer_entries_are_retained, KNORM),
     Mutant("M2", "the compressor was never installed", "KVCache-Factory 485af3c, 7855979",
            cached(NotInstalled), test_counts.test_something_is_evicted, CACHE),
-    Mutant("own-one-less", "even at ratio 1 an entry goes", "plausible",
+    Mutant("own-one-less", "an entry is evicted even at ratio 1", "plausible",
            plain(AlwaysOneLess), test_identity.test_a_ratio_of_one_changes_nothing),
-    Mutant("own-all", "a ratio of 1 keeps nine tenths, in model.generate", "plausible",
-           cached(NeverAll), test_identity.test_generate_with_a_ratio_of_one_is_as_without, CACHE),
-    Mutant("own-all-dtype", "a ratio of 1 keeps nine tenths, in half precision", "plausible",
+    Mutant("own-all", "a ratio of 1 retains nine tenths, in model.generate", "plausible",
+           cached(NeverAll), test_identity.test_generate_with_a_ratio_of_one_is_unchanged, CACHE),
+    Mutant("own-all-dtype", "a ratio of 1 retains nine tenths, in half precision", "plausible",
            cached(NeverAll), test_identity.test_a_ratio_of_one_changes_nothing_in_any_dtype, CACHE),
-    Mutant("own-cut", "long passes are cut although P is not exceeded", "plausible",
+    Mutant("own-long-pass", "long passes are reduced although P is not exceeded", "plausible",
            plain(WideAttention), test_attention.test_passes_do_not_matter_while_nothing_is_evicted),
-    Mutant("own-float32", "everything goes through float32", "plausible",
+    Mutant("own-float32", "entries are converted to float32 and back", "plausible",
            plain(Requantised), test_identity.test_a_short_sequence_changes_nothing),
 ]  # fmt: skip

@@ -1,6 +1,6 @@
-"""The mutants of measuring: each breaks one thing in the code that measures, and names the law that must kill it.
+"""Mutants of measuring code: each has one bug, and the law that must kill it.
 
-The ids are those of docs/bug-catalogue.md; ``measure`` marks mutants of laws that it does not list.
+Their ids begin with those of docs/bug-catalogue.md, or with ``measure`` for bugs that it does not list.
 """
 
 import importlib
@@ -30,20 +30,20 @@ scoring: Any = importlib.import_module("pressgauge.likelihood")
 
 
 def replacing(owner: object, name: str, careless: Callable[[Any], Any]) -> Breaks:
-    """Breaks an attribute: ``careless`` makes the broken one of the right one."""
+    """Patch an attribute: ``careless`` turns the correct one into the broken one."""
     return lambda patch: patch.setattr(owner, name, careless(vars(owner)[name]))
 
 
 def reporting(change: Callable[..., dict[str, Any]]) -> Breaks:
-    """Breaks what a ``Perplexity`` is made of: ``change`` gets all fields and returns those that it falsifies."""
+    """Patch the fields of a ``Perplexity``: ``change`` gets all fields and returns the falsified ones."""
     return replacing(scoring, "Perplexity", lambda real: lambda **found: real(**(found | change(**found))))
 
 
-# What is measured
+# Measured quantity
 
 
 def never_touches_the_cache(real: Any) -> Any:
-    """The press is on the label, and the pass is a plain one."""
+    """The press is in the label, and the pass is a plain one."""
 
     def onepass(model: Any, ids: Tensor, mask: Tensor, press: Any, prompt: int, progress: bool) -> Any:
         return scoring._plain(model, ids, mask, prompt)
@@ -52,14 +52,14 @@ def never_touches_the_cache(real: Any) -> Any:
 
 
 def never_installed(patch: pytest.MonkeyPatch) -> None:
-    """The factory returns the plain cache, and nothing is attached."""
+    """The factory returns a plain cache, and nothing is attached."""
     new_cache = scoring.new_cache
     patch.setattr(scoring, "attached", lambda press, model: decoder.attached(None, model))
     patch.setattr(scoring, "new_cache", lambda press, model, prompt: new_cache(None, model, prompt))
 
 
 def sweep_without_press(real: Any) -> Any:
-    """The sweep forgets to hand the press on, and writes its name all the same."""
+    """The sweep does not pass the press on, but writes its name."""
     return lambda model, ids, press, prompt: real(model, ids, None, prompt)
 
 
@@ -69,7 +69,7 @@ def only_what_was_affected(compressing: bool, scored: Tensor, affected: Tensor, 
 
 
 def press_that_stays(real: Any) -> Any:
-    """A press that was given once is there for every later measurement."""
+    """A press remains active for all later measurements."""
     known = []
 
     def stepwise(model: Any, ids: Tensor, mask: Tensor, press: Any, prompt: int, progress: bool) -> Any:
@@ -83,7 +83,7 @@ def press_that_stays(real: Any) -> Any:
 
 
 def no_shift(real: Any) -> Any:
-    """A token by the logits of the pass that was fed it."""
+    """A token is scored by the logits of its own pass."""
 
     def plain(model: Any, ids: Tensor, mask: Tensor, prompt: int) -> Any:
         logits = model(ids, attention_mask=mask, position_ids=scoring.own_positions(mask), use_cache=False).logits
@@ -93,7 +93,7 @@ def no_shift(real: Any) -> Any:
 
 
 def no_shift_in_steps(real: Any) -> Any:
-    """The same while decoding: each pass scores what it is fed."""
+    """The same while decoding: each pass scores its own token."""
 
     def stepwise(model: Any, ids: Tensor, mask: Tensor, press: Any, prompt: int, progress: bool) -> Any:
         cache = DynamicCache(config=model.config)
@@ -108,7 +108,7 @@ def no_shift_in_steps(real: Any) -> Any:
 
 
 def shifted_twice(real: Any) -> Any:
-    """The labels are shifted for a model that shifts them itself."""
+    """Labels are shifted for a model that shifts them itself."""
 
     def logits(self: OnePass, model: Any, ids: Tensor) -> Tensor:
         right: Tensor = real(self, model, ids)
@@ -118,7 +118,7 @@ def shifted_twice(real: Any) -> Any:
 
 
 def prompt_is_scored(real: Any) -> Any:
-    """As many tokens as there are to score, but from the front."""
+    """The first tokens are scored instead of those after the prompt."""
 
     def plain(model: Any, ids: Tensor, mask: Tensor, prompt: int) -> Any:
         logits = model(ids, attention_mask=mask, position_ids=scoring.own_positions(mask), use_cache=False).logits
@@ -128,7 +128,7 @@ def prompt_is_scored(real: Any) -> Any:
 
 
 def prompt_is_forgotten(real: Any) -> Any:
-    """What comes after the prompt is scored without having seen it."""
+    """Tokens after the prompt are scored without it as context."""
 
     def plain(model: Any, ids: Tensor, mask: Tensor, prompt: int) -> Any:
         logits = model(ids[:, prompt - 1 : -1], attention_mask=mask[:, prompt - 1 : -1], use_cache=False).logits
@@ -138,7 +138,7 @@ def prompt_is_forgotten(real: Any) -> Any:
 
 
 def in_units_of(base: float) -> Callable[[Any], Any]:
-    """The exponential is taken of logarithms to another base."""
+    """The exponential is of logarithms to another base."""
 
     def careless(real: Any) -> Any:
         def score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,12 +151,12 @@ def in_units_of(base: float) -> Callable[[Any], Any]:
 
 
 def own_text(real: Any) -> Any:
-    """The model is scored on what it would have written itself."""
+    """The model is scored on its own predictions."""
     return lambda logits, targets: real(logits, logits.argmax(dim=-1).to(targets.device))
 
 
 def own_precision(real: Any) -> Any:
-    """The loss is taken in the dtype of the logits."""
+    """The loss is computed in the dtype of the logits."""
 
     def score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         nll = -logits.log_softmax(dim=-1).gather(2, targets[..., None])[..., 0]
@@ -166,20 +166,20 @@ def own_precision(real: Any) -> Any:
 
 
 def mean_of_row_perplexities(real: Any) -> Any:
-    """Each row's perplexity counts alike."""
+    """Every row's perplexity has the same weight."""
     return property(lambda self: float(self.nll.nanmean(dim=1).exp().nanmean()))
 
 
 def without_nan(real: Any) -> Any:
-    """The mean over what is a number."""
+    """NaN is left out of the mean."""
     return property(lambda self: float(self.nll.nanmean().exp()))
 
 
-# Counts and words
+# Counts and labels
 
 
 def among_the_best_three(real: Any) -> Any:
-    """The first choice is not told from the third."""
+    """Top-3 predictions count as top-1."""
 
     def score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return real(logits, targets)[0], (logits.topk(3).indices == targets[..., None]).any(dim=-1)
@@ -188,12 +188,12 @@ def among_the_best_three(real: Any) -> Any:
 
 
 def over_all_columns(real: Any) -> Any:
-    """Padding counts as tokens that were missed."""
+    """Padding counts as misses."""
     return property(lambda self: float(self.hits.double().mean()))
 
 
 def one_query_early(real: Any) -> Any:
-    """The token that the evicting pass itself scores counts as affected."""
+    """The token scored by the evicting pass counts as affected."""
     return lambda tables, scored, prompt: real(tables, scored, prompt + 1)
 
 
@@ -208,17 +208,17 @@ def batch_is_affected_as_one(real: Any) -> Any:
 
 
 def padding_was_evicted(real: Any) -> Any:
-    """Whatever is not held counts as evicted."""
+    """Everything that is not held counts as evicted."""
     return lambda tables: sum(int((table < scoring.NEVER).sum()) for table in tables)
 
 
 def vacuous_only_at_zero_evictions(real: Any) -> Any:
-    """One eviction is enough, though nothing was scored after it."""
+    """One eviction is enough, even if no token was scored after it."""
     return property(lambda self: self.compressing and not self.evictions)
 
 
 def verdict_by_what_is_above(real: Any) -> Any:
-    """No comparison with NaN is true, and so it falls through to the best verdict."""
+    """Comparisons with NaN are false, so NaN gets the best verdict."""
 
     def verdict(self: Row) -> str:
         if self.keep_ratio == 1 or self.vacuous:
@@ -229,7 +229,7 @@ def verdict_by_what_is_above(real: Any) -> Any:
 
 
 def first_base_line_for_all(real: Any) -> Any:
-    """The uncompressed perplexity that was found first is kept for the rest of the sweep."""
+    """The first uncompressed perplexity is used for the whole sweep."""
     known = []
 
     def make_row(name: str, press: Any, source: Any, result: Perplexity, base: float, times: Any = None) -> Row:
@@ -241,7 +241,7 @@ def first_base_line_for_all(real: Any) -> Any:
 
 
 def nominal_size(real: Any) -> Any:
-    """The ratio that was asked for, taken of all layers."""
+    """The nominal ratio, applied to all layers."""
 
     def make_row(name: str, press: Any, source: Any, result: Perplexity, base: float, times: Any = None) -> Row:
         row: Row = real(name, press, source, result, base, times)
@@ -257,7 +257,7 @@ def nominal_size(real: Any) -> Any:
 
 
 def one_arm_after_the_other(real: Any) -> Any:
-    """The base line first and cold, then the pressed arm, warm."""
+    """The baseline runs first and cold, then the pressed arm, warm."""
 
     def interleave(first: Any, second: Any, pairs: int) -> list[tuple[Any, Any]]:
         base = [second() for _ in range(pairs)]
@@ -272,7 +272,7 @@ def no_warm_up(real: Any) -> Any:
 
 
 def no_turns(real: Any) -> Any:
-    """The pressed arm always goes first."""
+    """The pressed arm always runs first."""
 
     def interleave(first: Any, second: Any, pairs: int) -> list[tuple[Any, Any]]:
         return [(first(), second()) for _ in range(1 + pairs)][1:]
@@ -281,13 +281,13 @@ def no_turns(real: Any) -> Any:
 
 
 def clock_started_early(real: Any) -> Any:
-    """Nobody waits for what was queued before the clock starts."""
+    """The clock starts before queued work is done."""
     calls = itertools.count()
     return lambda device: real(device) if next(calls) else None
 
 
 def first_token_in_tpot(real: Any) -> Any:
-    """The whole time, over all tokens."""
+    """The whole time is divided by all tokens."""
 
     def generation(tokens: Any, new: int, generated: int, cache: Any, ttft: float, tpot: float | None) -> Any:
         return real(tokens, new, generated, cache, ttft, (ttft + (tpot or 0) * (new - 1)) / new)
@@ -296,12 +296,12 @@ def first_token_in_tpot(real: Any) -> Any:
 
 
 def prompt_in_throughput(real: Any) -> Any:
-    """Tokens that were only read count as written."""
+    """Tokens of the prompt count as generated."""
     return property(lambda self: self.tokens.numel() / (self.ttft + (self.tpot or 0) * (self.new_tokens - 1)))
 
 
 def ratio_of_medians(real: Any) -> Any:
-    """The pairs are taken apart."""
+    """The ratio of medians instead of the median of ratios."""
 
     def ratio(pairs: Sequence[tuple[float, float]]) -> Ratio:
         first, second = zip(*pairs, strict=True)
@@ -311,7 +311,7 @@ def ratio_of_medians(real: Any) -> Any:
 
 
 def normal_interval(real: Any) -> Any:
-    """The mean, and 1.96 standard errors to both sides."""
+    """The mean with 1.96 standard errors to both sides."""
 
     def ratio(pairs: Sequence[tuple[float, float]]) -> Ratio:
         quotients = torch.tensor([one / other for one, other in pairs], dtype=torch.float64)
@@ -322,7 +322,7 @@ def normal_interval(real: Any) -> Any:
 
 
 def peak_of_both_arms(real: Any) -> Any:
-    """The counter is read and never reset."""
+    """The peak is read and never reset."""
 
     def run(model: Any, ids: Tensor, press: Any, new_tokens: int) -> Any:
         result = decoder.generate(model, ids, press, new_tokens, eos_token_id=[])
@@ -333,7 +333,7 @@ def peak_of_both_arms(real: Any) -> Any:
 
 
 def mean_over_no_readings(real: Any) -> Any:
-    """Only CUDA is read, and a mean is reported wherever one runs."""
+    """Only CUDA is read, and a mean is reported on any device."""
 
     def run(model: Any, ids: Tensor, press: Any, new_tokens: int) -> Any:
         found = real(model, ids, press, new_tokens)
@@ -347,23 +347,23 @@ REPORTS = "the reports that this project starts from"
 
 MEASURING = [
     Mutant(
-        "M1", "one forward pass that never touches the cache", REPORTS,
-        None, laws.test_a_press_is_measured_by_what_its_cache_still_holds,
+        "M1", "one forward pass without the cache", REPORTS,
+        None, laws.test_a_press_is_measured_with_its_compressed_cache,
         breaks=replacing(scoring, "_onepass", never_touches_the_cache),
     ),
     Mutant(
         "M2-cache", "the factory returns the plain cache", "KVCache-Factory 485af3c, 7855979",
-        None, laws.test_a_press_is_measured_by_what_its_cache_still_holds,
+        None, laws.test_a_press_is_measured_with_its_compressed_cache,
         breaks=never_installed,
     ),
     Mutant(
-        "M2-label", "the press is in the name of the row only", "KVCache-Factory 485af3c, 7855979",
+        "M2-label", "the press is only in the name of the row", "KVCache-Factory 485af3c, 7855979",
         None, laws.test_a_row_with_the_name_of_a_press_was_measured_under_it,
         breaks=replacing(sweep, "perplexity", sweep_without_press),
     ),
     Mutant(
         "M3", "a threshold that was never exceeded makes perplexity 'unchanged'", f"cold-compress issue 39; {REPORTS}",
-        None, laws.test_what_met_no_eviction_is_called_vacuous_and_never_unchanged,
+        None, laws.test_results_without_affected_tokens_are_vacuous,
         breaks=replacing(Perplexity, "vacuous", lambda real: property(lambda self: False)),
     ),
     Mutant(
@@ -382,13 +382,13 @@ MEASURING = [
         breaks=replacing(Perplexity, "ppl", mean_of_row_perplexities),
     ),
     Mutant(
-        "M6-cold", "the base line is timed cold and first", REPORTS,
+        "M6-cold", "the baseline is timed cold and first", REPORTS,
         None, laws.test_a_cold_start_is_in_neither_arm,
         breaks=replacing(timing, "interleave", one_arm_after_the_other),
     ),
     Mutant(
-        "M6-clock", "nobody waits for the device", "mlx-swift-lm PR 10",
-        None, laws.test_times_contain_the_work_of_a_device_that_works_by_itself,
+        "M6-clock", "timing without synchronisation", "mlx-swift-lm PR 10",
+        None, laws.test_times_contain_the_work_of_an_asynchronous_device,
         breaks=replacing(decoder, "_synchronise", lambda real: lambda device: None),
     ),
     Mutant(
@@ -398,7 +398,7 @@ MEASURING = [
     ),
     Mutant(
         "M7-nan", "a mean over no readings", REPORTS,
-        None, laws.test_memory_that_nothing_counts_is_said_to_be_not_available,
+        None, laws.test_memory_without_counters_is_not_available,
         breaks=replacing(timing, "_run", mean_over_no_readings),
     ),
     Mutant(
@@ -407,13 +407,13 @@ MEASURING = [
         breaks=replacing(sweep, "make_row", nominal_size),
     ),
     Mutant(
-        "measure-fewer", "the pressed arm scores what was affected only", "plausible",
+        "measure-fewer", "the pressed arm scores affected tokens only", "plausible",
         None, laws.test_every_arm_and_every_method_scores_the_same_tokens,
         breaks=reporting(only_what_was_affected),
     ),
     Mutant(
-        "measure-stays", "a press stays for the base line after it", "kvpress PR 244",
-        None, laws.test_the_uncompressed_arm_is_uncompressed_whatever_was_measured_before_it,
+        "measure-stays", "a press remains active for the next baseline", "kvpress PR 244",
+        None, laws.test_the_uncompressed_arm_does_not_depend_on_earlier_measurements,
         breaks=replacing(scoring, "_stepwise", press_that_stays),
     ),
     Mutant(
@@ -427,7 +427,7 @@ MEASURING = [
         breaks=replacing(scoring, "_plain", prompt_is_scored),
     ),
     Mutant(
-        "measure-bits", "the exponential of bits", "plausible",
+        "measure-bits", "the exponential of an NLL in bits", "plausible",
         None, laws.test_nll_is_exact_for_a_model_whose_distribution_is_known,
         breaks=replacing(scoring, "_score", in_units_of(2)),
     ),
@@ -437,13 +437,13 @@ MEASURING = [
         breaks=replacing(scoring, "_score", in_units_of(10)),
     ),
     Mutant(
-        "measure-own-text", "the model is scored on its own choice", "plausible",
+        "measure-own-text", "the model is scored on its own predictions", "plausible",
         None, laws.test_no_perplexity_is_below_the_exact_entropy_by_more_than_sampling_error,
         breaks=replacing(scoring, "_score", own_text),
     ),
     Mutant(
         "measure-padding", "the attention mask is ignored", "KIVI issue 18",
-        None, laws.test_a_text_is_scored_alike_in_whatever_batch_it_is_measured,
+        None, laws.test_nll_does_not_depend_on_the_batch,
         breaks=replacing(scoring, "checked_mask", lambda real: lambda ids, mask: torch.ones_like(ids)),
     ),
     Mutant(
@@ -453,32 +453,32 @@ MEASURING = [
     ),
     Mutant(
         "measure-nan", "NaN is left out of the mean", "plausible",
-        None, laws.test_what_is_not_a_number_is_not_left_out,
+        None, laws.test_nan_is_not_left_out,
         breaks=replacing(Perplexity, "ppl", without_nan),
     ),
     Mutant(
-        "measure-half", "the loss is taken in bfloat16", "plausible",
+        "measure-half", "the loss is computed in bfloat16", "plausible",
         None, laws.test_nll_of_a_model_in_half_precision_is_taken_in_float32_or_wider,
         breaks=replacing(scoring, "_score", own_precision),
     ),
     Mutant(
-        "measure-top-3", "the third choice counts as the first", "plausible",
-        None, laws.test_accuracy_is_the_share_of_scored_tokens_that_were_the_first_choice,
+        "measure-top-3", "top-3 predictions count as top-1", "plausible",
+        None, laws.test_accuracy_is_the_top_1_share_of_scored_tokens,
         breaks=replacing(scoring, "_score", among_the_best_three),
     ),
     Mutant(
-        "measure-columns", "accuracy is over padding as well", "plausible",
-        None, laws.test_accuracy_is_the_share_of_scored_tokens_that_were_the_first_choice,
+        "measure-columns", "accuracy includes padding", "plausible",
+        None, laws.test_accuracy_is_the_top_1_share_of_scored_tokens,
         breaks=replacing(Perplexity, "accuracy", over_all_columns),
     ),
     Mutant(
         "measure-affected", "one token too many is affected", "plausible",
-        None, laws.test_affected_are_the_tokens_after_the_first_pass_that_misses_something,
+        None, laws.test_tokens_are_affected_after_the_first_eviction,
         breaks=replacing(scoring, "_affected", one_query_early),
     ),
     Mutant(
         "measure-affected-rows", "the first eviction counts for all rows", "plausible",
-        None, laws.test_affected_are_the_tokens_after_the_first_pass_that_misses_something,
+        None, laws.test_tokens_are_affected_after_the_first_eviction,
         breaks=replacing(scoring, "_affected", batch_is_affected_as_one),
     ),
     Mutant(
@@ -487,22 +487,22 @@ MEASURING = [
         breaks=replacing(scoring, "count_evictions", padding_was_evicted),
     ),
     Mutant(
-        "measure-vacuous", "an eviction that no token came after is enough", "plausible",
-        None, laws.test_what_met_no_eviction_is_called_vacuous_and_never_unchanged,
+        "measure-vacuous", "an eviction without later tokens is enough", "plausible",
+        None, laws.test_results_without_affected_tokens_are_vacuous,
         breaks=replacing(Perplexity, "vacuous", vacuous_only_at_zero_evictions),
     ),
     Mutant(
-        "measure-uncompressed", "keeping everything is called vacuous", "plausible",
-        None, laws.test_keeping_everything_is_called_uncompressed,
+        "measure-uncompressed", "a ratio of one is called vacuous", "plausible",
+        None, laws.test_a_ratio_of_one_is_called_uncompressed,
         breaks=replacing(Perplexity, "vacuous", lambda real: property(lambda self: not self.affected_tokens)),
     ),
     Mutant(
-        "measure-base-line", "one base line for all models", "plausible",
+        "measure-base-line", "one baseline for all models", "plausible",
         None, laws.test_a_change_is_relative_to_the_uncompressed_run_of_the_same_model_and_text,
         breaks=replacing(sweep, "make_row", first_base_line_for_all),
     ),
     Mutant(
-        "measure-verdict", "a perplexity that is not a number is in the first band", "plausible",
+        "measure-verdict", "a NaN perplexity is in the first band", "plausible",
         None, laws.test_verdicts_are_the_bands_below_20_percent_up_to_30_and_above,
         breaks=replacing(Row, "verdict", verdict_by_what_is_above),
     ),
@@ -512,28 +512,28 @@ MEASURING = [
         breaks=replacing(timing, "interleave", no_warm_up),
     ),
     Mutant(
-        "measure-turns", "the pressed arm always goes first", "plausible",
+        "measure-turns", "the pressed arm always runs first", "plausible",
         None, laws.test_a_device_that_gets_slower_favours_neither_arm,
         breaks=replacing(timing, "interleave", no_turns),
     ),
     Mutant(
         "measure-clock-start", "the clock starts before the device is idle", "plausible",
-        None, laws.test_times_contain_the_work_of_a_device_that_works_by_itself,
+        None, laws.test_times_contain_the_work_of_an_asynchronous_device,
         breaks=replacing(decoder, "_synchronise", clock_started_early),
     ),
     Mutant(
         "measure-tpot", "the prompt is in TPOT", "plausible",
-        None, laws.test_times_contain_the_work_of_a_device_that_works_by_itself,
+        None, laws.test_times_contain_the_work_of_an_asynchronous_device,
         breaks=replacing(decoder, "Generation", first_token_in_tpot),
     ),
     Mutant(
         "measure-throughput", "the prompt is in tokens per second", "plausible",
-        None, laws.test_times_contain_the_work_of_a_device_that_works_by_itself,
+        None, laws.test_times_contain_the_work_of_an_asynchronous_device,
         breaks=replacing(decoder.Generation, "tokens_per_second", prompt_in_throughput),
     ),
     Mutant(
         "measure-pairs", "the ratio of medians", "plausible",
-        None, laws.test_a_slow_moment_that_hits_both_of_a_pair_changes_nothing,
+        None, laws.test_a_slow_pair_does_not_change_the_ratio,
         breaks=replacing(timing, "ratio", ratio_of_medians),
     ),
     Mutant(

@@ -1,4 +1,4 @@
-"""Models that do not use the cache that they are given as a press expects, each a way in which a pass slips by."""
+"""Models that do not use their cache as a press expects."""
 
 import copy
 import functools
@@ -17,7 +17,7 @@ from properties import test_proof
 
 
 def another_name(model: Any) -> None:
-    """The decoder takes its cache as ``memory``, and makes one of its own if it gets none."""
+    """The decoder takes its cache as ``memory``, and creates its own by default."""
 
     class Renamed(LlamaModel):
         def forward(self, input_ids: Any = None, memory: Any = None, **kwargs: Any) -> Any:
@@ -27,29 +27,29 @@ def another_name(model: Any) -> None:
     model.model.__class__ = Renamed
 
 
-def _decoder(model: Any, goes_on_with: Callable[[Any], Any]) -> None:
-    """Let the decoder go on with something else than the cache that it is given."""
+def _decoder(model: Any, replaced: Callable[[Any], Any]) -> None:
+    """Replace the cache within the decoder."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return LlamaModel.forward(self, *args, **{**kwargs, CACHE: goes_on_with(kwargs[CACHE])})
+        return LlamaModel.forward(self, *args, **{**kwargs, CACHE: replaced(kwargs[CACHE])})
 
     model.model.__class__ = type("Broken", (LlamaModel,), {"forward": functools.wraps(LlamaModel.forward)(forward)})
 
 
 def copied_cache(model: Any) -> None:
-    """The decoder goes on with a copy of the cache that it is given."""
+    """The decoder uses a copy of its cache."""
 
     _decoder(model, lambda cache: copy.deepcopy(cache))
 
 
 def ignored_cache(model: Any) -> None:
-    """The decoder takes a cache, and makes one of its own all the same."""
+    """The decoder accepts a cache and uses its own."""
 
     _decoder(model, lambda cache: None)
 
 
 def added_layers(model: Any) -> None:
-    """The decoder adds a layer to the cache that it is given, as Dory does."""
+    """The decoder adds a layer to its cache, as Dory does."""
 
     def adding(cache: Any) -> Any:
         cache.layers.append(DynamicLayer())
@@ -65,14 +65,14 @@ def _attention(model: Any, kind: type[LlamaAttention], layer: int = 1) -> None:
 
 
 def every_second_pass(model: Any) -> None:
-    """Layer 1 hands its tokens to the cache in every second pass only."""
+    """Layer 1 passes its tokens to the cache in every second pass only."""
 
     class Skipping(LlamaAttention):
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             self.passes += 1
             if self.passes % 2 == 0:
                 kwargs[CACHE] = None
-                # Its own tokens are all that such a layer attends to.
+                # Such a layer attends to its own tokens only.
                 kwargs["attention_mask"] = None
             return LlamaAttention.forward(self, *args, **kwargs)
 
@@ -80,7 +80,7 @@ def every_second_pass(model: Any) -> None:
 
 
 def own_attention(model: Any) -> None:
-    """Layer 1 attends in a way of its own, and hands its tokens to the cache."""
+    """Layer 1 has its own attention, and passes its tokens to the cache."""
 
     class Bypassing(LlamaAttention):
         def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
@@ -93,7 +93,7 @@ def own_attention(model: Any) -> None:
 
 
 class _Expanding:
-    """A cache that keeps the first KV head only, and hands attention as many as there were."""
+    """A cache that stores the first KV head only, and returns it for all heads."""
 
     def __init__(self, cache: Any) -> None:
         self.cache = cache
@@ -126,7 +126,7 @@ def two_calls(model: Any) -> None:
 
 
 def _masked(model: Any, mask: Callable[[int, int], torch.Tensor]) -> None:
-    """Give layer 1 a mask of its own, of the tokens seen before a pass and those of the pass."""
+    """Give layer 1 its own mask, a function of tokens seen before and in a pass."""
 
     class Masked(LlamaAttention):
         def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
@@ -142,7 +142,7 @@ def _causal(seen: int, tokens: int) -> torch.Tensor:
 
 
 def own_mask(model: Any) -> None:
-    """Layer 1 adds a bias of its own to attention, as Doge does."""
+    """Layer 1 adds its own attention bias, as Doge does."""
 
     def biased(seen: int, tokens: int) -> torch.Tensor:
         bias = torch.linspace(-1, 0, seen + tokens, dtype=torch.float64).expand(1, 1, tokens, -1)
@@ -158,22 +158,22 @@ def mask_per_head(model: Any) -> None:
 
 
 def own_window(model: Any) -> None:
-    """Layer 1 has a window of four tokens, of which its configuration does not tell."""
+    """Layer 1 has a window of four tokens, unknown to its configuration."""
     _masked(model, lambda seen, tokens: _causal(seen, tokens).triu(seen - 3))
 
 
-LAW = test_proof.test_every_layer_hands_its_tokens_to_the_cache_and_attends_to_what_it_returns
+LAW = test_proof.test_every_layer_passes_its_tokens_to_the_cache_and_attends_to_its_result
 
 
 def broken_llama(mutant: Mutant) -> Any:
-    """A new Llama, in float64, with the bug of a mutant."""
+    """A new float64 Llama with the bug of a mutant."""
     model = architectures.build("llama")
     mutant.subject(model)
     return model
 
 
 def broken(breaks: Callable[[Any], None], seen_in: str, sentence: str) -> Mutant:
-    """A Llama that uses its cache in a way of its own, and what the press says of it."""
+    """Mutant of a Llama that misuses its cache, and a pattern of the refusal."""
     name, what = breaks.__name__.replace("_", "-"), inspect.cleandoc(breaks.__doc__ or "").removesuffix(".")
     return Mutant(f"model-{name}", what, seen_in, breaks, LAW, twin=test_proof.untouched, says=(sentence,))
 

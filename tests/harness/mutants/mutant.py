@@ -1,4 +1,4 @@
-"""A mutant: one thing that is broken on purpose, and the law that must kill it."""
+"""Mutants: one deliberate bug each, and the law that must kill it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Breaks = Callable[[pytest.MonkeyPatch], None]
 
 
 def nothing(patch: pytest.MonkeyPatch) -> None:
-    """The package is as it is."""
+    """Leaves the package unchanged."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Mutant:
     """A broken compressor, a broken model, or something broken in the package.
 
     Attributes:
-        id: unique; begins with the id of a bug of docs/bug-catalogue.md if it is one of these.
-        what: the bug, in words.
+        id: unique; begins with the id of its bug in docs/bug-catalogue.md, if listed there.
+        what: description of the bug.
         seen_in: where it was reported; else ``plausible``.
-        subject: what the law is applied to; None for a law without a subject.
+        subject: argument of the law; None for a law without a subject.
         law: the law that must kill it, by its own assertion.
-        twin: the same subject without the bug, for which the law must hold.
-        breaks: puts the bug into the package while the law runs.
+        twin: the subject without the bug, for which the law must hold.
+        breaks: patches the bug into the package while the law runs.
         says: patterns that the finding must contain.
     """
 

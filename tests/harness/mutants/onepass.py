@@ -1,4 +1,4 @@
-"""Mutants of the perplexity in one pass, each with the law that must kill it."""
+"""Mutants of perplexity in one pass."""
 
 from typing import Any
 
@@ -19,18 +19,18 @@ TOVA = next(subject for subject in SCORED_BY_ATTENTION if subject.name == "tova-
 
 
 def later(evicted_at: Tensor, by: int) -> Tensor:
-    """The same history, but each eviction comes ``by`` tokens later."""
+    """The history with each eviction ``by`` tokens later."""
     return torch.where(evicted_at == NEVER, NEVER, evicted_at + by)
 
 
 def off_by_one(patch: pytest.MonkeyPatch) -> None:
-    """Query t sees key j if ``t <= evicted_at[j]``."""
+    """Query t attends to key j if ``t <= evicted_at[j]``."""
     attend = onepass.attend
     patch.setattr(onepass, "attend", lambda q, k, v, table, scale: attend(q, k, v, later(table, 1), scale))
 
 
 def plain_mean(patch: pytest.MonkeyPatch) -> None:
-    """The two parts of a block are merged as if each had half of the weight."""
+    """The two parts of a block are merged with equal weights."""
     attend = onepass._attend
 
     def unweighted(*given: Any) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ def plain_mean(patch: pytest.MonkeyPatch) -> None:
 
 
 def first_layer(patch: pytest.MonkeyPatch) -> None:
-    """What layer 0 would evict is replayed for every layer."""
+    """The evictions of layer 0 are replayed in every layer."""
     patch.setattr(onepass, "replay", lambda *given, layer, **more: replay(*given, layer=0, **more))
 
 
@@ -57,12 +57,12 @@ def heads_the_wrong_way_round(patch: pytest.MonkeyPatch) -> None:
 
 
 def prompt_fed_singly(patch: pytest.MonkeyPatch) -> None:
-    """The prompt is not one pass."""
+    """The prompt is fed token by token."""
     patch.setattr(onepass, "pass_lengths", lambda tokens, prompt: [1] * tokens)
 
 
 def columns_of_the_batch(patch: pytest.MonkeyPatch) -> None:
-    """A padded row's evictions are counted in columns of the batch, and its tokens in its own."""
+    """Evictions of a padded row are counted in columns, and its tokens without padding."""
     attend, in_layer = onepass.attend, onepass.OnePass._attend
 
     def unsubtracted(self: onepass.OnePass, *given: Any, **more: Any) -> Any:
@@ -74,7 +74,7 @@ def columns_of_the_batch(patch: pytest.MonkeyPatch) -> None:
 
 
 def queries_of_the_future(patch: pytest.MonkeyPatch) -> None:
-    """The next token's query votes, which a whole text has at hand and decoding has not."""
+    """The next token's query counts, which decoding does not have yet."""
 
     def careless(*given: Any, queries: Tensor, **more: Any) -> Tensor:
         return replay(*given, queries=queries.roll(-1, dims=2), **more)
@@ -82,22 +82,22 @@ def queries_of_the_future(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(onepass, "replay", careless)
 
 
-LAW = test_onepass.test_every_press_in_one_pass_is_what_decoding_gives
+LAW = test_onepass.test_every_press_in_one_pass_equals_decoding
 
 
 def onepass_mutant(name: str, what: str, seen_in: str, breaks: Breaks, subject: Subject = KNORM) -> Mutant:
-    """A sound press, measured by a broken one pass."""
+    """Mutant of a correct press measured by a broken one pass."""
     return Mutant(f"onepass-{name}", what, seen_in, subject, LAW, twin=subject, breaks=breaks)
 
 
 ONEPASS = [
-    onepass_mutant("later", "an entry is seen one token too long", "plausible", off_by_one),
+    onepass_mutant("later", "an entry is attended to one token too long", "plausible", off_by_one),
     onepass_mutant("merge", "parts are merged without their weights", "plausible", plain_mean),
     onepass_mutant("layer", "layer 0 is replayed in every layer", "plausible", first_layer, RANDOM),
     onepass_mutant(
         "heads", "query heads are grouped the wrong way round", "kvpress b1d2865", heads_the_wrong_way_round
     ),
-    onepass_mutant("prompt", "the prompt is fed singly", "plausible", prompt_fed_singly),
+    onepass_mutant("prompt", "the prompt is fed token by token", "plausible", prompt_fed_singly),
     onepass_mutant("padding", "padding is counted as time", "KIVI issue 18", columns_of_the_batch),
-    onepass_mutant("future", "queries of the future vote", "plausible", queries_of_the_future, TOVA),
+    onepass_mutant("future", "queries of later tokens count", "plausible", queries_of_the_future, TOVA),
 ]

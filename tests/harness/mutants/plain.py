@@ -1,4 +1,4 @@
-"""KnormPress under ``step``, written again from the rules as a function over the whole cache.
+"""An independent KnormPress under ``step``, written from the rules as a function over the whole cache.
 
 It shares no code with the package. Mutants override one method of it.
 """
@@ -17,7 +17,7 @@ Layers = list[tuple[Tensor, Tensor]]
 
 
 class Plain:
-    """One compressor; what a factory returns is its method ``compress``."""
+    """A compressor; factories return its method ``compress``."""
 
     def __init__(self, keep_ratio: float, prune_after: int = 512, skip_layers: tuple[int, ...] = ()) -> None:
         self.keep_ratio = keep_ratio
@@ -25,42 +25,42 @@ class Plain:
         self.skip_layers = skip_layers
 
     def compress(self, layers: Layers) -> Layers:
-        """All layers after a pass."""
+        """Compress all layers after a pass."""
         return [self.layer(index, keys, values) for index, (keys, values) in enumerate(layers)]
 
     def layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """One layer, ``[B, K, N, D]``."""
+        """Compress one layer, ``[B, K, N, D]``."""
         held = keys.shape[2]
-        if index in self.skip_layers or not self.prunes(held):
+        if index in self.skip_layers or not self.evicts(held):
             return keys, values
         kept = self.choose(self.scores(keys), self.count(held))
         return self.take(keys, kept), self.take(values, kept)
 
-    def prunes(self, held: int) -> bool:
-        """Whether a layer that holds so many is pruned."""
+    def evicts(self, held: int) -> bool:
+        """Whether a layer with ``held`` entries evicts."""
         return held > self.prune_after and self.keep_ratio < 1
 
     def count(self, held: int) -> int:
-        """How many stay."""
+        """Number of retained entries."""
         ratio = Fraction(str(self.keep_ratio))
         return max(1, -(-ratio.numerator * held // ratio.denominator))
 
     def scores(self, keys: Tensor) -> Tensor:
-        """``[B, K, N]``: higher means keep; what has no norm goes first."""
+        """``[B, K, N]``: the highest are retained; NaN ranks lowest."""
         norm: Tensor = keys.double().norm(dim=-1)
         return -norm.nan_to_num(torch.inf, torch.inf)
 
     def choose(self, scores: Tensor, count: int) -> Tensor:
-        """``[B, K, count]``: which stay, in order; of equal ones the earlier."""
+        """``[B, K, count]``: indices of retained entries, ascending; of equal scores, the earlier."""
         return scores.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(dim=-1).values
 
     def take(self, tensor: Tensor, kept: Tensor) -> Tensor:
-        """The entries that stay, of keys or values."""
+        """Retained entries of keys or values."""
         return tensor.gather(2, kept[..., None].expand(-1, -1, -1, tensor.shape[3]))
 
 
 def plain(kind: type[Plain], **declares: Any) -> Subject:
-    """The subject whose compressors are of this kind."""
+    """Subject of compressors of this class."""
 
     def factory(**options: Any) -> Callable[[Layers], Layers]:
         return kind(**options).compress
@@ -69,17 +69,17 @@ def plain(kind: type[Plain], **declares: Any) -> Subject:
 
 
 class Hooked:
-    """A press that acts once, after the first pass, by hooks on the attention modules: kvpress's way, written again."""
+    """A press that acts once, after the first pass, by hooks on the attention modules, as kvpress does."""
 
     def __init__(self, keep_ratio: float, prune_after: int = 512) -> None:
         self.plain = Plain(keep_ratio, prune_after)
 
     def is_prompt(self, cache: Any, layer: int, length: int) -> bool:
-        """Whether the pass that has just gone through a layer is the prompt's."""
+        """Whether the latest pass of a layer is the prompt's."""
         return bool(cache.layers[layer].keys.shape[2] == length)
 
     def after(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        """The hook: cut the layer's cache."""
+        """Hook that compresses the layer's cache."""
         cache, index = kwargs[CACHE], module.layer_idx
         layer = cache.layers[index]
         length = kwargs["hidden_states"].shape[1]
@@ -87,7 +87,7 @@ class Hooked:
             layer.keys, layer.values = self.plain.layer(index, layer.keys, layer.values)
 
     def __call__(self, model: Any) -> Any:
-        """Hooked to a model, as long as the context is open."""
+        """Context manager that hooks the press to a model."""
         return _Hooks(self, model)
 
 
@@ -106,10 +106,10 @@ class _Hooks:
 
 
 def hooked(kind: type[Hooked], **declares: Any) -> Subject:
-    """The subject whose compressors are of this kind.
+    """Subject of compressors of this class.
 
-    Positions are the caller's, since the cache's length is what it holds; and layers must hold equally many, since
-    transformers makes one mask for all of them.
+    The caller supplies positions, since the cache's length is the number held. Layers must hold equally many entries,
+    since transformers uses one mask for all of them.
     """
     own = {"score": "knorm", "positions": "caller", "skip_layers": None, "padding": None}
     return subject_of(kind.__name__, kind, {**own, **declares})

@@ -1,4 +1,4 @@
-"""Regressions of the package, each with the baseline that has to catch it."""
+"""Mutants of the package that a regression baseline must catch."""
 
 from dataclasses import replace
 from functools import cache as cache_results
@@ -15,7 +15,7 @@ from regression.recorded import rows_are_as_recorded
 
 
 def wrong_default(patch: pytest.MonkeyPatch) -> None:
-    """Whoever does not say ``prune_after`` gets 32."""
+    """The default of ``prune_after`` is 32."""
     check = budget.Budget.__post_init__
 
     def careless(self: budget.Budget) -> None:
@@ -27,20 +27,20 @@ def wrong_default(patch: pytest.MonkeyPatch) -> None:
 
 
 def boundary(patch: pytest.MonkeyPatch) -> None:
-    """A layer that holds P entries is pruned."""
+    """A layer that holds P entries evicts."""
     target = budget.Budget.target
     less = cache_results(lambda rules: replace(rules, prune_after=max(0, rules.prune_after - 1)))
     patch.setattr(budget.Budget, "target", lambda self, seen, held: target(less(self), seen, held))
 
 
 def floor(patch: pytest.MonkeyPatch) -> None:
-    """A share is rounded down."""
+    """Targets are rounded down."""
     ceil = numbers.exact_ceil
     patch.setattr(budget, "exact_ceil", lambda ratio, count: count - ceil(1 - ratio, count))
 
 
 def recent(patch: pytest.MonkeyPatch) -> None:
-    """One token fewer is protected."""
+    """One recent token fewer is protected."""
     protect = ranking.protect
     patch.setattr(ranking, "protect", lambda ranks, positions, first: protect(ranks, positions, first + 1))
 
@@ -61,7 +61,7 @@ def narrow(patch: pytest.MonkeyPatch) -> None:
 
 
 def order(patch: pytest.MonkeyPatch) -> None:
-    """What is read is in the order of storage."""
+    """Entries are read in the order of storage."""
 
     def stored(self: cache.PressedLayer, name: str) -> torch.Tensor | None:
         return self.storage.held(name) if self.is_initialized else None
@@ -70,7 +70,7 @@ def order(patch: pytest.MonkeyPatch) -> None:
 
 
 def sort(patch: pytest.MonkeyPatch) -> None:
-    """The cache is sorted after every pass, for nothing."""
+    """The cache is sorted after every pass, without need."""
     settle = cache.PressedLayer.settle
 
     def careless(self: cache.PressedLayer) -> None:
@@ -83,7 +83,7 @@ def sort(patch: pytest.MonkeyPatch) -> None:
 
 
 def regression(name: str, what: str, file: str, breaks: Breaks, *says: str) -> Mutant:
-    """A regression, the baseline that finds it, and what the finding says: a field that changes, and a part of the
+    """Mutant with the baseline that must find it, and patterns of its finding: a changed field and a part of the
     explanation."""
     return Mutant(
         f"regression-{name}", what, "plausible", file, rows_are_as_recorded, twin=file, breaks=breaks, says=says

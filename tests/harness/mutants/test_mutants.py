@@ -1,5 +1,5 @@
-"""Every mutant is found out by its law's own assertion, the law holds for its sound twin in the same run, and no law
-breaks on what is right."""
+"""Every mutant is killed by an assertion of its law, the law holds for its correct twin in the same run, and no law
+breaks on correct code."""
 
 import inspect
 import os
@@ -24,8 +24,8 @@ from regression.recorded import rows_are_as_recorded
 from support.laws import LAWS, MEASURING, Law, failure, judged, outcome, words
 from tools.kill_matrix import SUITES
 
-TREND = LAWS["test_nll_does_not_fall_as_less_is_kept"]
-"""A law only for those that declare it, which no variant does."""
+TREND = LAWS["test_nll_does_not_fall_as_fewer_entries_are_retained"]
+"""Applies only to subjects that declare it, which no variant does."""
 
 EVERY_LAW = {
     *LAWS.values(),
@@ -35,38 +35,38 @@ EVERY_LAW = {
     PROOF,
     rows_are_as_recorded,
 }
-"""Laws that a mutant has to break."""
+"""Laws that must each have a mutant."""
 
 ROOT = Path(__file__).parents[3]
 CHECKS = [
     *(ROOT / "src" / "pressgauge" / name for name in ("conformance", "measuring")),
     *(ROOT / "tests" / name for name in ("conformance", "measuring", "properties")),
 ]
-"""Where assertions of laws are."""
+"""Folders with assertions of laws."""
 
 
 @cache
 def of_twin(law: Law, twin: Any) -> BaseException | None:
-    """What comes out for what is sound, which many mutants share."""
+    """Outcome of a correct twin, which many mutants share."""
     return failure(law, twin)
 
 
 def is_its_own(law: Law, finding: AssertionError) -> bool:
-    """Whether an assertion is one of the law or of the checks that it calls, and not of a library that it meets."""
+    """Whether an assertion belongs to the law or to its checks, and not to a library."""
     places = [Path(frame.path) for frame in pytest.ExceptionInfo.from_exception(finding).traceback]
-    # torch's own function to compare tensors is called by laws.
+    # Laws call torch's comparison of tensors.
     place = next(path for path in reversed(places) if path.parts[-3:-1] != ("torch", "testing"))
     return place == Path(inspect.getfile(law)) or any(folder in place.parents for folder in CHECKS)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.id)
 def test_the_law_kills_the_mutant_and_spares_its_twin(mutant: Mutant) -> None:
-    """By an assertion of its own that says what is to be said: a crash would prove nothing."""
+    """A law fails for its mutant by its own assertion, with the expected finding, and holds for the twin."""
     with pytest.MonkeyPatch.context() as patch:
         mutant.breaks(patch)
         finding = failure(mutant.law, mutant.subject)
     if mutant.law is rows_are_as_recorded and isinstance(finding, pytest.skip.Exception):
-        # There is no baseline of these releases or of this device.
+        # No baseline for these releases or this device.
         raise finding
     assert isinstance(finding, AssertionError), finding
     assert is_its_own(mutant.law, finding), finding
@@ -80,19 +80,19 @@ CASES = [
     for column, law in enumerate(law for law in LAWS.values() if law is not TREND)
     if (row + column) % 3 == 0 or os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 ]
-"""On every third diagonal: each law meets a third of the variants, and each variant a third of the laws. All meet all
-by ``nox -s kills`` and in the nightly run."""
+"""A third of all pairs: each law with a third of the variants, each variant with a third of the laws. ``nox -s kills``
+and the nightly run cover all."""
 
 
 @pytest.mark.parametrize(("variant", "law"), CASES)
 def test_no_law_breaks_on_what_is_right(variant: Subject, law: Law) -> None:
-    """A law that fails on a sound compressor is worse than none."""
+    """No law fails on a correct compressor."""
     assert outcome(law, variant) in ("held", "not applicable")
 
 
 @pytest.mark.parametrize("measurement", RIGHT, ids=lambda measurement: measurement.name)
 def test_no_law_breaks_on_right_measuring_code(measurement: Measurement) -> None:
-    """Whatever its style, it breaks none of the laws for its kind, and several apply."""
+    """No law fails on correct measuring code, and at least six apply to it."""
     laws = {name: law for name, law in MEASURING.items() if measurement.kind in signature(law).parameters}
     found = {name: judged(law, measurement) for name, law in laws.items()}
     assert {name: what for name, what in found.items() if what[0] in ("broken", "crashed")} == {}
@@ -100,17 +100,17 @@ def test_no_law_breaks_on_right_measuring_code(measurement: Measurement) -> None
 
 
 def test_every_law_has_a_mutant() -> None:
-    """A law that kills nothing might as well not be there."""
+    """Every law kills at least one mutant."""
     assert {mutant.law for mutant in MUTANTS} == EVERY_LAW
 
 
 def test_every_mutant_has_a_name_of_its_own() -> None:
-    """So that a failure says which it was."""
+    """Ids of mutants are unique."""
     assert len({mutant.id for mutant in MUTANTS}) == len(MUTANTS)
 
 
 def test_the_page_was_written_for_these_mutants_and_laws() -> None:
-    """``nox -s kills`` writes it; a mutant or a law that was added since would be missing."""
+    """The kill matrix lists the current mutants, laws and variants."""
     page = " ".join((ROOT / "docs" / "kill-matrix.md").read_text(encoding="utf-8").split())
     for suite in SUITES:
         number = f"{len(suite.mutants)} mutants, {len(suite.laws)} laws in `tests/{suite.folder}/`, and"

@@ -1,4 +1,4 @@
-"""Compressors that are right, each in its own way: no law may break on them."""
+"""Correct compressors in different styles, on which no law may break."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from pressgauge.conformance.subjects import subject_of
 
 
 def by_hand(keep_ratio: float, prune_after: int = 512, skip_layers: tuple[int, ...] = ()) -> Any:
-    """Lists and loops: the newest entries stay."""
+    """Retains the newest entries, with lists and loops."""
 
     def compress(layers: Layers) -> Layers:
         result = []
@@ -52,7 +52,7 @@ WINDOW_SIZE = 7
 
 
 class SlidingWindow:
-    """transformers' own layers with a sliding window, whatever the model: a cache that keeps the newest."""
+    """transformers' sliding-window layers on any model, which retain the newest entries."""
 
     def __init__(self, keep_ratio: float) -> None:
         self.keep_ratio = keep_ratio
@@ -65,28 +65,28 @@ class SlidingWindow:
 
 
 class FloorFromP(Floor, Boundary):
-    """Prunes at P entries, and rounds down."""
+    """Evicts at P entries, and rounds down."""
 
 
 class PerHead(Plain):
-    """The heads of a layer compete: the best entries of all of them stay, and of each head at least the best."""
+    """Heads of a layer compete: the best entries over all heads are retained, and at least the best of each head."""
 
     def layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         there = (keys != 0).any(-1) | (values != 0).any(-1)
         rows, heads, columns = there.shape
         held = int(there.sum()) // (rows * heads)
-        if index in self.skip_layers or not self.prunes(held):
+        if index in self.skip_layers or not self.evicts(held):
             return keys, values
         scores = self.scores(keys).masked_fill(~there, -torch.inf)
         first = scores.argsort(dim=-1, descending=True, stable=True)[..., :1]
         together = scores.scatter(2, first, torch.inf).view(rows, heads * columns)
         best = together.argsort(dim=-1, descending=True, stable=True)[:, : heads * self.count(held)]
-        stays = torch.zeros_like(together, dtype=torch.bool).scatter(1, best, True).view_as(there)
-        width = int(stays.sum(-1).max())
-        # Those that stay come last, in order, and in front of them what is missing.
-        kept = stays.int().argsort(dim=-1, stable=True)[..., columns - width :]
-        gone = ~stays.gather(2, kept)[..., None]
-        return self.take(keys, kept).masked_fill(gone, 0), self.take(values, kept).masked_fill(gone, 0)
+        retained = torch.zeros_like(together, dtype=torch.bool).scatter(1, best, True).view_as(there)
+        width = int(retained.sum(-1).max())
+        # Retained entries come last, in order, after the padding.
+        kept = retained.int().argsort(dim=-1, stable=True)[..., columns - width :]
+        padding = ~retained.gather(2, kept)[..., None]
+        return self.take(keys, kept).masked_fill(padding, 0), self.take(values, kept).masked_fill(padding, 0)
 
 
 DYNAMIC = subject_of(

@@ -1,4 +1,4 @@
-"""One architecture: is a press right on it, or refused by a sentence that is true?"""
+"""Examination of one architecture: whether a press is correct on it, or refused for a true reason."""
 
 import ast
 import re
@@ -31,12 +31,12 @@ BAD = (WRONG, CRASH, FALSE, UNCHECKED)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found.
+    """Result of an examination.
 
     Attributes:
-        kind: one of the words above.
-        skipped: the layers that were skipped.
-        detail: the sentence of a refusal, or what is wrong and by how much.
+        kind: one of the verdicts above.
+        skipped: skipped layers.
+        detail: message of a refusal, or the error and its size.
     """
 
     kind: str
@@ -45,11 +45,11 @@ class Verdict:
 
 
 class Wrong(Exception):  # noqa: N818  # it is a finding
-    """Something is not what it should be, without an error."""
+    """A wrong result without an error."""
 
 
 class _Specimen:
-    """A model and what the stock model says."""
+    """A model and the results of the stock model."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -57,7 +57,7 @@ class _Specimen:
         self.ids = specimens.tokens(1, LENGTH)
 
     def close(self, what: str, found: Tensor, wanted: Tensor) -> None:
-        """Raise ``Wrong`` unless the two are equal up to rounding."""
+        """Raise ``Wrong`` unless both are equal up to rounding."""
         if found.shape != wanted.shape:
             raise Wrong(f"{what}: {list(found.shape)} where {list(wanted.shape)} is right")
         both = found.isnan() & wanted.isnan()
@@ -66,14 +66,14 @@ class _Specimen:
             raise Wrong(f"{what}: off by {off:.2g}")
 
     def stock(self, passes: Sequence[int]) -> tuple[Tensor, Any]:
-        """Logits of the stock model in passes, with the cache that it makes for itself if it hands it back."""
+        """Logits of the stock model in passes, with its own cache if it returns one."""
         try:
             return oracle.decode(self.model, self.ids, passes)
         except oracle.Unreachable:
             return oracle.decode(self.model, self.ids, passes, DynamicCache(config=self.model.config))
 
     def baseline(self) -> None:
-        """Without a press, every method gives what the stock model gives, or is refused."""
+        """Without a press, every method gives the results of the stock model, or is refused."""
         model, ids = self.model, self.ids
         with torch.no_grad():
             self.close("plain, no press", perplexity(model, ids, None, PROMPT, "plain").nll,
@@ -95,14 +95,14 @@ class _Specimen:
         return torch.cat(logits, dim=1), cache
 
     def cached(self, press: Press, passes: Sequence[int]) -> tuple[Tensor, PressedCache]:
-        """The same with a plain cache."""
+        """Logits of passes with a plain cache, and the cache."""
         cache = press.cache(self.model.config)
         with torch.no_grad():
             logits = [self.model(part, **using(cache)).logits for part in self.ids.split(list(passes), dim=1)]
         return torch.cat(logits, dim=1), cache
 
     def identity(self, press: Press) -> None:
-        """With a ratio of 1 all is bit-identical to the stock model with its own cache."""
+        """With a ratio of 1, results are bit-identical to the stock model with its own cache."""
         whole = replace(press, keep_ratio=1)
         for passes in PATTERNS:
             stock, _ = oracle.decode(self.model, self.ids, passes, DynamicCache(config=self.model.config))
@@ -111,7 +111,7 @@ class _Specimen:
                 raise Wrong(f"keep_ratio 1 in passes {passes[:3]}...: off by {float((logits - stock).abs().max()):.2g}")
 
     def ways(self, press: Press) -> None:
-        """Attached, cache, stepwise and one pass agree with each other and with the oracle."""
+        """Attached, plain cache, stepwise and one pass agree with each other and with the oracle."""
         size = max(8, -(-LENGTH // 2))
         for passes in PATTERNS:
             logits, cache = self.attached(press, passes)
@@ -133,7 +133,7 @@ class _Specimen:
         self.same(onepass, stepwise)
 
     def same(self, onepass: Any, stepwise: Any) -> None:
-        """One pass gives what stepwise gives."""
+        """One pass and stepwise agree."""
         self.close("one pass and stepwise", onepass.nll, stepwise.nll)
         for name in ("held", "evictions", "affected_tokens"):
             if getattr(onepass, name) != getattr(stepwise, name):
@@ -145,7 +145,7 @@ class _Specimen:
                 raise Wrong(f"evicted_at of layer {layer} differs between one pass and stepwise")
 
     def cache(self, press: Press) -> None:
-        """As a plain cache: what it evicts is what the oracle masks; or a sentence."""
+        """The logits with a plain cache are those of the oracle; or the message of a refusal."""
         for passes in (PATTERNS[0], PATTERNS[2]):
             try:
                 logits, cache = self.cached(press, passes)
@@ -156,7 +156,7 @@ class _Specimen:
                        oracle.expected(self.model, self.ids, passes, cache.evicted_at), logits)  # fmt: skip
 
     def implementations(self, press: Press) -> None:
-        """Eager and sdpa agree."""
+        """``eager`` and ``sdpa`` agree."""
         found = []
         for name in ("sdpa", "eager"):
             if self.model.config._attn_implementation == name or _can(self.model, name):
@@ -165,7 +165,7 @@ class _Specimen:
             self.close("eager and sdpa", *found)
 
     def rows(self, press: Press) -> None:
-        """A padded row gives what it gives alone, in both ways; or a sentence."""
+        """Padded rows have the results of rows alone, by both methods; or the message of a refusal."""
         texts = [specimens.tokens(1, length, seed=row) for row, length in enumerate(PADDED)]
         ids = torch.cat([torch.nn.functional.pad(text, (LENGTH - text.shape[1], 0)) for text in texts])
         mask = torch.tensor([[int(column >= LENGTH - length) for column in range(LENGTH)] for length in PADDED])
@@ -187,7 +187,7 @@ class _Specimen:
                         self.close(what, own, alone.nll)
 
     def queries(self, press: Press) -> None:
-        """A press that goes by attention: one pass and stepwise agree."""
+        """A press that scores by attention gives the same result stepwise and in one pass."""
         tova = TOVAPress(0.5, prune_after=8, skip_layers=press.skipped)
         try:
             onepass = perplexity(self.model, self.ids, tova, PROMPT)
@@ -197,7 +197,7 @@ class _Specimen:
         self.same(onepass, perplexity(self.model, self.ids, tova, PROMPT, "stepwise"))
 
     def untouched(self) -> None:
-        """With all layers skipped the model computes what it does alone; or a sentence."""
+        """With all layers skipped, results are those of the plain model; or the message of a refusal."""
         count = self.model.config.get_text_config(decoder=True).num_hidden_layers
         try:
             logits, _ = self.attached(KnormPress(0.5, prune_after=8, skip_layers=tuple(range(count))), PATTERNS[0])
@@ -208,7 +208,7 @@ class _Specimen:
         self.close("all layers skipped", logits, stock)
 
     def alone(self) -> None:
-        """What a refusal offers: the model without a press. And as a plain cache, right or refused."""
+        """The model without a press, as suggested by a refusal, and a plain cache are correct or refused."""
         methods = 0
         for method in ("stepwise", "plain"):
             try:
@@ -222,7 +222,7 @@ class _Specimen:
         self.plain_cache()
 
     def plain_cache(self) -> None:
-        """A cache that is accepted where an attached press is refused."""
+        """A plain cache is accepted where an attached press is refused."""
         press = replace(PRESS, skip_layers="unprunable")
         try:
             logits, cache = self.cached(press, PATTERNS[0])
@@ -232,7 +232,7 @@ class _Specimen:
         try:
             wanted = oracle.expected(self.model, self.ids, PATTERNS[0], cache.evicted_at)
         except oracle.Unreachable:
-            # What else could be wrong is that attention goes by slots.
+            # The remaining cause would be attention that depends on slots.
             change = oracle.depends_on_slots(self.model, self.ids, PROMPT)
             if change > self.tolerance:
                 raise Wrong(f"plain cache: the order of entries changes logits by {change:.2g}") from None
@@ -249,10 +249,10 @@ def _can(model: Any, name: str) -> bool:
 
 
 def _sentence(refusal: ValueError) -> str:
-    """A refusal's sentence.
+    """Message of a refusal.
 
     Raises:
-        ValueError: the error itself, if it is not one of pressgauge's.
+        ValueError: the error itself, if it is not from pressgauge.
     """
     frames = []
     trace = refusal.__traceback__
@@ -265,7 +265,7 @@ def _sentence(refusal: ValueError) -> str:
 
 
 def _press_for(model: Any, ids: Tensor) -> tuple[Press | None, str]:
-    """The press with the layers skipped that its refusals name, None if none is left; and the first refusal."""
+    """The press with the layers skipped that its refusals name, None if no layer is left; and the first refusal."""
     press: Press = PRESS
     first = ""
     for _ in range(3):
@@ -285,14 +285,14 @@ def _press_for(model: Any, ids: Tensor) -> tuple[Press | None, str]:
 
 
 def examine(model_type: str) -> Verdict:
-    """What a press does on a tiny model of an architecture."""
+    """Verdict on a press with a tiny model of an architecture."""
     with _quiet():
         return _examine(model_type)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What models of others warn of is theirs; small ones are quickest on one thread."""
+    """Context without warnings of third-party models, and with one thread, which is fastest for small models."""
     verbosity, threads = logging.get_verbosity(), torch.get_num_threads()
     logging.set_verbosity_error()
     torch.set_num_threads(1)

@@ -1,8 +1,8 @@
-"""What is right, told by the stock model alone: nothing of the package is imported here.
+"""Oracle of correct results, from the stock model alone, without code of the package.
 
-The model decodes with a cache that it makes itself, under ``eager`` and with its own masks. What a press has evicted is
-added to these as minus infinity, per head, by wrapping the ``eager_attention_forward`` of the model's own file.
-The name of the implementation stays ``eager``, so that the model's code does what it always does.
+The model decodes with its own cache, ``eager`` attention and its own masks. Keys evicted by a press are masked with
+minus infinity, per head, by wrapping ``eager_attention_forward`` of the model's file. The implementation is still
+called ``eager``, so the model's code does not change its behaviour.
 """
 
 import inspect
@@ -17,22 +17,21 @@ _NAME = "eager_attention_forward"
 
 
 class Unreachable(Exception):  # noqa: N818  # it is an answer
-    """Why the attention of a model cannot be masked from outside."""
+    """The reason why a model's attention cannot be masked from outside."""
 
 
 def cache_name(model: Any) -> str | None:
-    """What the model calls its cache, as an argument and in its output."""
+    """Name of a model's cache as an argument and in its output."""
     names = inspect.signature(type(model).forward).parameters
     return next((name for name in ("cache", "past_key_values") if name in names), None)
 
 
 @torch.no_grad()
 def decode(model: Any, ids: Tensor, passes: Sequence[int], cache: Any = None) -> tuple[Tensor, Any]:
-    """Logits ``[B, T, V]`` of a text fed in passes, with the cache that the model makes for itself unless one is given;
-    and the cache.
+    """Logits ``[B, T, V]`` of a text fed in passes, with the model's own cache unless one is given; and the cache.
 
     Raises:
-        Unreachable: if the model hands back no cache.
+        Unreachable: if the model returns no cache.
     """
     name = cache_name(model)
     if name is None:
@@ -50,15 +49,17 @@ def decode(model: Any, ids: Tensor, passes: Sequence[int], cache: Any = None) ->
 
 
 def nll(logits: Tensor, ids: Tensor, prompt: int) -> Tensor:
-    """``[B, T - prompt]``: of the tokens from ``prompt`` on, by the logits of the token before each."""
+    """NLL ``[B, T - prompt]`` of the tokens from ``prompt`` on, by the logits of their predecessors."""
     scores = logits[:, prompt - 1 : -1].double().log_softmax(dim=-1)
     return -scores.gather(2, ids[:, prompt:, None])[..., 0]
 
 
 @contextmanager
 def masked(model: Any, tables: Sequence[Tensor], reached: set[int]) -> Iterator[None]:
-    """While the context is open, query t of layer l sees key j only if ``t < tables[l][b, k, j]``; the layers whose
-    attention was masked are added to ``reached``."""
+    """Context in which query t of layer l attends to key j only if ``t < tables[l][b, k, j]``.
+
+    Layers whose attention was masked are added to ``reached``.
+    """
     files: dict[int, dict[str, Any]] = {}
     for module in model.modules():
         names = getattr(inspect.unwrap(type(module).forward), "__globals__", {})
@@ -88,13 +89,13 @@ def masked(model: Any, tables: Sequence[Tensor], reached: set[int]) -> Iterator[
 
 
 def _with(mask: Tensor | None, table: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """The model's own mask, and minus infinity where a key is gone."""
+    """The model's mask, with minus infinity at evicted keys."""
     columns, new = key.shape[2], query.shape[2]
     time = torch.arange(columns - new, columns)
     gone = time[:, None] >= table[:, :, None, :]
     heads = gone.shape[1]
     if key.shape[1] > heads > 1 and torch.equal(key[:, 0], key[:, heads]):
-        # The model has laid its KV heads side by side, again and again.
+        # The model has repeated its KV heads for the query heads.
         gone = gone.repeat(1, key.shape[1] // heads, 1, 1)
     gone = gone.repeat_interleave(query.shape[1] // gone.shape[1], dim=1)
     bias = torch.zeros(gone.shape, dtype=query.dtype).masked_fill(gone, -torch.inf)
@@ -106,10 +107,10 @@ def _with(mask: Tensor | None, table: Tensor, query: Tensor, key: Tensor) -> Ten
 
 
 def expected(model: Any, ids: Tensor, passes: Sequence[int], tables: Sequence[Tensor]) -> Tensor:
-    """The logits ``[B, T, V]`` of a model whose layers lose what the tables say, when they say.
+    """Logits ``[B, T, V]`` of a model with evictions by these tables.
 
     Raises:
-        Unreachable: if not all layers that lose something could be masked.
+        Unreachable: if not all layers with evictions could be masked.
     """
     reached: set[int] = set()
     losing = {layer for layer, table in enumerate(tables) if bool((table < ids.shape[1]).any())}
@@ -128,8 +129,8 @@ def expected(model: Any, ids: Tensor, passes: Sequence[int], tables: Sequence[Te
 
 @torch.no_grad()
 def depends_on_slots(model: Any, ids: Tensor, prompt: int) -> float:
-    """How much the logits of the token after a prompt change if the prompt's entries lie in another order: nothing, if
-    attention goes by positions."""
+    """Change of the next token's logits when the entries of a prompt are permuted: 0 if attention uses positions
+    only."""
     found = []
     for shuffled in (False, True):
         _, cache = decode(model, ids[:, :prompt], [prompt])

@@ -1,8 +1,6 @@
-"""Whether the reasons that a refusal gives are true, told by what the stock model does.
+"""Verification of the reasons in refusals, from the behaviour of the stock model, without code of the package.
 
-Nothing of the package is imported here.
-
-The model decodes a text alone, and it is noted what each layer's attention is called with and what its cache returns.
+The model decodes a text alone, and the arguments of each layer's attention and the results of its cache are recorded.
 """
 
 import inspect
@@ -23,13 +21,13 @@ LENGTH, PROMPT = 24, 12
 
 @dataclass
 class Layer:
-    """What a layer did in the prompt's pass.
+    """Behaviour of a layer in the prompt's pass.
 
     Attributes:
-        keys, values: what its attention read, by call.
-        masks: the masks of these calls.
-        given: the names of what else these calls were given.
-        cached_keys, cached_values: what its cache returned; None if nothing was handed to it.
+        keys, values: inputs of its attention, by call.
+        masks: masks of these calls.
+        given: names of further arguments of these calls.
+        cached_keys, cached_values: results of its cache; None if nothing was passed to it.
     """
 
     keys: list[Tensor] = field(default_factory=list)
@@ -42,12 +40,12 @@ class Layer:
 
 @dataclass
 class Facts:
-    """What the stock model does.
+    """Behaviour of the stock model.
 
     Attributes:
         model: the model.
-        layers: by index, what happened in the prompt's pass.
-        own: the model's own cache after ``LENGTH`` tokens; None if it hands back none.
+        layers: behaviour of the layers in the prompt's pass, by index.
+        own: the model's own cache after ``LENGTH`` tokens; None if it returns none.
     """
 
     model: Any
@@ -55,21 +53,21 @@ class Facts:
     own: Any
 
     def count(self) -> int:
-        """How many layers the model has, by its configuration."""
+        """Number of layers in the configuration."""
         return int(self.model.config.get_text_config(decoder=True).num_hidden_layers)
 
     def cache_layer(self, index: int) -> Any:
-        """The layer of the model's own cache, whose name in transformers does not matter; None if there is none."""
+        """The layer of the model's own cache, of any class; None if there is none."""
         layers = getattr(getattr(self.own, "self_attention_cache", self.own), "layers", [])
         return layers[index] if index < len(layers) else None
 
     def held(self, index: int) -> int:
-        """How many keys the model's own cache holds in a layer."""
+        """Number of keys that the model's own cache holds in a layer."""
         keys = getattr(self.cache_layer(index), "keys", None)
         return keys.shape[2] if isinstance(keys, Tensor) and keys.dim() == 4 else 0
 
     def states(self, index: int) -> list[str]:
-        """What a layer of the model's own cache keeps besides keys and values."""
+        """States that a layer of the model's own cache keeps besides keys and values."""
         found = vars(self.cache_layer(index)) if self.cache_layer(index) is not None else {}
         return [name for name, value in found.items() if name not in ("keys", "values") and _has_tensor(value)]
 
@@ -84,7 +82,7 @@ def _has_tensor(value: Any) -> bool:
 
 @contextmanager
 def _noted(model: Any, layers: dict[int, Layer]) -> Iterator[None]:
-    """Note the calls of attention and of caches while the context is open."""
+    """Context that records calls of attention and of caches."""
     name = "eager_attention_forward"
     spaces = [getattr(inspect.unwrap(type(module).forward), "__globals__", {}) for module in model.modules()]
     files = {id(space): space for space in spaces if name in space}
@@ -125,7 +123,7 @@ def _noted(model: Any, layers: dict[int, Layer]) -> Iterator[None]:
 
 
 def facts(model: Any, ids: Tensor) -> Facts:
-    """What a model does with ``[1, LENGTH]`` tokens or more, alone and with eager attention."""
+    """Facts about a model run on ``[1, LENGTH]`` tokens or more, alone, with eager attention."""
     layers: dict[int, Layer] = {}
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
@@ -142,7 +140,7 @@ def facts(model: Any, ids: Tensor) -> Facts:
 
 
 def _leak(weights: Tensor) -> bool:
-    """Whether the weights of a query do not sum up to 1."""
+    """Whether the attention weights of a query do not sum to 1."""
     return bool(((weights.sum(dim=-1) - 1).abs() > 1e-4).any())
 
 
@@ -206,7 +204,7 @@ LAYERS: dict[str, Callable[[Facts, int, re.Match[str]], bool]] = {
     ),
     r"no module of its own that attends through .*": lambda known, layer, found: _outside(known, layer),
 }
-"""By what a refusal says of a layer: whether it is true."""
+"""Checks of reasons about a layer, by their text."""
 
 WHOLE: dict[str, Callable[[Facts, Tensor], bool]] = {
     r"does not go through transformers' attention interface": lambda known, ids: _outside(known, None),
@@ -228,12 +226,12 @@ WHOLE: dict[str, Callable[[Facts, Tensor], bool]] = {
     ),
     r"is an encoder-decoder": lambda known, ids: bool(known.model.config.is_encoder_decoder),
 }
-"""By what a refusal says of a model: whether it is true."""
+"""Checks of reasons about a model, by their text."""
 
 
 def claims(sentence: str) -> Iterator[tuple[list[int], str]]:
-    """What a refusal says of layers: their indices, and the reason."""
-    _, _, rest = sentence.partition("a press cannot prune ")
+    """Reasons about layers in a refusal: indices and reason."""
+    _, _, rest = sentence.partition("a press does not support ")
     for spans, reason in re.findall(
         r"layers? ([\d, -]+) \(((?:[^()]|\([^()]*\))*)\)", rest.partition("; that leaves")[0]
     ):
@@ -242,12 +240,12 @@ def claims(sentence: str) -> Iterator[tuple[list[int], str]]:
 
 
 def unfounded(model: Any, ids: Tensor, sentence: str) -> str | None:
-    """What a refusal says that the stock model does not do, or that nobody checks; None if all of it is true.
+    """A reason in a refusal that is false or has no check; None if all are true.
 
     Args:
-        model: the model that was refused.
+        model: the refused model.
         ids: ``[1, LENGTH]`` tokens or more.
-        sentence: the refusal's.
+        sentence: message of the refusal.
     """
     known = facts(model, ids)
     said = list(claims(sentence))

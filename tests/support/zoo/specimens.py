@@ -1,8 +1,8 @@
-"""Tiny random models of every causal architecture that the installed transformers has.
+"""Tiny random models of every causal architecture of the installed transformers.
 
-A configuration is made from the defaults of its class: ``RULES`` say what a field of a name becomes, and a list with an
-element per layer is shortened so that each kind of layer is left. What no rule gets right is in one table of changes,
-``CHANGES``; so an architecture of a new release is tried by itself.
+A configuration is derived from the defaults of its class: ``RULES`` set fields by name, and lists with an element per
+layer are shortened so that each kind of layer remains. Exceptions are listed in ``CHANGES``, so architectures of a new
+release are included without changes here.
 """
 
 import copy
@@ -21,13 +21,13 @@ LAYERS = 4
 WINDOW = 8
 MOST_PARAMETERS = 10_000_000
 SPECIAL = 50
-"""Tokens from here on may be special, as those of images are."""
+"""First token id that may be special, such as those of images."""
 
-# The rules: the first pattern that a field's whole name matches says what it becomes. None stays None.
+# Values by the first pattern that matches a field's whole name. None is not changed.
 HEADS, KV_HEADS, HEAD_DIM, WIDTH = 4, 2, 8, 32
 RULES: dict[str, Any] = {
     r"(decoder_|encoder_)?vocab_size(_per_layer_input)?": VOCABULARY,
-    # Some decoders ask their configuration for its layers and are told those of the encoder.
+    # Some decoders read the encoder's number of layers from their configuration.
     r"num_hidden_layers|n_layers?|num_layers|(num_)?(en|de)coder_layers": LAYERS,
     r"(num_|n_|decoder_|encoder_|num_decoder_|num_encoder_)(attention_)?heads?": HEADS,
     r"(num_|n_)(global_|swa_|sliding_)?(key_value|kv)_heads|num_attention_groups|num_heads_kv": KV_HEADS,
@@ -57,12 +57,12 @@ RULES: dict[str, Any] = {
     r"index_topk_blocks": 2,
 }
 OPTIONAL = ("head_dim", "num_key_value_heads", "n_routed_experts", "num_experts_per_tok", "n_shared_experts")
-"""Fields that the rules fill also where the default is None."""
+"""Fields that the rules set even if the default is None."""
 _TOKENS = re.compile(r".*(token_id|token_index|token)$")
 
 
 def fields(kind: type[PreTrainedConfig]) -> list[str]:
-    """The names of what a class of configurations is made from."""
+    """Names of the fields of a configuration class."""
     names: list[str] = []
     for base in kind.__mro__:
         if base is PreTrainedConfig or not issubclass(base, PreTrainedConfig):
@@ -74,11 +74,11 @@ def fields(kind: type[PreTrainedConfig]) -> list[str]:
 
 
 def chosen_layers(kinds: list[Any], count: int) -> list[int]:
-    """``count`` layers, or one more per kind beyond that, in which each kind of layer occurs."""
+    """``count`` layers, or more if there are more kinds, in which each kind of layer occurs."""
     first = {kind: kinds.index(kind) for kind in dict.fromkeys(kinds)}
     chosen = list(first.values())
     rest = [layer for layer in range(len(kinds)) if layer not in chosen]
-    # Of each kind as many as of the others, as far as they go.
+    # Equally many of each kind, if there are enough.
     while len(chosen) < count and rest:
         counts = {kind: sum(kinds[layer] == kind for layer in chosen) for kind in first}
         layer = min(rest, key=lambda layer: (counts[kinds[layer]], layer))
@@ -88,7 +88,7 @@ def chosen_layers(kinds: list[Any], count: int) -> list[int]:
 
 
 def _value(config: PreTrainedConfig, name: str) -> Any:
-    """A field of a configuration; None where it has none, or one per layer."""
+    """Value of a field of a configuration; None if it has none, or one per layer."""
     try:
         return getattr(config, name, None)
     except AttributeError:
@@ -102,7 +102,7 @@ def _kind(value: Any) -> Any:
 
 
 def _per_layer(default: PreTrainedConfig, names: list[str], depth: int) -> dict[str, list[Any]]:
-    """The fields that have an element per layer."""
+    """Fields with an element per layer."""
     found = {}
     for name in names:
         value = _value(default, name)
@@ -112,7 +112,7 @@ def _per_layer(default: PreTrainedConfig, names: list[str], depth: int) -> dict[
 
 
 def tiny(kind: type[PreTrainedConfig], changes: Mapping[str, Any]) -> PreTrainedConfig:
-    """A tiny configuration of a class; a change named ``text_config.x`` is one of the configuration within."""
+    """A tiny configuration of a class; a change named ``text_config.x`` applies to the nested configuration."""
     default = kind()
     names = fields(kind)
     made: dict[str, Any] = {}
@@ -161,7 +161,7 @@ _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_la
 
 
 def _within(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:
-    """The configurations in a configuration, by name."""
+    """Nested configurations, by name."""
     named = {name: getattr(config, name, None) for name in config.sub_configs}
     return {name: value for name, value in named.items() if isinstance(value, PreTrainedConfig)}
 
@@ -253,7 +253,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
     "xmod": {"default_language": "en_XX"},
 }
-"""What the rules cannot build, by ``model_type``."""
+"""Exceptions to the rules, by ``model_type``."""
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3n_text, shared keys": (
@@ -276,15 +276,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-"""Ways of attending that an architecture has only with another configuration: its ``model_type``, and the changes."""
+"""Kinds of attention that an architecture has only with another configuration: ``model_type`` and changes."""
 
 
 class NotBuilt(Exception):  # noqa: N818  # it is an answer
-    """Why there is no model of an architecture."""
+    """The reason why an architecture has no model."""
 
 
 def names() -> list[str]:
-    """The architectures, by their model types, and variants of some."""
+    """Architectures by model type, and variants of some."""
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     return sorted([*known, *(name for name, (model_type, _) in VARIANTS.items() if model_type in known)])
 
@@ -293,7 +293,7 @@ def configuration(name: str) -> PreTrainedConfig:
     """A tiny configuration.
 
     Raises:
-        Exception: whatever the configuration's own checks raise.
+        Exception: any error of the configuration's own validation.
     """
     model_type, changes = VARIANTS.get(name, (name, CHANGES.get(name, {})))
     return tiny(transformers.CONFIG_MAPPING[model_type], changes)
@@ -306,15 +306,15 @@ def _try(model: Any) -> None:
 
 
 def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
-    """``[rows, length]`` token ids, none of which is special."""
+    """``[rows, length]`` token ids without special tokens."""
     return torch.randint(3, SPECIAL, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
 def _model(config: PreTrainedConfig) -> Any:
-    """The causal model that ``AutoModelForCausalLM`` makes of a configuration."""
+    """The causal model that ``AutoModelForCausalLM`` builds from a configuration."""
     kind: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if not isinstance(config, kind.config_class):
-        # The model of a wrapper's text.
+        # The text model of a wrapper.
         config = next((part for part in _within(config).values() if isinstance(part, kind.config_class)), config)
     for part in (config, *_within(config).values()):
         # Other implementations have no kernel for float64.
@@ -324,11 +324,11 @@ def _model(config: PreTrainedConfig) -> Any:
 
 
 def build(name: str) -> Any:
-    """A model with random weights wide enough that attention is far from uniform, in float64, or in float32 if it does
-    not run in float64.
+    """A model in float64, or in float32 if it does not support float64, with weights random and large enough for
+    non-uniform attention.
 
     Raises:
-        NotBuilt: if there is none, with the reason.
+        NotBuilt: if it cannot be built, with the reason.
     """
     try:
         config = configuration(name)

@@ -1,4 +1,4 @@
-"""Quantities: each is declared once, and a new one takes two edits."""
+"""Quantities are declared once, and a new one takes two edits."""
 
 import json
 import os
@@ -35,15 +35,15 @@ PROPERTY = """
 
 
 def edit(path: Path, before: str, after: str) -> None:
-    """Replace what stands in a file once."""
+    """Replace a text that occurs once in a file."""
     text = path.read_text(encoding="utf-8")
     assert text.count(before) == 1, f"{path.name} has {before!r} {text.count(before)} times"
     path.write_text(text.replace(before, after), encoding="utf-8")
 
 
 def test_a_new_quantity_is_its_declaration_and_the_code_that_computes_it(tmp_path: Path) -> None:
-    """In a copy of the project, two files are edited: the quantity is in the JSON, in both tables, in a panel with its
-    unit and direction, in what explains the page, and in the docs."""
+    """After two edits in a copy of the project, a new quantity is in the JSON, both tables, a panel with its unit and
+    direction, the notes of the page, and the docs."""
     for name in ("src", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "tools").mkdir()
@@ -75,21 +75,21 @@ def test_a_new_quantity_is_its_declaration_and_the_code_that_computes_it(tmp_pat
     assert "| `bits` | bits per token | bits | less | what a token takes on average |" in docs
 
 
-def test_what_is_measured_is_declared() -> None:
-    """All fields but the settings, what was measured on, and what is said of the numbers."""
+def test_every_measured_field_is_declared() -> None:
+    """Every field of a row is a declared quantity, except settings, inputs and remarks."""
     others = "press schedule keep_ratio prune_after skip_layers model text dtype device warnings bands".split()
     assert sorted([*QUANTITIES, *others]) == sorted(field.name for field in fields(Row))
 
 
 def test_fields_that_a_quantity_names_exist() -> None:
-    """A ratio to uncompressed, and an interval; a ratio has one."""
+    """Fields named by a quantity exist, and a ratio to uncompressed has an interval."""
     for name, quantity in QUANTITIES.items():
         assert {quantity.ratio, quantity.interval} <= {"", *QUANTITIES}, name
         assert not quantity.ratio or QUANTITIES[quantity.ratio].interval
 
 
 def test_no_two_quantities_have_one_name_or_heading() -> None:
-    """A reader could not tell them apart."""
+    """Names and headings of quantities are unique."""
     for kind in ("name", "page", "terminal"):
         given = [getattr(quantity, kind) for quantity in QUANTITIES.values()]
         names = [one if isinstance(one, str) else one.heading for one in given if one]

@@ -1,4 +1,4 @@
-"""Sweeps: nothing is measured twice, nothing is mistaken for another, and an interrupted one goes on."""
+"""Sweeps measure nothing twice, confuse no results, and can be resumed."""
 
 import json
 import math
@@ -29,7 +29,7 @@ from pressgauge.models import load
 
 
 def plan(**changes: Any) -> Plan:
-    """A small one: two presses at two ratios on the reference model."""
+    """A small plan: two presses at two ratios on the reference model."""
     presses: dict[str, tuple[Press, ...]] = {
         "knorm": (KnormPress(1.0, prune_after=16), KnormPress(0.5, prune_after=16)),
         "random": (RandomPress(1.0, prune_after=16), RandomPress(0.5, prune_after=16)),
@@ -48,7 +48,8 @@ def plan(**changes: Any) -> Plan:
 
 
 def test_rows_come_model_by_model_text_by_text_press_by_press(tmp_path: Path) -> None:
-    """Each press begins with the uncompressed row, under its own name, and the numbers are those of ``perplexity``."""
+    """Rows are ordered by model, text and press; each press begins with the uncompressed row under its own name, and
+    has the numbers of ``perplexity``."""
     text = tmp_path / "text.txt"
     text.write_text("the old river runs . " * 40, encoding="utf-8")
     wanted = plan(models=("reference", "reference-neox"), texts=("reference", str(text)))
@@ -67,7 +68,7 @@ def test_rows_come_model_by_model_text_by_text_press_by_press(tmp_path: Path) ->
 
 
 def test_the_uncompressed_run_is_measured_once_per_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All presses share it."""
+    """The uncompressed run is measured once per text, for all presses."""
     asked: list[Press | None] = []
 
     def counted(model: Any, ids: Any, press: Press | None, prompt: int) -> Any:
@@ -80,8 +81,8 @@ def test_the_uncompressed_run_is_measured_once_per_text(monkeypatch: pytest.Monk
     assert asked == [None, wanted.presses["knorm"][1], wanted.presses["random"][1]]
 
 
-def test_a_model_that_no_press_fits_is_refused_before_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What only a loaded model shows, such as attention sinks."""
+def test_an_unsupported_model_is_refused_before_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reason that only the loaded model shows, such as attention sinks, is refused before any measurement."""
     model = architectures.build("llama")
     model.model.layers[1].self_attn.sinks = torch.nn.Parameter(torch.zeros(6))
     monkeypatch.setattr(sweep, "load", lambda name, **options: (model, None))
@@ -94,7 +95,7 @@ def test_a_model_that_no_press_fits_is_refused_before_it_is_measured(monkeypatch
 def test_a_text_of_mostly_unknown_words_gets_a_warning_in_every_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another model than ours, to which its words are all the same one; a text that it knows gets none."""
+    """A text of mostly unknown tokens gives a warning in every row, and a known text gives none."""
     model, _ = load("reference")
     other = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({"the": 0, "?": 1}, unk_token="?")), unk_token="?"
@@ -119,7 +120,7 @@ def test_a_text_of_mostly_unknown_words_gets_a_warning_in_every_row(
 def test_an_uncompressed_perplexity_above_the_vocabulary_is_a_warning(
     above: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guessing gives the size of the vocabulary exactly, so that this is no warning yet."""
+    """An uncompressed perplexity above the vocabulary size gives a warning, and one equal to it gives none."""
     model, tokenizer = load("reference")
     monkeypatch.setattr(sweep, "load", lambda name, **options: (model, tokenizer))
     wanted = plan()
@@ -132,7 +133,7 @@ def test_an_uncompressed_perplexity_above_the_vocabulary_is_a_warning(
 
 
 def test_a_press_that_acts_once_is_timed_after_the_whole_prompt() -> None:
-    """A shorter one might not exceed prune_after, and the times would be those of an uncompressed run."""
+    """Timing under ``prefill`` uses the whole prompt, which exceeds prune_after."""
     press = KnormPress(0.5, prune_after=34, schedule="prefill")
     wanted = plan(presses={"knorm": (replace(press, keep_ratio=1.0), press)}, prompt=36, timing=True)
     whole, pressed = run_sweep(wanted, prepare(wanted)).rows
@@ -143,8 +144,8 @@ def test_a_press_that_acts_once_is_timed_after_the_whole_prompt() -> None:
 
 
 @pytest.mark.parametrize("timing", [False, True])
-def test_progress_arrives_at_its_end(timing: bool) -> None:
-    """As many steps as the plan says, each named."""
+def test_progress_has_all_steps_of_the_plan(timing: bool) -> None:
+    """Progress has all steps of the plan, each with a name."""
     wanted = plan(timing=timing)
     done: list[tuple[str, int]] = []
     run_sweep(wanted, prepare(wanted), advance=lambda what, steps: done.append((what, steps)))
@@ -153,7 +154,7 @@ def test_progress_arrives_at_its_end(timing: bool) -> None:
 
 
 def test_times_are_taken_of_every_row_and_of_two_uncompressed_arms() -> None:
-    """The uncompressed row has a ratio and an interval as well."""
+    """Every row has times, and the uncompressed row a ratio of two uncompressed arms with its interval."""
     wanted = plan(timing=True)
     for row in run_sweep(wanted, prepare(wanted)).rows:
         for ratio, interval in ((row.ttft_ratio, row.ttft_interval), (row.tpot_ratio, row.tpot_interval)):
@@ -168,8 +169,8 @@ def test_times_are_taken_of_every_row_and_of_two_uncompressed_arms() -> None:
         assert row.peak_memory_bytes == pytest.approx(3 * 2 * held * 2 * 32 * 4, rel=0.02)
 
 
-def test_pictures_are_made_of_what_was_measured() -> None:
-    """A map per press, of its smallest ratio and the first sample; a correlation per text."""
+def test_figures_show_the_measurements() -> None:
+    """Figures have a map per press, of its smallest ratio and first sample, and a correlation per text."""
     wanted = plan(samples=2)
     found = run_sweep(wanted, prepare(wanted), pictures=True)
     assert list(found.maps) == [f"reference on reference: {name}, keep ratio 0.5" for name in ("knorm", "random")]
@@ -179,12 +180,12 @@ def test_pictures_are_made_of_what_was_measured() -> None:
 
 
 def journal(path: Path) -> Journal:
-    """One that goes on."""
+    """A resumed journal."""
     return Journal(path, resume=True)
 
 
-def test_a_sweep_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is in the journal is not measured again, and the rows are the same."""
+def test_a_resumed_sweep_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed sweep measures nothing in the journal again, and gives the same rows."""
     path = tmp_path / "journal"
     wanted = plan()
     whole = run_sweep(wanted, prepare(wanted)).rows
@@ -207,7 +208,7 @@ def test_a_sweep_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: p
 
 
 def test_bands_are_no_part_of_a_result(tmp_path: Path) -> None:
-    """A sweep that goes on may have others: nothing is measured again, and all rows have the new ones."""
+    """Other bands of a resumed sweep change all rows, without new measurements."""
     path = tmp_path / "journal"
     before = run_sweep(plan(), prepare(plan()), journal(path)).rows
     lines = path.read_text()
@@ -218,7 +219,7 @@ def test_bands_are_no_part_of_a_result(tmp_path: Path) -> None:
 
 
 def keys(wanted: Plan, path: Path) -> set[str]:
-    """Those of a plan's results."""
+    """Keys of a plan's results."""
     written = Journal(path, resume=False)
     run_sweep(wanted, prepare(wanted), written)
     found = {json.loads(line)["key"] for line in path.read_text().splitlines()}
@@ -227,7 +228,7 @@ def keys(wanted: Plan, path: Path) -> set[str]:
 
 
 def test_no_result_is_mistaken_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Change anything that a result depends on, and its key is another one."""
+    """Any change that affects a result changes its key."""
     monkeypatch.setattr(sweep, "load", cache(load))
     path = tmp_path / "journal"
     one: dict[str, tuple[Press, ...]] = {"knorm": (KnormPress(1.0), KnormPress(0.5, prune_after=16))}
@@ -253,8 +254,8 @@ def test_no_result_is_mistaken_for_another(tmp_path: Path, monkeypatch: pytest.M
     assert not keys(plan(presses=one), path) & base
 
 
-def test_a_fingerprint_knows_every_weight_and_the_configuration() -> None:
-    """One number changed in one weight is another model, and so is another rotary base."""
+def test_a_fingerprint_covers_weights_and_configuration() -> None:
+    """One changed number in a weight changes the fingerprint of a model, and so does another rotary base."""
     model = architectures.build("llama")
     before = fingerprint(model)
     assert fingerprint(architectures.build("llama")) == before
@@ -292,7 +293,7 @@ ROW = Row(
 
 
 def test_a_row_survives_the_journal(tmp_path: Path) -> None:
-    """To the last bit, with what was not measured and what is infinite."""
+    """A row is read from the journal exactly, including missing and infinite values."""
     path = tmp_path / "journal"
     rows = {
         "a": ROW,
@@ -303,15 +304,15 @@ def test_a_row_survives_the_journal(tmp_path: Path) -> None:
     for key, row in rows.items():
         written.add(key, row)
     found = Journal(path, resume=True)
-    # No NaN is equal to another one.
+    # NaN is not equal to NaN.
     assert repr({key: found.find(key) for key in rows}) == repr(rows)
     assert found.find("d") is None
     found.close()
     assert not path.exists()
 
 
-def test_a_line_that_was_being_written_is_left_out(tmp_path: Path) -> None:
-    """And what is added afterwards is not appended to its beginning."""
+def test_an_incomplete_line_is_left_out(tmp_path: Path) -> None:
+    """An incomplete line of a journal is ignored, and later lines are not appended to it."""
     path = tmp_path / "journal"
     Journal(path, resume=False).add("a", ROW)
     whole = path.read_text()
@@ -322,8 +323,8 @@ def test_a_line_that_was_being_written_is_left_out(tmp_path: Path) -> None:
     assert Journal(path, resume=True).find("c") == ROW
 
 
-def test_rows_of_another_version_are_left_alone(tmp_path: Path) -> None:
-    """Its fields may be others; no key of this version finds it."""
+def test_rows_of_another_version_are_ignored(tmp_path: Path) -> None:
+    """Rows of another version are kept in the journal, and not used."""
     path = tmp_path / "journal"
     path.write_text('{"key": "old", "row": {"press": "knorm"}}\n')
     Journal(path, resume=True).add("a", ROW)
@@ -331,22 +332,23 @@ def test_rows_of_another_version_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_journal_is_neither_used_nor_lost_unless_it_is_to_be_resumed(tmp_path: Path) -> None:
-    """The sentence says what to do."""
+    """An existing journal is refused without ``resume``, with the way out."""
     path = tmp_path / "journal"
     Journal(path, resume=False).add("a", ROW)
-    with pytest.raises(ValueError, match="go on with --resume, or delete it"):
+    with pytest.raises(ValueError, match="continue with --resume, or delete it"):
         Journal(path, resume=False)
     assert Journal(path, resume=True).find("a") == ROW
 
 
 def test_equal_things_have_equal_digests_in_any_order() -> None:
-    """And others have others."""
+    """Digests do not depend on order, and differ for different contents."""
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
     assert digest({"a": 1}) != digest({"a": "1"})
 
 
-def test_a_killed_sweep_that_is_resumed_writes_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
-    """Killed without warning between two results, in a process of its own with as many threads as this one."""
+def test_a_killed_and_resumed_sweep_writes_the_same_rows(tmp_path: Path) -> None:
+    """A sweep killed between two results and resumed in a process with equally many threads writes the rows of an
+    uninterrupted one."""
     options = "--press knorm,random,keydiff --keep-ratios 0.9,0.7,0.5 --tokens 200 --samples 2".split()
     options += "--prune-after 16 --device cpu".split()
     whole, cut = tmp_path / "whole.json", tmp_path / "cut.json"
@@ -368,7 +370,7 @@ def test_a_killed_sweep_that_is_resumed_writes_what_an_uninterrupted_one_does(tm
     assert not cut.exists()
     refused = CliRunner().invoke(app, ["measure", *options, "--json", str(cut)], env={"COLUMNS": "200"})
     assert refused.exit_code == 2
-    assert "go on with --resume" in refused.output
+    assert "continue with --resume" in refused.output
     assert CliRunner().invoke(app, ["measure", *options, "--json", str(cut), "--resume"]).exit_code == 0
     assert cut.read_bytes() == whole.read_bytes()
     assert not unfinished.exists()

@@ -1,4 +1,4 @@
-"""What a pressed cache shows, refuses and remembers, in the cases that only one line of code decides."""
+"""What a pressed cache shows, refuses and stores, in edge cases."""
 
 import copy
 from typing import Any
@@ -25,8 +25,9 @@ def _update(cache: PressedCache, keys: Tensor, start: int, end: int, *layers: in
         cache.update(keys[:, :, start:end], values[:, :, start:end], layer)
 
 
-def test_a_first_pass_that_is_under_way_can_be_looked_at() -> None:
-    """Reading evicts what is due in layers that were fed, and nothing is there of the others."""
+def test_a_cache_can_be_read_during_its_first_pass() -> None:
+    """Reading during the first pass completes pending evictions of layers that were fed, and shows no entries of
+    others."""
     press, keys = KnormPress(0.5, prune_after=4), normal_keys(20, seed=1)
     cache = press.cache(CONFIG)
     _update(cache, keys, 0, 10, 0)
@@ -44,8 +45,8 @@ def test_a_first_pass_that_is_under_way_can_be_looked_at() -> None:
 
 
 @pytest.mark.parametrize("skipped", [(), (1,)])
-def test_a_crop_takes_back_an_interrupted_pass(skipped: tuple[int, ...]) -> None:
-    """Layers that the interrupted pass did not reach stay as they are, and the cache is of use again."""
+def test_a_crop_undoes_an_interrupted_pass(skipped: tuple[int, ...]) -> None:
+    """After an interrupted pass, a crop makes the cache usable again, and does not change layers that were not fed."""
     if skipped:
         try:
             DynamicLayer().crop(-3)
@@ -76,7 +77,7 @@ def test_a_crop_takes_back_an_interrupted_pass(skipped: tuple[int, ...]) -> None
 
 @torch.no_grad()
 def test_a_crop_to_a_single_token_leaves_that_one() -> None:
-    """Lengths above 0 are what is to be left, from 1 on."""
+    """Positive lengths of a crop are numbers of tokens to retain, down to 1."""
     press, keys = KnormPress(0.5, prune_after=16), normal_keys(12, seed=7)
     cache = feed(press, keys, [10])
     cache.crop(1)
@@ -85,13 +86,13 @@ def test_a_crop_to_a_single_token_leaves_that_one() -> None:
 
 
 def _assisted_decoding(cache: PressedCache, length: int) -> None:
-    """Crop under the name of the function by which transformers takes candidate tokens back."""
+    """Crop under the name of transformers' function that removes candidate tokens."""
     cache.crop(length)
 
 
 @pytest.mark.parametrize("keep_ratio", [1, 1.0])
 def test_a_press_that_keeps_all_assists_decoding_as_a_dynamic_cache_does(keep_ratio: float) -> None:
-    """Rule 7: where nothing is evicted, nothing that is taken back is lost."""
+    """Rule 7: a press that evicts nothing allows assisted decoding, with the tokens of a ``DynamicCache``."""
     model = architectures.shared("llama")
     ids = architectures.tokens(1, 6).repeat(1, 4)
     settings: dict[str, Any] = {
@@ -100,7 +101,7 @@ def test_a_press_that_keeps_all_assists_decoding_as_a_dynamic_cache_does(keep_ra
         "max_new_tokens": 12,
         "prompt_lookup_num_tokens": 3,
     }
-    # transformers 5.2 cannot assist decoding without a token that ends it.
+    # transformers 5.2 needs an end-of-sequence token for assisted decoding.
     model.generation_config.eos_token_id, eos = [architectures.VOCABULARY], model.generation_config.eos_token_id
     try:
         expected = model.generate(ids, **using(DynamicCache(config=model.config)), **settings)
@@ -113,7 +114,7 @@ def test_a_press_that_keeps_all_assists_decoding_as_a_dynamic_cache_does(keep_ra
 
 @pytest.mark.parametrize("keep_ratio", [1, 1.0])
 def test_a_press_that_keeps_all_may_take_candidates_back(keep_ratio: float) -> None:
-    """Rule 7: where nothing is evicted, nothing that is taken back is lost; where something may be, it is refused."""
+    """Rule 7: a press that evicts nothing may remove candidates, and others are refused."""
     keys = normal_keys(12, seed=8)
     cache = feed(KnormPress(keep_ratio, prune_after=4), keys, [10])
     _assisted_decoding(cache, 8)
@@ -126,7 +127,7 @@ def test_a_press_that_keeps_all_may_take_candidates_back(keep_ratio: float) -> N
 
 @pytest.mark.parametrize("prune_after", [4, 100])
 def test_positions_of_padding_slots_are_minus_one(prune_after: int) -> None:
-    """Before and after an eviction; positions of entries count a row's own tokens."""
+    """Positions of padding slots are -1 before and after an eviction, and those of entries exclude padding."""
     model = architectures.shared("llama")
     ids, mask = architectures.padded([12, 9, 5])
     cache = run(model, KnormPress(0.5, prune_after=prune_after), ids, [10, 1, 1], mask=mask).cache
@@ -156,8 +157,8 @@ def _decode(model: Any, press: Press, ids: Tensor, passes: list[int]) -> Pressed
     ids=["h2o", "tova"],
 )
 @torch.no_grad()
-def test_attention_scores_stay_with_their_entries_in_large_storage(press: Press) -> None:
-    """A cache of 60 entries, in which a slot may be written anew, evicts what the lists of the oracle evict."""
+def test_attention_scores_follow_their_entries_in_large_storage(press: Press) -> None:
+    """A cache of 60 entries, with reused slots, has the evictions of the oracle."""
     model = architectures.build("llama", num_hidden_layers=1)
     ids, passes = architectures.tokens(1, 84), [64] + [1] * 20
     seen: dict[str, Any] = {}
@@ -179,8 +180,8 @@ def test_attention_scores_stay_with_their_entries_in_large_storage(press: Press)
 
 @pytest.mark.parametrize("press", [H2OPress(0.5, prune_after=20), TOVAPress(0.5, prune_after=20)], ids=["h2o", "tova"])
 @torch.no_grad()
-def test_what_an_attention_press_remembers_is_overhead(press: Press) -> None:
-    """Four bytes per position, and beside them either eight per sum or the last query of each head."""
+def test_remembered_attention_is_overhead(press: Press) -> None:
+    """Overhead is four bytes per position, plus eight per sum or the last query of each head."""
     model = architectures.shared("llama")
     cache = _decode(model, press, architectures.tokens(1, 40), [30] + [1] * 10)
     entries = 20 * 2 * architectures.LAYERS
@@ -190,7 +191,7 @@ def test_what_an_attention_press_remembers_is_overhead(press: Press) -> None:
 
 @pytest.mark.parametrize("inside", range(2))
 def test_storage_of_inference_mode_is_written_to_outside_it(inside: int) -> None:
-    """A cache whose storage grew in inference mode goes on outside, and the other way round."""
+    """Storage created in inference mode is usable outside it, and the other way round."""
     press, keys = KnormPress(0.5, prune_after=100), normal_keys(160, seed=4)
     passes = [110] + [1] * 30
     cache, start = press.cache(CONFIG), 0
@@ -205,9 +206,9 @@ def test_storage_of_inference_mode_is_written_to_outside_it(inside: int) -> None
 
 
 @pytest.mark.parametrize("interval", [1, 8])
-def test_a_soft_prompt_gets_its_gradient_through_what_is_retained(interval: int) -> None:
-    """Later keys of the first layer need no gradient, those in storage do, which has room for two more entries: the
-    gradient is that of masked attention."""
+def test_a_soft_prompt_gets_its_gradient_through_retained_entries(interval: int) -> None:
+    """The gradient of a soft prompt is that of masked attention, although later keys of the first layer need none and
+    storage has free slots."""
     model = architectures.build("llama").requires_grad_(False)
     ids, passes = architectures.tokens(1, 150), [120] + [1] * 30
     soft = torch.nn.Parameter(model.get_input_embeddings()(ids[:, :120]).clone())
@@ -226,8 +227,8 @@ def test_a_soft_prompt_gets_its_gradient_through_what_is_retained(interval: int)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_there_is_no_longest_text() -> None:
-    """As in a ``DynamicCache``, in words that transformers understands."""
+def test_there_is_no_maximum_length() -> None:
+    """A cache reports no maximum length, as a ``DynamicCache`` does."""
     layer = KnormPress(0.5).cache(CONFIG).layers[0]
     other: Any = DynamicCache(config=CONFIG).layers[0]
     names = [name for name in ("get_max_cache_shape", "get_max_length") if hasattr(other, name)]
@@ -237,26 +238,26 @@ def test_there_is_no_longest_text() -> None:
 
 
 def test_no_history_before_the_first_pass() -> None:
-    """Whatever is skipped, ``evicted_at`` is empty and the cache holds nothing."""
+    """Before the first pass, ``evicted_at`` is empty and the cache holds nothing, with any skipped layers."""
     for skipped in ((), (0,), tuple(range(LAYERS))):
         cache = KnormPress(0.5, skip_layers=skipped).cache(CONFIG)
         assert cache.evicted_at == []
         assert (cache.seen, cache.held, cache.nbytes) == (0, [0] * LAYERS, 0)
 
 
-def test_held_is_in_whole_numbers() -> None:
-    """They go into JSON."""
+def test_held_is_in_integers() -> None:
+    """Numbers held are integers, which JSON supports."""
     cache = feed(KnormPress(0.5, prune_after=4, skip_layers=(0,)), normal_keys(12), [12])
     assert cache.held == [12, 6]
     assert all(type(count) is int for count in cache.held)
 
 
 class Changed(DynamicCache):
-    """A cache of somebody's own."""
+    """A user's subclass of a cache."""
 
 
-def test_caches_of_another_kind_are_not_taken_over() -> None:
-    """A subclass may store otherwise, and an offloading cache moves layers away; both stay what they are."""
+def test_caches_of_another_class_are_refused() -> None:
+    """Subclasses and offloading caches are refused, and not changed."""
     model = architectures.shared("llama")
     offloading: Any = DynamicCache(config=model.config)
     offloading.offloading = True
@@ -272,7 +273,7 @@ def test_caches_of_another_kind_are_not_taken_over() -> None:
 
 
 def test_a_pass_of_other_rows_is_refused() -> None:
-    """A cache serves the rows of its first pass, and is not touched by what it refuses."""
+    """A pass with another number of rows is refused, and the cache is not changed."""
     keys = normal_keys(12, seed=5)
     cache = feed(KnormPress(0.5, prune_after=4), keys, [8])
     before = copy.deepcopy(cache)
@@ -284,8 +285,8 @@ def test_a_pass_of_other_rows_is_refused() -> None:
 
 
 @torch.no_grad()
-def test_a_cache_that_was_taken_over_promises_nothing_of_padding() -> None:
-    """Outside the context it is a plain cache, which cannot tell whether rows of a batch are padded."""
+def test_an_adopted_cache_does_not_assume_unpadded_rows() -> None:
+    """Outside the context, an adopted cache is a plain one, which does not assume that rows are unpadded."""
     model = architectures.shared("llama")
     ids = architectures.tokens(2, 12)
     cache = DynamicCache(config=model.config)
@@ -297,8 +298,9 @@ def test_a_cache_that_was_taken_over_promises_nothing_of_padding() -> None:
 
 
 @torch.no_grad()
-def test_a_plain_cache_takes_several_tokens_while_its_layers_hold_alike() -> None:
-    """One mask serves all layers until one of them has evicted; from then on a pass of two tokens is one too many."""
+def test_a_plain_cache_takes_several_tokens_while_layers_hold_equally_many() -> None:
+    """A plain cache accepts passes of several tokens until layers hold different numbers, since layers share one
+    mask."""
     model = architectures.shared("llama")
     ids = architectures.tokens(1, 40)
     cache = KnormPress(0.5, prune_after=16, skip_layers=(1,)).cache(model.config)
@@ -316,8 +318,8 @@ def test_a_plain_cache_takes_several_tokens_while_its_layers_hold_alike() -> Non
 
 @pytest.mark.parametrize("skipped", [(0,), (1,), (0, 2)])
 @torch.no_grad()
-def test_a_crop_takes_from_skipped_layers_as_much(skipped: tuple[int, ...]) -> None:
-    """Layers that are never pruned go back with the others, and free what they held."""
+def test_a_crop_applies_to_skipped_layers(skipped: tuple[int, ...]) -> None:
+    """Skipped layers are cropped with the others, and their storage is freed."""
     model = architectures.shared("llama")
     ids, other = architectures.tokens(1, 40), architectures.tokens(1, 40, seed=1)
     other[:, :20] = ids[:, :20]
@@ -337,8 +339,8 @@ def test_a_crop_takes_from_skipped_layers_as_much(skipped: tuple[int, ...]) -> N
 
 
 @torch.no_grad()
-def test_a_crop_before_the_first_pass_is_no_crop() -> None:
-    """Nor is a reset, a reordering or a repetition of nothing."""
+def test_a_crop_before_the_first_pass_has_no_effect() -> None:
+    """Before the first pass, a crop, reset, reordering or repetition has no effect."""
     model = architectures.shared("llama")
     press, ids = KnormPress(0.5, prune_after=4), architectures.tokens(1, 12)
     expected = run(model, press, ids, [12])

@@ -1,4 +1,4 @@
-"""``fixed_scores`` is checked: a press that says so wrongly is found at its first eviction, and no honest one is."""
+"""``fixed_scores`` is verified: a false declaration is refused at the first eviction, and no true one is."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ PROMPT = 6
 
 @dataclass(frozen=True)
 class Claiming(KnormPress):
-    """A press that inherits the claim of another one and scores otherwise."""
+    """A press that inherits ``fixed_scores`` and scores differently."""
 
     def of(self, keys: Tensor, positions: Tensor) -> Tensor:
         """Its scores."""
@@ -31,14 +31,14 @@ class Claiming(KnormPress):
 
 @dataclass(frozen=True)
 class ClaimingKeyDiff(KeyDiffPress):
-    """Its scores depend on all that is held."""
+    """Its scores depend on all held entries."""
 
     fixed_scores: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
 class Sum(Press):
-    """An honest press that says nothing: kept as it would be by looking again at every eviction."""
+    """A press without a declaration, scored at every eviction."""
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         return keys.sum(dim=-1)
@@ -46,14 +46,14 @@ class Sum(Press):
 
 @dataclass(frozen=True)
 class FixedSum(Sum):
-    """The same, said to be fixed: a sum in the keys' own dtype, whose terms cancel."""
+    """The same with ``fixed_scores``: a sum in the dtype of the keys, with cancellation."""
 
     fixed_scores: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
 class Projected(Sum):
-    """A product of matrices, for which kernels differ by shape."""
+    """A matrix product, for which kernels differ by shape."""
 
     fixed_scores: ClassVar[bool] = True
 
@@ -64,7 +64,7 @@ class Projected(Sum):
 
 @dataclass(frozen=True)
 class Strange(Sum):
-    """Numbers that are none."""
+    """Scores that are NaN or infinite."""
 
     fixed_scores: ClassVar[bool] = True
 
@@ -101,11 +101,12 @@ WAYS: dict[str, Callable[[Any, Tensor, Press], object]] = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", UNSAFE)
 def test_a_score_that_depends_on_more_than_its_entry_is_found_at_the_first_eviction(name: str, way: str) -> None:
-    """In one pass, stepwise and in a plain cache: one sentence with the press, the numbers and the way out."""
+    """Scores that depend on other entries are refused at the first eviction, in one pass, stepwise and as a plain
+    cache, with the press, the numbers and the way out."""
     press = UNSAFE[name](0.5, prune_after=8)
     words = (
-        rf"{type(press).__name__} says fixed_scores = True, but in layer 0 the score of the entry at position \d+ was "
-        r"\S+ among \d+ entries and then \S+ among \d+: set fixed_scores = False in the class"
+        rf"{type(press).__name__} declares fixed_scores = True, but in layer 0 the score of the entry at position "
+        r"\d+ was \S+ among \d+ entries and then \S+ among \d+: set fixed_scores = False in the class"
     )
     with torch.no_grad(), pytest.raises(ValueError, match=f"^{words}$"):
         WAYS[way](architectures.shared("llama"), architectures.tokens(2, 20), press)
@@ -113,8 +114,8 @@ def test_a_score_that_depends_on_more_than_its_entry_is_found_at_the_first_evict
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", UNSAFE)
-def test_nothing_is_said_before_anything_is_evicted(name: str, way: str) -> None:
-    """Whatever its scores would be, nobody has asked for them."""
+def test_nothing_is_verified_before_the_first_eviction(name: str, way: str) -> None:
+    """Before the first eviction, scores are neither computed nor refused."""
     with torch.no_grad():
         WAYS[way](architectures.shared("llama"), architectures.tokens(2, 20), UNSAFE[name](0.5, prune_after=64))
 
@@ -122,8 +123,8 @@ def test_nothing_is_said_before_anything_is_evicted(name: str, way: str) -> None
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", [KnormPress, StreamingLLMPress, RandomPress, FixedSum, Projected, Strange])
 @pytest.mark.parametrize("padding", [None, [0, 3, 97]])
-def test_no_honest_press_is_refused(kind: type[Press], dtype: torch.dtype, padding: list[int] | None) -> None:
-    """In no dtype and shape, though kernels sum in other orders for other shapes."""
+def test_no_true_declaration_is_refused(kind: type[Press], dtype: torch.dtype, padding: list[int] | None) -> None:
+    """True declarations are accepted in every dtype and shape, although kernels add in different orders."""
     generator = torch.Generator().manual_seed(0)
     for heads, tokens, size in ((1, 9, 3), (2, 100, 16), (8, 300, 128), (3, 130, 80)):
         keys = torch.randn(3, heads, tokens, size, generator=generator, dtype=torch.float64).mul(30).to(dtype)
@@ -132,8 +133,8 @@ def test_no_honest_press_is_refused(kind: type[Press], dtype: torch.dtype, paddi
         replay(kind(0.5, prune_after=4), keys.mT.contiguous().mT, [tokens], padding=pads)
 
 
-def test_scores_are_not_fixed_unless_a_press_says_so() -> None:
-    """A class with one method is right however it scores: what it evicts is what it evicts when it says so."""
+def test_scores_are_not_fixed_by_default() -> None:
+    """A class with ``score`` only has the same evictions as with a declaration."""
     assert not Sum.fixed_scores
     model = architectures.build("llama").double()
     ids = architectures.tokens(2, 20)
@@ -147,8 +148,8 @@ def test_scores_are_not_fixed_unless_a_press_says_so() -> None:
         assert all(a.equal(b) for a, b in zip(other.evicted_at, found[0].evicted_at, strict=True))
 
 
-def test_a_claim_is_checked_once_per_layer() -> None:
-    """At its first eviction, with two more questions: afterwards a score is asked for once."""
+def test_a_declaration_is_verified_once_per_layer() -> None:
+    """A declaration is verified at the first eviction of a layer, by two more calls of ``score``."""
     asked: list[tuple[int, int]] = []
 
     @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``evicted_at``: recorded, replayed and read, on bare tensors."""
+"""``evicted_at``: recorded, replayed and read, on plain tensors."""
 
 import re
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from support.query_press import QueryPress
 
 CPU = torch.device("cpu")
 META = torch.device("meta")
-"""Where tensors have shapes and no data, and cannot be combined with those of another device."""
+"""Device of tensors without data, which cannot be combined with those of another device."""
 
 
 @dataclass(frozen=True)
 class WeighedPress(Press):
-    """Scores by the key's first number, the layer and the position: a press with a field of its own."""
+    """Scores by the key's first number, the layer and the position; a press with a field of its own."""
 
     fixed_scores: ClassVar[bool] = True
     weight: float = 1.0
@@ -37,14 +37,14 @@ class WeighedPress(Press):
 
 @dataclass(frozen=True)
 class ChangingWeighedPress(WeighedPress):
-    """The same scores, said to change: replayed from one eviction to the next."""
+    """The same scores without ``fixed_scores``: replayed from one eviction to the next."""
 
     fixed_scores: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
 class LookingPress(Press):
-    """Looks at what it is shown, where the first number of every key is one more than its position."""
+    """Checks its arguments, with keys whose first number is their position plus one."""
 
     fixed_scores: ClassVar[bool] = True
 
@@ -56,7 +56,7 @@ class LookingPress(Press):
 
 @dataclass(frozen=True)
 class ChangingLookingPress(LookingPress):
-    """Looks again at every eviction; filler has zeros for a key."""
+    """The same at every eviction; padding slots have keys of zeros."""
 
     fixed_scores: ClassVar[bool] = False
 
@@ -66,14 +66,14 @@ class ChangingLookingPress(LookingPress):
 
 
 def exactly(sentence: str) -> str:
-    """A pattern that this sentence alone matches."""
+    """A pattern that matches only this sentence."""
     return f"^{re.escape(sentence)}$"
 
 
 def plain_replay(
     press: Press, keys: Tensor, passes: list[int], prompt: int, padding: list[int], layer: int
 ) -> list[list[list[int]]]:
-    """``evicted_at`` by the oracle, one row and head at a time. ``WeighedPress`` scores."""
+    """``evicted_at`` by the oracle, per row and head, with the scores of ``WeighedPress``."""
     rules = rules_of(press)
     table = []
     for row, pad in enumerate(padding):
@@ -112,7 +112,7 @@ def plain_replay(
     layer=st.integers(0, 1),
     seed=st.integers(0, 999),
 )
-def test_replay_is_the_plain_loop_for_padded_rows(
+def test_replay_equals_the_plain_loop_for_padded_rows(
     factory: type[WeighedPress],
     schedule: Any,
     percent: int,
@@ -126,8 +126,8 @@ def test_replay_is_the_plain_loop_for_padded_rows(
     layer: int,
     seed: int,
 ) -> None:
-    """Rule 13: whatever ``replay`` skips, it equals the loop that sorts and cuts after every pass, in
-    every layer and for every padding, chunk and prompt."""
+    """Rule 13: ``replay`` equals a loop that sorts and evicts after every pass, for every layer, padding, chunk and
+    prompt."""
     press = factory(
         percent / 100,
         prune_after,
@@ -147,9 +147,8 @@ def test_replay_is_the_plain_loop_for_padded_rows(
 
 
 @pytest.mark.parametrize("factory", [LookingPress, ChangingLookingPress])
-def test_a_press_is_shown_the_keys_that_it_scores(factory: type[LookingPress]) -> None:
-    """What ``score`` promises a press: every entry's own key beside its position, and -1 beside filler; zeros for the
-    filler too where scores change, so that nothing of the padding enters a mean."""
+def test_a_press_receives_the_keys_that_it_scores(factory: type[LookingPress]) -> None:
+    """``score`` receives each key with its position, -1 for padding slots, and zeros as their keys if scores change."""
     padding = [0, 3, 7]
     keys = torch.arange(1.0, 13)[None, None, :, None] - torch.tensor(padding)[:, None, None, None]
     keys = keys.masked_fill(keys < 1, 99).expand(3, 2, 12, 2)
@@ -159,7 +158,7 @@ def test_a_press_is_shown_the_keys_that_it_scores(factory: type[LookingPress]) -
 
 @pytest.mark.parametrize("press", [KnormPress(0.5, 2), KeyDiffPress(0.5, 2)], ids=repr)
 def test_without_padding_every_column_is_a_token(press: Press) -> None:
-    """No padding given is no padding, and the layer is the first unless said."""
+    """By default there is no padding, and the layer is 0."""
     keys = torch.randn(2, 2, 12, 3, generator=torch.Generator().manual_seed(1))
     table = replay(press, keys, [6, 3, 3])
     assert torch.equal(table, replay(press, keys, [6, 3, 3], layer=0, padding=[0, 0]))
@@ -171,7 +170,7 @@ def test_without_padding_every_column_is_a_token(press: Press) -> None:
 
 @dataclass(frozen=True)
 class CarefulPress(H2OPress):
-    """Looks at what it is given."""
+    """Checks its arguments."""
 
     filled: ClassVar[list[bool]] = []
 
@@ -188,8 +187,8 @@ class CarefulPress(H2OPress):
 
 
 @pytest.mark.parametrize("padding", [None, [0, 23]])
-def test_what_is_scored_is_in_order_and_where_nothing_is_there_are_zeros(padding: list[int] | None) -> None:
-    """Whether entries go one by one, which leaves holes, or several at a time."""
+def test_scored_keys_are_in_order_and_empty_slots_are_zero(padding: list[int] | None) -> None:
+    """Keys passed to ``score`` are in order, and empty slots are zero, for single and multiple evictions."""
     keys, queries = torch.randn((2, 2, 2, 160, 4), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     CarefulPress.filled.clear()
     for passes in ([1] * 160, [40] + [1] * 60 + [9] * 4 + [1] * 24):
@@ -199,7 +198,7 @@ def test_what_is_scored_is_in_order_and_where_nothing_is_there_are_zeros(padding
 
 
 def test_a_skipped_layer_evicts_nothing() -> None:
-    """The glossary: layers in ``skip_layers`` are never pruned; padding is 0 in their history too."""
+    """Layers in ``skip_layers`` evict nothing, and padding has 0 in their history too."""
     press = KnormPress(0.1, 0, skip_layers=(0, 2))
     keys = torch.ones(2, 2, 6, 1)
     kept = [[[NEVER] * 6] * 2, [[0, 0, *[NEVER] * 4]] * 2]
@@ -209,7 +208,7 @@ def test_a_skipped_layer_evicts_nothing() -> None:
 
 
 def test_what_replay_skips_depends_on_the_ratio_as_written() -> None:
-    """Rule 3: two ratios that are equal as numbers may differ as written, and one is not taken for the other."""
+    """Rule 3: ratios that are equal as numbers and written differently are not confused."""
     binary: Any = Fraction(0.1)  # a little more than a tenth, as the float is
     assert binary == 0.1
     keys = torch.arange(10.0)[None, None, :, None]
@@ -219,7 +218,7 @@ def test_what_replay_skips_depends_on_the_ratio_as_written() -> None:
 
 @pytest.mark.parametrize("shape", [(4, 2), (1, 4, 2), (1, 1, 1, 4, 2)])
 def test_keys_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    """Keys are ``[batch, KV heads, tokens, dimension]``, and the sentence names what came."""
+    """Keys that are not ``[batch, KV heads, tokens, dimension]`` are refused with their shape."""
     sentence = f"keys must be [batch, KV heads, tokens, dimension], got {list(shape)}"
     with pytest.raises(ValueError, match=exactly(sentence)):
         replay(KnormPress(0.5), torch.zeros(shape), [4])
@@ -227,7 +226,7 @@ def test_keys_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("passes", [[3, 4], [9], [9, -1], [8, 0], [0, 8]])
 def test_passes_that_do_not_fit_the_keys_are_refused(passes: list[int]) -> None:
-    """Each pass feeds a token or more, and together they feed all."""
+    """Passes must be positive and sum to the number of tokens."""
     sentence = (
         f"passes must be positive and add up to the 8 tokens of keys, got {len(passes)} passes of {sum(passes)} tokens"
     )
@@ -237,7 +236,7 @@ def test_passes_that_do_not_fit_the_keys_are_refused(passes: list[int]) -> None:
 
 @pytest.mark.parametrize("padding", [[1], [0, 0, 0], [0, 9], [-1, 0]])
 def test_padding_that_does_not_fit_the_keys_is_refused(padding: list[int]) -> None:
-    """One number per row, from none to all of the columns."""
+    """Padding must have one number per row, from 0 to the number of columns."""
     sentence = f"padding must give each of the 2 rows a number from 0 to 8, got {padding}"
     with pytest.raises(ValueError, match=exactly(sentence)):
         replay(KnormPress(0.5), torch.zeros(2, 1, 8, 2), [8], padding=padding)
@@ -245,14 +244,14 @@ def test_padding_that_does_not_fit_the_keys_is_refused(padding: list[int]) -> No
 
 @pytest.mark.parametrize("press", [KnormPress(0.5, 0), KeyDiffPress(0.5, 0)], ids=repr)
 def test_a_row_may_be_all_padding_or_none(press: Press) -> None:
-    """The bounds of padding themselves are in order."""
+    """The bounds of padding are accepted."""
     table = replay(press, torch.ones(2, 1, 8, 2), [8], padding=[8, 0])
     assert table[0].tolist() == [[0] * 8]
     assert int((table[1] == 8).sum()) == 4
 
 
-def test_replay_says_which_queries_a_press_needs() -> None:
-    """Rule 12: a sentence that names the press, or the shapes."""
+def test_replay_refuses_missing_queries() -> None:
+    """Rule 12: missing queries are refused with the press, and other shapes with the shapes."""
     with pytest.raises(ValueError, match=exactly("QueryPress needs queries: pass those of all 4 tokens")):
         replay(QueryPress(0.5), torch.zeros(1, 1, 4, 2), [4])
     sentence = "queries must be [1, heads, 4, dimension] like keys, got [1, 2, 3, 2]"
@@ -260,8 +259,8 @@ def test_replay_says_which_queries_a_press_needs() -> None:
         replay(QueryPress(0.5), torch.zeros(1, 1, 4, 2), [4], queries=torch.zeros(1, 2, 3, 2))
 
 
-def test_a_token_may_go_in_the_pass_that_brought_it() -> None:
-    """A history as short as its first eviction: the column that stands for "none" is never a token's own."""
+def test_a_token_may_be_evicted_by_its_own_pass() -> None:
+    """A token may be evicted by its own pass; the column for "none" is never that of a token."""
     heads = 150
     for last in range(1, 130):
         history = History(1, heads, CPU)
@@ -270,7 +269,7 @@ def test_a_token_may_go_in_the_pass_that_brought_it() -> None:
 
 
 def test_a_history_may_be_read_at_any_length() -> None:
-    """Columns that nothing was recorded of were never evicted; what is beyond the columns asked for is left out."""
+    """A history read at another length has no evictions in columns not recorded, and leaves out those beyond."""
     history = History(2, 1, CPU)
     assert history.evicted_at(3, [0, 0]).tolist() == [[[NEVER] * 3]] * 2
     history.record(torch.tensor([[[1]], [[-1]]]), [0, 2], 4)
@@ -281,7 +280,7 @@ def test_a_history_may_be_read_at_any_length() -> None:
 
 
 def test_a_history_grows_and_forgets_nothing() -> None:
-    """However far apart evictions are, each is recorded where it belongs, and "none" nowhere, also after growing."""
+    """Evictions are recorded at any distance and after growth, and "none" is not."""
     history = History(2, 2, CPU)
     expected = torch.full((2, 2, 4000), NEVER, dtype=torch.int32)
     expected[1, :, :3] = 0
@@ -292,8 +291,7 @@ def test_a_history_grows_and_forgets_nothing() -> None:
 
 
 def test_rows_of_a_history_are_selected(device: torch.device) -> None:
-    """Beam search: row i becomes what row ``rows[i]`` was; a row may be taken twice, and rows may be named on the CPU
-    whatever device the history is on."""
+    """Row i becomes row ``rows[i]``, which may be repeated and given on the CPU for any device."""
     history = History(3, 1, device)
     history.record(torch.tensor([[[0]], [[1]], [[2]]], device=device), [0, 0, 0], 4)
     history.select(torch.tensor([2, 0, 2, 1]))
@@ -301,8 +299,8 @@ def test_rows_of_a_history_are_selected(device: torch.device) -> None:
     assert history.evicted_at(3, [0] * 4).tolist() == [[rows[2]], [rows[0]], [rows[2]], [rows[1]]]
 
 
-def test_a_history_that_began_in_inference_mode_goes_on_outside() -> None:
-    """A cache filled under ``inference_mode`` may be decoded with under ``no_grad``."""
+def test_a_history_of_inference_mode_continues_outside() -> None:
+    """A history created in ``inference_mode`` can be extended under ``no_grad``."""
     with torch.inference_mode():
         history = History(1, 1, CPU)
         history.record(torch.tensor([[[0]]]), [0], 4)
@@ -318,7 +316,7 @@ def test_a_history_that_began_in_inference_mode_goes_on_outside() -> None:
 
 @given(start=st.integers(0, 9), length=st.integers(0, 5), seed=st.integers(0, 99))
 def test_a_query_sees_a_key_from_its_own_column_until_its_eviction(start: int, length: int, seed: int) -> None:
-    """Rule 13: query t sees key j if and only if ``j <= t < evicted_at[b, k, j]``."""
+    """Rule 13: query t attends to key j if and only if ``j <= t < evicted_at[b, k, j]``."""
     generator = torch.Generator().manual_seed(seed)
     table = torch.randint(0, 16, (2, 2, 10), generator=generator, dtype=torch.int32)
     table[table > 12] = NEVER
@@ -330,8 +328,8 @@ def test_a_query_sees_a_key_from_its_own_column_until_its_eviction(start: int, l
     ]
 
 
-def test_evictions_are_counted_without_padding_and_what_is_held() -> None:
-    """One for every entry of every layer that went: from the first column on, up to the last that can be counted."""
+def test_counts_of_evictions_exclude_padding_and_held_entries() -> None:
+    """Evicted entries of all layers are counted, from the first column to the last possible one."""
     tables = [torch.tensor([[[0, 1, NEVER, NEVER - 1]]]), torch.tensor([[[NEVER, 7, 0, 0]]])]
     assert count_evictions(tables) == 3
     assert count_evictions([]) == 0
@@ -339,22 +337,22 @@ def test_evictions_are_counted_without_padding_and_what_is_held() -> None:
 
 @pytest.mark.parametrize("press", [KeyDiffPress(0.5, 2), ChangingWeighedPress(0.5, 2, sinks=1, recent=1)], ids=repr)
 @pytest.mark.parametrize("padding", [None, [0, 3]])
-def test_a_history_of_changing_scores_stays_on_the_device_of_the_keys(press: Press, padding: list[int] | None) -> None:
-    """Whatever is made on the way, is made where the keys are."""
+def test_a_history_of_changing_scores_is_on_the_device_of_the_keys(press: Press, padding: list[int] | None) -> None:
+    """With changing scores, all tensors are created on the device of the keys."""
     table = replay(press, torch.empty(2, 2, 12, 3, device=META), [4, 4, 4], padding=padding)
     assert table.device == META
     assert table.shape == (2, 2, 12)
 
 
 def test_a_history_of_fixed_scores_is_given_on_the_device_of_the_keys(device: torch.device) -> None:
-    """Slots are assigned on the CPU, and the table goes back to where the keys are."""
+    """With fixed scores, slots are assigned on the CPU, and the table is on the device of the keys."""
     table = replay(KnormPress(0.5, 2), torch.ones(1, 1, 8, 1, device=device), [8])
     assert table.device.type == device.type
     assert table.tolist() == [[[NEVER] * 4 + [8] * 4]]
 
 
 def test_a_history_is_kept_on_its_device() -> None:
-    """As above, for a skipped layer, for a mask and for selected rows."""
+    """Tables of skipped layers, masks and selected rows are on the device of the history."""
     keys = torch.empty(2, 2, 12, 3, device=META)
     assert replay(StreamingLLMPress(0.5, 2, skip_layers=(0,)), keys, [12], padding=[0, 3]).device == META
     assert visible(torch.empty(2, 2, 12, device=META, dtype=torch.int32), 3, 7).device == META

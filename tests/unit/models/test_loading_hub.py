@@ -1,4 +1,4 @@
-"""Names on the hub: a model that it has loads, and no answer is an answer at once. The hub is one of this machine."""
+"""Names on the hub, with a local server as the hub: models load, and failures are reported at once."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ NAME = "owner/model"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers as the hub does for the files of one model."""
+    """Responds as the hub does for the files of one model."""
 
     def do_HEAD(self) -> None:
         self.answer()
@@ -28,7 +28,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(self.answer())
 
     def answer(self) -> bytes:
-        """Send the head of the answer; the file, or nothing."""
+        """Send the headers of a response, and the file or nothing."""
         folder, _, name = self.path.partition("/resolve/main/")
         file = FOLDER / name
         there = folder == f"/{NAME}" and file.is_file()
@@ -47,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve() -> Iterator[str]:
-    """A hub, by its address."""
+    """A local hub, by its address."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -70,7 +70,7 @@ assert all(torch.equal(weight, own.state_dict()[key]) for key, weight in model.s
 
 
 def loads(name: str, endpoint: str, home: Path) -> subprocess.CompletedProcess[str]:
-    """Load that model and compare it with the reference model, in a process that knows no other hub and cache."""
+    """Load the model in a process that knows only this hub and cache, and compare it with the reference model."""
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
     environment.pop("HF_HUB_CACHE", None)
     command = [sys.executable, "-c", SCRIPT, name]
@@ -78,7 +78,7 @@ def loads(name: str, endpoint: str, home: Path) -> subprocess.CompletedProcess[s
 
 
 def test_a_model_of_the_hub_loads_and_then_loads_without_the_hub(tmp_path: Path) -> None:
-    """The second time from the cache."""
+    """A model loads from the hub, and then from the cache."""
     with serve() as endpoint:
         first = loads(NAME, endpoint, tmp_path)
     assert first.returncode == 0, first.stderr
@@ -87,7 +87,7 @@ def test_a_model_of_the_hub_loads_and_then_loads_without_the_hub(tmp_path: Path)
 
 
 def test_a_model_that_the_hub_does_not_know_is_refused(tmp_path: Path) -> None:
-    """With transformers' reason."""
+    """An unknown model is refused with transformers' reason."""
     with serve() as endpoint:
         refused = loads("some/folder", endpoint, tmp_path)
     assert "ValueError: model 'some/folder' could not be loaded" in refused.stderr
@@ -96,7 +96,7 @@ def test_a_model_that_the_hub_does_not_know_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub that does not answer, and an empty cache. Nobody waits to ask again."""
+    """A hub that does not respond, and an empty cache, without waiting between retries."""
     with serve() as endpoint:
         pass  # from now on nobody listens there
     template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
@@ -107,8 +107,8 @@ def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_hub")
 @pytest.mark.parametrize("name", ["some/folder", "folder"])
-def test_a_folder_that_does_not_exist_is_refused_at_once_where_no_hub_answers(name: str) -> None:
-    """The hub is asked once."""
+def test_a_missing_folder_is_refused_at_once_without_a_hub(name: str) -> None:
+    """Without a responding hub, a missing folder is refused after one request."""
     with pytest.raises(
         ValueError, match=rf"model '{name}' could not be loaded: give .* \(there is no such folder, the"
     ):
@@ -117,7 +117,7 @@ def test_a_folder_that_does_not_exist_is_refused_at_once_where_no_hub_answers(na
 
 @pytest.mark.usefixtures("no_hub")
 @pytest.mark.parametrize("name", ["./folder", "folder/", "~/folder", "models/some/folder", "/no/folder"])
-def test_a_name_that_is_none_of_the_hubs_is_refused_unasked(name: str) -> None:
-    """It can only be a folder."""
+def test_an_invalid_name_is_refused_without_a_request(name: str) -> None:
+    """A name that is invalid on the hub is refused without a request."""
     with pytest.raises(ValueError, match="there is no such folder, and no name on the hub has this form"):
         load(name)

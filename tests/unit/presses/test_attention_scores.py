@@ -1,4 +1,4 @@
-"""Presses whose scores come from attention, against a compressor of lists and plain numbers."""
+"""Presses that score by attention, compared with the oracle."""
 
 import re
 from collections import Counter
@@ -14,9 +14,9 @@ from harness.mutants.attention_scores import (
     BlindToOrder,
     FirstQueries,
     HeadsAlone,
+    NotReordered,
     OnlyThisPass,
-    StayBehind,
-    WindowVotesForItself,
+    WindowCounted,
     WrongGroups,
     counting,
 )
@@ -30,7 +30,7 @@ PASSES = {"whole": [24], "prompt": [17] + [1] * 7, "chunks": [9, 4, 1, 1, 6, 3],
 
 
 def drawn(query_heads: int, heads: int, rows: int = 1) -> tuple[Tensor, Tensor]:
-    """Queries and keys of 24 tokens, no two alike."""
+    """Queries and keys of 24 tokens, all different."""
     generator = torch.Generator().manual_seed(3)
     make = [
         torch.randn((rows, count, 24, 4), generator=generator, dtype=torch.float64) for count in (query_heads, heads)
@@ -41,15 +41,16 @@ def drawn(query_heads: int, heads: int, rows: int = 1) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("heads", [(2, 2), (6, 2), (3, 1)], ids=str)
 @pytest.mark.parametrize("passes", PASSES.values(), ids=PASSES)
 @pytest.mark.parametrize("press", PRESSES.values(), ids=PRESSES)
-def test_what_stays_is_what_the_paper_says(press: Press, passes: list[int], heads: tuple[int, int]) -> None:
-    """Every eviction of every head, and when; with grouped queries, heads vote for the KV head that they read."""
+def test_evictions_follow_the_paper(press: Press, passes: list[int], heads: tuple[int, int]) -> None:
+    """Every eviction of every head is that of the oracle; with grouped queries, scores are averaged over the query
+    heads of a KV head."""
     found = follow(press, passes, heads)
     if passes[0] > 5 or press.schedule != "prefill":
         assert int((found < NEVER).sum())
 
 
 def follow(press: Press, passes: list[int], heads: tuple[int, int]) -> Tensor:
-    """What ``replay`` finds, which is what the compressor of lists finds."""
+    """Check that ``replay`` gives the evictions of the oracle."""
     queries, keys = (states[:, :, : sum(passes)] for states in drawn(*heads))
     found = replay(press, keys, passes, queries=queries, scale=0.7)
     assert found[0].tolist() == evictions(press, keys[0].tolist(), queries[0].tolist(), 0.7, passes)
@@ -61,16 +62,16 @@ def follow(press: Press, passes: list[int], heads: tuple[int, int]) -> Tensor:
     [
         ("h2o", counting(H2OPress, lambda press: BlindToOrder())),
         ("h2o", counting(H2OPress, lambda press: WrongGroups())),
-        ("h2o", counting(H2OPress, lambda press: StayBehind())),
+        ("h2o", counting(H2OPress, lambda press: NotReordered())),
         ("h2o", AverageOverAge),
-        ("snapkv", WindowVotesForItself),
+        ("snapkv", WindowCounted),
         ("snapkv-budget", counting(SnapKVPress, lambda press: OnlyThisPass(press.recent))),
         ("tova", counting(TOVAPress, lambda press: FirstQueries(1))),
         ("tova", HeadsAlone),
     ],
 )
-def test_a_score_that_is_broken_is_found_out(name: str, broken: type[Press]) -> None:
-    """By the compressor of lists, which the unbroken one equals in the same run."""
+def test_a_broken_score_is_found(name: str, broken: type[Press]) -> None:
+    """The oracle finds a broken score, and agrees with the unbroken one in the same run."""
     press = PRESSES[name]
     wrong = broken(**{field.name: getattr(press, field.name) for field in fields(press)})
 
@@ -84,8 +85,8 @@ def test_a_score_that_is_broken_is_found_out(name: str, broken: type[Press]) -> 
 
 
 @pytest.mark.parametrize("press", PRESSES.values(), ids=PRESSES)
-def test_a_padded_row_is_as_it_is_alone(press: Press) -> None:
-    """Padding neither votes nor is voted for."""
+def test_a_padded_row_equals_the_row_alone(press: Press) -> None:
+    """Padding neither gives nor receives attention."""
     queries, keys = drawn(6, 2, rows=3)
     passes = [13] + [1] * 11
     padding = [0, 9, 4]
@@ -101,13 +102,13 @@ def test_a_padded_row_is_as_it_is_alone(press: Press) -> None:
 
 @pytest.mark.parametrize("press", PRESSES.values(), ids=PRESSES)
 def test_an_empty_text(press: Press) -> None:
-    """Nothing is fed and nothing goes."""
+    """An empty text has no evictions."""
     found = replay(press, torch.zeros(1, 2, 0, 4), [], queries=torch.zeros(1, 6, 0, 4))
     assert found.shape == (1, 2, 0)
 
 
 class NowAndThen(votes.AttentionSums):
-    """Looks at every hundredth pass."""
+    """Observes every hundredth pass."""
 
     passes = 0
 
@@ -121,8 +122,8 @@ class NowAndThen(votes.AttentionSums):
             self.sums = torch.nn.functional.pad(self.sums, (0, more))
 
 
-def test_votes_need_not_look_at_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was worked out for a stretch of passes is not mistaken for what comes behind it."""
+def test_scores_need_not_observe_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention precomputed for a stretch of passes is not used after it."""
     queries, keys = torch.randn((2, 1, 2, 700, 4), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     kind: Any = counting(H2OPress, lambda press: NowAndThen())
     press = kind(0.5, prune_after=500, recent_share=0)
@@ -136,18 +137,16 @@ def test_votes_need_not_look_at_every_pass(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("prune_after", [0, 1, 2])
 @pytest.mark.parametrize("kind", [H2OPress, TOVAPress])
 def test_the_shortest_texts(kind: type[Press], prune_after: int, tokens: int) -> None:
-    """A token at a time, and one entry stays in any case."""
+    """With single tokens, at least one entry is retained."""
     found = follow(kind(0.3, prune_after=prune_after), [1] * tokens, (6, 2))
     assert int((found == NEVER).sum(dim=-1).min()) >= 1
 
 
 @pytest.mark.parametrize("kind", ["plain", "far apart", "NaN"])
 @pytest.mark.parametrize("name", ["h2o", "snapkv", "tova"])
-def test_attention_known_beforehand_is_what_each_pass_finds(
-    name: str, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where next to nothing is left of it once what weighed most has gone, and once a key that is no number has:
-    with room for two entries beside those that are protected, all that a window looked at goes."""
+def test_precomputed_attention_equals_that_of_each_pass(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Precomputed attention equals that of each pass, also after the eviction of the entries with nearly all of the
+    weight, and of keys with NaN."""
     press = {
         "h2o": H2OPress(0.4, prune_after=26, recent_share=0, sinks=2),
         "snapkv": SnapKVPress(0.2, prune_after=26, recent=12, sinks=12, kernel=1, schedule="budget"),
@@ -180,8 +179,8 @@ def test_attention_known_beforehand_is_what_each_pass_finds(
 
 
 def test_a_stretch_serves_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The attention of the queries asked for, looked up anew only for queries before or behind the stretch; and of no
-    more weights than are allowed."""
+    """Attention of requested queries is computed only outside the stretch, and with at most the allowed number of
+    weights."""
     generator = torch.Generator().manual_seed(7)
     queries, keys = (torch.randn((2, heads, 160, 4), generator=generator, dtype=torch.float64) for heads in (6, 2))
     held = _Held(keys, [0, 0])
@@ -209,7 +208,7 @@ def test_a_stretch_serves_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None
 
 @torch.no_grad()
 def test_attention_is_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many weights at a time as are allowed, whatever the length; the sum is the same."""
+    """Sums are computed with at most the allowed number of weights at a time, at any length, with the same result."""
     queries, keys = drawn(6, 2, rows=2)
     attention = votes.Attention(queries, keys, None, 0.5)
     whole = attention.received()
@@ -224,21 +223,26 @@ def test_attention_is_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (H2OPress, {"recent_share": 1.5}, ValueError, "recent_share must be in [0, 1], got 1.5"),
         (H2OPress, {"recent_share": "half"}, TypeError, "recent_share must be a number in [0, 1], got 'half'"),
-        (SnapKVPress, {"recent": 0}, ValueError, "recent must be at least 1 for SnapKVPress, whose newest tokens vote"),
+        (
+            SnapKVPress,
+            {"recent": 0},
+            ValueError,
+            "recent must be at least 1 for SnapKVPress, which scores by the newest queries",
+        ),
         (SnapKVPress, {"kernel": 4}, ValueError, "kernel must be an odd number of neighbours, got 4"),
         (SnapKVPress, {"kernel": 2.5}, TypeError, "kernel must be a whole number, got 2.5"),
         (SnapKVPress, {"keep_ratio": 0}, ValueError, "keep_ratio must be in (0, 1], got 0"),
     ],
 )
-def test_what_makes_no_sense_is_one_sentence(kind: Any, given: dict[str, Any], error: Any, sentence: str) -> None:
-    """It names the value and the rule."""
+def test_invalid_options_are_refused(kind: Any, given: dict[str, Any], error: Any, sentence: str) -> None:
+    """Invalid options are refused with the value and the rule."""
     with pytest.raises(error, match=f"^{re.escape(sentence)}"):
         kind(**{"keep_ratio": 0.5, **given})
 
 
 @dataclass(frozen=True)
 class Undecided(Press):
-    """Needs queries, and does not say which."""
+    """A press that needs queries and lacks ``votes``."""
 
     fixed_scores: ClassVar[bool] = False
     needs_queries: ClassVar[bool] = True
@@ -247,16 +251,16 @@ class Undecided(Press):
         return keys[..., 0]
 
 
-def test_a_press_that_needs_queries_has_to_say_which() -> None:
-    """Whoever writes one is told the method that is missing."""
-    sentence = "Undecided needs queries, so it has to say which: define votes()"
+def test_a_press_that_needs_queries_must_define_votes() -> None:
+    """A press that needs queries without ``votes`` is refused with the missing method."""
+    sentence = "Undecided needs queries: define votes()"
     queries, keys = drawn(2, 2)
     with pytest.raises(NotImplementedError, match=f"^{re.escape(sentence)}$"):
         replay(Undecided(0.5, prune_after=4), keys, [24], queries=queries)
 
 
-def test_half_of_what_stays_is_new_unless_another_share_is_given() -> None:
-    """Rounded down, of the decimal that was written; and the first tokens have their place."""
+def test_the_recent_share_is_half_by_default() -> None:
+    """The share of the newest tokens is half by default, rounded down from the decimal as written, after the sinks."""
     assert [H2OPress(0.5).newest(kept) for kept in (1, 2, 7, 100)] == [0, 1, 3, 50]
     assert H2OPress(0.5, recent_share=0.29).newest(100) == 29 > int(0.29 * 100)
     assert H2OPress(0.5, recent=10, recent_share=0).newest(100) == 10
@@ -265,7 +269,8 @@ def test_half_of_what_stays_is_new_unless_another_share_is_given() -> None:
 
 
 def test_the_smallest_window_and_no_neighbours_are_allowed() -> None:
-    """One query votes, for each entry by itself: what `TOVAPress` does with a single KV head, its newest protected."""
+    """With one query and no neighbours, SnapKVPress equals `TOVAPress` with a single KV head and a protected newest
+    token."""
     queries, keys = drawn(3, 1)
     alone, tova = SnapKVPress(0.4, 5, recent=1, kernel=1, schedule="budget"), TOVAPress(0.4, 5, recent=1)
     one, other = (replay(press, keys, [1] * 24, queries=queries) for press in (alone, tova))
@@ -275,7 +280,7 @@ def test_the_smallest_window_and_no_neighbours_are_allowed() -> None:
 
 @pytest.mark.parametrize("press", [PRESSES["h2o"], PRESSES["tova"]], ids=["sums", "queries"])
 def test_products_are_divided_by_the_root_of_the_dimension(press: Press) -> None:
-    """Unless something else is said, as models do: here by 2, for 4 dimensions."""
+    """Products are divided by the square root of the dimension, or scaled as given."""
     queries, keys = drawn(6, 2)
     usual, half, whole = (
         replay(press, 3 * keys, [9] + [1] * 15, queries=queries, scale=scale) for scale in (None, 0.5, 2.0)

@@ -1,4 +1,4 @@
-"""The order of scores, what it selects, and the scores themselves, on bare tensors."""
+"""Ranking, selection, and scores of presses, on plain tensors."""
 
 import math
 import re
@@ -26,16 +26,16 @@ CONFIG = LlamaConfig(
     num_key_value_heads=1,
 )
 META = torch.device("meta")
-"""Where tensors have shapes and no data, and cannot be combined with those of another device."""
+"""Device of tensors without data, which cannot be combined with those of another device."""
 
 
 def exactly(sentence: str) -> str:
-    """A pattern that this sentence alone matches."""
+    """A pattern that matches only this sentence."""
     return f"^{re.escape(sentence)}$"
 
 
 def order(scores: Tensor, sinks: int = 0) -> list[int]:
-    """The order, best first, in which one head keeps entries of these scores."""
+    """Order, best first, of one head's entries with these scores."""
     ranks = rank(scores[None, None], torch.arange(len(scores))[None, None], sinks)
     assert len(set(ranks.flatten().tolist())) == len(scores)
     return ranks[0, 0].argsort(descending=True).tolist()
@@ -53,7 +53,8 @@ def order(scores: Tensor, sinks: int = 0) -> list[int]:
 def test_scores_halfway_between_two_of_10_bits_round_to_the_even_one(
     dtype: torch.dtype, parts: list[tuple[int, int, int]], sign: int
 ) -> None:
-    """Rule 4: scores are rounded to 10 significant bits, as IEEE 754 rounds, up into the next power of two as well."""
+    """Rule 4: scores are rounded to 10 significant bits half to even, as in IEEE 754, also up to the next power of
+    two."""
     scores = [sign * (bits + sixteenths / 16) * 2.0**exponent for bits, sixteenths, exponent in parts]
     expected = sorted(range(len(scores)), key=lambda i: (-oracle.rounded(scores[i]), i))
     assert order(torch.tensor(scores, dtype=dtype)) == expected
@@ -62,7 +63,7 @@ def test_scores_halfway_between_two_of_10_bits_round_to_the_even_one(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_last_bit_breaks_a_tie_between_two_of_10_bits(dtype: torch.dtype, sign: int) -> None:
-    """Rule 4: just halfway rounds to the even one, a last bit more rounds on."""
+    """Rule 4: exactly halfway rounds to even, and one bit more rounds up."""
     halfway, last = 2.0**-10, torch.finfo(dtype).eps
     one, half, more = (torch.tensor(sign * size, dtype=dtype) for size in (1.0, 1 + halfway, 1 + halfway + last))
     assert order(torch.stack([half, one])) == order(torch.stack([one, half])) == [0, 1]
@@ -80,9 +81,10 @@ def test_the_last_bit_breaks_a_tie_between_two_of_10_bits(dtype: torch.dtype, si
 def test_scores_that_are_equal_up_to_noise_tie_unless_an_edge_lies_between_them(
     dtype: torch.dtype, size: float, sign: int, noise: float, edge: bool
 ) -> None:
-    """Rule 4: noise of 2 ** -20 ranks no later token above an earlier one but where two of 10 bits meet halfway."""
+    """Rule 4: noise of 2 ** -20 ranks a later token above an earlier one only at an edge between two values of 10
+    bits."""
     if edge:
-        # Next to a halfway point between two of 10 bits.
+        # Next to a halfway point between two values of 10 bits.
         mantissa, exponent = math.frexp(size)
         size = math.ldexp(math.floor(mantissa * 2**10) + 0.5, exponent - 10) * (1 - noise / 2)
     one, other = (torch.tensor(sign * value, dtype=dtype) for value in (size, size * (1 + noise)))
@@ -98,7 +100,7 @@ def test_scores_that_are_equal_up_to_noise_tie_unless_an_edge_lies_between_them(
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_no_number_has_the_place_of_a_sink_or_of_nan(dtype: torch.dtype) -> None:
-    """Rule 4: NaN ranks below every number, and a sink above every score, the infinite ones included."""
+    """Rule 4: NaN ranks below every number, and a sink above every score, including infinite ones."""
     most = torch.finfo(dtype).max / 2  # the largest itself has no 10 bits, and rounds to infinity
     scores = torch.tensor([-math.inf, math.nan, -most, 0.0, most, math.inf], dtype=dtype)
     assert order(scores) == [5, 4, 3, 2, 0, 1]
@@ -107,14 +109,14 @@ def test_no_number_has_the_place_of_a_sink_or_of_nan(dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_minus_zero_ties_with_zero(dtype: torch.dtype) -> None:
-    """Rule 4: equal scores keep the earlier token, and minus the norm of a key of zeros is minus zero."""
+    """Rule 4: of equal scores the earlier token is retained, and minus zero equals zero."""
     assert order(torch.tensor([0.0, -0.0, 0.0], dtype=dtype)) == [0, 1, 2]
     assert order(torch.tensor([-0.0, 0.0, -0.0], dtype=dtype)) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_integer_scores_are_told_apart_up_to_27_bits(dtype: torch.dtype) -> None:
-    """Integer scores count exactly as far as positions and hashes go; the largest does not outrank a sink."""
+def test_integer_scores_are_distinguished_up_to_27_bits(dtype: torch.dtype) -> None:
+    """Integer scores are exact up to the range of positions and hashes, and the largest ranks below a sink."""
     most = (1 << 27) - 1
     scores = torch.tensor([-most, 1 - most, -1, 0, 1, most - 1, most], dtype=dtype)
     assert order(scores) == [6, 5, 4, 3, 2, 1, 0]
@@ -122,7 +124,7 @@ def test_integer_scores_are_told_apart_up_to_27_bits(dtype: torch.dtype) -> None
 
 
 def test_integer_scores_beyond_27_bits_are_ties() -> None:
-    """A press of one's own may score by any integer: it is cut to the range, and outranks no sink."""
+    """Integer scores are clamped to the range, and rank below sinks."""
     most = (1 << 27) - 1
     for more in (1 << 27, 1 << 30, 1 << 40):
         huge = torch.tensor([-more, -most, most, more])
@@ -130,8 +132,8 @@ def test_integer_scores_beyond_27_bits_are_ties() -> None:
         assert order(huge, sinks=2) == [0, 1, 2, 3]
 
 
-def test_filler_ranks_below_every_entry() -> None:
-    """The glossary of ``rank``: filler is worse than a NaN at the last position there can be, and is no sink."""
+def test_padding_ranks_below_every_entry() -> None:
+    """Padding slots rank below a NaN at the last possible position, and are not sinks."""
     scores = torch.tensor([[[math.inf, math.nan, math.inf]]])
     positions = torch.tensor([[[-1, (1 << 31) - 1, -1]]], dtype=torch.int32)
     ranks = rank(scores, positions, sinks=4)[0, 0].tolist()
@@ -142,7 +144,7 @@ def test_filler_ranks_below_every_entry() -> None:
 @pytest.mark.parametrize("positions", [[0, 1], [(1 << 31) - 2, (1 << 31) - 1]])
 @pytest.mark.parametrize("score", [-math.inf, -1.0, 0.0, 1.0, math.inf, math.nan])
 def test_the_earlier_of_two_ties_ranks_higher_at_every_position(score: float, positions: list[int]) -> None:
-    """Rule 4: equal scores keep the earlier token, and a position never outweighs a score."""
+    """Rule 4: of equal scores the earlier token ranks higher, and no position outweighs a score."""
     scores = torch.tensor([[[score, score]]], dtype=torch.float64)
     early, late = rank(scores, torch.tensor([[positions]]))[0, 0].tolist()
     assert early > late
@@ -150,15 +152,15 @@ def test_the_earlier_of_two_ties_ranks_higher_at_every_position(score: float, po
 
 
 def test_a_later_entry_of_a_better_score_ranks_higher() -> None:
-    """Rule 4: a position decides between ties only, however far apart the positions are."""
+    """Rule 4: positions only break ties, however far apart they are."""
     positions = torch.tensor([[[0, (1 << 31) - 1]]])
     for scores in (torch.tensor([[[4, 5]]]), torch.tensor([[[1.0, 1.0 + 2.0**-9]]])):
         worse, better = rank(scores, positions)[0, 0].tolist()
         assert better > worse
 
 
-def test_what_is_protected_ranks_above_a_sink() -> None:
-    """Rule 4: entries from ``first`` on are above all, per row; the ranks of others, and of filler, stay."""
+def test_protected_entries_rank_above_a_sink() -> None:
+    """Rule 4: entries from ``first`` on rank above all others, per row, and other ranks do not change."""
     positions = torch.tensor([[[0, 1, 2, 3]], [[-1, -1, 0, 1]]])
     ranks = rank(torch.zeros(2, 1, 4), positions, sinks=1)
     put = protect(ranks, positions, torch.tensor([2, -3])[:, None, None])
@@ -170,8 +172,8 @@ def test_what_is_protected_ranks_above_a_sink() -> None:
 
 @given(data=st.data(), rows=st.integers(1, 3), length=st.integers(1, 8))
 def test_choose_takes_the_highest_ranks_of_every_row(data: st.DataObject, rows: int, length: int) -> None:
-    """Rules 4, 5 and 11: per row and head the ``keep`` highest ranks stay, in order of position, filler in front;
-    what goes is named, each once."""
+    """Rules 4, 5 and 11: per row and head the ``keep`` highest ranks are chosen, in order of position after the
+    padding, and each evicted entry is listed once."""
     keep = data.draw(st.lists(st.integers(0, length), min_size=rows, max_size=rows))
     seed = data.draw(st.integers(0, 99))
     generator = torch.Generator().manual_seed(seed)
@@ -191,8 +193,8 @@ def test_choose_takes_the_highest_ranks_of_every_row(data: st.DataObject, rows: 
             assert sorted(left) == sorted(positions[row, head, best[count:]].tolist())
 
 
-def test_choose_keeps_filler_in_front_where_it_has_to_stay() -> None:
-    """Rule 11: a row that holds fewer entries than the longest keeps filler, in front, and loses none of its own."""
+def test_choose_puts_padding_first() -> None:
+    """Rule 11: a row with fewer entries than the longest has padding slots first, and loses no entries."""
     positions = torch.tensor([[[0, 1, 2, 3]], [[-1, -1, 0, 1]]])
     ranks = rank(torch.tensor([[[1.0, 4.0, 3.0, 2.0]], [[9.0, 9.0, 1.0, 2.0]]]), positions)
     _, stays, gone = choose(ranks, positions, [3, 2])
@@ -212,7 +214,7 @@ def test_choose_keeps_filler_in_front_where_it_has_to_stay() -> None:
     ],
 )
 def test_compress_refuses_shapes_that_do_not_fit(keys: tuple[int, ...], values: tuple[int, ...]) -> None:
-    """Both are ``[batch, KV heads, tokens, dimension]``, and the sentence names what came."""
+    """Keys and values that are not ``[batch, KV heads, tokens, dimension]`` are refused with their shapes."""
     sentence = (
         "keys and values must be [batch, KV heads, tokens, dimension] and agree in the first three, "
         f"got {list(keys)} and {list(values)}"
@@ -221,8 +223,8 @@ def test_compress_refuses_shapes_that_do_not_fit(keys: tuple[int, ...], values: 
         KnormPress(0.5).compress(torch.zeros(keys), torch.zeros(values))
 
 
-def test_a_press_that_needs_queries_names_the_way_in_that_has_them() -> None:
-    """Rule 12: refused at once, with the way out: neither a bare tensor nor a cache ever meets a query."""
+def test_a_press_that_needs_queries_gives_the_way_out() -> None:
+    """Rule 12: without queries, ``compress`` and plain caches are refused with the way out."""
     with pytest.raises(
         ValueError, match=exactly("QueryPress needs queries, so it works attached only: with press(model):")
     ):
@@ -233,8 +235,8 @@ def test_a_press_that_needs_queries_names_the_way_in_that_has_them() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 6), (0, 2, 20), (2, 2, 0), (2, 2, 6)])
-def test_compress_gives_back_its_arguments_where_nothing_goes(shape: tuple[int, int, int]) -> None:
-    """Nothing is evicted from no rows, from no tokens, from a skipped layer, and from P entries or fewer."""
+def test_compress_returns_its_arguments_without_evictions(shape: tuple[int, int, int]) -> None:
+    """Nothing is evicted from empty batches, empty texts, skipped layers, and at most P entries."""
     press = KnormPress(0.5, prune_after=6, skip_layers=(1,))
     keys, values = torch.randn(*shape, 3), torch.randn(*shape, 5)
     assert all(a is b for a, b in zip(press.compress(keys, values), (keys, values), strict=True))
@@ -251,11 +253,9 @@ def test_compress_gives_back_its_arguments_where_nothing_goes(shape: tuple[int, 
     recent=st.integers(0, 3),
     layer=st.integers(0, 2),
 )
-def test_compress_cuts_every_row_and_head_by_its_own_scores(
-    seed: int, tokens: int, sinks: int, recent: int, layer: int
-) -> None:
-    """Rules 4, 5 and 8, for keys and values of different dimensions: per row and head the best by score of the press,
-    sinks and recent tokens before all, in order of position, keys and values in step."""
+def test_compress_selects_per_row_and_head(seed: int, tokens: int, sinks: int, recent: int, layer: int) -> None:
+    """Rules 4, 5 and 8: per row and head the highest scores are retained, after sinks and recent tokens, in order of
+    position, with keys and values aligned."""
     press = RandomPress(0.4, prune_after=1, sinks=sinks, recent=recent, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     keys = torch.randn(2, 2, tokens, 3, generator=generator)
@@ -271,8 +271,8 @@ def test_compress_cuts_every_row_and_head_by_its_own_scores(
             assert torch.equal(kept_values[row, head], values[row, head, best])
 
 
-def test_compress_is_of_layer_0_unless_said() -> None:
-    """Skipped layers and seeds that go by layer see the first one."""
+def test_compress_is_for_layer_0_by_default() -> None:
+    """By default, ``compress`` is for layer 0, in ``skip_layers`` and in seeds."""
     keys = torch.randn(1, 1, 8, 2, generator=torch.Generator().manual_seed(0))
     assert torch.equal(
         RandomPress(0.5, 0).compress(keys, keys)[0], RandomPress(0.5, 0).compress(keys, keys, layer=0)[0]
@@ -283,7 +283,7 @@ def test_compress_is_of_layer_0_unless_said() -> None:
 
 @pytest.mark.parametrize(("seed", "layer"), [(0, 0), (0, 3), (1, 0), (12345, 7), (-1, 1), (2**40, 100)])
 def test_a_random_score_is_a_hash_of_seed_layer_head_and_position(seed: int, layer: int) -> None:
-    """Its score is a hash: of these four and of nothing else, the same on every machine, filler or not."""
+    """A random score is a hash of seed, layer, head and position only, the same on every machine and with padding."""
     positions = torch.tensor([[[0, 1, 2, 500], [7, 8, 9, 10**6]], [[3, 3, 3, 3], [-1, -1, 0, 1]]], dtype=torch.int32)
     scores = RandomPress(0.5, seed=seed).score(torch.zeros(2, 2, 4, 3), positions=positions, layer=layer)
     heads = [[head] * 4 for head in range(2)]
@@ -299,7 +299,7 @@ def test_a_random_score_is_a_hash_of_seed_layer_head_and_position(seed: int, lay
 
 
 def test_knorm_scores_are_minus_the_norms() -> None:
-    """Devoto et al., arXiv 2406.11430: the L2 norm, over the head dimension alone."""
+    """Scores are minus the L2 norms over the head dimension (Devoto et al., arXiv 2406.11430)."""
     keys = torch.tensor([[[[3.0, 4.0], [0.0, -2.0]], [[5.0, 12.0], [8.0, 15.0]]]], dtype=torch.float64)
     scores = KnormPress(0.5).score(keys, positions=torch.arange(2)[None, None], layer=0)
     assert scores.tolist() == [[[-5.0, -2.0], [-13.0, -17.0]]]
@@ -307,8 +307,8 @@ def test_knorm_scores_are_minus_the_norms() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_keydiff_scores_are_minus_the_cosines_to_the_mean_of_unit_keys(dtype: torch.dtype) -> None:
-    """Park et al., arXiv 2504.15364: unit keys first, whatever their lengths; the mean over the entries of one row and
-    head, without filler; in float32 or wider."""
+    """Scores are minus the cosines to the mean of unit keys over the entries of a row and head, without padding, in
+    float32 or wider (Park et al., arXiv 2504.15364)."""
     entries = [[[3.0, 4.0], [-8.0, 6.0], [6.0, 8.0]], [[9.0, 9.0], [-4.0, 3.0], [6.0, 8.0]]]
     # The other head has the same keys turned by an angle of the triangle 3, 4, 5, and ten times as long.
     turned = [[[6 * x - 8 * y, 8 * x + 6 * y] for x, y in row] for row in entries]
@@ -325,7 +325,7 @@ def test_keydiff_scores_are_minus_the_cosines_to_the_mean_of_unit_keys(dtype: to
 
 
 def test_keys_are_widened_to_float32_and_never_narrowed() -> None:
-    """Rule 4: norms are taken in float32 or wider."""
+    """Rule 4: norms are computed in float32 or wider."""
     for dtype, wider in (
         (torch.float16, torch.float32),
         (torch.bfloat16, torch.float32),
@@ -339,8 +339,8 @@ def test_keys_are_widened_to_float32_and_never_narrowed() -> None:
 @pytest.mark.parametrize(
     "press", [KnormPress(0.5, 0), StreamingLLMPress(0.5, 0), RandomPress(0.5, 0), KeyDiffPress(0.5, 0)], ids=repr
 )
-def test_compress_stays_on_the_device_of_its_keys(press: Press) -> None:
-    """Whatever is made on the way, is made where the keys are."""
+def test_compress_uses_the_device_of_its_keys(press: Press) -> None:
+    """All tensors are created on the device of the keys."""
     keys, values = torch.empty(2, 2, 12, 3, device=META), torch.empty(2, 2, 12, 5, device=META)
     kept_keys, kept_values = press.compress(keys, values)
     assert kept_keys.device == kept_values.device == META
@@ -348,15 +348,16 @@ def test_compress_stays_on_the_device_of_its_keys(press: Press) -> None:
 
 
 def test_rows_of_different_lengths_are_chosen_on_their_device() -> None:
-    """As above, where rows keep different numbers."""
+    """Rows that retain different numbers are selected on their device."""
     ranks = torch.empty(2, 2, 12, device=META, dtype=torch.int64)
     indices, stays, gone = choose(ranks, ranks, [5, 3])
     assert indices.device == stays.device == gone.device == META
     assert (indices.shape, stays.shape, gone.shape) == ((2, 2, 5), (2, 2, 5), (2, 2, 9))
 
 
-def test_a_press_makes_a_cache_with_what_was_declared() -> None:
-    """The two ways in: the cache is of this press, this model's layers, this prompt, and holds to this promise."""
+def test_a_press_creates_a_cache_as_declared() -> None:
+    """A cache has the press, the layers of the model, the prompt length and the promise of unpadded rows that it was
+    created with."""
     press = KnormPress(0.5, 0, schedule="prefill", skip_layers=(1,))
     cache = press.cache(CONFIG, prompt_length=6, unpadded=True)
     assert isinstance(cache, PressedCache)
@@ -368,15 +369,15 @@ def test_a_press_makes_a_cache_with_what_was_declared() -> None:
     assert held == [[4, 4], [4, 8], [8, 12]]
 
 
-def test_rows_are_taken_for_padded_unless_promised_otherwise() -> None:
-    """The plain cache never sees a mask: with more than one row it refuses its first eviction without the promise."""
+def test_rows_may_be_padded_unless_declared_unpadded() -> None:
+    """A plain cache with several rows refuses its first eviction unless rows are declared unpadded."""
     cache = KnormPress(0.5, 0).cache(CONFIG)
     with pytest.raises(ValueError, match="unpadded=True"):
         cache.update(torch.ones(2, 1, 4, 4), torch.ones(2, 1, 4, 4), 0)
 
 
 def test_a_press_is_attached_by_calling_it_with_a_model() -> None:
-    """kvpress's convention: inside, caches of the model are compressed; it takes one press at a time."""
+    """Inside ``with press(model)``, caches of the model are compressed, by one press at a time."""
     torch.manual_seed(0)
     model: Any = LlamaForCausalLM(CONFIG).eval()
     press = KnormPress(0.5, 0)

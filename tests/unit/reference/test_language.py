@@ -1,4 +1,4 @@
-"""The reference language: its probabilities are those of its grammar, which this file parses on its own."""
+"""The reference language: its probabilities are those of its grammar, which this file parses independently."""
 
 import hashlib
 import json
@@ -23,9 +23,9 @@ def in_words(text: Document) -> list[str]:
 
 
 def distributions(words: list[str]) -> Iterator[dict[str, float]]:
-    """Of each token after ``<bos>`` the probabilities of all that could stand there, by the grammar alone.
+    """Probabilities of all possible tokens at each place after ``<bos>``, from the grammar alone.
 
-    Where the grammar has several ways to the same token, they add up.
+    Several derivations of the same token add up.
     """
     facts: dict[str, str] = {}
     sentence: list[str] = []
@@ -63,7 +63,7 @@ def distributions(words: list[str]) -> Iterator[dict[str, float]]:
 
 
 def sentences(words: list[str]) -> list[list[str]]:
-    """The whole sentences of a document, without their stops."""
+    """Complete sentences of a document, without their stops."""
     found: list[list[str]] = [[]]
     for word in words[1:]:
         if word == ".":
@@ -75,7 +75,7 @@ def sentences(words: list[str]) -> list[list[str]]:
 
 @given(seed=SEEDS, length=st.integers(2, 400))
 def test_nll_is_that_of_the_grammar(seed: int, length: int) -> None:
-    """Each token's NLL is minus the log of its probability given all before it, to 1e-12."""
+    """The NLL of each token is that of its probability given all previous tokens, to 1e-12."""
     text = document(seed, length)
     words = in_words(text)
     assert len(words) == len(text.nll) == len(text.recalled) == length
@@ -86,7 +86,7 @@ def test_nll_is_that_of_the_grammar(seed: int, length: int) -> None:
 
 
 def test_nll_is_that_of_the_grammar_when_all_names_are_used_up() -> None:
-    """A document so long that nothing is left to remember."""
+    """The NLL is correct in a document so long that no names are left."""
     text = document(3, 12_000)
     words = in_words(text)
     for word, nll, chances in zip(words[1:], text.nll[1:], distributions(words), strict=True):
@@ -98,7 +98,7 @@ def test_nll_is_that_of_the_grammar_when_all_names_are_used_up() -> None:
 
 
 def test_the_mean_nll_of_many_documents_is_the_entropy_of_the_grammar() -> None:
-    """What is drawn is drawn with the probabilities that are noted down: the two means differ by noise only."""
+    """The mean NLL of documents equals the entropy of the grammar up to sampling error."""
     differences = []
     for seed in MANY:
         text = document(seed, 600)
@@ -111,7 +111,7 @@ def test_the_mean_nll_of_many_documents_is_the_entropy_of_the_grammar() -> None:
 
 
 def test_kinds_of_sentences_are_as_frequent_as_the_grammar_says() -> None:
-    """Once there is a fact, one sentence in ten states another one, and every second one asks for one."""
+    """After the first fact, one sentence in ten states a fact, and one in two recalls one."""
     kinds = Counter[str]()
     for seed in MANY:
         whole = sentences(in_words(document(seed, 600)))
@@ -119,13 +119,13 @@ def test_kinds_of_sentences_are_as_frequent_as_the_grammar_says() -> None:
         kinds.update(sentence[0] if len(sentence) == 3 else "walk" for sentence in whole[first + 1 :])
     count = sum(kinds.values())
     for kind, share in (("remember", 0.1), ("recall", 0.5)):
-        # Sentences cut off by the end of a document are left out, which favours short ones a little.
+        # Sentences truncated by the end of a document are left out, which slightly favours short ones.
         assert kinds[kind] / count == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / count))
 
 
 @given(seed=SEEDS, lengths=st.tuples(st.integers(2, 400), st.integers(2, 400)).map(sorted))
 def test_a_longer_document_begins_with_the_shorter_one(seed: int, lengths: list[int]) -> None:
-    """Tokens, NLL and marks of a seed agree as far as both documents go."""
+    """Documents of one seed agree in tokens, NLL and marks as far as both go."""
     short, long = (document(seed, length) for length in lengths)
     assert long.tokens[: lengths[0]] == short.tokens
     assert long.nll[: lengths[0]] == short.nll
@@ -134,7 +134,7 @@ def test_a_longer_document_begins_with_the_shorter_one(seed: int, lengths: list[
 
 @given(seed=SEEDS, length=st.integers(2, 1500))
 def test_a_name_is_remembered_only_once(seed: int, length: int) -> None:
-    """So that a fact never changes."""
+    """A name has one fact, which never changes."""
     words = in_words(document(seed, length))
     names = [words[index + 1] for index, word in enumerate(words[:-1]) if word == "remember"]
     assert len(set(names)) == len(names)
@@ -143,7 +143,7 @@ def test_a_name_is_remembered_only_once(seed: int, length: int) -> None:
 
 @given(seed=SEEDS, length=st.integers(2, 400))
 def test_recalled_marks_the_values_of_recalls_and_nothing_else(seed: int, length: int) -> None:
-    """The second token after ``recall``, which is the value that was stated, is certain."""
+    """Marked tokens are exactly the second ones after ``recall``, the stated values, which are certain."""
     text = document(seed, length)
     words = in_words(text)
     assert text.recalled == tuple(place >= 2 and words[place - 2] == "recall" for place in range(length))
@@ -155,7 +155,7 @@ def test_recalled_marks_the_values_of_recalls_and_nothing_else(seed: int, length
 
 
 def test_documents_are_the_same_on_every_machine() -> None:
-    """Four documents of 300 tokens, frozen."""
+    """Four documents of 300 tokens equal their frozen copies."""
     tokens = [document(seed, 300).tokens for seed in (0, 1, 2, 2**32)]
     digest = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
     assert digest == "f6675c380d1727ca8571539442db1b89d7bc30a5c4cc9f88285e8513d7da304f"
@@ -168,13 +168,13 @@ def test_entropy_is_the_mean_nll_after_the_first_token() -> None:
 
 
 def test_text_is_the_document_without_its_first_token() -> None:
-    """In words, with spaces between them."""
+    """The text is the document's words, separated by spaces."""
     text = document(5, 100)
     assert text.text.split(" ") == in_words(text)[1:]
 
 
 def test_every_word_has_four_other_words_to_follow() -> None:
-    """A walk never repeats a word at once, and no token of the vocabulary stands for two."""
+    """Every word has four different successors other than itself, and vocabulary entries are unique."""
     assert set(SUCCESSORS) == set(WORDS)
     for word, successors in SUCCESSORS.items():
         assert len(set(successors)) == 4
@@ -185,6 +185,6 @@ def test_every_word_has_four_other_words_to_follow() -> None:
 
 @pytest.mark.parametrize("length", [1, 0, -5])
 def test_a_document_of_fewer_than_two_tokens_is_refused(length: int) -> None:
-    """There would be nothing to predict."""
+    """A document needs two tokens, since the first is not predicted."""
     with pytest.raises(ValueError, match=f"length must be at least 2 tokens, got {length}"):
         document(0, length)

@@ -1,4 +1,4 @@
-"""Training of the reference models: repeatable to the bit, and it learns. Tiny runs only."""
+"""Training of the reference models is bit-reproducible and lowers the loss, in tiny runs."""
 
 import sys
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ ARCHITECTURES = {"reference": "LlamaForCausalLM", "reference-neox": "GPTNeoXForC
 
 @pytest.fixture(autouse=True)
 def settings_are_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Short documents, few of them, and one thread; what training changes for the whole process is put back."""
+    """Few short documents and one thread, with process-wide settings restored afterwards."""
     monkeypatch.setattr(module, "THREADS", 1)
     monkeypatch.setattr(module, "TOKENS_PER_STEP", 256)
     tiny = Round(((3, 128),), 1.5e-3), Round(((2, 96),), 1e-3, warmup=1, forget_from=1, first_document=99, seed=1)
@@ -31,7 +31,7 @@ def settings_are_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def loss(model: PreTrainedModel) -> float:
-    """Mean NLL of documents that training never sees."""
+    """Mean NLL of documents not used in training."""
     tokens = torch.tensor([document(seed, 128).tokens for seed in range(8)])
     with torch.no_grad():
         logits = model(tokens, use_cache=False).logits
@@ -40,7 +40,7 @@ def loss(model: PreTrainedModel) -> float:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_same_steps_give_the_same_weights_to_the_bit(name: str) -> None:
-    """Whatever was drawn before from the global generator, and training did something."""
+    """Training changes the weights, and is bit-reproducible for any state of the global generator."""
     first = train(name).state_dict()
     torch.manual_seed(99)
     second = train(name).state_dict()
@@ -53,7 +53,7 @@ def test_the_same_steps_give_the_same_weights_to_the_bit(name: str) -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_training_lowers_the_loss_on_documents_that_it_never_sees(name: str) -> None:
-    """Thirty small steps are enough to begin with: at least half a nat off the uniform 5.0."""
+    """Thirty small steps lower the loss on unseen documents to half a nat below the uniform 5.0."""
     model = build(name)
     before = loss(model)
     run_round(model, Round(((30, 128),), 1.5e-3))
@@ -62,7 +62,7 @@ def test_training_lowers_the_loss_on_documents_that_it_never_sees(name: str) -> 
 
 @pytest.mark.parametrize(("name", "architecture"), ARCHITECTURES.items())
 def test_build_gives_the_architecture_that_the_name_stands_for(name: str, architecture: str) -> None:
-    """An untrained model in float32 that knows nothing: its loss is that of a guess among all tokens."""
+    """An untrained model is in float32, with the loss of a uniform guess."""
     model = build(name)
     assert type(model).__name__ == architecture
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
@@ -70,8 +70,9 @@ def test_build_gives_the_architecture_that_the_name_stands_for(name: str, archit
     assert loss(model) == pytest.approx(torch.tensor(float(len(TOKENS))).log().item(), abs=0.2)
 
 
-def test_a_forgetful_memory_is_causal_and_never_gives_back_what_it_lost() -> None:
-    """Full in every first row; in every second one each key is seen from its own query on, for some time."""
+def test_a_forgetful_memory_is_causal_and_never_restores_keys() -> None:
+    """Masks are full in every first row; in every second one each key is visible from its own query on, for some
+    time."""
     mask = forgetful_mask(4, 3, 40, torch.Generator().manual_seed(0))
     causal = torch.ones(40, 40, dtype=torch.bool).tril()
     assert torch.equal(mask[::2], causal.expand(2, 3, 40, 40))
@@ -84,26 +85,26 @@ def test_a_forgetful_memory_is_causal_and_never_gives_back_what_it_lost() -> Non
 
 
 def test_training_documents_are_new_to_every_test() -> None:
-    """Their seeds begin far above those that tests and measurements use."""
+    """Seeds of training documents are far above those of tests and measurements."""
     assert module.TRAINING_SEEDS == 2**32
 
 
 def test_the_llama_shares_each_kv_head_between_two_query_heads() -> None:
-    """Grouped queries are what most real models have, so the reference has them too."""
+    """The reference Llama has grouped queries, as most models do."""
     config = build("reference").config
     assert config.num_attention_heads == 2 * config.num_key_value_heads
 
 
 @pytest.mark.parametrize("name", ["", "llama", "reference-neo"])
 def test_an_unknown_name_is_refused(name: str) -> None:
-    """With the names that there are."""
+    """An unknown name is refused with the known ones."""
     with pytest.raises(ValueError, match=f"the reference models are 'reference' and 'reference-neox', got '{name}'"):
         build(name)
 
 
 @pytest.mark.parametrize("length", [2, 700])
 def test_the_tokenizer_gives_a_documents_text_its_token_ids(length: int) -> None:
-    """``<bos>`` first, then one id per word, and back again."""
+    """The tokenizer gives ``<bos>`` and one id per word, and decodes them again."""
     tokenizer = build_tokenizer()
     text = document(7, length)
     ids = tokenizer(text.text).input_ids
@@ -113,7 +114,7 @@ def test_the_tokenizer_gives_a_documents_text_its_token_ids(length: int) -> None
 
 
 def test_the_tokenizer_pads_on_the_left() -> None:
-    """As every press expects it."""
+    """The tokenizer pads on the left, as presses require."""
     batch = build_tokenizer()(["the river runs .", "recall lesu"], padding=True)
     assert batch["attention_mask"] == [[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]
     assert batch["input_ids"][1][:2] == [0, 0]
@@ -123,7 +124,7 @@ def test_the_tokenizer_pads_on_the_left() -> None:
 def test_main_writes_a_folder_that_transformers_loads(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Weights as safetensors, and they and the tokenizer are those that were trained and built."""
+    """``main`` writes a folder with the trained weights as safetensors and the tokenizer."""
     folder = tmp_path / "trained"
     monkeypatch.setattr(sys, "argv", ["train", name, "--output", str(folder)])
     main()
@@ -139,7 +140,7 @@ def test_main_writes_a_folder_that_transformers_loads(
 
 
 def test_main_refuses_an_unknown_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Before it trains anything."""
+    """An unknown name is refused before training."""
     monkeypatch.setattr(sys, "argv", ["train", "gpt"])
     with pytest.raises(SystemExit) as stop:
         main()

@@ -1,4 +1,4 @@
-"""Figures: what is drawn is what was measured, and the SVG can stand in any page."""
+"""Figures show the measurements, and their SVG can be embedded in any page."""
 
 import math
 import re
@@ -70,17 +70,17 @@ def rows(*presses: str, **changes: Any) -> list[Row]:
 
 
 def titles(figure: Figure) -> list[str]:
-    """Of the panels that are shown."""
+    """Titles of the visible panels."""
     return [title for axes in figure.axes if axes.axison and (title := axes.get_title(loc="left"))]
 
 
 def legend(figure: Figure) -> list[str]:
-    """What the figure's legend says."""
+    """Texts of the figure's legend."""
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def panel(figure: Figure, title: str) -> tuple[Axes, Axes]:
-    """The panel of this title, and the relative one below it."""
+    """The panel with this title, and the relative one below it."""
     above = next(axes for axes in figure.axes if axes.get_title(loc="left") == title)
     left = above.get_position().x0
     below = [a for a in figure.axes if abs(a.get_position().x0 - left) < 0.01 and a.get_position().y0 < 0.99]
@@ -89,12 +89,12 @@ def panel(figure: Figure, title: str) -> tuple[Axes, Axes]:
 
 
 def path(line: Line2D) -> list[tuple[float, float]]:
-    """The points of a line."""
+    """Points of a line."""
     return [(float(x), float(y)) for x, y in np.asarray(line.get_xydata())]
 
 
 def points(axes: Axes, hollow: bool | None = None) -> list[tuple[float, float]]:
-    """Markers that stand for rows; all, or the hollow ones, or the filled ones."""
+    """Markers of rows; all, or only hollow or filled ones."""
     found = []
     for line in axes.lines:
         if line.get_linestyle() == "None" and line.get_marker() != "_":
@@ -105,7 +105,7 @@ def points(axes: Axes, hollow: bool | None = None) -> list[tuple[float, float]]:
 
 
 def eviction_tables(layers: int, heads: int, tokens: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Any: about half of the tokens go, some time after they came."""
+    """Random tables: about half of the tokens are evicted some time after they are fed."""
     generator = torch.Generator().manual_seed(seed)
     tables = []
     for _ in range(layers):
@@ -124,13 +124,13 @@ MAKERS: dict[str, Callable[[], Figure]] = {
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_same_input_gives_the_same_bytes(name: str) -> None:
-    """No dates, no random ids."""
+    """Figures are deterministic, without dates or random ids."""
     assert figures.to_svg(MAKERS[name](), "same") == figures.to_svg(MAKERS[name](), "same")
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_an_svg_needs_nothing_from_elsewhere_and_its_ids_are_its_own(name: str) -> None:
-    """Every reference is met within, every id has the figure's name in front and is there once."""
+def test_an_svg_is_self_contained_with_unique_ids(name: str) -> None:
+    """All references are internal, and ids are unique and begin with the figure's name."""
     svg = figures.to_svg(MAKERS[name](), "mine")
     root = ElementTree.fromstring(svg)
     values = [value for element in root.iter() for value in element.attrib.values()]
@@ -147,7 +147,7 @@ def test_an_svg_needs_nothing_from_elsewhere_and_its_ids_are_its_own(name: str) 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_texts_of_an_svg_are_texts_in_a_generic_font(name: str) -> None:
-    """So that they can be searched, copied and read aloud, on a machine without matplotlib's font as well."""
+    """Texts are searchable and accessible text elements, in a generic font."""
     root = ElementTree.fromstring(figures.to_svg(MAKERS[name](), "mine"))
     texts = [element for element in root.iter() if element.tag.endswith("}text")]
     assert len(texts) > 3
@@ -155,22 +155,22 @@ def test_texts_of_an_svg_are_texts_in_a_generic_font(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_matplotlib_is_left_as_it_was(name: str) -> None:
-    """Whoever draws figures of their own keeps their settings."""
+def test_matplotlib_settings_are_unchanged(name: str) -> None:
+    """matplotlib's settings do not change."""
     before = dict(mpl.rcParams)
     figures.to_svg(MAKERS[name](), "mine")
     assert dict(mpl.rcParams) == before
 
 
-def test_an_id_in_a_text_is_not_taken_for_one() -> None:
-    """A title may say anything."""
+def test_text_that_looks_like_an_id_is_unchanged() -> None:
+    """A title may contain text that looks like an id."""
     svg = figures.to_svg(figures.eviction_map('x id="y" url(#z) <&$a_b$', eviction_tables(1, 1, 8)), "mine")
     root = ElementTree.fromstring(svg)
     assert 'x id="y" url(#z) <&$a_b$' in [element.text for element in root.iter()]
 
 
 def test_an_overview_shows_six_quantities_and_without_times_three() -> None:
-    """What was not measured has no empty panel."""
+    """An overview has six panels, and three without times."""
     times = ["time to first token (TTFT)", "time per later token (TPOT)", "speed"]
     assert titles(figures.overview(rows(**TIMES))) == ["perplexity", "accuracy", "memory of the cache", *times]
     assert titles(figures.overview(rows())) == ["perplexity", "accuracy", "keys and values"]
@@ -182,7 +182,7 @@ def test_an_overview_shows_six_quantities_and_without_times_three() -> None:
     + [(kinds, "keys and values") for kinds in (("device", "device", None), ("device", "cache", "cache"))],
 )
 def test_memory_of_different_kinds_is_never_in_one_panel(kinds: tuple[str | None, ...], title: str) -> None:
-    """Keys and values are what all rows have in common."""
+    """Panels of memory have rows of one kind only, by default keys and values."""
     mixed = [
         replace(row, peak_memory_of=kind, peak_memory_bytes=None if kind is None else 1 << 20)
         for row, kind in zip(rows(**TIMES), kinds, strict=True)
@@ -191,7 +191,8 @@ def test_memory_of_different_kinds_is_never_in_one_panel(kinds: tuple[str | None
 
 
 def test_values_are_drawn_in_the_unit_of_the_axis_and_relative_below() -> None:
-    """In milliseconds with the direction, and with the bars of the intervals; memory relative to the row of ratio 1."""
+    """Values have the unit and direction of the axis, with error bars, and the panel below is relative to the row of
+    ratio 1."""
     figure = figures.overview([replace(row, **TIMES) for row in rows()])
     above, below = panel(figure, "time to first token (TTFT)")
     assert above.get_ylabel() == "ms\nless is better"
@@ -204,14 +205,14 @@ def test_values_are_drawn_in_the_unit_of_the_axis_and_relative_below() -> None:
 
 
 def test_speeds_of_rows_are_not_divided_by_each_other() -> None:
-    """They were measured at different moments: the quotient would be of these."""
+    """Throughputs of rows, which are timed separately, are not divided by each other."""
     _, below = panel(figures.overview(rows(**TIMES)), "speed")
     assert not points(below)
     assert "not drawn" in below.texts[0].get_text()
 
 
 def test_vacuous_rows_are_hollow_and_named() -> None:
-    """A point on the line of no change must not look like a result."""
+    """Vacuous rows have hollow markers and a legend entry."""
     empty = [*rows("knorm"), BASE, pressed(0.9, 0.0, vacuous=True, press="random")]
     for figure in (figures.overview(empty), figures.trade_off(empty)):
         axes = figure.axes[-1]
@@ -221,8 +222,8 @@ def test_vacuous_rows_are_hollow_and_named() -> None:
     assert not any("vacuous" in text for text in legend(figures.overview(rows())))
 
 
-def test_what_is_not_a_number_is_named_since_it_cannot_be_drawn() -> None:
-    """In the legend of both figures."""
+def test_nan_is_listed_in_the_legend() -> None:
+    """NaN is listed in the legend of both figures."""
     broken = [*rows(), pressed(0.3, math.nan, ppl=math.nan), pressed(0.2, math.inf, ppl=math.inf)]
     for figure in (figures.overview(broken), figures.trade_off(broken)):
         assert "perplexity not drawn: not a number or infinite (knorm 0.3, 0.2)" in legend(figure)
@@ -230,7 +231,7 @@ def test_what_is_not_a_number_is_named_since_it_cannot_be_drawn() -> None:
 
 
 def test_without_a_verdict_there_is_no_good_corner() -> None:
-    """The points stay, and the legend says why there is no verdict; no line marks a rise of 20 %."""
+    """Without verdicts, points are drawn, the legend gives the reason, and no corner is highlighted."""
     warned = [replace(row, warnings=("the model guesses",)) for row in rows()]
     for figure in (figures.overview(warned), figures.trade_off(warned)):
         assert "no verdict: the model guesses" in legend(figure)
@@ -242,8 +243,8 @@ def test_without_a_verdict_there_is_no_good_corner() -> None:
     assert not any("within" in text for text in legend(figure))
 
 
-def test_each_press_has_a_colour_and_a_marker_of_its_own() -> None:
-    """And is in the legend once."""
+def test_each_press_has_its_own_colour_and_marker() -> None:
+    """Each press has its own colour and marker, and one legend entry."""
     names = ["a", "b", "c", "d", "e", "f", "g"]
     figure = figures.overview(rows(*names))
     assert legend(figure) == names
@@ -251,8 +252,8 @@ def test_each_press_has_a_colour_and_a_marker_of_its_own() -> None:
     assert len({line.get_color() for line in handles}) == len({line.get_marker() for line in handles}) == 7
 
 
-def test_presses_that_differ_in_a_setting_are_lines_of_their_own() -> None:
-    """And the setting is named; what all share is not."""
+def test_presses_that_differ_in_a_setting_are_separate_lines() -> None:
+    """Presses with different settings are separate lines, labelled with the differing settings only."""
     both = [*rows(), *rows(schedule="step")]
     assert list(figures.series(both)) == ["knorm, schedule budget", "knorm, schedule step"]
     assert [row.keep_ratio for row in figures.series(both)["knorm, schedule step"]] == [1.0, 0.7, 0.3]
@@ -260,7 +261,7 @@ def test_presses_that_differ_in_a_setting_are_lines_of_their_own() -> None:
 
 
 def test_a_row_is_compared_with_the_uncompressed_row_of_its_own_dtype() -> None:
-    """Half the bytes of another dtype are no compression."""
+    """A row is relative to the uncompressed row of its own dtype."""
     half = rows(dtype="bfloat16")
     half = [replace(row, kv_bytes=row.kv_bytes // 2) for row in half]
     every = [*rows(), *half]
@@ -269,7 +270,7 @@ def test_a_row_is_compared_with_the_uncompressed_row_of_its_own_dtype() -> None:
 
 
 def test_numbers_that_are_none_or_not_finite_are_left_out() -> None:
-    """The other points stay where they are."""
+    """None and non-finite numbers are left out, and other points are drawn."""
     broken = [BASE, pressed(0.7, 0.1), pressed(0.5, math.inf), pressed(0.3, math.nan)]
     above, _ = panel(figures.overview(broken), "perplexity")
     assert [y for _, y in points(above) if math.isfinite(y)] == [4.0, pytest.approx(4.4)]
@@ -279,7 +280,8 @@ def test_numbers_that_are_none_or_not_finite_are_left_out() -> None:
 
 
 def test_a_trade_off_is_of_speed_where_every_row_has_times_and_of_memory_elsewhere() -> None:
-    """The corner of small changes is on the side of the gain, below a rise of 20 %."""
+    """A trade-off shows speed if all rows have times, otherwise memory, with a corner below a rise of 20 % on the side
+    of the gain."""
     fast = figures.trade_off(rows(**TIMES)).axes[0]
     assert "speed" in fast.get_xlabel()
     assert sum(points(fast), ()) == pytest.approx((2, 10, 2, 50))
@@ -295,7 +297,7 @@ def test_a_trade_off_is_of_speed_where_every_row_has_times_and_of_memory_elsewhe
 
 
 def test_the_corner_is_that_of_the_rows_bands() -> None:
-    """Its edge and its label."""
+    """Edge and label of the corner follow the rows' bands."""
     figure = figures.trade_off([replace(row, bands=(0.05, 0.4)) for row in rows()])
     (corner,) = figure.axes[0].collections[0].get_paths()
     assert "smaller, and perplexity within +5 %" in legend(figure)
@@ -303,8 +305,8 @@ def test_the_corner_is_that_of_the_rows_bands() -> None:
     assert not corner.contains_point((0.5, 5.1))
 
 
-def test_a_huge_change_does_not_squash_the_others() -> None:
-    """The first band keeps a fifth of the height beside +80,000 %."""
+def test_the_first_band_remains_visible_beside_a_huge_change() -> None:
+    """The first band keeps a fifth of the height next to +80,000 %."""
     changes = {0.9: 0.02, 0.7: 0.19, 0.5: 3.0, 0.3: 800.0}
     axes = figures.trade_off([BASE, *(pressed(ratio, change) for ratio, change in changes.items())]).axes[0]
     low, high = (axes.transAxes.inverted().transform(axes.transData.transform((0.5, y)))[1] for y in (0, 20))
@@ -312,8 +314,8 @@ def test_a_huge_change_does_not_squash_the_others() -> None:
     assert [y for _, y in points(axes)] == pytest.approx([2, 19, 300, 80_000])
 
 
-def test_labels_of_points_that_lie_close_do_not_cover_each_other() -> None:
-    """Each point has its own, and all stay inside."""
+def test_labels_of_close_points_do_not_overlap() -> None:
+    """Labels of close points do not overlap and are inside the axes."""
     close = [
         pressed(round(0.9 - 0.05 * number, 2), 0.1 + 0.004 * number, press=press, kv_bytes=700_000 + 4000 * number)
         for press in ("knorm", "random", "keydiff")
@@ -324,7 +326,7 @@ def test_labels_of_points_that_lie_close_do_not_cover_each_other() -> None:
     axes = figure.axes[0]
     labels = [text for text in axes.texts if isinstance(text, Annotation)]
     assert sorted(label.get_text() for label in labels) == sorted(f"{row.keep_ratio:g}" for row in close)
-    # Without the line to its point, which belongs to an annotation's extent.
+    # Without the line to its point, which is part of an annotation's extent.
     boxes = [Text.get_window_extent(label) for label in labels]
     for number, one in enumerate(boxes):
         for other in boxes[:number]:
@@ -334,7 +336,7 @@ def test_labels_of_points_that_lie_close_do_not_cover_each_other() -> None:
 
 
 def shares(table: list[list[int]], step: int, line: int) -> list[float | None]:
-    """A line of an eviction map: the last query of a step, and means over the keys of each step and all heads."""
+    """A line of an eviction map: the last query of a step, averaged over the keys of each step and all heads."""
     tokens = len(table[0])
     query = min((line + 1) * step, tokens) - 1
     pixels: list[float | None] = []
@@ -347,7 +349,7 @@ def shares(table: list[list[int]], step: int, line: int) -> list[float | None]:
 
 @pytest.mark.parametrize(("tokens", "step"), [(1, 1), (40, 1), (512, 1), (513, 2), (1200, 3)])
 def test_an_eviction_map_shows_the_share_of_heads_that_hold_a_token(tokens: int, step: int) -> None:
-    """Query by query up to 512 tokens; a longer text is drawn in as many pixels as fit, each a fair mean."""
+    """A map has one pixel per query up to 512 tokens, and longer texts are averaged."""
     tables = eviction_tables(1, 2, tokens, seed=tokens)
     (image,) = figures.eviction_map("map", tables).axes[0].images
     drawn = np.ma.filled(np.ma.asarray(image.get_array()), math.nan).tolist()
@@ -360,8 +362,8 @@ def test_an_eviction_map_shows_the_share_of_heads_that_hold_a_token(tokens: int,
     assert (image.norm.vmin, image.norm.vmax) == (0, 1)
 
 
-def test_an_eviction_map_goes_from_black_to_light_on_white() -> None:
-    """Black is evicted in all heads; held is light, but not the white of what is not yet fed."""
+def test_the_colours_of_an_eviction_map() -> None:
+    """Evicted in all heads is black, held is light, and not yet fed is white."""
     axes = figures.eviction_map("map", eviction_tables(1, 2, 8)).axes[0]
     colours = axes.images[0].cmap
     assert same_color(colours(0.0), "black")
@@ -371,7 +373,7 @@ def test_an_eviction_map_goes_from_black_to_light_on_white() -> None:
 
 
 def test_many_layers_are_a_grid_of_at_most_four_columns_in_a_small_file() -> None:
-    """The panels say which layer they are, and where nothing was evicted; the title is written out."""
+    """Panels are labelled with layers and missing evictions, in at most four columns and a small file."""
     tables = list(eviction_tables(10, 2, 600))
     tables[0] = torch.full_like(tables[0], NEVER)
     title = "an-organisation/a-model on wikitext-2: streaming-llm, keep ratio 0.5, schedule budget"
@@ -387,7 +389,7 @@ def test_many_layers_are_a_grid_of_at_most_four_columns_in_a_small_file() -> Non
 
 @pytest.mark.parametrize(("shape", "numbers"), [((2, 3), 6), ((10, 10), 100), ((24, 8), 0)])
 def test_a_heat_map_has_numbers_in_its_cells_while_these_can_be_read(shape: tuple[int, int], numbers: int) -> None:
-    """The colours are symmetric about 0 in any case."""
+    """Cells have numbers as long as they are legible, and colours are symmetric about 0."""
     figure = figures.norm_attention_map(torch.linspace(-0.5, 0.9, shape[0] * shape[1]).view(shape))
     axes = figure.axes[0]
     assert len(axes.texts) == numbers
@@ -397,8 +399,8 @@ def test_a_heat_map_has_numbers_in_its_cells_while_these_can_be_read(shape: tupl
     assert (norm.vmin, norm.vmax) == (-1, 1)
 
 
-def test_a_correlation_that_is_not_defined_is_said_to_be() -> None:
-    """In its cell, and with a colour of its own in the legend."""
+def test_an_undefined_correlation_is_marked() -> None:
+    """An undefined correlation is marked in its cell and in the legend."""
     figure = figures.norm_attention_map(torch.tensor([[math.nan, 0.5]]))
     assert [text.get_text() for text in figure.axes[0].texts] == ["not defined", "+0.50"]
     assert legend(figure) == ["not defined"]
@@ -406,7 +408,7 @@ def test_a_correlation_that_is_not_defined_is_said_to_be() -> None:
 
 
 def test_the_sentence_counts_the_heads_for_which_the_assumption_holds() -> None:
-    """Those without a correlation are not among them."""
+    """The sentence counts heads with a correlation only."""
     table = torch.tensor([[-0.8, -0.31, -0.29], [0.2, math.nan, 0.4]])
     assert figures.sentence(table) == (
         "KnormPress assumes clearly negative numbers. Below -0.3 here: 2 of 5 heads; above 0: 2; median: -0.29."

@@ -1,4 +1,4 @@
-"""The page of a report: self-contained, complete, and saying in words what its numbers do not say."""
+"""The page of a report: self-contained and complete, with notes on the interpretation of its numbers."""
 
 import math
 import re
@@ -70,7 +70,7 @@ VOID = {"meta", "link", "img", "br", "hr", "input", "source", "base"}
 
 @dataclass
 class Page(HTMLParser):
-    """What a reader of the page meets."""
+    """Parser of a page's elements and texts."""
 
     source: str
     tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
@@ -88,7 +88,7 @@ class Page(HTMLParser):
         assert not self._open, "tags that are never closed"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note it, and begin a table, a row or a cell."""
+        """Record the element, and begin a table, row or cell."""
         assert len({name for name, _ in attrs}) == len(attrs), f"{tag} has an attribute twice"
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
@@ -105,17 +105,17 @@ class Page(HTMLParser):
             self.warnings.append("")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """An element of an SVG without content."""
+        """Record an SVG element without content."""
         self.handle_starttag(tag, attrs)
         if tag not in VOID:
             self._open.pop()
 
     def handle_endtag(self, tag: str) -> None:
-        """It must be the one that was opened last."""
+        """Check that the element is the last one opened."""
         assert self._open.pop()[0] == tag
 
     def handle_data(self, data: str) -> None:
-        """A text, into whatever it is in."""
+        """Add a text to the open elements."""
         names = [tag for tag, _ in self._open]
         if "style" in names:
             self.styles.append(data)
@@ -130,31 +130,31 @@ class Page(HTMLParser):
 
     @property
     def text(self) -> str:
-        """All texts, in one line."""
+        """All texts in one line."""
         return " ".join(" ".join(self.texts).split())
 
     @property
     def cells(self) -> list[dict[str, str]]:
-        """The rows of all tables, by the headings of their columns."""
+        """Rows of all tables, by the headings of their columns."""
         return [dict(zip(table[0], row, strict=True)) for table in self.tables for row in table[1:]]
 
 
 def write(folder: Path, rows: Sequence[Row], **changes: Any) -> Page:
-    """A report of these rows, read again."""
+    """Write and parse a report of these rows."""
     arguments: dict[str, Any] = {"maps": {}, "correlations": {}, "provenance": PROVENANCE, **changes}
     return Page(write_report(folder / "out", rows, **arguments).read_text(encoding="utf-8"))
 
 
 @pytest.fixture
 def plain_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures without content, where a test is about words."""
+    """Empty figures, for tests of texts."""
     for name in ("overview", "trade_off"):
         monkeypatch.setattr(figures, name, lambda rows: Figure())
     monkeypatch.setattr(figures, "to_svg", lambda figure, name: f'<svg id="{name}"></svg>')
 
 
 def eviction_tables(layers: int = 2) -> tuple[torch.Tensor, ...]:
-    """Any."""
+    """Arbitrary tables."""
     return (torch.tensor([[[5, NEVER, 4, NEVER, NEVER, NEVER]]], dtype=torch.int32),) * layers
 
 
@@ -164,8 +164,8 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-def test_a_page_needs_nothing_but_itself(tmp_path: Path) -> None:
-    """No script, no address of anything else, and a policy that forbids both."""
+def test_a_page_is_self_contained(tmp_path: Path) -> None:
+    """A page has no script and no external address, and a policy that forbids both."""
     page = write(tmp_path, [UNCOMPRESSED, GOOD], **EVERYTHING)
     assert not {"script", "link", "iframe", "base", "img", "object"} & {tag for tag, _ in page.tags}
     for tag, attributes in page.tags:
@@ -180,7 +180,7 @@ def test_a_page_needs_nothing_but_itself(tmp_path: Path) -> None:
 
 
 def test_ids_are_unique_on_the_page_and_references_find_them(tmp_path: Path) -> None:
-    """Two sections have the same figures of other rows: a clip path of the one must not cut the other."""
+    """Ids are unique, so clip paths of sections with the same figures do not affect each other."""
     other = [replace(row, text="else") for row in (UNCOMPRESSED, GOOD)]
     page = write(tmp_path, [UNCOMPRESSED, GOOD, *other], **EVERYTHING)
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
@@ -190,8 +190,8 @@ def test_ids_are_unique_on_the_page_and_references_find_them(tmp_path: Path) -> 
     assert {one or two for one, two in references} <= set(ids)
 
 
-def test_every_figure_is_in_the_page_and_in_a_file_of_its_own(tmp_path: Path) -> None:
-    """The same bytes, and named in the caption."""
+def test_every_figure_is_in_the_page_and_in_its_own_file(tmp_path: Path) -> None:
+    """A figure has the same bytes in the page and in its file, which the caption names."""
     page = write(tmp_path, [UNCOMPRESSED, GOOD], **EVERYTHING)
     files = sorted(path.name for path in (tmp_path / "out").glob("*.svg"))
     assert files == ["eviction-map-1.svg", "norm-attention-1.svg", "overview-1.svg", "trade-off-1.svg"]
@@ -203,13 +203,13 @@ def test_every_figure_is_in_the_page_and_in_a_file_of_its_own(tmp_path: Path) ->
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
-    """Nothing of the moment is in it but what provenance says."""
+    """A page is deterministic, except for its provenance."""
     pages = [write(tmp_path, [UNCOMPRESSED, GOOD], **EVERYTHING) for _ in range(2)]
     assert pages[0].source == pages[1].source
 
 
-def test_names_are_written_as_they_are(tmp_path: Path) -> None:
-    """A model may be called anything, and is no markup; neither is provenance."""
+def test_names_are_escaped(tmp_path: Path) -> None:
+    """Names and provenance are text, not markup."""
     name = "<b>&\"'$x_1$</script>"
     rows = [replace(row, model=name, press=name) for row in (UNCOMPRESSED, GOOD)]
     maps = {f"{name} on noise: {name}, keep ratio 0.7": eviction_tables()}
@@ -222,7 +222,7 @@ def test_names_are_written_as_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("plain_pictures")
 def test_the_table_has_every_number_of_every_row(tmp_path: Path) -> None:
-    """Ratios with their intervals, and no more digits than mean something."""
+    """The table has all numbers, with confidence intervals and meaningful digits."""
     rows = [replace(UNCOMPRESSED, **TIMES), replace(GOOD, **TIMES), replace(BAD, **TIMES)]
     page = write(tmp_path, rows)
     assert page.cells[1] == {
@@ -253,7 +253,7 @@ def test_the_table_has_every_number_of_every_row(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("plain_pictures")
 def test_settings_that_differ_are_columns(tmp_path: Path) -> None:
-    """Said once where they are the same, and row by row where not."""
+    """Common settings are given once, and different ones in columns."""
     page = write(tmp_path, [UNCOMPRESSED, replace(GOOD, prune_after=128)])
     assert [row["prune after"] for row in page.cells] == ["64", "128"]
     assert "skip layers" not in page.cells[0]
@@ -261,7 +261,7 @@ def test_settings_that_differ_are_columns(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("plain_pictures")
 def test_a_verdict_is_a_word_and_a_colour(tmp_path: Path) -> None:
-    """The class carries the colour, the cell the word."""
+    """A verdict has a colour by its class and a word in its cell."""
     between = replace(GOOD, ppl_change=0.25)
     broken = replace(BAD, ppl=math.nan, ppl_change=math.nan)
     page = write(tmp_path, [UNCOMPRESSED, VACUOUS, GOOD, between, BAD, broken])
@@ -274,8 +274,8 @@ def test_a_verdict_is_a_word_and_a_colour(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("plain_pictures")
-def test_vacuous_rows_are_explained_where_there_are_any(tmp_path: Path) -> None:
-    """And never show a change of 0 %."""
+def test_vacuous_rows_are_explained_if_present(tmp_path: Path) -> None:
+    """Vacuous rows are explained if present, and have no change."""
     explanation = "Vacuous rows say nothing about their press"
     page = write(tmp_path, [UNCOMPRESSED, VACUOUS])
     assert explanation in page.text
@@ -293,10 +293,10 @@ def test_vacuous_rows_are_explained_where_there_are_any(tmp_path: Path) -> None:
         ((0.9, 1.1), (0.8, 0.999), False),
     ],
 )
-def test_times_are_not_to_be_trusted_if_two_uncompressed_arms_differ(
+def test_differing_uncompressed_arms_give_a_warning(
     tmp_path: Path, ttft: tuple[float, float], tpot: tuple[float, float], trusted: bool
 ) -> None:
-    """Said in a box of its own; and what the press does to times has no part in it."""
+    """A box warns if two uncompressed arms differ, whatever the times of presses."""
     rows = [replace(UNCOMPRESSED, **{**TIMES, "ttft_interval": ttft, "tpot_interval": tpot}), replace(GOOD, **TIMES)]
     rows[1] = replace(rows[1], tpot_interval=(0.4, 0.5))
     page = write(tmp_path, rows)
@@ -304,19 +304,19 @@ def test_times_are_not_to_be_trusted_if_two_uncompressed_arms_differ(
     assert f"uncompressed / uncompressed: {noise}" in page.text
     assert len(page.warnings) == (not trusted)
     if not trusted:
-        assert "The times of this run are not to be trusted." in " ".join(page.warnings[0].split())
+        assert "The times of this run are unreliable." in " ".join(page.warnings[0].split())
         assert noise in " ".join(page.warnings[0].split())
 
 
 @pytest.mark.usefixtures("plain_pictures")
-def test_without_an_uncompressed_arm_the_noise_is_said_to_be_unknown(tmp_path: Path) -> None:
-    """Silence would look like trust."""
-    assert "how much of the times is noise is not known" in write(tmp_path, [replace(GOOD, **TIMES)]).text
+def test_without_an_uncompressed_arm_noise_is_unknown(tmp_path: Path) -> None:
+    """Without an uncompressed arm, the page states that the noise is unknown."""
+    assert "the noise of the times is unknown" in write(tmp_path, [replace(GOOD, **TIMES)]).text
 
 
 @pytest.mark.usefixtures("plain_pictures")
-def test_what_was_not_measured_has_no_columns(tmp_path: Path) -> None:
-    """But a sentence; and a row without times beside others has dashes."""
+def test_missing_measurements_have_no_columns(tmp_path: Path) -> None:
+    """Missing measurements have a sentence instead of columns, and a row without times next to others has dashes."""
     page = write(tmp_path, [UNCOMPRESSED, GOOD])
     assert "Times and memory while generating were not measured." in page.text
     assert not {"TTFT ratio", "TPOT ratio", "tokens/s", "memory"} & set(page.cells[0])
@@ -324,8 +324,8 @@ def test_what_was_not_measured_has_no_columns(tmp_path: Path) -> None:
     assert [page.cells[1][name] for name in ("TTFT ratio", "TPOT ratio", "tokens/s", "memory")] == [DASH] * 4
 
 
-def test_values_that_are_missing_or_not_finite_are_said_in_words(tmp_path: Path) -> None:
-    """Whatever a reader sees, it is never a word of a programming language."""
+def test_missing_and_non_finite_values_are_words(tmp_path: Path) -> None:
+    """Missing and non-finite values are shown in words, never as Python values."""
     broken = [
         replace(UNCOMPRESSED, **{**TIMES, "peak_memory_bytes": None, "peak_memory_of": "not available on this device"}),
         replace(GOOD, ppl=math.inf, ppl_change=math.inf),
@@ -340,12 +340,12 @@ def test_values_that_are_missing_or_not_finite_are_said_in_words(tmp_path: Path)
 
 
 @pytest.mark.usefixtures("plain_pictures")
-def test_warnings_are_shown_once_and_take_the_verdicts(tmp_path: Path) -> None:
-    """In a box at the top of the section; the numbers stay."""
+def test_warnings_are_shown_once_and_replace_verdicts(tmp_path: Path) -> None:
+    """Warnings are shown in a box at the top of the section and replace verdicts, but not numbers."""
     warned = [replace(row, warnings=("the model <guesses>",)) for row in (UNCOMPRESSED, GOOD, BAD)]
     page = write(tmp_path, [*warned, *(replace(row, press="random") for row in warned)])
     assert len(page.warnings) == 1
-    assert "No verdict can be given on this text." in page.warnings[0]
+    assert "There is no verdict on this text." in page.warnings[0]
     assert "the model <guesses>" in page.warnings[0]
     assert [row["verdict"] for row in page.cells] == ["uncompressed", "no verdict", "no verdict"] * 2
     assert page.cells[1]["change"] == "+10.0%"
@@ -361,14 +361,14 @@ def test_warnings_are_shown_once_and_take_the_verdicts(tmp_path: Path) -> None:
         ("not available on this device", "Memory: not available on this device."),
     ],
 )
-def test_memory_says_what_it_is_of(tmp_path: Path, kind: str, words: str) -> None:
-    """The three are not to be compared with each other."""
+def test_memory_is_labelled_with_its_kind(tmp_path: Path, kind: str, words: str) -> None:
+    """The three kinds of memory are labelled, since they are not comparable."""
     assert words in write(tmp_path, [replace(UNCOMPRESSED, **{**TIMES, "peak_memory_of": kind})]).text
 
 
 @pytest.mark.usefixtures("plain_pictures")
 def test_models_and_texts_have_sections_with_their_own_rows_and_pictures(tmp_path: Path) -> None:
-    """In the order of the rows; pictures that belong to no row come last."""
+    """Models and texts have sections in the order of the rows, with other figures at the end."""
     small, large = [UNCOMPRESSED, GOOD], [replace(row, model="large", ppl=9.0) for row in (UNCOMPRESSED, GOOD)]
     page = write(
         tmp_path,
@@ -395,7 +395,7 @@ def test_models_and_texts_have_sections_with_their_own_rows_and_pictures(tmp_pat
     ("rows", "words"),
     [
         ([UNCOMPRESSED], "knorm: only the uncompressed run was measured."),
-        ([UNCOMPRESSED, VACUOUS], "knorm: nothing can be said. Vacuous at 0.9: nothing can be said there."),
+        ([UNCOMPRESSED, VACUOUS], "knorm: no result. Vacuous at 0.9: no result there."),
         (
             [UNCOMPRESSED, GOOD, BAD],
             "knorm: within +20 % at 0.7; above at 0.3. At the smallest ratio within +20 %, 0.7, perplexity "
@@ -409,7 +409,7 @@ def test_models_and_texts_have_sections_with_their_own_rows_and_pictures(tmp_pat
         (
             [GOOD, replace(BAD, **TIMES), VACUOUS],
             "knorm: within +20 % at 0.7; above at 0.3. At the smallest ratio within +20 %, 0.7, perplexity "
-            "changes by +10.0%. Vacuous at 0.9: nothing can be said there.",
+            "changes by +10.0%. Vacuous at 0.9: no result there.",
         ),
         (
             [UNCOMPRESSED, GOOD, replace(BAD, ppl=math.nan)],
@@ -418,11 +418,11 @@ def test_models_and_texts_have_sections_with_their_own_rows_and_pictures(tmp_pat
         ),
         (
             [UNCOMPRESSED, replace(BAD, ppl=math.inf)],
-            "knorm: nothing can be said. At 0.3 the perplexity is not a number or infinite.",
+            "knorm: no result. At 0.3 the perplexity is not a number or infinite.",
         ),
         (
             [replace(row, warnings=("a reason",)) for row in (UNCOMPRESSED, GOOD, BAD, VACUOUS)],
-            "knorm: no verdict at 0.7, 0.3, see the warning. Vacuous at 0.9: nothing can be said there.",
+            "knorm: no verdict at 0.7, 0.3, see the warning. Vacuous at 0.9: no result there.",
         ),
         (
             [UNCOMPRESSED, replace(BAD, **TIMES)],
@@ -431,8 +431,9 @@ def test_models_and_texts_have_sections_with_their_own_rows_and_pictures(tmp_pat
         ),
     ],
 )
-def test_a_press_is_summed_up_in_a_sentence(rows: list[Row], words: str) -> None:
-    """The bands, and what the smallest ratio in the first gives; a vacuous row is in none."""
+def test_a_press_has_a_summary(rows: list[Row], words: str) -> None:
+    """The summary of a press gives its bands and the savings of the smallest ratio in the first, without vacuous
+    rows."""
     assert summary("knorm", rows, rows) == words
 
 
@@ -455,10 +456,10 @@ def _fail_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("plain_pictures")
 @pytest.mark.parametrize("fail", [_fail_to_draw, _fail_to_write])
-def test_a_report_that_fails_leaves_the_old_one_and_nothing_else(
+def test_a_failed_report_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
-    """Not half of one and half of the other."""
+    """A report that fails leaves the previous one unchanged, without partial files."""
     write(tmp_path, [UNCOMPRESSED, GOOD])
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     fail(monkeypatch)
@@ -469,8 +470,8 @@ def test_a_report_that_fails_leaves_the_old_one_and_nothing_else(
 
 
 @pytest.mark.usefixtures("plain_pictures")
-def test_a_new_report_takes_the_place_of_the_old_one_and_of_nothing_else(tmp_path: Path) -> None:
-    """A figure of the old one would pass for one of the new; what a user put there is a user's."""
+def test_a_new_report_replaces_only_the_old_one(tmp_path: Path) -> None:
+    """A new report removes the figures of the old one and no user's files."""
     write(tmp_path, [UNCOMPRESSED, GOOD], **EVERYTHING)
     mine = [tmp_path / "out" / name for name in ("rows.json", "my.svg", "overview-final.svg")]
     for path in mine:
@@ -483,8 +484,8 @@ def test_a_new_report_takes_the_place_of_the_old_one_and_of_nothing_else(tmp_pat
     assert {path.read_text(encoding="utf-8") for path in mine} == {"mine"}
 
 
-def test_a_real_measurement_becomes_a_report(tmp_path: Path) -> None:
-    """From perplexity, ``evicted_at`` and salience of one model, as they come."""
+def test_a_report_of_a_real_measurement(tmp_path: Path) -> None:
+    """A report can be written of real rows, ``evicted_at`` and correlations."""
     model, ids = architectures.shared("llama"), architectures.tokens(1, 60)
     source = Source("tiny", "noise", "float64", "cpu")
     base = perplexity(model, ids)

@@ -1,4 +1,4 @@
-"""Rows and tables: what is measured is said in words, and nothing is cut off."""
+"""Rows and tables: labels in words, and complete cells."""
 
 import json
 import math
@@ -36,12 +36,12 @@ ROW = Row(
 
 
 def result(press: Press | None) -> Perplexity:
-    """A small real one."""
+    """A small real result."""
     return perplexity(architectures.shared("llama"), architectures.tokens(2, 20), press)
 
 
 def shown(*rows: Row, width: int = 80) -> list[str]:
-    """The lines of the table, as a terminal of this width shows them."""
+    """Lines of the table in a terminal of this width."""
     console = Console(width=width, color_system=None)
     with console.capture() as capture:
         console.print(make_table(list(rows)))
@@ -49,12 +49,12 @@ def shown(*rows: Row, width: int = 80) -> list[str]:
 
 
 def cells(line: str) -> list[str]:
-    """What a line of the table says, between its blanks and lines."""
+    """Cells of a line of the table."""
     return line.replace("│", " ").replace("┃", " ").split()
 
 
 def test_a_row_has_the_numbers_of_its_press_and_its_result() -> None:
-    """Each field is what its name says."""
+    """Each field has the value of its name."""
     press = KnormPress(0.5, prune_after=6, skip_layers=(2,), schedule="step")
     mine, base = result(press), result(None)
     row = make_row("knorm", press, SOURCE, mine, base.ppl)
@@ -78,15 +78,15 @@ def test_a_row_has_the_numbers_of_its_press_and_its_result() -> None:
     assert row.ppl_change != 0
 
 
-def test_a_skipped_layer_is_seen_to_hold_everything() -> None:
-    """The nominal ratio alone would say that the whole cache had shrunk."""
+def test_a_skipped_layer_is_shown_to_hold_everything() -> None:
+    """The number held is shown per layer, including skipped ones."""
     press = KnormPress(0.5, prune_after=6, skip_layers=(2,))
     assert make_row("knorm", press, SOURCE, result(press), result(None).ppl).held == (10, 10, 20)
 
 
 @pytest.mark.parametrize(("ppl", "change"), [(1.05, "+5.0%"), (0.5, "-50.0%"), (1.0, "+0.0%"), (4.0, "+300.0%")])
 def test_change_is_relative_to_the_uncompressed_perplexity(ppl: float, change: str) -> None:
-    """.05 for 5 % more, and its label says so."""
+    """A change of 5 % is .05, with its label."""
     press = KnormPress(0.5, prune_after=6)
     of = result(press)
     compressed, base = (replace(of, nll=torch.full_like(of.nll, x)) for x in (float(torch.tensor(ppl).log()), 0.0))
@@ -96,14 +96,14 @@ def test_change_is_relative_to_the_uncompressed_perplexity(ppl: float, change: s
 
 
 def test_the_row_of_ratio_1_is_called_uncompressed() -> None:
-    """And not vacuous, although it never evicts anything."""
+    """The row of ratio 1 is called uncompressed, not vacuous."""
     press = KnormPress(1, prune_after=6)
     row = make_row("knorm", press, SOURCE, result(press), result(press).ppl)
     assert (row.change, row.vacuous, row.ppl_change) == ("uncompressed", False, 0.0)
 
 
 def test_a_row_that_evicted_nothing_is_called_vacuous_and_not_unchanged() -> None:
-    """In words, in place of a change of 0 %."""
+    """A row without evictions is called vacuous, instead of a change of 0 %."""
     press = KnormPress(0.5, prune_after=20)
     row = make_row("knorm", press, SOURCE, result(press), result(None).ppl)
     assert (row.change, row.vacuous) == ("vacuous", True)
@@ -111,7 +111,7 @@ def test_a_row_that_evicted_nothing_is_called_vacuous_and_not_unchanged() -> Non
 
 
 def test_a_row_as_a_dict_has_every_field_and_is_json() -> None:
-    """The keys are the fields, and nothing is lost on the way."""
+    """The keys are the fields, and JSON loses nothing."""
     data = ROW.as_dict()
     assert list(data) == [*(field.name for field in fields(Row)), "not_finite", "verdict"]
     assert json.loads(json.dumps(data)) == {
@@ -123,8 +123,8 @@ def test_a_row_as_a_dict_has_every_field_and_is_json() -> None:
     }
 
 
-def test_what_is_not_finite_is_told_from_what_was_not_measured() -> None:
-    """JSON has neither NaN nor infinity: both are null there, and a field says which is what; the row comes back."""
+def test_non_finite_values_are_distinguished_from_missing_ones() -> None:
+    """Non-finite and missing values are null in JSON, distinguished by a field, and the row can be read again."""
     row = replace(ROW, ppl=math.nan, ppl_change=-math.inf, tpot=math.inf)
     data = json.loads(json.dumps(row.as_dict(), allow_nan=False))
     assert [data[name] for name in ("ppl", "ppl_change", "tpot", "ttft")] == [None] * 4
@@ -133,8 +133,8 @@ def test_what_is_not_finite_is_told_from_what_was_not_measured() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"ppl": math.nan}, {"ppl": math.inf}, {"ppl_change": math.nan}])
-def test_a_press_that_makes_perplexity_no_number_is_in_no_band(changes: dict[str, Any]) -> None:
-    """Whatever else is the matter, unless there is no press."""
+def test_a_nan_perplexity_has_no_verdict(changes: dict[str, Any]) -> None:
+    """A perplexity that is NaN or infinite has no band, unless there is no press."""
     row = replace(ROW, **changes)
     assert (row.verdict, row.change) == ("not a number", "not a number")
     assert replace(row, vacuous=True, warnings=("w",)).verdict == "not a number"
@@ -145,8 +145,8 @@ def test_a_press_that_makes_perplexity_no_number_is_in_no_band(changes: dict[str
     assert "not a number" not in " ".join(shown(ROW))
 
 
-def test_a_warning_takes_the_verdict_and_leaves_the_change() -> None:
-    """The reason is under the table, whole."""
+def test_a_warning_replaces_the_verdict_and_not_the_change() -> None:
+    """A warning replaces the verdict, is shown in full under the table, and leaves the change."""
     row = replace(ROW, ppl_change=-0.447, warnings=("the text [is] in another language", "the model guesses"))
     assert (row.verdict, row.change) == ("no verdict", "-44.7%")
     assert replace(row, vacuous=True).verdict == "vacuous"
@@ -159,7 +159,8 @@ def test_a_warning_takes_the_verdict_and_leaves_the_change() -> None:
 
 @pytest.mark.parametrize("bands", [(0.2,), (0.2, 0.3), (0.05, 0.2, 0.4)])
 def test_a_change_has_the_colour_of_its_band(bands: tuple[float, ...]) -> None:
-    """Green within the first, red above the last, yellow between; a table of times has none."""
+    """A change is green within the first band, red above the last and yellow between; a table of times has no
+    colours."""
     rows = [replace(ROW, ppl_change=change, bands=bands) for change in (bands[0] - 0.01, bands[-1], bands[-1] + 0.01)]
     between = "yellow" if len(bands) > 1 else "red"
     given = [str(cell).split("]")[0] for cell in make_table(rows).columns[2].cells]
@@ -168,8 +169,8 @@ def test_a_change_has_the_colour_of_its_band(bands: tuple[float, ...]) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_a_table_of_eighty_columns_shows_every_cell_whole(width: int) -> None:
-    """Ratio, perplexity, label, accuracy, affected of scored, held by layers and bytes."""
+def test_a_table_of_eighty_columns_shows_every_cell_in_full(width: int) -> None:
+    """At 80 columns, ratio, perplexity, label, accuracy, affected, held and bytes are shown in full."""
     rows = [
         replace(ROW, keep_ratio=1.0, ppl_change=0.0, affected_tokens=0, held=(1024, 1024, 1024)),
         ROW,
@@ -183,20 +184,20 @@ def test_a_table_of_eighty_columns_shows_every_cell_whole(width: int) -> None:
     assert ["0.9", "31.600", "vacuous", "50.0%", "0/3069", "717-1024", "12,582,912"] in lines
 
 
-def test_a_table_says_what_vacuous_means_if_a_row_is() -> None:
-    """And only then."""
+def test_a_table_explains_vacuous_rows() -> None:
+    """A table explains vacuous rows only if it has some."""
     meaning = "vacuous: no scored token met an eviction"
     assert meaning in " ".join(shown(ROW, replace(ROW, vacuous=True)))
     assert meaning not in " ".join(shown(ROW))
 
 
-def test_a_table_says_what_was_measured() -> None:
-    """Press, schedule, prune_after, model and text stand above it."""
+def test_a_table_is_titled_with_its_settings() -> None:
+    """Press, schedule, prune_after, model and text are above the table."""
     title = " ".join(" ".join(shown(ROW)).split())
     assert "knorm, budget, prune_after 512: tiny on noise" in title
 
 
-def test_a_name_is_not_taken_for_markup() -> None:
-    """Brackets are part of a file's name."""
+def test_names_are_not_markup() -> None:
+    """Brackets in a file's name are shown."""
     title = " ".join(" ".join(shown(replace(ROW, text="[draft][/b].txt"))).split())
     assert "tiny on [draft][/b].txt" in title

@@ -1,4 +1,4 @@
-"""The integers of a press: what is refused, how many entries stay, and what a ledger counts."""
+"""Integers of a press: validation, numbers of retained entries, and the counts of a ledger."""
 
 import math
 import re
@@ -14,12 +14,12 @@ from pressgauge.rules import Budget, Ledger, Schedule, pass_lengths, usual_promp
 
 
 def exactly(sentence: str) -> str:
-    """A pattern that this sentence alone matches."""
+    """A pattern that matches only this sentence."""
     return f"^{re.escape(sentence)}$"
 
 
 def plain_target(budget: Budget, seen: int, held: int) -> int:
-    """Rule 2, over decimals."""
+    """Rule 2 in decimals."""
     if held <= budget.prune_after:
         return held
     count, floor = (seen, budget.prune_after) if budget.schedule == "budget" else (held, 1)
@@ -28,7 +28,7 @@ def plain_target(budget: Budget, seen: int, held: int) -> int:
 
 
 def plain_counts(budget: Budget, passes: list[int], prompt: int, padding: list[int]) -> list[list[int]]:
-    """What each row holds after each pass, counted one row at a time."""
+    """Numbers held after each pass, computed per row."""
     rows = []
     for pad in padding:
         columns = seen = held = later = 0
@@ -50,7 +50,7 @@ def plain_counts(budget: Budget, passes: list[int], prompt: int, padding: list[i
 
 @st.composite
 def budgets(draw: st.DrawFn) -> Budget:
-    """Rules small enough that two dozen tokens meet each of them."""
+    """Rules small enough that two dozen tokens exercise each of them."""
     schedule: Schedule = draw(st.sampled_from(get_args(Schedule)))
     return Budget(
         draw(st.integers(1, 100)) / 100,
@@ -68,7 +68,7 @@ def passes() -> st.SearchStrategy[list[int]]:
 
 
 def paddings() -> st.SearchStrategy[list[int]]:
-    """Rows without padding, with some, and with more than a pass has columns."""
+    """Rows without padding, with some, and with more than the columns of a pass."""
     return st.lists(st.integers(0, 12), min_size=1, max_size=3)
 
 
@@ -78,43 +78,43 @@ def feed(ledger: Ledger, tokens: int, padding: list[int]) -> None:
 
 @pytest.mark.parametrize("name", ["prune_after", "sinks", "recent", "interval"])
 @pytest.mark.parametrize("value", [1.0, "1", None, True])
-def test_what_is_no_whole_number_is_refused_by_the_name_of_its_field(name: str, value: object) -> None:
-    """A budget is an integer: a float, a text or a truth value in its place is a mistake, and it says whose."""
+def test_non_integers_are_refused_with_their_field(name: str, value: object) -> None:
+    """Floats, texts and booleans are refused where an integer is required, with the field."""
     with pytest.raises(TypeError, match=exactly(f"{name} must be a whole number, got {value!r}")):
         Budget(0.5, **{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("name", "least"), [("prune_after", 0), ("sinks", 0), ("recent", 0), ("interval", 1)])
-def test_a_count_has_a_least_value(name: str, least: int) -> None:
-    """Nothing can be kept or waited for less than never; the least value itself is in order."""
+def test_counts_have_a_minimum(name: str, least: int) -> None:
+    """Counts below their minimum are refused, and the minimum is accepted."""
     assert getattr(Budget(0.5, **{name: least}), name) == least  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=exactly(f"{name} must be at least {least}, got {least - 1}")):
         Budget(0.5, **{name: least - 1})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("ratio", [True, "0.5", None, 0.5j])
-def test_a_ratio_that_is_no_number_is_refused(ratio: Any) -> None:
-    """A text looks like the decimal value as written, but is none."""
+def test_a_ratio_that_is_not_a_number_is_refused(ratio: Any) -> None:
+    """A text is refused as a ratio, even if it looks like a decimal."""
     with pytest.raises(TypeError, match=exactly(f"keep_ratio must be a number in (0, 1], got {ratio!r}")):
         Budget(ratio)
 
 
 @pytest.mark.parametrize("ratio", [0, -0.5, 1.0001, 1.5, 2, math.nan, Decimal(0), Fraction(3, 2)])
 def test_a_ratio_out_of_its_range_is_refused(ratio: Any) -> None:
-    """The fraction kept is above 0 and at most 1."""
+    """A ratio must be above 0 and at most 1."""
     with pytest.raises(ValueError, match=exactly(f"keep_ratio must be in (0, 1], got {ratio}")):
         Budget(ratio)
 
 
 @pytest.mark.parametrize("ratio", [1, 1.0, 1e-9, Decimal("0.07"), Fraction(1, 3)])
 def test_any_kind_of_number_is_a_ratio(ratio: Any) -> None:
-    """Whole numbers, floats, decimals and fractions, 1 among them, are kept as they were given."""
+    """Integers, floats, decimals and fractions are accepted as ratios and kept as given."""
     assert Budget(ratio).keep_ratio is ratio
 
 
 @pytest.mark.parametrize("layers", ["01", 1, None])
 def test_skip_layers_must_be_a_sequence(layers: Any) -> None:
-    """One bare index, or a text, is no list of layers."""
+    """A single index or a text is refused as ``skip_layers``."""
     with pytest.raises(
         TypeError, match=exactly(f"skip_layers must be a sequence of layer indices or 'unprunable', got {layers!r}")
     ):
@@ -122,7 +122,7 @@ def test_skip_layers_must_be_a_sequence(layers: Any) -> None:
 
 
 def test_skip_layers_are_kept_once_and_in_order() -> None:
-    """Equal sets of layers make equal budgets, however they were written."""
+    """Equal sets of layers give equal budgets."""
     layers: Any = [3, 0, 3, 1]
     assert Budget(0.5, skip_layers=layers).skip_layers == (0, 1, 3)
     assert Budget(0.5, skip_layers=layers) == Budget(0.5, skip_layers=(0, 1, 3))
@@ -135,20 +135,20 @@ def test_skip_layers_are_kept_once_and_in_order() -> None:
         (1.0, TypeError, "a layer index in skip_layers must be a whole number, got 1.0"),
     ],
 )
-def test_a_skipped_layer_is_an_index_from_the_front(layer: Any, error: type[Exception], sentence: str) -> None:
-    """The glossary: there are no negative indices of layers."""
+def test_negative_layers_are_refused(layer: Any, error: type[Exception], sentence: str) -> None:
+    """Negative indices of layers are refused."""
     with pytest.raises(error, match=exactly(sentence)):
         Budget(0.5, skip_layers=(layer,))
 
 
-def test_an_unknown_schedule_is_refused_with_those_that_there_are() -> None:
-    """The sentence names the way out."""
+def test_an_unknown_schedule_is_refused_with_the_known_ones() -> None:
+    """An unknown schedule is refused with the known ones."""
     with pytest.raises(ValueError, match=exactly("schedule must be one of budget, step, prefill, got 'often'")):
         Budget(0.5, schedule="often")  # type: ignore[arg-type]
 
 
-def test_an_interval_means_nothing_under_prefill() -> None:
-    """Rule 2: ``interval`` is not for ``prefill``, which acts once."""
+def test_an_interval_is_refused_under_prefill() -> None:
+    """Rule 2: ``interval`` is refused under ``prefill``, which acts once."""
     with pytest.raises(
         ValueError, match=exactly("interval must be 1 with schedule 'prefill', which acts only once, got 2")
     ):
@@ -156,8 +156,8 @@ def test_an_interval_means_nothing_under_prefill() -> None:
 
 
 @given(budget=budgets(), held=st.integers(0, 40), evicted=st.integers(0, 40))
-def test_a_target_is_what_the_schedule_says(budget: Budget, held: int, evicted: int) -> None:
-    """Rule 2, of any number held, also where entries were evicted before."""
+def test_a_target_follows_the_schedule(budget: Budget, held: int, evicted: int) -> None:
+    """Rule 2: the target follows the schedule, for any number held and after earlier evictions."""
     assert budget.target(held + evicted, held) == plain_target(budget, held + evicted, held)
 
 
@@ -165,8 +165,8 @@ def test_a_target_is_what_the_schedule_says(budget: Budget, held: int, evicted: 
 def test_a_ledger_counts_every_row_as_if_it_were_alone(
     budget: Budget, passes: list[int], prompt: int | None, padding: list[int]
 ) -> None:
-    """Rules 2 and 11: what rows hold after every pass, whatever the padding of the others; and a ledger knows before
-    a pass, and right after it, whether that pass evicts."""
+    """Rules 2 and 11: a ledger counts rows independently of each other's padding, and predicts whether a pass
+    evicts."""
     ledger = Ledger(budget, prompt)
     expected = plain_counts(budget, passes, passes[0] if prompt is None else prompt, padding)
     for tokens, held in zip(passes, expected, strict=True):
@@ -184,7 +184,7 @@ def test_a_ledger_counts_every_row_as_if_it_were_alone(
 
 
 def test_a_new_ledger_has_counted_nothing() -> None:
-    """Before the first pass nothing was seen, held or evicted, and the prompt is not known."""
+    """A new ledger has nothing seen, held or evicted, and no prompt length."""
     ledger = Ledger(Budget(0.5))
     assert (ledger.columns, ledger.seen, ledger.held, ledger.padding) == (0, [], [], [])
     assert ledger.cut is False
@@ -192,7 +192,7 @@ def test_a_new_ledger_has_counted_nothing() -> None:
 
 
 def test_the_first_pass_is_the_prompt_unless_another_length_is_declared() -> None:
-    """The glossary: the prompt of a bare cache is its first pass unless ``prompt_length`` says otherwise."""
+    """The prompt of a plain cache is its first pass, unless ``prompt_length`` is given."""
     for declared in (None, 3):
         ledger = Ledger(Budget(0.5), declared)
         ledger.feed(7, [0])
@@ -206,15 +206,15 @@ def test_the_first_pass_is_the_prompt_unless_another_length_is_declared() -> Non
         (2.0, TypeError, "prompt_length must be a whole number, got 2.0"),
     ],
 )
-def test_a_prompt_has_a_token(length: Any, error: type[Exception], sentence: str) -> None:
-    """A prompt of no tokens has no pass after which it is complete."""
+def test_an_empty_prompt_is_refused(length: Any, error: type[Exception], sentence: str) -> None:
+    """A prompt of 0 tokens is refused."""
     assert Ledger(Budget(0.5), 1).prompt_length == 1
     with pytest.raises(error, match=exactly(sentence)):
         Ledger(Budget(0.5), length)
 
 
-def test_rows_do_not_come_and_go_between_passes() -> None:
-    """A batch has as many rows in every pass; ``select`` alone changes that."""
+def test_the_number_of_rows_is_constant() -> None:
+    """Passes with another number of rows are refused; only ``select`` changes it."""
     ledger = Ledger(Budget(0.5))
     ledger.feed(4, [0, 1])
     with pytest.raises(ValueError, match="zip"):
@@ -231,7 +231,7 @@ def test_rows_do_not_come_and_go_between_passes() -> None:
     later=passes(),
     data=st.data(),
 )
-def test_a_cropped_ledger_is_one_that_was_fed_no_more(
+def test_a_cropped_ledger_equals_one_fed_less(
     budget: Budget,
     rounds: list[list[int]],
     prompt: int | None,
@@ -239,8 +239,8 @@ def test_a_cropped_ledger_is_one_that_was_fed_no_more(
     later: list[int],
     data: st.DataObject,
 ) -> None:
-    """Cropped to any column after which nothing was evicted, once or again, a ledger knows and does what one does that
-    was fed only that far: what a pass lost at its end, it never had."""
+    """A ledger cropped to a column after its last eviction, once or repeatedly, equals one that was fed only that
+    far."""
     ledger = Ledger(budget, prompt)
     fed: list[int] = []
     for lengths in rounds:
@@ -267,8 +267,8 @@ def test_a_cropped_ledger_is_one_that_was_fed_no_more(
         assert (ledger.seen, ledger.held, ledger.cut) == (again.seen, again.held, again.cut)
 
 
-def test_what_a_crop_leaves_of_the_prompt_is_no_later_pass() -> None:
-    """Cropped into a declared prompt and fed on, then cropped again: passes count from the prompt's end."""
+def test_passes_after_a_crop_into_the_prompt_count_from_its_end() -> None:
+    """After crops into a declared prompt, passes are counted from the prompt's end."""
     ledger = Ledger(Budget(0.5, 4, interval=2), prompt_length=1)
     ledger.feed(3, [0])
     ledger.crop(1)
@@ -278,8 +278,8 @@ def test_what_a_crop_leaves_of_the_prompt_is_no_later_pass() -> None:
     assert ledger.held == [5]
 
 
-def test_a_crop_takes_back_that_the_last_pass_evicted() -> None:
-    """A crop that takes nothing away is a new state all the same: nothing was evicted in reaching it."""
+def test_a_crop_resets_the_eviction_of_the_last_pass() -> None:
+    """After a crop, even of 0 tokens, no eviction is reported for the last pass."""
     ledger = Ledger(Budget(0.5, 0))
     ledger.feed(8, [0])
     assert ledger.cut is True
@@ -289,10 +289,10 @@ def test_a_crop_takes_back_that_the_last_pass_evicted() -> None:
 
 
 @given(budget=budgets(), passes=passes(), padding=paddings(), later=passes(), data=st.data())
-def test_a_selected_row_is_the_row_that_it_was(
+def test_selected_rows_keep_their_counts(
     budget: Budget, passes: list[int], padding: list[int], later: list[int], data: st.DataObject
 ) -> None:
-    """Beam search: row i becomes what row ``rows[i]`` was, and is counted on from there; a row may be taken twice."""
+    """Row i becomes row ``rows[i]``, which may be repeated, and is counted from there."""
     rows = data.draw(st.lists(st.integers(0, len(padding) - 1), min_size=1, max_size=4))
     ledger = Ledger(budget)
     for tokens in passes:
@@ -306,7 +306,7 @@ def test_a_selected_row_is_the_row_that_it_was(
 
 @given(tokens=st.integers(2, 60), data=st.data())
 def test_a_text_is_its_prompt_and_single_tokens(tokens: int, data: st.DataObject) -> None:
-    """The passes of perplexity: ``prompt`` tokens at once, and the rest singly."""
+    """The passes of perplexity are the prompt and single tokens."""
     prompt = data.draw(st.integers(1, tokens))
     lengths = pass_lengths(tokens, prompt)
     assert lengths[0] == prompt
@@ -324,8 +324,6 @@ def test_a_text_is_its_prompt_and_single_tokens(tokens: int, data: st.DataObject
         (["prefill"], 1, 1),
     ],
 )
-def test_the_usual_prompt_is_three_quarters_where_a_press_acts_on_it_only(
-    schedules: list[str], tokens: int, prompt: int
-) -> None:
-    """Whatever the other presses do; it is never empty."""
+def test_the_usual_prompt_is_three_quarters_under_prefill(schedules: list[str], tokens: int, prompt: int) -> None:
+    """The usual prompt is three quarters if any press acts on it only, and never empty."""
     assert usual_prompt(schedules, tokens) == prompt

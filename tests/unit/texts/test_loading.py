@@ -1,4 +1,4 @@
-"""Texts: which tokens a sample has, and what is refused with which sentence."""
+"""Texts: the tokens of samples, and refusals."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ MARK = 5000
 
 
 def counting_tokenizer(*, mark: bool) -> PreTrainedTokenizerFast:
-    """A tokenizer to which the text "0 1 2 ..." is the ids 0, 1, 2, ..., so that an id says where it stood."""
+    """A tokenizer that maps the text "0 1 2 ..." to the ids 0, 1, 2, ..., so that an id gives its place."""
     vocabulary = {str(number): number for number in range(MARK)} | {"<s>": MARK, "<unk>": MARK + 1}
     tokenizer = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -48,23 +48,23 @@ def count_to(path: Path, stop: int) -> str:
 
 
 def test_reference_samples_are_the_documents_of_the_first_seeds() -> None:
-    """Sample i is document i, ``<bos>`` first."""
+    """Sample i is document i, beginning with ``<bos>``."""
     ids = load_text("reference", build_tokenizer(), samples=3, tokens=50)
     assert ids.tolist() == [list(document(seed, 50).tokens) for seed in range(3)]
     assert ids.dtype == torch.int64
 
 
 def test_reference_is_refused_with_another_tokenizer() -> None:
-    """Its ids would be other words to the model."""
+    """The text ``reference`` is refused with another tokenizer."""
     with pytest.raises(ValueError, match="text 'reference' is in the words of the reference models: give --text"):
         load_text("reference", PLAIN, samples=1, tokens=50)
 
 
 def test_a_text_of_unknown_words_is_refused_for_the_reference_models(tmp_path: Path) -> None:
-    """They know the words of their language only: a text of which most words are others is not theirs."""
+    """A text of mostly unknown words is refused for the reference models."""
     path = tmp_path / "play.txt"
     path.write_text("river " * 4 + "thou " * 5, encoding="utf-8")
-    # With the mark in front, half of the ten are known.
+    # With the mark first, half of the ten are known.
     assert load_text(str(path), build_tokenizer(), samples=1, tokens=10).tolist()[0][4:6] == [INDEX["river"], 0]
     path.write_text("river " * 4 + "thou " * 6, encoding="utf-8")
     sentence = (
@@ -76,14 +76,14 @@ def test_a_text_of_unknown_words_is_refused_for_the_reference_models(tmp_path: P
 
 
 def test_a_text_of_unknown_words_is_loaded_for_other_models(tmp_path: Path) -> None:
-    """Theirs may be a tokenizer of few words; the measurement says so."""
+    """A text of mostly unknown words is loaded for other models, and the measurement warns."""
     (tmp_path / "text.txt").write_text("no number at all", encoding="utf-8")
     ids = load_text(str(tmp_path / "text.txt"), PLAIN, samples=1, tokens=4)
     assert unknown_share(ids, PLAIN) == 1
 
 
 def test_the_share_of_unknown_tokens_is_known_however_a_tokenizer_marks_them() -> None:
-    """By its name for them, by that of its own model, or not at all, as with bytes."""
+    """The share of unknown tokens is found by the tokenizer's or its model's name for them, or is 0, as for bytes."""
     ids = torch.tensor([[1, 0, 0, MARK + 1]])
     assert unknown_share(ids, PLAIN) == 0.25
     assert unknown_share(ids, build_tokenizer()) == 0.5
@@ -99,7 +99,7 @@ def test_the_share_of_unknown_tokens_is_known_however_a_tokenizer_marks_them() -
 def test_windows_of_a_file_are_evenly_spread_and_do_not_overlap(
     tmp_path: Path, samples: int, tokens: int, spare: int, marked: bool
 ) -> None:
-    """Each is a piece of the text as it stands there, of the length asked for, behind the mark if there is one."""
+    """Windows are contiguous pieces of the text, of the requested length, after the mark if there is one."""
     own = tokens - marked
     count = samples * own + spare
     ids = load_text(count_to(tmp_path / "text.txt", count), MARKED if marked else PLAIN, samples=samples, tokens=tokens)
@@ -109,19 +109,19 @@ def test_windows_of_a_file_are_evenly_spread_and_do_not_overlap(
         assert [row.pop(0) for row in rows] == [MARK] * samples
     starts = [row[0] for row in rows]
     assert rows == [list(range(start, start + own)) for start in starts]
-    # As far apart as equal steps allow, beginning with the text, each in a share of its own.
+    # As far apart as equal steps allow, beginning at the start, each in its own share.
     assert starts == [sample * (count // samples) for sample in range(samples)]
 
 
-def test_the_mark_stands_only_in_front(tmp_path: Path) -> None:
-    """It is not part of the text, and takes the place of one of its tokens."""
+def test_the_mark_is_only_the_first_token(tmp_path: Path) -> None:
+    """The mark is not part of the text, and replaces one of its tokens."""
     ids = load_text(count_to(tmp_path / "text.txt", 100), MARKED, samples=2, tokens=10)
     assert (ids == MARK).nonzero().tolist() == [[0, 0], [1, 0]]
     assert ids[:, -1].tolist() == [8, 58]
 
 
 def test_a_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To where the program runs."""
+    """A path may be relative to the working directory."""
     count_to(tmp_path / "text.txt", 20)
     monkeypatch.chdir(tmp_path)
     assert load_text("text.txt", PLAIN, samples=1, tokens=20).tolist() == [list(range(20))]
@@ -131,21 +131,21 @@ def test_a_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_file_is_too_short_with_one_token_less_than_wanted(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, enough: int
 ) -> None:
-    """Exactly enough is enough; one token less is refused, not padded or repeated."""
+    """A file of exactly enough tokens is accepted, and of one less refused."""
     assert load_text(count_to(tmp_path / "enough.txt", enough), tokenizer, samples=3, tokens=10).shape == (3, 10)
     with pytest.raises(ValueError, match="has too few tokens for 3 samples of 10: ask for fewer or shorter ones"):
         load_text(count_to(tmp_path / "short.txt", enough - 1), tokenizer, samples=3, tokens=10)
 
 
 def test_an_empty_file_is_too_short(tmp_path: Path) -> None:
-    """With the same sentence."""
+    """An empty file is refused with the same message."""
     (tmp_path / "empty.txt").touch()
     with pytest.raises(ValueError, match="has too few tokens for 1 samples of 2"):
         load_text(str(tmp_path / "empty.txt"), MARKED, samples=1, tokens=2)
 
 
 def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
-    """Guessing an encoding would change the text."""
+    """A file that is not UTF-8 is refused."""
     path = tmp_path / "latin.txt"
     path.write_bytes("1 2 3 é".encode("latin-1"))
     with pytest.raises(ValueError, match=r"text '.*latin.txt' is not UTF-8: convert it first"):
@@ -153,7 +153,7 @@ def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
 
 
 def test_text_is_read_as_utf_8_whatever_the_locale(tmp_path: Path) -> None:
-    """A word outside ASCII is one unknown token here, not several."""
+    """Files are read as UTF-8 in any locale."""
     path = tmp_path / "text.txt"
     path.write_bytes("1 münze 2".encode())
     assert load_text(str(path), PLAIN, samples=1, tokens=3).tolist() == [[1, MARK + 1, 2]]
@@ -161,27 +161,27 @@ def test_text_is_read_as_utf_8_whatever_the_locale(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["wikitext-3", "/no/such/file.txt", ""])
 def test_an_unknown_text_is_refused(name: str) -> None:
-    """With the texts that there are."""
+    """An unknown text is refused with the known ones."""
     with pytest.raises(ValueError, match=f"text must be reference, wikitext-2, .* of a file, got '{name}'"):
         load_text(name, PLAIN, samples=1, tokens=5)
 
 
 def test_a_folder_is_not_a_text(tmp_path: Path) -> None:
-    """It is refused like any other name that is no file."""
+    """A folder is refused as a text."""
     with pytest.raises(ValueError, match="text must be reference, wikitext-2, pg-19 or the path of a file"):
         load_text(str(tmp_path), PLAIN, samples=1, tokens=5)
 
 
 @pytest.mark.parametrize("samples", [0, -1])
 def test_no_samples_are_refused(samples: int) -> None:
-    """There would be nothing to measure."""
+    """Zero samples are refused."""
     with pytest.raises(ValueError, match=f"samples must be at least 1, got {samples}"):
         load_text("reference", build_tokenizer(), samples=samples, tokens=5)
 
 
 @pytest.mark.parametrize("tokens", [1, 0, -1])
 def test_fewer_than_two_tokens_are_refused(tokens: int) -> None:
-    """The first token is not predicted."""
+    """Samples of fewer than two tokens are refused, since the first is not predicted."""
     with pytest.raises(ValueError, match=f"tokens must be at least 2, got {tokens}"):
         load_text("reference", build_tokenizer(), samples=1, tokens=tokens)
 
@@ -190,7 +190,7 @@ def test_fewer_than_two_tokens_are_refused(tokens: int) -> None:
 
 
 class Hub:
-    """Stands in for ``datasets.load_dataset``: gives records with "text", or fails, and notes what it was asked."""
+    """Replacement of ``datasets.load_dataset``: returns records with "text" or fails, and records its arguments."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, texts: list[str], failure: Exception | None = None) -> None:
         self.texts = texts
@@ -206,7 +206,7 @@ class Hub:
 
 
 def test_wikitext_is_one_text_of_all_its_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Records are lines: windows go on across them."""
+    """Windows of WikiText extend over its records, which are lines."""
     hub = Hub(monkeypatch, ["", numbers(0, 7) + " \n", "", numbers(7, 20) + " \n", numbers(20, 32)])
     ids = load_text("wikitext-2", MARKED, samples=2, tokens=11)
     assert ids.tolist() == [[MARK, *range(10)], [MARK, *range(16, 26)]]
@@ -214,7 +214,7 @@ def test_wikitext_is_one_text_of_all_its_records(monkeypatch: pytest.MonkeyPatch
 
 
 def test_pg_19_samples_are_the_beginnings_of_its_books(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each sample is from another book."""
+    """Each sample of PG-19 is from another book."""
     hub = Hub(monkeypatch, [numbers(start, start + 500) for start in (1000, 2000, 3000)])
     ids = load_text("pg-19", MARKED, samples=2, tokens=6)
     assert ids.tolist() == [[MARK, *range(1000, 1005)], [MARK, *range(2000, 2005)]]
@@ -222,14 +222,14 @@ def test_pg_19_samples_are_the_beginnings_of_its_books(monkeypatch: pytest.Monke
 
 
 def test_more_samples_than_books_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No book is used twice."""
+    """More samples than books are refused."""
     Hub(monkeypatch, [numbers(0, 50), numbers(50, 100)])
     with pytest.raises(ValueError, match="text 'pg-19' has 2 books, got --samples 3"):
         load_text("pg-19", PLAIN, samples=3, tokens=6)
 
 
 def test_a_book_that_is_too_short_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if the others are long enough."""
+    """A book that is too short is refused, even if others are long enough."""
     Hub(monkeypatch, [numbers(0, 50), numbers(50, 55)])
     with pytest.raises(ValueError, match="text 'pg-19' has too few tokens for 2 samples of 6"):
         load_text("pg-19", PLAIN, samples=2, tokens=6)
@@ -237,10 +237,8 @@ def test_a_book_that_is_too_short_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("failure", [ConnectionError("no route"), FileNotFoundError("gone"), ValueError("what?")])
 @pytest.mark.parametrize("name", ["wikitext-2", "pg-19"])
-def test_without_a_hub_the_sentence_says_what_to_do(
-    name: str, failure: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Check the network, or give a file; what really happened is chained."""
+def test_without_a_hub_the_way_out_is_given(name: str, failure: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a hub, the message suggests checking the network or giving a file, and chains the cause."""
     Hub(monkeypatch, [], failure)
     with pytest.raises(ValueError, match=r"could not be loaded .*: check the network, or .* a text file") as e:
         load_text(name, PLAIN, samples=1, tokens=6)
