@@ -63,7 +63,6 @@ class Reading:
         """Fill in what had to be read from a device."""
         for layer, size, count in self.preallocated:
             self.held[layer] = min(int(count), size)
-            self.columns = max(int(count), self.columns or 0)
         self.preallocated = ()
 
     @property
@@ -170,9 +169,11 @@ class Reader:
                 return 0
             stored: Any = layer.keys
             reading.preallocated += ((index, stored.shape[2], scalar(layer.get_seq_length())),)
-            return 0
-        if sliding and isinstance(fed := getattr(layer, "cumulative_length", None), int):
+        if sliding and isinstance(fed := layer.get_seq_length(), int):
+            # What a window drops is not subtracted.
             reading.columns = max(fed, reading.columns or 0)
+        if isinstance(layer, StaticLayer):
+            return 0
         return _quantized(layer) if hasattr(layer, "_quantize") else _plain(layer)
 
 

@@ -93,7 +93,9 @@ class Seen:
 
     @property
     def vacuous(self) -> bool:
-        """Whether no query is known to have met an eviction, so that nothing of a compressor was measured."""
+        """Whether no query was seen to meet an eviction: then what was measured is the uncompressed model, unless
+        there are ``unreadable_queries``.
+        """
         return not self.affected_queries
 
     def __str__(self) -> str:
@@ -112,18 +114,17 @@ class Seen:
         return f"{line}, the largest takes {formats.size(self.nbytes)}."
 
     def _met(self) -> str:
-        if self.vacuous:
-            line = "VACUOUS: no query met an eviction, so the result is that of the uncompressed model"
+        unknown = f"what {self.unreadable_queries} of {self.tokens} queries met cannot be known"
+        if self.affected_queries:
+            queries = f"{self.affected_queries} of {self.tokens} queries"
+            line = f"{queries} and {self.affected_logits} of {self.logits} logits met an eviction"
+        elif self.unreadable_queries:
+            line = "VACUOUS as far as is known: no query was seen to meet an eviction"
         else:
-            line = (
-                f"{self.affected_queries} of {self.tokens} queries and {self.affected_logits} of {self.logits} logits "
-                "met an eviction"
-            )
+            line = "VACUOUS: no query met an eviction, so the result is that of the uncompressed model"
         if self.window_queries:
             line += f"; {self.window_queries} met only the model's own sliding window"
-        if self.unreadable_queries:
-            line += f"; what {self.unreadable_queries} met cannot be known"
-        return f"{line}."
+        return f"{line}; {unknown}." if self.unreadable_queries else f"{line}."
 
     def _placed(self) -> str:
         if not self.positions:
@@ -164,9 +165,8 @@ def _watching(recorder: Recorder, require: Requirement | None) -> Iterator[Seen]
     with recorder.hooks():
         yield seen
     if require is not None and seen.vacuous:
-        unknown = f", and what {seen.unreadable_queries} met cannot be known" if seen.unreadable_queries else ""
+        unknown = f" (what {seen.unreadable_queries} of them met cannot be known)" if seen.unreadable_queries else ""
         raise ValueError(
-            f"require='evictions', and none of {seen.tokens} queries in {seen.passes} passes is known to have met an "
-            f"eviction{unknown}: what was measured is the uncompressed model; feed tokens after the prompt, or measure "
-            "with pressgauge.perplexity"
+            f"require='evictions', but none of {seen.tokens} queries was seen to meet an eviction{unknown}, so what "
+            "was measured is the uncompressed model: feed tokens after the prompt, or use pressgauge.perplexity"
         )
