@@ -81,6 +81,10 @@ class Reading:
         return not self.columns and not any(self.held)
 
 
+_FED = ("cumulative_length_int", "cumulative_length")
+"""Counts of the columns fed to a sliding window, from which nothing that it drops is subtracted."""
+
+
 def _length(keys: Tensor) -> int:
     """Entries in keys ``[B, K, N, D]``."""
     shape = keys.shape
@@ -169,9 +173,9 @@ class Reader:
                 return 0
             stored: Any = layer.keys
             reading.preallocated += ((index, stored.shape[2], scalar(layer.get_seq_length())),)
-        if sliding and isinstance(fed := layer.get_seq_length(), int):
-            # What a window drops is not subtracted.
-            reading.columns = max(fed, reading.columns or 0)
+        if sliding:
+            counts = [getattr(layer, name, None) for name in _FED]
+            reading.columns = next((count for count in counts if isinstance(count, int)), reading.columns)
         if isinstance(layer, StaticLayer):
             return 0
         return _quantized(layer) if hasattr(layer, "_quantize") else _plain(layer)
