@@ -4,7 +4,7 @@ import argparse
 
 import torch
 
-from benchmarks import alarms, decoding, onepass, proof, votes
+from benchmarks import alarms, decoding, onepass, proof, votes, watching
 
 BENCHMARKS = {
     "short": onepass.short,
@@ -15,6 +15,7 @@ BENCHMARKS = {
     "votes": votes.votes,
     "proof": proof.proof,
     "alarms": alarms.alarms,
+    "watch": watching.watching,
 }
 
 

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, QuantizedCache, StaticCache, pipeline
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
@@ -26,6 +27,7 @@ from pressgauge.conformance.guard import fingerprint
 from pressgauge.conformance.session import Session, run
 from pressgauge.conformance.subjects import subject_of
 from pressgauge.conformance.versions import CACHE, cache_of, using
+from pressgauge.observation import readings, recorder
 
 PRESS = KnormPress(keep_ratio=0.5, prune_after=8)
 
@@ -866,6 +868,89 @@ def test_bytes_are_those_of_the_storages() -> None:
         model(tokens(1, 20))
     assert seen.held == [2, 2, 2]
     assert seen.nbytes == 3 * 2 * 2 * 20 * 8 * 8
+
+
+# Devices whose values are read later
+
+
+@pytest.fixture
+def accelerated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors are copied instead of read, as on a device that reading would synchronise."""
+    monkeypatch.setattr(recorder, "noted", torch.clone)
+    for module in (recorder, readings):
+        monkeypatch.setattr(module, "scalar", lambda value: torch.as_tensor(value).clone())
+
+
+LATER: list[Any] = [
+    test_one_plain_pass_is_vacuous,
+    test_padding_is_not_counted,
+    test_positions_given_by_the_caller,
+    test_positions_counted_by_entries_are_wrong,
+    test_a_crop_is_no_eviction,
+    test_an_eviction_between_passes_is_told_from_a_crop,
+    test_a_cache_that_was_fed_before_the_watch,
+    test_slots_that_were_allocated_are_no_entries,
+    test_a_compressor_of_a_static_cache,
+    test_static_windows,
+    lambda: test_a_reset_begins_anew("static"),
+    lambda: test_beam_search_reorders_rows(PRESS),
+    lambda: test_logits_that_a_pass_returned(torch.tensor([0, -1]), 4),
+]
+
+
+@pytest.mark.parametrize("test", LATER)
+@pytest.mark.usefixtures("accelerated")
+def test_values_may_be_read_later(test: Any) -> None:
+    """The counts are the same if they are taken only when somebody looks at them."""
+    test()
+
+
+@pytest.mark.usefixtures("accelerated")
+def test_nothing_is_synchronised_in_a_pass() -> None:
+    """With a watch, no more values are read from tensors than without one, until it is looked at."""
+    model, ids = shared("llama"), tokens(2, 20)
+
+    class Counts(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.read += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+            return func(*args, **(kwargs or {}))
+
+    def read(make: Any, observed: bool) -> int:
+        cache, mask = make(), torch.ones(2, 20, dtype=torch.long)
+        with _all([watch(model)] * observed), Counts() as counts:
+            feed(model, ids, [16, 1, 1, 2], cache, mask)
+            return int(counts.read)
+
+    kinds: list[Any] = [
+        lambda: empty(model),
+        lambda: PRESS.cache(model.config, unpadded=True),
+        lambda: StaticCache(config=model.config, max_cache_len=20),
+    ]
+    for make in kinds:
+        assert read(make, True) == read(make, False)
+    cache = empty(model)
+    with watch(model) as seen, Counts() as counts:
+        feed(model, ids, [16, 4], cache, torch.ones(2, 20, dtype=torch.long))
+        assert seen.wrong_positions == 0
+        assert counts.read > 0, "these reads are counted"
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_tensors_may_be_written_to_after_a_pass(later: bool, request: pytest.FixtureRequest) -> None:
+    """What was given to a pass is what counts, not what its tensors hold when the pass is counted."""
+    if later:
+        request.getfixturevalue("accelerated")
+    model, cache = shared("llama"), empty(shared("llama"))
+    mask, positions = torch.ones(1, 9, dtype=torch.long), torch.arange(9)[None]
+    with watch(model) as seen:
+        model(tokens(1, 9), attention_mask=mask, position_ids=positions, **using(cache))
+        mask.zero_()
+        positions.zero_()
+    assert (seen.tokens, seen.positions, seen.wrong_positions) == (9, 9, 0)
 
 
 # What is said at the end
