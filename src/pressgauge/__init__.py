@@ -15,16 +15,22 @@ if TYPE_CHECKING:
     from pressgauge.likelihood import Perplexity as Perplexity
     from pressgauge.likelihood import perplexity as perplexity
     from pressgauge.models.interface import cache_argument as cache_argument
+    from pressgauge.observation import Seen as Seen
+    from pressgauge.observation import watch as watch
     from pressgauge.presses import *  # noqa: F403  # the presses are listed there only
+    from pressgauge.proof import VacuousWarning as VacuousWarning
 
 _PUBLIC = {
     "Generation": "decoder",
     "Perplexity": "likelihood",
     "PressedCache": "cache",
+    "Seen": "observation",
+    "VacuousWarning": "proof",
     "cache_argument": "models.interface",
     "generate": "decoder",
     "perplexity": "likelihood",
     "replay": "history",
+    "watch": "observation",
     **dict.fromkeys(presses.PUBLIC, "presses"),
 }
 """Defining module of each public name."""

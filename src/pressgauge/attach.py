@@ -22,7 +22,7 @@ from pressgauge.cache import ASSISTED, PressedCache, PressedLayer
 from pressgauge.models import interface, support
 from pressgauge.models.support import Support
 from pressgauge.presses.base import Press
-from pressgauge.proof import OUTSIDE, UNFED, Problems, misfit, strange_mask
+from pressgauge.proof import OUTSIDE, UNFED, Problems, misfit, strange_mask, warn_vacuous
 
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 """Arguments for assisted decoding, which feeds candidate tokens and crops rejected ones."""
@@ -59,6 +59,8 @@ class _Attachment:
         self.layers = interface.layer_indices(self.decoder)
         self.running = _Pass()
         self.attached = True
+        self.passes = 0
+        self.met_eviction = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Attachment":
         """Detached copy: the hooks of a copied model do nothing."""
@@ -121,6 +123,7 @@ class _Attachment:
         running = self.running
         running.cache, running.tokens, running.attended, running.checked = cache, inputs.shape[1], set(), running
         running.layers = len(cache.layers)
+        self.met_eviction |= any(layer.compressed for layer in cache.pressed)
         running.problems = Problems(self.support, self.decoder, self.press.skipped)
         return (), kwargs
 
@@ -133,6 +136,7 @@ class _Attachment:
         pressed, problems = cache.pressed, self.running.problems
         self.support.check_added(self.running.layers, len(cache.layers))
         if len(self.running.attended) == len(pressed) and not problems.reasons:
+            self.passes += output is not None
             return
         for layer in pressed:
             if layer.index not in self.running.attended:
@@ -305,3 +309,5 @@ def attach(press: Press, model: PreTrainedModel) -> Iterator[None]:
                 owner.__dict__.pop("generate", None)
             else:
                 owner.generate = own_generate
+    if not attachment.met_eviction:
+        warn_vacuous(press, attachment.passes)

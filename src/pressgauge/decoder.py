@@ -2,8 +2,8 @@
 
 import time
 import weakref
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -25,6 +25,7 @@ from pressgauge.arguments import check_context, check_ids, check_model, check_te
 from pressgauge.cache import PressedCache
 from pressgauge.models import interface
 from pressgauge.presses.base import Press, check_press
+from pressgauge.proof import vacuity_reported
 from pressgauge.rules import whole_number, whole_numbers
 
 
@@ -55,9 +56,11 @@ class Generation:
         return self.generated / seconds
 
 
-def attached(press: Press | None, model: PreTrainedModel) -> AbstractContextManager[None]:
-    """``press(model)``, or a null context without a press."""
-    return nullcontext() if press is None else press(model)
+@contextmanager
+def attached(press: Press | None, model: PreTrainedModel) -> Iterator[None]:
+    """``press(model)`` for a result that says what was evicted; without a press, nothing."""
+    with vacuity_reported(), nullcontext() if press is None else press(model):
+        yield
 
 
 def new_cache(press: Press | None, model: PreTrainedModel, prompt_length: int) -> DynamicCache:

@@ -4,7 +4,7 @@ Under teacher forcing, what a layer evicts depends on the keys and queries of th
 has those of all tokens at once. So each layer replays its evictions, builds its mask from them, and attends.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -138,6 +138,42 @@ class _Noting(DynamicLayer):
         return key_states, value_states
 
 
+class OnePassCache(DynamicCache):
+    """The cache of a pass that replays evictions instead of carrying them out.
+
+    Attributes:
+        evicted_at: ``[B, K, padding + T]`` of each layer with keys.
+        padding: leading columns of these that are padding, which the pass is not fed.
+    """
+
+    evicted_at: Mapping[int, Tensor]
+    padding: int
+
+    def affected_from(self, tokens: int) -> list[int] | None:
+        """Index of the first of the ``tokens`` queries of each row that misses an entry, ``tokens`` if none does.
+
+        None without a press.
+        """
+        tables = [table[..., self.padding :].flatten(1) for table in self.evicted_at.values()]
+        if not tables:
+            return None
+        first: list[int] = (torch.cat(tables, dim=1).amin(dim=1) - self.padding).clamp(max=tokens).tolist()
+        return first
+
+    def held(self, windows: Sequence[int | None]) -> list[int | None]:
+        """Entries per KV head that each layer retains, at most those of the model's sliding window."""
+        entries: list[int | None] = []
+        for index, layer in enumerate(self.layers):
+            noted = layer.handed if isinstance(layer, _Noting) else layer
+            keys = getattr(noted, "keys", None)
+            held = None if keys is None else int(keys.shape[2])
+            if index in self.evicted_at:
+                held = int((self.evicted_at[index][0, 0] == NEVER).sum())
+            window = windows[index] if index < len(windows) else None
+            entries.append(held if held is None or window is None else min(held, window - 1))
+        return entries
+
+
 class OnePass:
     """One forward pass over rows of equal length, with a press in every layer that evicts.
 
@@ -186,7 +222,8 @@ class OnePass:
         decoder = interface.decoder_of(model)
         self._layers = interface.layer_indices(decoder)
         self._problems = Problems(self.support, decoder, tuple(self.skipped))
-        self._cache = DynamicCache(config=model.config)
+        self._cache = OnePassCache(config=model.config)
+        self._cache.evicted_at, self._cache.padding = self.evicted_at, self.padding
         self._cache.layers = [_Noting() if type(layer) is DynamicLayer else layer for layer in self._cache.layers]
         self._tokens = input_ids.shape[1]
         count = len(self._cache.layers)

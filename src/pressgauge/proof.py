@@ -1,9 +1,12 @@
-"""Checks that a pass went through a press.
+"""Checks that a pass went through a press, and that a query met an eviction of the press.
 
 Each layer must attend once, causally, to the keys and values that its cache returned.
 """
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 from pressgauge.cache import Handed
 from pressgauge.models import interface
 from pressgauge.models.support import Support
+from pressgauge.presses.base import Press
 
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 """Arguments of an attention call whose effect depends on which keys are present."""
@@ -139,3 +143,39 @@ def strange_mask(module: nn.Module, mask: Tensor | None, tokens: int, columns: i
         # The attention of a padding query does not matter.
         sees = torch.where(place[columns - tokens :, None] < first, expected, sees)
     return None if bool((sees == expected).all()) else "a mask that is not causal"
+
+
+class VacuousWarning(UserWarning):
+    """An attached press closed after passes of which none met an eviction: nothing of the press was measured."""
+
+
+_REPORTED: ContextVar[bool] = ContextVar("reported", default=False)
+
+
+@contextmanager
+def vacuity_reported() -> Iterator[None]:
+    """Suppress ``VacuousWarning`` where the result itself says whether an eviction was met."""
+    token = _REPORTED.set(True)
+    try:
+        yield
+    finally:
+        _REPORTED.reset(token)
+
+
+def warn_vacuous(press: Press, passes: int) -> None:
+    """Warn that no query of the passes met an eviction, at the end of a ``with`` statement.
+
+    Without passes nothing was measured, and a press that retains everything has nothing to evict.
+    """
+    if not passes or press.keep_ratio == 1 or _REPORTED.get():
+        return
+    name = f"{type(press).__name__}(keep_ratio={press.keep_ratio}, prune_after={press.prune_after})"
+    plural = "pass" if passes == 1 else "passes"
+    warnings.warn(
+        f"{name} was attached for {passes} {plural} and no query met an eviction, so what was measured is the "
+        f"uncompressed model: feed tokens after the prompt, more than {press.prune_after} in all, or use "
+        "pressgauge.perplexity",
+        VacuousWarning,
+        # The caller of the context manager of the caller.
+        stacklevel=4,
+    )

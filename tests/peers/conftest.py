@@ -2,4 +2,6 @@
 
 from importlib.util import find_spec
 
-collect_ignore = [] if find_spec("kvpress") else ["catalogue.py", "kvpress_presses.py", "test_agreement.py"]
+collect_ignore = (
+    [] if find_spec("kvpress") else ["catalogue.py", "kvpress_presses.py", "test_agreement.py", "test_watch.py"]
+)

@@ -4,7 +4,7 @@ import argparse
 
 import torch
 
-from tools.benchmarks import attention_scores, decoding, false_alarms, onepass, proof
+from tools.benchmarks import attention_scores, decoding, false_alarms, onepass, proof, watching
 
 BENCHMARKS = {
     "short": onepass.short,
@@ -15,6 +15,7 @@ BENCHMARKS = {
     "attention-scores": attention_scores.attention_scores,
     "proof": proof.proof,
     "false-alarms": false_alarms.false_alarms,
+    "watch": watching.watching,
 }
 
 

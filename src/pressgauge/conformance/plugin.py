@@ -69,6 +69,8 @@ def _runs_tests(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Laws feed single passes, and look at more than the logits. By its text, since the class would load torch.
+    config.addinivalue_line("filterwarnings", "ignore:.* and no query met an eviction, so:UserWarning")
     profile = settings.get_current_profile_name()
     config.add_cleanup(lambda: settings.load_profile(profile))
     load_profile()
