@@ -13,7 +13,10 @@ nox.options.reuse_existing_virtualenvs = True
 PROJECT = nox.project.load_toml("pyproject.toml")
 TORCH = "torch==2.13.0"  # what the baselines were recorded with; no lock moves it
 LOCKS = {
-    "constraints.txt": tuple(name for name in PROJECT["dependency-groups"] if name not in ("oldest", "peers")),
+    "constraints.txt": tuple(
+        name for name in PROJECT["dependency-groups"] if name not in ("lm-eval", "oldest", "peers")
+    ),
+    "constraints-lm-eval.txt": ("lm-eval",),
     "constraints-oldest.txt": ("oldest",),
     "constraints-peers.txt": ("peers",),
 }
@@ -116,7 +119,8 @@ def lock(session: nox.Session) -> None:
     stays."""
     session.install("--constraint", "constraints.txt", "packaging")
     metadata = PROJECT["project"]
-    extras = [each for extra in metadata["optional-dependencies"].values() for each in extra]
+    # lm-eval and what it needs are in its own lock, by its group.
+    extras = [each for name, extra in metadata["optional-dependencies"].items() if name != "lm-eval" for each in extra]
     for path, groups in LOCKS.items():
         requirements = nox.project.dependency_groups(PROJECT, *groups)
         session.run("python", "tools/lock.py", "write", path, TORCH, *metadata["dependencies"], *extras, *requirements)
@@ -242,6 +246,14 @@ def peers(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "tests/peers", *session.posargs)
     session.chdir("tests")
     session.run("python", "-m", "peers")
+
+
+@nox.session
+def lm_eval(session: nox.Session) -> None:
+    """Evaluate local tasks with lm-evaluation-harness, in an environment of its own, since lm-eval needs many packages
+    that nothing else here does."""
+    install(session, "lm-eval")
+    session.run("python", "-m", "pytest", "tests/unit/test_lm_eval.py", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
 
 
 @nox.session

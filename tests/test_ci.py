@@ -38,10 +38,10 @@ def test_every_push_and_every_night() -> None:
 
 
 def test_each_job_runs_on_a_push_or_at_night() -> None:
-    """Lint, the lock and the oldest transformers on a push; at night what takes long or moves without us."""
+    """Lint, the lock, the oldest transformers and lm-eval on a push; at night what takes long or moves without us."""
     when = {"github.event_name != 'schedule'": "push", "github.event_name == 'schedule'": "night"}
     assert {name: when[job["if"]] for name, job in WORKFLOW["jobs"].items()} == {
-        **dict.fromkeys(("lint", "cpu", "oldest"), "push"),
+        **dict.fromkeys(("lint", "cpu", "oldest", "lm_eval"), "push"),
         **dict.fromkeys(("newest", "zoo", "mutation", "nightly"), "night"),
     }
 

@@ -116,6 +116,8 @@ class PressLM(HFLM):  # type: ignore[misc]
     Args:
         pretrained: a folder, a name on the hub, or a model.
         press: a name in ``pressgauge.presses.PRESSES``, or ``none`` for an uncompressed cache.
+        batch_size: number of requests in a batch. ``auto`` is not supported: it would depend on the press and on the
+            length of the prompt.
         **kwargs: the fields of the press, ``keep_ratio`` at least, and the arguments of lm-eval's ``hf``.
 
     Raises:
@@ -124,12 +126,14 @@ class PressLM(HFLM):  # type: ignore[misc]
             or the evaluation in one pass does not support.
     """
 
-    def __init__(self, pretrained: Any, press: str | None = "", **kwargs: Any) -> None:
+    def __init__(self, pretrained: Any, press: str | None = "", batch_size: int | str = 1, **kwargs: Any) -> None:
         chosen = make_press(press, kwargs)
         for name, why in _REFUSED.items():
             if kwargs.get(name):
                 raise ValueError(f"{name} {why}, got {kwargs[name]!r}")
-        super().__init__(pretrained, **kwargs)
+        if str(batch_size).startswith("auto"):
+            raise ValueError(f"batch_size must be a number under a press, got {batch_size!r}: give one, such as 8")
+        super().__init__(pretrained, batch_size=batch_size, **kwargs)
         # Eight tokens, for a model that one pass does not support.
         perplexity(self.model, torch.zeros((1, 8), dtype=torch.long, device=self.device))
         self.press_name = press or NONE
@@ -200,10 +204,13 @@ class PressLM(HFLM):  # type: ignore[misc]
         return [answers[index] for index in range(len(requests))]
 
     def _report(self, task: str, press: Press) -> None:
-        tokens, affected = (sum(each) for each in zip(*self._counts, strict=True))
-        vacuous = sum(not each for _, each in self._counts)
-        counts = {"requests": len(self._counts), "vacuous": vacuous, "tokens": tokens, "affected_tokens": affected}
-        self.requests[task] = counts
+        vacuous = sum(not affected for _, affected in self._counts)
+        self.requests[task] = {
+            "requests": len(self._counts),
+            "vacuous": vacuous,
+            "tokens": sum(tokens for tokens, _ in self._counts),
+            "affected_tokens": sum(affected for _, affected in self._counts),
+        }
         if vacuous:
             eval_logger.warning(
                 f"{task}: {vacuous} of {len(self._counts)} requests are vacuous: none of their tokens was predicted "
@@ -222,14 +229,11 @@ class PressLM(HFLM):  # type: ignore[misc]
             # lm-eval truncates contexts on the left. The last token is not fed.
             beyond = max(0, len(context) + len(continuation) - self.max_length - 1)
             groups[len(context) - beyond].append(index)
-        prompts = sorted(groups, reverse=True)
-        if self.batch_size == "auto" and override_bs is None and prompts:
-            # Once for all groups, by the longest request.
-            self._prompt = prompts[0]
-            override_bs = self._detect_batch_size([max(requests, key=lambda each: len(each[1]) + len(each[2]))])
         answers: dict[int, tuple[float, bool]] = {}
         counts: dict[int, tuple[int, int]] = {}
-        for prompt in track(prompts, "scoring", disable=disable_tqdm or self.rank != 0, transient=True):
+        for prompt in track(
+            sorted(groups, reverse=True), "scoring", disable=disable_tqdm or self.rank != 0, transient=True
+        ):
             group = groups[prompt]
             self._prompt, self._first = prompt, NEVER
             found = super()._loglikelihood_tokens(
