@@ -14,7 +14,10 @@ nox.options.reuse_existing_virtualenvs = True
 PROJECT = nox.project.load_toml("pyproject.toml")
 TORCH = "torch==2.13.0"  # what the baselines were recorded with; no lock moves it
 LOCKS = {
-    "constraints.txt": tuple(name for name in PROJECT["dependency-groups"] if name not in ("oldest", "peers")),
+    "constraints.txt": tuple(
+        name for name in PROJECT["dependency-groups"] if name not in ("lm-eval", "oldest", "peers")
+    ),
+    "constraints-lm-eval.txt": ("lm-eval",),
     "constraints-oldest.txt": ("oldest",),
     "constraints-peers.txt": ("peers",),
 }
@@ -117,7 +120,8 @@ def lock(session: nox.Session) -> None:
     """Rewrite the locks with the newest releases for Python 3.11, the oldest supported one, without updating torch."""
     session.install("--constraint", "constraints.txt", "packaging")
     metadata = PROJECT["project"]
-    extras = [each for extra in metadata["optional-dependencies"].values() for each in extra]
+    # lm-eval and what it needs are in its own lock, by its group.
+    extras = [each for name, extra in metadata["optional-dependencies"].items() if name != "lm-eval" for each in extra]
     for path, groups in LOCKS.items():
         requirements = nox.project.dependency_groups(PROJECT, *groups)
         session.run(
@@ -248,6 +252,14 @@ def peers(session: nox.Session) -> None:
     install(session, "peers")
     session.run("python", "-m", "pytest", "tests/peers", *session.posargs)
     session.run("python", "-m", "tools.peers")
+
+
+@nox.session
+def lm_eval(session: nox.Session) -> None:
+    """Evaluate local tasks with lm-evaluation-harness, in an environment of its own, since lm-eval needs many packages
+    that nothing else here does."""
+    install(session, "lm-eval")
+    session.run("python", "-m", "pytest", "tests/unit/test_lm_eval.py", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
 
 
 @nox.session

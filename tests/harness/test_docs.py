@@ -83,7 +83,7 @@ def test_console_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_named_sessions_exist(page: Path) -> None:
     """Every ``nox -s NAME`` is a session of ``noxfile.py``."""
-    named = re.findall(r"""nox -s ["']?([a-z-]+(?:\([a-z-]+\))?)""", page.read_text(encoding="utf-8"))
+    named = re.findall(r"""nox -s ["']?([a-z_-]+(?:\([a-z-]+\))?)""", page.read_text(encoding="utf-8"))
     assert set(named) <= sessions()
 
 

@@ -36,6 +36,8 @@ def works(lines: list[str], where: Path, environment: Path) -> None:
         assert run([*command, "--version"], where, environment).startswith("pressgauge ")
     if any("--group test" in line for line in lines):
         run(["python", "-m", "pytest", "-q", "tests/unit/rules/test_budget.py"], where, environment)
+    if any(f"{CLONE}[lm-eval]" in line for line in lines):
+        assert "--model_args" in run(["python", "-m", "pressgauge.lm_eval", "run", "--help"], where, environment)
     if any(f"{CLONE}[conformance]" in line for line in lines):
         package = where / "my_package"
         package.mkdir()
