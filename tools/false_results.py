@@ -22,7 +22,7 @@ from support.laws import first_finding
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "false-results.md"
-SHOWING = (PAGE, DOCS / "measuring-audit.md")
+SHOWING = (PAGE, *sorted(DOCS.glob("measuring-audit*.md")))
 """Pages that show what their code prints or what is found in it."""
 BLOCK = re.compile(
     r"^```python\n(?P<code>.*?)^```$"

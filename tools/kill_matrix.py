@@ -1,8 +1,12 @@
-"""``python -m tools.kill_matrix``: run every law against every broken compressor; writes ``docs/kill-matrix.md``."""
+"""``python -m tools.kill_matrix``: run the laws against everything broken; writes ``docs/kill-matrix.md``."""
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
@@ -15,47 +19,85 @@ plugin.load_profile()
 
 from harness.mutants.mutant import Mutant  # noqa: E402
 from harness.mutants.registry import MUTANTS  # noqa: E402
+from harness.mutants.right import RIGHT  # noqa: E402
 from harness.mutants.variants import VARIANTS  # noqa: E402
-from support.laws import LAWS, judged_by_all, words  # noqa: E402
+from support.laws import LAWS, MEASURING, Law, judged_by, words  # noqa: E402
 
-COMPRESSORS = [mutant for mutant in MUTANTS if mutant.law in LAWS.values()]
-WORDS = [words(law) for law in LAWS.values()]
 DOCS = Path(__file__).parents[1] / "docs"
 COLORS = {"broken": "#b2182b", "crashed": "#f4a582", "held": "#f7f7f7", "not applicable": "#d9d9d9"}
 
-Matrix = dict[str, dict[str, str]]
-"""What came out, by mutant and law in words."""
+Matrix = dict[str, dict[str, tuple[str, str]]]
+"""What came out, and the finding, by mutant and law in words."""
 
 
-SUBJECTS = [*(mutant.subject for mutant in COMPRESSORS), *VARIANTS]
+@dataclass(frozen=True)
+class Suite:
+    """Laws, the mutants that they must kill, and what is right."""
+
+    what: str
+    """What is under test, in the plural."""
+    folder: str
+    laws: list[Law]
+    right: list[Any]
+
+    @property
+    def mutants(self) -> list[Mutant]:
+        """Those that one of its laws must kill."""
+        return [mutant for mutant in MUTANTS if mutant.law in self.laws]
+
+    @property
+    def subjects(self) -> list[Any]:
+        """All mutants, then all that is right."""
+        return [*(mutant.subject for mutant in self.mutants), *self.right]
+
+    @property
+    def picture(self) -> str:
+        """File of its matrix as a picture."""
+        return f"kill-matrix{'' if self.what == 'compressors' else '-' + self.what.replace(' ', '-')}.svg"
 
 
-def outcomes(number: int) -> dict[str, str]:
-    """One subject against every law."""
-    return {law: result for law, (result, _) in judged_by_all(SUBJECTS[number]).items()}
+def _measuring(what: str, kind: str) -> Suite:
+    laws = [law for law in MEASURING.values() if kind in signature(law).parameters]
+    return Suite(what, "measuring", laws, [one for one in RIGHT if one.kind == kind])
 
 
-def measure() -> Matrix:
-    """All mutants, then all that is right, against all laws, in as many processes as there are cores."""
+SUITES = [
+    Suite("compressors", "conformance", list(LAWS.values()), list(VARIANTS)),
+    _measuring("evaluators", "evaluator"),
+    _measuring("benchmarks", "benchmark"),
+    _measuring("memory figures", "memory"),
+]
+
+
+def outcomes(suite: int, number: int) -> dict[str, tuple[str, str]]:
+    """One subject of a suite against every law of it."""
+    return judged_by(SUITES[suite].laws, SUITES[suite].subjects[number])
+
+
+def measure(suite: int) -> tuple[Matrix, Matrix]:
+    """All mutants, and all that is right, against all laws, in as many processes as there are cores."""
+    own = SUITES[suite]
     with ProcessPoolExecutor() as pool:
-        found = list(track(pool.map(outcomes, range(len(SUBJECTS))), "killing", total=len(SUBJECTS)))
-    names = [*(mutant.id for mutant in COMPRESSORS), *map(repr, VARIANTS)]
-    return dict(zip(names, found, strict=True))
+        found = pool.map(partial(outcomes, suite), range(len(own.subjects)))
+        rows = list(track(found, f"killing {own.what}", total=len(own.subjects)))
+    mutants = {mutant.id: row for mutant, row in zip(own.mutants, rows, strict=False)}
+    return mutants, dict(zip(map(repr, own.right), rows[len(mutants) :], strict=True))
 
 
-def draw(matrix: Matrix, path: Path) -> None:
+def draw(suite: Suite, matrix: Matrix, path: Path) -> None:
     """A square for each mutant and law."""
-    kinds = list(COLORS)
-    fields = [[kinds.index(result) for result in row.values()] for row in matrix.values()]
+    kinds, names = list(COLORS), [words(law) for law in suite.laws]
+    fields = [[kinds.index(result) for result, _ in row.values()] for row in matrix.values()]
+    size = (2.5 + 0.21 * len(names), 2.5 + 0.15 * len(matrix))
     with plt.rc_context({"svg.hashsalt": "pressgauge", "font.size": 7}):
-        figure, axes = plt.subplots(figsize=(11, 14), layout="constrained")
+        figure, axes = plt.subplots(figsize=size, layout="constrained")
         axes.imshow(fields, cmap=ListedColormap(list(COLORS.values())), vmin=0, vmax=3)
-        axes.set_xticks(range(len(LAWS)), WORDS, rotation=90)
+        axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(matrix)), list(matrix))
         axes.xaxis.tick_top()
-        columns = [WORDS.index(words(mutant.law)) for mutant in COMPRESSORS]
-        axes.scatter(columns, range(len(COMPRESSORS)), s=6, color="white")
-        axes.set_xticks([x - 0.5 for x in range(len(LAWS))], minor=True)
+        columns = [names.index(words(mutant.law)) for mutant in suite.mutants]
+        axes.scatter(columns, range(len(matrix)), s=6, color="white")
+        axes.set_xticks([x - 0.5 for x in range(len(names))], minor=True)
         axes.set_yticks([y - 0.5 for y in range(len(matrix))], minor=True)
         axes.grid(which="minor", color="white", linewidth=0.5)
         axes.tick_params(which="both", length=0)
@@ -63,51 +105,68 @@ def draw(matrix: Matrix, path: Path) -> None:
         plt.close(figure)
 
 
-def page(matrix: Matrix) -> Iterator[str]:
+def page(matrices: list[Matrix]) -> Iterator[str]:
     """The page in words."""
-    kills = {law: [mutant for mutant, row in matrix.items() if row[law] == "broken"] for law in WORDS}
     yield "# Kill matrix"
     yield ""
-    yield f"Generated by `nox -s kills`. Each of {len(matrix)} mutants, compressors with one deliberate bug, is tested"
-    yield f"against each of the {len(LAWS)} laws in `tests/conformance/`. Red: the assertion of the law fails. Orange:"
-    yield "a crash, which does not count as a kill. White: the law holds. Grey: not applicable. A white dot marks the"
-    yield "law that must kill the mutant. Every test run checks this law on the mutant and on its correct twin. All"
-    yield f"laws also run against {len(VARIANTS)} compressors that are right, each in a different way, and none fails."
+    yield "Generated by `nox -s kills`. Each mutant, which has one deliberate bug, is tested against each law for its"
+    yield "kind. Red: the assertion of the law fails. Orange: a crash, which does not count as a kill. White: the law"
+    yield "holds. Grey: not applicable. A white dot marks the law that must kill the mutant. Every test run checks this"
+    yield "law on the mutant and on its correct twin. All laws also run against compressors and measuring code that are"
+    yield "right, each in a different way, and none fails."
+    for suite, matrix in zip(SUITES, matrices, strict=True):
+        yield ""
+        yield from section(suite, matrix)
+
+
+def section(suite: Suite, matrix: Matrix) -> Iterator[str]:
+    """The part of the page about a suite."""
+    yield f"## {suite.what.capitalize()}"
     yield ""
-    yield "![kill matrix](kill-matrix.svg)"
+    yield f"{len(matrix)} mutants, {len(suite.laws)} laws in `tests/{suite.folder}/`, and {len(suite.right)}"
+    yield f"{suite.what} that are right."
+    yield ""
+    yield f"![kill matrix of {suite.what}]({suite.picture})"
     yield ""
     yield "| law | kills | killed mutants |"
     yield "| --- | ---: | --- |"
-    for law, killed in kills.items():
+    for law in map(words, suite.laws):
+        killed = [mutant for mutant, row in matrix.items() if row[law][0] == "broken"]
         yield f"| {law} | {len(killed)} | {', '.join(killed)} |"
     yield ""
-    yield "| mutant | bug | seen in | laws that kill it |"
-    yield "| --- | --- | --- | ---: |"
-    for mutant in COMPRESSORS:
-        count = sum(result == "broken" for result in matrix[mutant.id].values())
-        yield f"| {mutant.id} | {mutant.what} | {mutant.seen_in} | {count} |"
+    findings = suite.folder == "measuring"
+    yield f"| mutant | bug | seen in | laws that kill it |{' finding |' if findings else ''}"
+    yield f"| --- | --- | --- | ---: |{' --- |' if findings else ''}"
+    for mutant in suite.mutants:
+        row = matrix[mutant.id]
+        count = sum(result == "broken" for result, _ in row.values())
+        finding = f" {row[words(mutant.law)][1].replace('|', '/')} |" if findings else ""
+        yield f"| {mutant.id} | {mutant.what} | {mutant.seen_in} | {count} |{finding}"
 
 
-def survivors(matrix: Matrix) -> list[Mutant]:
-    """Mutants that their own law lets live."""
-    return [mutant for mutant in COMPRESSORS if matrix[mutant.id][words(mutant.law)] != "broken"]
+def faults(suite: Suite, matrix: Matrix, right: Matrix) -> Iterator[str]:
+    """What must not be: laws that fail for what is right, mutants that live, laws that kill nothing."""
+    for name, row in right.items():
+        yield from (f"{law} fails for {name}" for law, (result, _) in row.items() if result in ("broken", "crashed"))
+    for mutant in suite.mutants:
+        if matrix[mutant.id][words(mutant.law)][0] != "broken":
+            yield f"{mutant.id} is not killed by its law"
+    for law in map(words, suite.laws):
+        if all(row[law][0] != "broken" for row in matrix.values()):
+            yield f"{law} kills no mutant"
 
 
 def main() -> None:
     """Measure, write, and say what survives."""
-    matrix = measure()
-    right = {repr(variant): matrix.pop(repr(variant)) for variant in VARIANTS}
-    if wrongly := [(law, name) for name, row in right.items() for law in row if row[law] in ("broken", "crashed")]:
-        raise SystemExit(f"laws that fail for a correct compressor: {', '.join(map(' on '.join, wrongly))}")
-    draw(matrix, DOCS / "kill-matrix.svg")
-    lines = list(page(matrix))
+    found = [measure(number) for number in range(len(SUITES))]
+    for suite, (matrix, _) in zip(SUITES, found, strict=True):
+        draw(suite, matrix, DOCS / suite.picture)
+    lines = list(page([matrix for matrix, _ in found]))
     (DOCS / "kill-matrix.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
-    idle = [law for law in WORDS if all(row[law] != "broken" for row in matrix.values())]
-    if lives := survivors(matrix):
-        raise SystemExit(f"not killed by their laws: {', '.join(mutant.id for mutant in lives)}")
-    if idle:
-        raise SystemExit(f"laws that kill no mutant: {', '.join(idle)}")
+    wrong = [fault for suite, both in zip(SUITES, found, strict=True) for fault in faults(suite, *both)]
+    if wrong:
+        raise SystemExit("\n".join(wrong))
+    print(f"wrote {DOCS / 'kill-matrix.md'}")
 
 
 if __name__ == "__main__":

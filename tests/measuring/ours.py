@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from pressgauge import KnormPress, perplexity
+from pressgauge import KnormPress, Press, generate, perplexity
 from pressgauge.bench.sweep import Plan, prepare, run_sweep
+from pressgauge.cache import PressedCache
 from pressgauge.measuring.benchmarks import Benchmark
 from pressgauge.measuring.evaluators import Evaluator
+from pressgauge.measuring.footprints import Footprint
 from pressgauge.measuring.subjects import Measurement
 from pressgauge.timing import measure_timing
 
@@ -89,6 +92,24 @@ def swept(
     }
 
 
+def peak_memory(model: Any, tokenizer: Any, prompt: Tensor, new_tokens: int, *, compressor: Press) -> int | None:
+    """``Timing.peak_memory_bytes``."""
+    return measure_timing(model, prompt, compressor, new_tokens, pairs=2).peak_memory_bytes
+
+
+def kv_bytes(model: Any, tokenizer: Any, prompt: Tensor, new_tokens: int, *, compressor: Press) -> int:
+    """``Perplexity.kv_bytes``, by decoding."""
+    ids = torch.cat([prompt, prompt[:, :new_tokens]], dim=1)
+    return perplexity(model, ids, compressor, prompt.shape[1], "stepwise").kv_bytes
+
+
+def nbytes(model: Any, tokenizer: Any, prompt: Tensor, new_tokens: int, *, compressor: Press) -> int:
+    """``PressedCache.nbytes``, after ``generate``."""
+    cache = generate(model, prompt, compressor, new_tokens).cache
+    assert isinstance(cache, PressedCache)
+    return cache.nbytes
+
+
 def timing(
     model: Any,
     tokenizer: Any,
@@ -115,6 +136,8 @@ def timing(
 
 
 _UNCOMPRESSED = {"prompt": PROMPT, "keep_ratio": None, "prune_after": None}
+_GIVEN = {"compressor": "argument", "prompt": "ids"}
+_OF_CACHE = _GIVEN | {"figure": "cache", "metadata": "excluded"}
 SUBJECTS: dict[str, list[Measurement]] = {
     "evaluator": [
         Evaluator.of("perplexity-onepass", by_method("onepass"), {"prompt": PROMPT}),
@@ -124,5 +147,10 @@ SUBJECTS: dict[str, list[Measurement]] = {
         Evaluator.of("sweep", swept, {"prompt": PROMPT}),
     ],
     "benchmark": [Benchmark.of("measure_timing", timing)],
-    "memory": [],
+    "memory": [
+        Footprint.of("timing-peak", peak_memory, _GIVEN | {"figure": "peak"}),
+        Footprint.of("timing-cache", peak_memory, _OF_CACHE | {"device": "cpu"}),
+        Footprint.of("perplexity-bytes", kv_bytes, _OF_CACHE),
+        Footprint.of("pressed-cache", nbytes, _OF_CACHE),
+    ],
 }

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,12 +118,17 @@ def judged(law: Law, subject: Any) -> tuple[str, str]:
             return "crashed", f"{type(crash).__name__}: {_line(crash)}"
 
 
-def judged_by_all(subject: Subject) -> dict[str, tuple[str, str]]:
-    """A subject against every law, on one thread: by law in words, what came out, and the finding or the reason."""
+def judged_by(laws: Iterable[Law], subject: Any) -> dict[str, tuple[str, str]]:
+    """A subject against laws, on one thread: by law in words, what came out, and the finding or the reason."""
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return {words(law): judged(law, subject) for law in LAWS.values()}
+        return {words(law): judged(law, subject) for law in laws}
+
+
+def judged_by_all(subject: Subject) -> dict[str, tuple[str, str]]:
+    """A compressor against every law for compressors."""
+    return judged_by(LAWS.values(), subject)
 
 
 def _line(error: BaseException) -> str:

@@ -135,7 +135,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
             _require_a_compressor(pyfuncitem.originalname, subject)
         return (yield)
     except Refused as refusal:
-        ours = not any(option(pyfuncitem.config, name) for name in ("subject", "model"))
+        ours = not any(option(pyfuncitem.config, name) for name in ("subject", "model", *MEASUREMENTS))
         if ours and not (isinstance(subject, Subject) and subject.adapter.declines_batches):
             raise
         not_applicable(f"the subject refuses: {refusal}")

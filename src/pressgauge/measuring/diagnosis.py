@@ -88,11 +88,24 @@ class Diagnosis:
         for one in sets:
             yield from self._aggregates(name, one)
             yield from self._divisors(name, one)
+        for one in self.mistakes.parts():
+            if one.usable:
+                yield called + one.what, _figure(name, math.fsum(one.nll), len(one.nll), self.call, self.declares)
+        for of, length, pieces in self.mistakes.pieces():
+            means = [fmean(piece) for piece in pieces]
+            if not any(map(math.isnan, means)):
+                many = f"{len(pieces)} pieces of {length} tokens{of}"
+                yield f"the mean of the perplexities of {many}", self._as(name, fmean(map(_exp, means)))
+                yield f"the mean of the means of {many}, long or short", self._as(name, _exp(fmean(means)))
 
     def _aggregates(self, name: str, one: Predictions) -> Iterator[tuple[str, float]]:
         """Other ways to put the NLL of a set together."""
         of, total = one.what, math.fsum(one.nll)
         mean = total / len(one.nll)
+        if name == "nll":
+            for value, what in ((mean, "mean NLL"), (total, "sum of NLL")):
+                yield f"the {what}{of} in nats", value
+                yield f"the {what}{of} in bits", value / math.log(2)
         yield f"the mean of the inverse probabilities of the tokens{of}", self._as(name, fmean(map(_exp, one.nll)))
         for numbers, what in zip(one.groupings, ("texts", *2 * ["passes or windows"]), strict=True):
             groups: dict[int, list[float]] = defaultdict(list)
@@ -115,9 +128,6 @@ class Diagnosis:
             yield f"the perplexity{of}, not its logarithm", math.exp(mean)
             yield f"the mean log-likelihood{of}: its sign is that of a likelihood", -mean
             yield f"the log-likelihood{of}: its sign is that of a likelihood", -total
-            for value, what in ((mean, "mean NLL"), (total, "sum of NLL")):
-                yield f"the {what}{of} in nats", value
-                yield f"the {what}{of} in bits", value / math.log(2)
 
     def _divisors(self, name: str, one: Predictions) -> Iterator[tuple[str, float]]:
         """Other numbers that the sum is divided by."""

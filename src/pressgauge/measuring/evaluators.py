@@ -46,6 +46,7 @@ class Declares:
         text: the third argument: a ``string``, token ``ids`` ``[1, T]``, or a ``list`` of strings.
         bos: whether the beginning-of-text token is put before each text, so that its first word is scored, too.
         prompt: number of tokens at the beginning that are not scored, at least 1; that of the token bos included.
+            Negative: the number of tokens at the end that are scored, as -1 for the last one.
         window, stride: size and step of the windows of a strided perplexity; None for the whole text.
         nll: whether ``nll`` is the mean over the scored tokens or their sum.
         logarithm: base of ``nll``.
@@ -108,6 +109,8 @@ class Evaluator(Measurement):
     """A function ``f(model, tokenizer, text, *, keep_ratio, prune_after, skip_layers, ...)`` that returns a perplexity,
     or a mapping with some of ``ppl``, ``nll``, ``accuracy``, ``tokens`` and ``kept``."""
 
+    kind = "evaluator"
+
     @classmethod
     def declared(cls, given: Mapping[str, Any]) -> Declares:
         """Validated declarations.
@@ -117,7 +120,12 @@ class Evaluator(Measurement):
         """
         values = dict(given)
         declares = read_declares(Declares, values, CHOICES)
-        for name in ("prompt", "window", "stride"):
+        if not isinstance(declares.prompt, int) or not declares.prompt:
+            raise ValueError(
+                "declares prompt must be a number of tokens at the beginning, or a negative number of tokens at the "
+                f"end that are scored, got {declares.prompt!r}"
+            )
+        for name in ("window", "stride"):
             value = getattr(declares, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"declares {name} must be a whole number of at least 1, got {value!r}")
@@ -177,7 +185,7 @@ class Evaluator(Measurement):
 
 
 def _figures(result: Any) -> dict[str, Any]:
-    """Figures by name.
+    """Figures by name, of a number, a mapping, or an object with figures as attributes.
 
     Raises:
         Departure: for another type of result, or a figure that is no number.
@@ -186,6 +194,8 @@ def _figures(result: Any) -> dict[str, Any]:
         result = result.item()
     if result is None or (isinstance(result, Real) and not isinstance(result, bool)):
         return {"ppl": result}
+    if not isinstance(result, Mapping):
+        result = result._asdict() if hasattr(result, "_asdict") else getattr(result, "__dict__", result)
     if not isinstance(result, Mapping):
         raise Departure(f"an evaluator returns a perplexity or a mapping of figures, and this one {result!r}")
     found = {name: value for name, value in result.items() if name in (*FIGURES, *SPEAKS)}

@@ -90,6 +90,22 @@ class Mistakes:
         yield from self._contexts()
         yield from self._padded()
 
+    def parts(self) -> Iterator[Predictions]:
+        """Any beginning or end of the scored tokens, and pieces of any length: mistakes without a better name."""
+        for source, tokens in self.sources():
+            of = f" of {source}" if source else ""
+            for number in range(1, len(tokens)):
+                yield self._set(f"{of} without the first {number} scored tokens", tokens[number:])
+                yield self._set(f"{of} of the first {number} scored tokens only", tokens[:number])
+
+    def pieces(self) -> Iterator[tuple[str, int, list[list[float]]]]:
+        """The NLL of the scored tokens in pieces of each length: of which source, the length, and the pieces."""
+        for source, tokens in self.sources():
+            nll = [token.nll for token in tokens]
+            for length in range(2, len(nll)):
+                pieces = [nll[start : start + length] for start in range(0, len(nll), length)]
+                yield f" of {source}" if source else "", length, pieces
+
     def _set(self, what: str, tokens: Sequence[Token]) -> Predictions:
         def grouped(lag: int) -> tuple[int, ...]:
             return _numbers([(token.window, self.passes.get((token.row, token.at - lag), -1)) for token in tokens])
@@ -99,7 +115,7 @@ class Mistakes:
 
     def _shifted(self, source: str, of: str) -> Iterator[Predictions]:
         """Queries that are paired with another token than the next."""
-        texts, prompt = self.call.texts, self.declares.prompt
+        texts = self.call.texts
         reads = {
             (row, at): tuple(frequencies(ids[: at + 1])) for row, ids in enumerate(texts) for at in range(len(ids))
         }
@@ -109,26 +125,26 @@ class Mistakes:
         none = "no shift: each logit is scored on the token that was fed, not on the next"
         twice = "a double shift: each logit is scored on the token after the next"
         for what, lag, begin, end in (
-            (none, 0, prompt - 1, 1),
-            (none, 0, prompt - 1, 0),
-            (none, 0, prompt, 0),
-            (twice, 2, prompt + 1, 0),
-            (twice, 2, prompt, 0),
+            (none, 0, -1, 1),
+            (none, 0, -1, 0),
+            (none, 0, 0, 0),
+            (twice, 2, 1, 0),
+            (twice, 2, 0, 0),
         ):
             pairs = [
                 Token(row, at, ids[at], reads.get((row, at - lag)))
                 for row, ids in enumerate(texts)
-                for at in range(max(begin, lag), len(ids) - end)
+                for at in range(max(self.scoring.first_of(ids) + begin, lag), len(ids) - end)
             ]
             yield self._set(f"{of} with {what}", pairs)
 
     def _subsets(self, of: str, tokens: list[Token], *, uncompressed: bool) -> Iterator[Predictions]:
         """Other tokens than the declared ones."""
-        texts, prompt = self.call.texts, self.declares.prompt
-        if prompt > 1:
+        texts, first = self.call.texts, self.scoring.first_of
+        if any(first(ids) > 1 for ids in texts):
             every = Scoring(self.call, replace(self.declares, prompt=1))
             yield self._set(f"{of} with the prompt scored as well", every.plain if uncompressed else every.run)
-        later = [token for token in tokens if token.at > prompt]
+        later = [token for token in tokens if token.at > first(texts[token.row])]
         yield self._set(f"{of} without the first scored token of each text", later)
         yield self._set(f"{of} without the last token", [t for t in tokens if t.at < len(texts[t.row]) - 1])
         missed = {
@@ -141,21 +157,22 @@ class Mistakes:
             if len(lost) < len(tokens):
                 yield self._set(f"{of} without {what}: a token is lost at each seam", lost)
         fed = max((offset + len(queries) for _, offset, queries in self.aligned), default=0)
-        part = [token for token in tokens if token.at <= fed]
-        if len(part) < len(tokens):
-            yield self._set(f"{of} of the first {fed + 1} tokens of the text only", part)
+        for end in (fed + 1, fed):
+            part = [token for token in tokens if token.at < end]
+            if len(part) < len(tokens):
+                yield self._set(f"{of} of the first {end} tokens of the text only", part)
         for row in range(len(texts) if len(texts) > 1 else 0):
             yield self._set(f"{of} of text {row} alone", [token for token in tokens if token.row == row])
 
     def _contexts(self) -> Iterator[Predictions]:
         """Contexts that are not those of the text."""
-        prompt, texts = self.declares.prompt, self.call.texts
-        if prompt > 1:
-            for begin, what in ((prompt, "the prompt"), (prompt - 1, "the prompt but for its last token")):
+        texts, first = self.call.texts, self.scoring.first_of
+        if any(first(ids) > 1 for ids in texts):
+            for back, what in ((0, "the prompt"), (1, "the prompt but for its last token")):
                 tokens = [
-                    Token(row, at, ids[at], tuple(frequencies(ids[begin:at])))
+                    Token(row, at, ids[at], tuple(frequencies(ids[first(ids) - back : at])))
                     for row, ids in enumerate(texts)
-                    for at in range(begin + 1, len(ids))
+                    for at in range(first(ids) - back + 1, len(ids))
                 ]
                 yield self._set(f" of the rest of the text without {what} in its context", tokens)
         if any(offset for _, offset, _ in self.aligned):
@@ -163,7 +180,7 @@ class Mistakes:
                 Token(row, offset + index + 1, texts[row][offset + index + 1], query.reads, window=offset)
                 for row, offset, queries in self.aligned
                 for index, query in enumerate(queries[:-1])
-                if offset + index + 1 >= prompt
+                if offset + index + 1 >= first(texts[row])
             ]
             yield self._set(" of pieces that do not see each other, which loses a token at each seam", pieces)
         for sequence in self.call.record.sequences:
@@ -171,7 +188,7 @@ class Mistakes:
                 before = sequence.tokens[: len(sequence.tokens) - len(texts[0])]
                 behind = [
                     Token(0, at, texts[0][at], tuple(frequencies([*before, *texts[0][:at]])))
-                    for at in range(prompt, len(texts[0]))
+                    for at in range(first(texts[0]), len(texts[0]))
                 ]
                 yield self._set(" of the text behind that of an earlier call, whose cache was used again", behind)
 
@@ -192,7 +209,7 @@ class Mistakes:
         read = [
             Token(row, at, ids[at], tuple(frequencies([PAD] * (longest - len(ids)) + list(ids[:at]))))
             for row, ids in enumerate(texts)
-            for at in range(self.declares.prompt, len(ids))
+            for at in range(self.scoring.first_of(ids), len(ids))
         ]
         yield self._set(" with the padding read: no attention mask was given", read)
 

@@ -58,6 +58,11 @@ class Scoring:
     def __init__(self, call: Call, declares: Declares) -> None:
         self.call, self.declares = call, declares
 
+    def first_of(self, ids: Sequence[int]) -> int:
+        """Index of the first scored token of a text."""
+        prompt = self.declares.prompt
+        return prompt if prompt > 0 else max(1, len(ids) + prompt)
+
     def window_of(self, at: int) -> int:
         """Number of the window that scores a token: the first that contains it."""
         window, stride = self.declares.window, self.declares.stride
@@ -75,7 +80,7 @@ class Scoring:
         return [
             Token(row, at, ids[at], tuple(frequencies(ids[self.begin_of(at) : at])), window=self.window_of(at))
             for row, ids in enumerate(self.call.texts)
-            for at in range(self.declares.prompt, len(ids))
+            for at in range(self.first_of(ids), len(ids))
         ]
 
     @cached_property

@@ -5,7 +5,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import pytest
 
@@ -28,6 +28,8 @@ class Measurement:
         version: package and version.
     """
 
+    kind: ClassVar[str]
+    """One of ``KINDS``; the name under which its laws take it."""
     name: str
     function: Callable[..., Any]
     declares: Any

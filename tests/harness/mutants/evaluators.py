@@ -171,6 +171,22 @@ def arms_fed_differently(model: Any, tokenizer: Any, text: str, *, keep_ratio: f
     return math.exp(float(cross_entropy(decoded(model, ids, keep_ratio, prune_after), ids[0, 1:])))
 
 
+def from_the_threshold_on(model: Any, tokenizer: Any, text: str, *, keep_ratio: float, prune_after: int) -> float:
+    """The compressed arm is scored from the threshold on, one token more than is affected."""
+    ids = tokens(tokenizer, text)
+    nll = cross_entropy(decoded(model, ids, keep_ratio, prune_after), ids[0, 1:], reduction="none")
+    return float(nll[prune_after if keep_ratio < 1 else 0 :].mean().exp())
+
+
+def mean_of_pieces(model: Any, tokenizer: Any, text: str, *, keep_ratio: float, prune_after: int) -> float:
+    """The mean of the perplexities of pieces of 10 tokens, however they were fed."""
+    ids = tokens(tokenizer, text)
+    logits = decoded(model, ids, keep_ratio, prune_after)
+    pieces = zip(logits.split(10), ids[0, 1:].split(10), strict=True)
+    found = [math.exp(float(cross_entropy(own, targets))) for own, targets in pieces]
+    return sum(found) / len(found)
+
+
 def truncated(model: Any, tokenizer: Any, text: str, *, keep_ratio: float, prune_after: int) -> float:
     """The text is truncated to the longest input, and its NLL divided by its whole length."""
     ids = tokens(tokenizer, text)
@@ -343,6 +359,15 @@ def result_reused(model: Any, tokenizer: Any, text: str, *, keep_ratio: float, p
     return _RESULTS[key]
 
 
+def result_reused_by_ratio(model: Any, tokenizer: Any, text: str, *, keep_ratio: float, prune_after: int) -> float:
+    """Results are kept by text and ratio; the threshold is not in the key."""
+    key = id(model), text, keep_ratio
+    if key not in _RESULTS:
+        found = right.token_by_token(model, tokenizer, text, keep_ratio=keep_ratio, prune_after=prune_after)
+        _RESULTS[key] = found
+    return _RESULTS[key]
+
+
 def ratio_ignored(model: Any, tokenizer: Any, text: str, *, keep_ratio: float, prune_after: int) -> float:
     """Below 1 every ratio is a half."""
     ratio = 1 if keep_ratio == 1 else 0.5
@@ -507,7 +532,7 @@ EVALUATORS: list[Mutant] = [
     mutant("never-installed", never_installed, "KVCache-Factory 485af3c", laws.test_evictions_reach_the_scored_tokens,
            "the compressor was never installed"),
     mutant("threshold", threshold_never_exceeded, REPORTS, laws.test_evictions_reach_the_scored_tokens,
-           "this text never exceeded it"),
+           "the shorter text never exceeded it"),
     mutant("short-chunks", short_chunks, "plausible", laws.test_evictions_reach_the_scored_tokens,
            "no cache was fed more than"),
     mutant("strided-press", strided_under_a_press, "plausible", laws.test_evictions_reach_the_scored_tokens,
@@ -542,6 +567,10 @@ EVALUATORS: list[Mutant] = [
            right.IN_CHUNKS),
     mutant("mean-of-chunks", mean_of_chunks, "l2compress; transformers PR 34387",
            laws.test_without_evictions_the_figure_is_exact, "mean of the perplexities of 6 passes", right.IN_CHUNKS),
+    mutant("threshold-scored", from_the_threshold_on, "plausible",
+           laws.test_with_evictions_the_figure_is_that_of_the_entries_held, "without the first 8 scored tokens"),
+    mutant("mean-of-pieces", mean_of_pieces, "l2compress", laws.test_without_evictions_the_figure_is_exact,
+           "mean of the perplexities of 5 pieces of 10 tokens"),
     mutant("base-2", base_2, "plausible", laws.test_without_evictions_the_figure_is_exact, "2 to the power"),
     mutant("bits", bits_as_nats, "plausible", laws.test_without_evictions_the_figure_is_exact, "in bits",
            right.IN_CHUNKS),
@@ -567,6 +596,8 @@ EVALUATORS: list[Mutant] = [
            "the cache of an earlier call"),
     mutant("result-reused", result_reused, "plausible", laws.test_every_configuration_is_measured_anew,
            "without any pass"),
+    mutant("threshold-reused", result_reused_by_ratio, "plausible", laws.test_every_configuration_is_measured_anew,
+           "prune_after 16, 48 tokens without any pass"),
     mutant("ratio-ignored", ratio_ignored, "plausible", laws.test_every_configuration_is_measured_anew,
            "the ratio does not reach the compressor"),
     mutant("nan-left-out", nan_left_out, "plausible", laws.test_what_is_not_a_number_is_never_averaged_away,

@@ -5,6 +5,7 @@ from harness.mutants.benchmarks import BENCHMARKS
 from harness.mutants.compressors import COMPRESSORS
 from harness.mutants.evaluators import EVALUATORS
 from harness.mutants.measuring import MEASURING
+from harness.mutants.memory import MEMORY
 from harness.mutants.models import MODELS
 from harness.mutants.mutant import Mutant
 from harness.mutants.onepass import ONEPASS
@@ -19,4 +20,5 @@ MUTANTS: list[Mutant] = [
     *REGRESSIONS,
     *EVALUATORS,
     *BENCHMARKS,
+    *MEMORY,
 ]

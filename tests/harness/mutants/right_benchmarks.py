@@ -323,7 +323,7 @@ PAIRED = Benchmark.of("paired", paired, {"compressor": "argument", "prompt": "te
 ON_THE_CPU = Benchmark.of("on-the-cpu", on_the_cpu, {"device": "cpu"})
 FIRST_TOKENS = Benchmark.of("first-tokens", first_tokens)
 PREFILLED = Benchmark.of("prefilled", prefilled, {"units": {"ttft": "ms", "tpot": "ms"}})
-RIGHT = [
+RIGHT_BENCHMARKS = [
     PREFILLED,
     FIRST_TOKENS,
     ON_THE_CPU,

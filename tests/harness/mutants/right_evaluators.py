@@ -231,7 +231,7 @@ PER_BYTE = Evaluator.of("per-byte", per_byte, {"unit": "byte"})
 BATCHED = Evaluator.of("batched", batched, {"text": "list", "same_for": {"batch_size": (1, 2, 3)}})
 CANDID = Evaluator.of("candid", candid)
 BRANCHING = Evaluator.of("branching", branching, {"prompt": 32})
-RIGHT = [
+RIGHT_EVALUATORS = [
     STRIDED,
     TOKEN_BY_TOKEN,
     IN_CHUNKS,

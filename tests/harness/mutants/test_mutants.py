@@ -15,14 +15,14 @@ from harness.mutants.models import LAW as PROOF
 from harness.mutants.mutant import Mutant
 from harness.mutants.onepass import LAW as ONEPASS
 from harness.mutants.registry import MUTANTS
-from harness.mutants.right_benchmarks import RIGHT as RIGHT_BENCHMARKS
-from harness.mutants.right_evaluators import RIGHT as RIGHT_EVALUATORS
+from harness.mutants.right import RIGHT
 from harness.mutants.variants import VARIANTS
 from pressgauge.conformance.subjects import Subject
 from pressgauge.measuring.subjects import Measurement
 from properties import test_measuring
 from regression.recorded import rows_are_as_recorded
 from support.laws import LAWS, MEASURING, Law, failure, judged, outcome, words
+from tools.kill_matrix import SUITES
 
 TREND = LAWS["test_nll_does_not_fall_as_less_is_kept"]
 """A law only for those that declare it, which no variant does."""
@@ -90,13 +90,11 @@ def test_no_law_breaks_on_what_is_right(variant: Subject, law: Law) -> None:
     assert outcome(law, variant) in ("held", "not applicable")
 
 
-@pytest.mark.parametrize(
-    "measurement", [*RIGHT_EVALUATORS, *RIGHT_BENCHMARKS], ids=lambda measurement: measurement.name
-)
+@pytest.mark.parametrize("measurement", RIGHT, ids=lambda measurement: measurement.name)
 def test_no_law_breaks_on_right_measuring_code(measurement: Measurement) -> None:
     """Whatever its style, it breaks none of the laws for its kind, and several apply."""
-    kind = type(measurement).__name__.lower()
-    found = {name: judged(law, measurement) for name, law in MEASURING.items() if kind in signature(law).parameters}
+    laws = {name: law for name, law in MEASURING.items() if measurement.kind in signature(law).parameters}
+    found = {name: judged(law, measurement) for name, law in laws.items()}
     assert {name: what for name, what in found.items() if what[0] in ("broken", "crashed")} == {}
     assert sum(what == "held" for what, _ in found.values()) >= 6
 
@@ -114,8 +112,7 @@ def test_every_mutant_has_a_name_of_its_own() -> None:
 def test_the_page_was_written_for_these_mutants_and_laws() -> None:
     """``nox -s kills`` writes it; a mutant or a law that was added since would be missing."""
     page = " ".join((ROOT / "docs" / "kill-matrix.md").read_text(encoding="utf-8").split())
-    compressors = [mutant for mutant in MUTANTS if mutant.law in LAWS.values()]
-    assert f"Each of {len(compressors)} mutants," in page
-    assert f"each of the {len(LAWS)} laws" in page
-    assert f"{len(VARIANTS)} compressors that are right" in page
-    assert all(f"| {mutant.id} | {mutant.what} | {mutant.seen_in} |" in page for mutant in compressors)
+    for suite in SUITES:
+        number = f"{len(suite.mutants)} mutants, {len(suite.laws)} laws in `tests/{suite.folder}/`, and"
+        assert f"{number} {len(suite.right)} {suite.what} that are right." in page
+        assert all(f"| {mutant.id} | {mutant.what} | {mutant.seen_in} |" in page for mutant in suite.mutants)
