@@ -190,13 +190,16 @@ class Benchmark(Measurement):
         }
         if self.declares.compressor == "argument":
             options["compressor"] = Handed(ask.keep_ratio, prune_after=PRUNE_AFTER)
-        before, hasty, state, refusal, reported = len(device.passes), device.hasty, state_of(model), "", {}
+        before, hasty, state, refusal = len(device.passes), device.hasty, state_of(model), ""
+        reported: Any = {}
         try:
             reported = self.function(model, tokenizer(), given, ask.new_tokens, **self.taken(options))
         except (ValueError, NotImplementedError) as error:
             refusal = str(error)
             if not refusal:
                 raise
+        if not isinstance(reported, Mapping):
+            reported = reported._asdict() if hasattr(reported, "_asdict") else getattr(reported, "__dict__", reported)
         if not isinstance(reported, Mapping):
             raise Departure(f"it returned {type(reported).__name__}: return a mapping with any of {', '.join(FIGURES)}")
         figures = {name: self._number(name, value) for name, value in reported.items() if value is not None}
