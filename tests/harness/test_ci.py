@@ -40,7 +40,7 @@ def test_the_workflow_runs_on_every_push_and_every_night() -> None:
 
 
 def test_each_job_runs_on_a_push_or_at_night() -> None:
-    """Lint, locks and the oldest transformers and lm-eval run on pushes; long jobs and those on new releases at night."""
+    """Lint, locks, the oldest transformers and lm-eval run on pushes; long jobs and new releases at night."""
     when = {"github.event_name != 'schedule'": "push", "github.event_name == 'schedule'": "night"}
     assert {name: when[job["if"]] for name, job in WORKFLOW["jobs"].items()} == {
         **dict.fromkeys(("lint", "cpu", "oldest", "lm_eval"), "push"),

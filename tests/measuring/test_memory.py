@@ -174,7 +174,7 @@ def test_something_is_evicted_and_shows(memory: Footprint) -> None:
         )
 
 
-def test_a_figure_does_not_depend_on_what_ran_before(memory: Footprint) -> None:
+def test_memory_does_not_depend_on_what_ran_before(memory: Footprint) -> None:
     """The figure of an arm is its own, whatever was measured before it in the same process."""
     right_in_plain(memory)
     read(memory, WHOLE)

@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from test_docs import DOCS, commands
 from torch import Tensor
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM, T5Config
 
@@ -30,6 +29,7 @@ from pressgauge.conformance.versions import cache_of, using
 from pressgauge.models import interface, load
 from pressgauge.onepass import OnePass
 from pressgauge.reference.language import TOKENS, document
+from support.pages import DOCS, commands
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: nox -s lm_eval runs these tests")
 pytest.importorskip("accelerate", reason="lm-eval's extra hf is not installed: nox -s lm_eval runs these tests")

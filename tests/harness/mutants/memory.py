@@ -542,7 +542,7 @@ MEMORY: list[Mutant] = [
         "caches-kept",
         "caches of earlier arms in a list of results",
         declared("caches-kept", peak_with_history(True)),
-        laws.test_a_figure_does_not_depend_on_what_ran_before,
+        laws.test_memory_does_not_depend_on_what_ran_before,
         "of another run's cache, which was still alive",
         declared("sizes-kept", peak_with_history(False)),
     ),
