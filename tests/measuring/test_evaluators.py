@@ -235,6 +235,23 @@ def test_every_configuration_is_measured_anew(evaluator: Evaluator) -> None:
             )
 
 
+def test_a_smaller_ratio_leaves_fewer_entries(evaluator: Evaluator) -> None:
+    """The smaller keep_ratio leaves no more entries than the larger one, in the layer that predicts."""
+    compresses(evaluator)
+    held = {}
+    for keep_ratio in (COMPRESSED, 0.3, LEAST):
+        known = [one.held[-1] for one in measured(evaluator, keep_ratio).record.sequences if one.held]
+        if not known:
+            not_applicable("the caches of the evaluator cannot be read")
+        held[keep_ratio] = max(known)
+    for more, less in pairwise(held):
+        if held[less] > held[more]:
+            raise Departure(
+                f"keep_ratio {less:g} leaves {held[less]} entries and keep_ratio {more:g} leaves {held[more]}: the "
+                "ratio that is evicted is taken for the one that is kept"
+            )
+
+
 def test_skipped_layers_keep_everything(evaluator: Evaluator) -> None:
     """With the only layer that matters skipped, the figure is that of the uncompressed cache (S10)."""
     if "skip_layers" not in evaluator.taken({"skip_layers": ()}):

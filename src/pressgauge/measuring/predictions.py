@@ -88,6 +88,8 @@ class Mistakes:
             yield from self._subsets(of, tokens, uncompressed=source != "" or self.call.keep_ratio == 1)
             twice = self._set(f"{of} of probabilities that are taken for logits: the softmax is taken twice", tokens)
             yield replace(twice, nll=tuple(token.nll_of_probabilities for token in tokens))
+            own = [replace(token, id=token.id if token.best is None else token.best) for token in tokens]
+            yield self._set(f"{of} of the model's own choices, not of the text", own)
         yield from self._contexts()
         yield from self._padded()
 
@@ -186,6 +188,11 @@ class Mistakes:
                 ]
                 yield self._set(f" of pieces that do not see each other{what}", pieces)
         for sequence in self.call.record.sequences:
+            fed, ids = sequence.tokens, texts[0]
+            if len(texts) == 1 and len(fed) > 1 and not sequence.earlier and tuple(fed) != ids[: len(fed)]:
+                queries = [query for query in sequence.queries if query.real]
+                written = [Token(0, at, fed[at], queries[at - 1].reads) for at in range(max(1, first(ids)), len(fed))]
+                yield self._set(" of other tokens than the text's, such as those that the model wrote", written)
             if sequence.earlier and len(texts) == 1:
                 before = sequence.tokens[: len(sequence.tokens) - len(texts[0])]
                 behind = [

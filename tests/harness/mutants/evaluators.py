@@ -368,6 +368,12 @@ def result_reused_by_ratio(model: Any, tokenizer: Any, text: str, *, keep_ratio:
     return _RESULTS[key]
 
 
+def ratio_inverted(model: Any, tokenizer: Any, text: str, *, keep_ratio: float, prune_after: int) -> float:
+    """The ratio is taken for the share that is evicted."""
+    ratio = 1 if keep_ratio == 1 else 1 - keep_ratio
+    return right.token_by_token(model, tokenizer, text, keep_ratio=ratio, prune_after=prune_after)
+
+
 def ratio_ignored(model: Any, tokenizer: Any, text: str, *, keep_ratio: float, prune_after: int) -> float:
     """Below 1 every ratio is a half."""
     ratio = 1 if keep_ratio == 1 else 0.5
@@ -397,6 +403,20 @@ def unchanged(model: Any, tokenizer: Any, text: str, *, keep_ratio: float, prune
     base = right.token_by_token(model, tokenizer, text, keep_ratio=1, prune_after=prune_after)
     ppl = right.token_by_token(model, tokenizer, text, keep_ratio=keep_ratio, prune_after=prune_after)
     return {"ppl": ppl, "change": ppl / base - 1, "verdict": "unchanged" if ppl < 1.01 * base else "worse"}
+
+
+@torch.no_grad()
+def own_text(model: Any, tokenizer: Any, text: str, *, keep_ratio: float, prune_after: int) -> float:
+    """The model is scored on the text that it writes."""
+    ids = tokens(tokenizer, text)
+    with KnormPress(keep_ratio, prune_after=prune_after)(model):
+        cache, output, total = None, model(ids[:, :16], use_cache=True), 0.0
+        for _ in range(ids.shape[1] - 16):
+            best = output.logits[:, -1].argmax(dim=-1, keepdim=True)
+            total += float(cross_entropy(output.logits[:, -1].float(), best[0]))
+            cache = output[cache_argument(model)]
+            output = model(best, **{cache_argument(model): cache}, use_cache=True)
+    return math.exp(total / (ids.shape[1] - 16))
 
 
 def no_difference(model: Any, tokenizer: Any, text: str, *, keep_ratio: float, prune_after: int) -> dict[str, Any]:
@@ -617,6 +637,8 @@ EVALUATORS: list[Mutant] = [
            "without any pass"),
     mutant("threshold-reused", result_reused_by_ratio, "plausible", laws.test_every_configuration_is_measured_anew,
            "prune_after 16, 48 tokens without any pass"),
+    mutant("ratio-inverted", ratio_inverted, "plausible", laws.test_a_smaller_ratio_leaves_fewer_entries,
+           "taken for the one that is kept"),
     mutant("ratio-ignored", ratio_ignored, "plausible", laws.test_every_configuration_is_measured_anew,
            "the ratio does not reach the compressor"),
     mutant("nan-left-out", nan_left_out, "plausible", laws.test_what_is_not_a_number_is_never_averaged_away,
@@ -625,6 +647,8 @@ EVALUATORS: list[Mutant] = [
            "of which no token is scored"),
     mutant("unchanged", unchanged, f"cold-compress issue 39; {REPORTS}",
            laws.test_an_unaffected_run_is_not_called_unchanged, "vacuous, not unchanged", right.CANDID),
+    mutant("own-text", own_text, "plausible", laws.test_without_evictions_the_figure_is_exact,
+           "such as those that the model wrote", FROM_16, prompt=16),
     mutant("no-difference", no_difference, "plausible", laws.test_an_unaffected_run_is_not_called_unchanged,
            "'unchanged': True", right.CANDID),
     mutant("softmax-twice", softmax_twice, "plausible", laws.test_without_evictions_the_figure_is_exact,
