@@ -337,7 +337,7 @@ def test_no_verdict_is_given_above_the_vocabulary_size(tmp_path: Path, monkeypat
         assert warning in row["warnings"][0]
     assert rows(path)[1]["ppl_change"] < 0  # what would have been in the first band
     page = (report / "report.html").read_text(encoding="utf-8")
-    assert page.count("No verdict can be given on this text.") == 1
+    assert page.count("There is no verdict on this text.") == 1
     assert "knorm: no verdict at 0.5, 0.3, see the warning." in page
 
 
