@@ -1,0 +1,155 @@
+"""Perplexity, in the cases that only one line of code decides."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from pressgauge import KnormPress, likelihood, perplexity
+from pressgauge.conformance import architectures
+from pressgauge.models import interface
+
+PRESS = KnormPress(0.5, prune_after=4)
+
+
+def said(sentence: str) -> str:
+    """A pattern for the whole of a sentence."""
+    return f"^{re.escape(sentence)}$"
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        (ValueError, {"method": "none"}, "method must be one of onepass, stepwise, plain, got 'none'"),
+        (TypeError, {"prompt": 1.5}, "prompt must be a whole number, got 1.5"),
+        (ValueError, {"prompt": 0}, "prompt must be at least 1 and leave one of the 6 tokens to score, got 0"),
+        (ValueError, {"prompt": 6}, "prompt must be at least 1 and leave one of the 6 tokens to score, got 6"),
+        (
+            ValueError,
+            {"attention_mask": torch.tensor([[0] * 5 + [1]] * 2)},
+            "no token after the first 1 has a token before it: the rows are nothing but padding",
+        ),
+        (
+            ValueError,
+            {"press": KnormPress(0.5, prune_after=3, schedule="prefill"), "prompt": 3},
+            "schedule 'prefill' acts once, after the prompt, and never with a prompt of 3 tokens and prune_after=3: "
+            "give a longer prompt or a smaller prune_after",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(kind: type[Exception], changes: dict[str, Any], words: str) -> None:
+    """In one sentence, with the argument, the rule and what was given."""
+    given = {"press": PRESS, "prompt": 1, **changes}
+    with pytest.raises(kind, match=said(words)):
+        perplexity(architectures.shared("llama"), architectures.tokens(2, 6), **given)
+
+
+def test_the_longest_row_has_to_fit_the_context() -> None:
+    """Its tokens count, and its padding does not."""
+    model = architectures.build("llama", max_position_embeddings=8)
+    ids, mask = architectures.padded([9, 8])
+    perplexity(model, ids[1:], PRESS, 3, attention_mask=mask[1:])
+    with pytest.raises(ValueError, match=said("input_ids must fit the model's context of 8 tokens, got 9: give fewer")):
+        perplexity(model, ids, PRESS, 3, attention_mask=mask)
+
+
+FED = [[3, 1, 4], [1, 5, 9]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "change", "refused"),
+    [
+        (torch.float64, 0.0, False),
+        (torch.float64, 0.9e-4, False),
+        (torch.float64, 1.2e-4, True),
+        (torch.float32, 0.9e-4, False),
+        (torch.float32, 1.2e-4, True),
+        (torch.bfloat16, 0.2, False),
+        (torch.bfloat16, 0.3, True),
+        (torch.float64, float("nan"), True),
+    ],
+)
+def test_layers_without_keys_are_fed_singly_once(
+    dtype: torch.dtype, change: float, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pass is refused if their logits then differ by more than rounding, relative to the largest logit; a NaN is a
+    difference."""
+    model = architectures.hybrid()
+    logits = torch.tensor([[[8.0, -0.5], [0.25, 1.0], [2.0, -16.0]]], dtype=dtype)
+    fed: list[tuple[list[int], Any]] = []
+
+    def feed(given: Any, ids: Tensor, cache: dict[str, Any]) -> Tensor:
+        assert given is model
+        fed.append((ids[0].tolist(), cache))
+        if not cache:
+            return logits
+        token = len(fed) - 1
+        found = logits[:, token : token + 1].clone()
+        if token == 1:
+            found[0, 0, 1] -= 16 * change
+        return found
+
+    monkeypatch.setattr(interface, "feed", feed)
+    ids = torch.tensor([[3, 1, 4]])
+    if refused:
+        size = "nan" if change != change else r"[123]\.\d" + "e-0[14]"
+        sentence = (
+            rf"^{type(model).__name__} \({re.escape(interface.VERSION)}\) computes other logits for tokens fed singly, "
+            rf"off by {size} of their size, so that one pass over a text is not what decoding computes: use "
+            "method='stepwise'$"
+        )
+        with pytest.raises(ValueError, match=sentence):
+            likelihood._check_recurrence(model, ids)
+    else:
+        likelihood._check_recurrence(model, ids)
+    assert [tokens for tokens, _ in fed] == [[3], [1], [4], [3, 1, 4]]
+    caches = [cache for _, cache in fed]
+    assert caches[3] == {}
+    (cache,) = caches[0].values()
+    assert type(cache) is DynamicCache
+    assert list(caches[0]) == [interface.cache_argument(model)]
+    assert len(cache.layers) == model.config.num_hidden_layers
+    assert all(other is caches[0] for other in caches[1:3])
+
+
+def test_layers_with_keys_are_not_fed_singly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They compute the same in any number of passes."""
+    monkeypatch.setattr(interface, "feed", None)
+    likelihood._check_recurrence(architectures.shared("llama"), torch.tensor([[3, 1, 4]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_scores_are_those_of_the_softmax_written_out(dtype: torch.dtype) -> None:
+    """In blocks, of which there are several here; of equal logits the first is the prediction."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 150, 11, generator=generator, dtype=torch.float64).mul(4).round().to(dtype)
+    targets = torch.randint(11, (2, 150), generator=generator)
+    nll, hits = likelihood._score(logits, targets)
+    assert (nll.dtype, hits.dtype) == (torch.float64, torch.bool)
+    for row in range(2):
+        for column in range(150):
+            own = logits[row, column].double().tolist()
+            target = int(targets[row, column])
+            total = torch.tensor(own, dtype=torch.float64).exp().sum().log()
+            assert abs(float(nll[row, column]) - float(total - own[target])) < (1e-12 if dtype == torch.float64 else 1e-5)
+            assert bool(hits[row, column]) is (own.index(max(own)) == target)
+
+
+def test_tokens_are_affected_from_the_first_eviction_of_their_row_on() -> None:
+    """Whichever layer it is in; padding is no eviction."""
+    never = torch.iinfo(torch.int32).max
+    tables = (
+        torch.tensor([[[never] * 6], [[0, 5, never, never, never, never]]], dtype=torch.int32),
+        torch.tensor([[[never, 4, never, never, never, never]], [[0, never, 4, never, never, never]]]),
+    )
+    scored = torch.ones(2, 4, dtype=torch.bool)
+    scored[1, 3] = False
+    # Token i of the prompt's successors is scored by query i - 1; what 4 columns have evicted, query 4 does not see.
+    assert likelihood._affected(tables, scored, 2).tolist() == [[False, False, False, True], [False, False, False, False]]
+    scored[1, 3] = True
+    assert likelihood._affected(tables, scored, 2).tolist() == [[False, False, False, True]] * 2
+    assert likelihood._affected(tables, scored, 3).tolist() == [[False, False, True, True]] * 2
+    assert not likelihood._affected((), scored, 2).any()
