@@ -143,6 +143,9 @@ MUTATED = {
             "presses/test_which.py",
             "presses/test_replay.py",
             "presses/test_votes.py",
+            "unit/rules",
+            "unit/presses",
+            "unit/history",
         ),
     ),
     "hold": (
@@ -160,6 +163,8 @@ MUTATED = {
             "test_decoder.py",
             "test_perplexity.py",
             "test_fixed_scores.py",
+            "unit/cache",
+            "unit/test_storage_details.py",
         ),
     ),
     "attach": (
@@ -178,6 +183,7 @@ MUTATED = {
             "test_perplexity.py",
             "test_onepass.py",
             "test_onepass_details.py",
+            "unit/test_attach_details.py",
         ),
     ),
     "measure": (
@@ -190,6 +196,8 @@ MUTATED = {
             "test_perplexity.py",
             "test_arguments.py",
             "presses/test_onepass.py",
+            "unit/test_decoder_refusals.py",
+            "unit/test_likelihood_details.py",
         ),
     ),
     "models": (
@@ -201,7 +209,7 @@ MUTATED = {
             "presses/test_borrowed.py",
             "test_perplexity.py",
             "test_models.py",
-            "zoo/test_zoo.py",
+            "unit/models",
         ),
     ),
 }
@@ -215,7 +223,8 @@ def undecorated(code: str) -> str:
     """
     lines, applied = code.splitlines(keepends=True), []
     tree = ast.parse(code)
-    for owner in (tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))):
+    owners: list[ast.Module | ast.ClassDef] = [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))]
+    for owner in owners:
         prefix = f"{owner.name}." if isinstance(owner, ast.ClassDef) else ""
         for node in owner.body:
             if not isinstance(node, ast.FunctionDef) or len(node.decorator_list) != 1:

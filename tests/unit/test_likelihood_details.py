@@ -134,7 +134,9 @@ def test_scores_are_those_of_the_softmax_written_out(dtype: torch.dtype) -> None
             own = logits[row, column].double().tolist()
             target = int(targets[row, column])
             total = torch.tensor(own, dtype=torch.float64).exp().sum().log()
-            assert abs(float(nll[row, column]) - float(total - own[target])) < (1e-12 if dtype == torch.float64 else 1e-5)
+            assert abs(float(nll[row, column]) - float(total - own[target])) < (
+                1e-12 if dtype == torch.float64 else 1e-5
+            )
             assert bool(hits[row, column]) is (own.index(max(own)) == target)
 
 
@@ -148,7 +150,10 @@ def test_tokens_are_affected_from_the_first_eviction_of_their_row_on() -> None:
     scored = torch.ones(2, 4, dtype=torch.bool)
     scored[1, 3] = False
     # Token i of the prompt's successors is scored by query i - 1; what 4 columns have evicted, query 4 does not see.
-    assert likelihood._affected(tables, scored, 2).tolist() == [[False, False, False, True], [False, False, False, False]]
+    assert likelihood._affected(tables, scored, 2).tolist() == [
+        [False, False, False, True],
+        [False, False, False, False],
+    ]
     scored[1, 3] = True
     assert likelihood._affected(tables, scored, 2).tolist() == [[False, False, False, True]] * 2
     assert likelihood._affected(tables, scored, 3).tolist() == [[False, False, True, True]] * 2

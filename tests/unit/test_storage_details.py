@@ -1,5 +1,7 @@
 """Storage against lists of entries."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -17,10 +19,9 @@ def filled(rows: int, heads: int, slots: int, used: int) -> Storage:
     return storage
 
 
-def entries(storage: Storage, name: str) -> list[list[list[object]]]:
+def entries(storage: Storage, name: str) -> Any:
     """What is held, per row and head."""
-    found: list[list[list[object]]] = storage.held(name).tolist()
-    return found
+    return storage.held(name).tolist()
 
 
 @pytest.mark.parametrize("chosen", [[4], [0], [1], [0, 4], [3, 4], [0, 1], [1, 2, 4], [0, 1, 2, 3, 4]])
@@ -34,9 +35,9 @@ def test_refilling_leaves_each_head_its_other_entries(chosen: list[int]) -> None
     assert storage.used == 5 - len(chosen)
     for row, head in ((0, 0), (0, 1), (1, 0), (1, 1)):
         gone = slots[row, head].tolist()
-        pairs = [(key, place) for key, place in zip(before["keys"][row][head], before["positions"][row][head])]
+        pairs = list(zip(before["keys"][row][head], before["positions"][row][head], strict=True))
         left = [pair for slot, pair in enumerate(pairs) if slot not in gone]
-        found = list(zip(entries(storage, "keys")[row][head], entries(storage, "positions")[row][head]))
+        found = list(zip(entries(storage, "keys")[row][head], entries(storage, "positions")[row][head], strict=True))
         assert sorted(found, key=lambda pair: pair[1]) == left
         for slot in range(storage.used):
             assert slot in gone or found[slot] == pairs[slot]
@@ -54,7 +55,9 @@ def test_entries_are_taken_in_the_order_of_the_index() -> None:
     storage.take(index)
     assert storage.used == 2
     assert storage["keys"].tolist() == expected
-    assert storage["positions"].tolist() == [[[positions[r][h][i] for i in index[r, h]] for h in range(2)] for r in range(2)]
+    assert storage["positions"].tolist() == [
+        [[positions[r][h][i] for i in index[r, h]] for h in range(2)] for r in range(2)
+    ]
     known = torch.zeros(2, 2, 1, 3)
     storage.take(torch.ones(2, 2, 1, dtype=torch.long), keys=known)
     assert storage["keys"] is known

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pressgauge.conformance import architectures
 from pressgauge.models import interface
@@ -24,7 +25,9 @@ def said(sentence: str) -> str:
 class Decoder(nn.Module):
     """As much of a decoder as the interface looks at."""
 
-    def forward(self, input_ids: Any, attention_mask: Any = None, cache: Any = None, past_key_values: Any = None) -> Any:
+    def forward(
+        self, input_ids: Any, attention_mask: Any = None, cache: Any = None, past_key_values: Any = None
+    ) -> Any:
         """Takes a cache under both names."""
 
 
@@ -142,10 +145,12 @@ def test_the_length_of_a_pass_is_a_number_or_that_of_its_positions() -> None:
     assert interface.query_length(torch.arange(7)) == 7
 
 
-@pytest.mark.parametrize(("training", "flag", "found"), [(True, True, True), (True, False, False), (False, True, False)])
+@pytest.mark.parametrize(
+    ("training", "flag", "found"), [(True, True, True), (True, False, False), (False, True, False)]
+)
 def test_gradient_checkpointing_is_that_of_a_model_in_training(training: bool, flag: bool, found: bool) -> None:
     """In some module of it."""
-    decoder = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)).train(training)
+    decoder: Any = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)).train(training)
     assert not interface.checkpoints_gradients(decoder)
     decoder[1].gradient_checkpointing = flag
     assert interface.checkpoints_gradients(decoder) is found
@@ -256,11 +261,16 @@ def test_attention_is_as_it_was_after_an_error() -> None:
     """In the table of all models, too."""
     model = architectures.build("llama")
     assert model.config._attn_implementation == "sdpa"
-    table = interface.ALL_ATTENTION_FUNCTIONS._global_mapping
-    own = table["sdpa"]
-    with pytest.raises(RuntimeError, match="stop"), interface.routed(model.model, lambda own, *args, **kwargs: 0):
-        assert table["sdpa"] is not own
-        raise RuntimeError("stop")
+    table = ALL_ATTENTION_FUNCTIONS._global_mapping
+    own: Any = table["sdpa"]
+
+    def fail() -> None:
+        with interface.routed(model.model, own):
+            assert table["sdpa"] is not own
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
     assert table["sdpa"] is own
     assert not interface._ROUTES
     assert not interface._SWITCHES

@@ -47,12 +47,12 @@ def said(sentence: str) -> str:
             "prune",
         ),
         (
-            {layer: "all" for layer in range(1, 6)},
+            dict.fromkeys(range(1, 6), "all"),
             (0,),
             f"layers 1-5 (all); that leaves no layer to prune, so {ALONE}",
         ),
         (
-            {layer: "all" for layer in range(5)},
+            dict.fromkeys(range(5), "all"),
             (),
             "layers 0-4 (all); pass skip_layers=(0, 1, 2, 3, 4), which leaves layer 5 to prune",
         ),
@@ -146,7 +146,7 @@ class Outside(Kind):
 class Cacheless(Kind):
     """One without a cache."""
 
-    def forward(self, input_ids: Any) -> None:
+    def forward(self, input_ids: Any) -> None:  # type: ignore[override]
         """Without a cache."""
 
 
