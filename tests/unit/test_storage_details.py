@@ -81,13 +81,14 @@ def test_storage_grows_where_it_has_to(slots: int, room: int, size: int) -> None
 
 @pytest.mark.parametrize(("room", "size"), [(8, 7), (7, 7), (6, 5), (5, 5), (0, 5)])
 def test_storage_shrinks_to_what_is_held_where_there_is_more_room(room: int, size: int) -> None:
-    """And frees the rest; entries stay."""
+    """And frees the rest; entries stay, and are not copied where nothing is freed."""
     storage = filled(2, 2, 7, 5)
     if room == 7:
         storage.used = 7
-    before = {name: entries(storage, name) for name in storage}
+    before, tensors = {name: entries(storage, name) for name in storage}, dict(storage)
     storage.trim(room)
     assert {name: entries(storage, name) for name in storage} == before
+    assert [storage[name] is tensors[name] for name in storage] == [size == 7] * 2
     assert [storage[name].shape[2] for name in storage] == [size, size]
     assert storage.nbytes("keys") == 2 * 2 * size * 3 * 8
     assert storage.nbytes("positions", "keys", "ranks") == 2 * 2 * size * 4 * 8

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig
+from transformers.cache_utils import DynamicLayer
 
 from pressgauge import H2OPress, KeyDiffPress, KnormPress, Press, PressedCache
 from pressgauge.cache import Handed, PressedLayer, held_tokens, storage_nbytes
@@ -239,10 +240,43 @@ def test_rows_that_change_places_in_a_pass_take_their_padding_along() -> None:
     assert cache.attached == [2, 0, 0]
     assert cache.fed is not None
     assert cache.fed.tolist() == [[20], [0], [0]]
-    cache.batch_select_indices(torch.tensor([0, 2]))
-    assert cache.attached == [2, 0]
     cache.batch_repeat_interleave(2)
-    assert cache.attached == [2, 2, 0, 0]
-    assert cache.fed.tolist() == [[20], [20], [0], [0]]
-    assert cache.ledger.padding == [0] * 4
-    assert all(layer.keys.shape[0] == 4 for layer in cache.layers)
+    assert cache.attached == [2, 2, 0, 0, 0, 0]
+    assert cache.fed.tolist() == [[20], [20], [0], [0], [0], [0]]
+    assert cache.ledger.padding == [0] * 6
+    assert all(layer.keys.shape[0] == 6 for layer in cache.layers)
+    cache.batch_select_indices(torch.tensor([5, 0, 1]))
+    assert cache.attached == [0, 2, 2]
+    assert cache.fed.tolist() == [[0], [20], [20]]
+    assert all(layer.keys.shape[0] == 3 for layer in cache.layers)
+
+
+class Noting(DynamicLayer):
+    """A layer that remembers with what it was updated."""
+
+    given: Any = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.given = args, kwargs
+        return super().update(key_states, value_states)
+
+
+def test_what_else_a_model_tells_a_layer_reaches_it() -> None:
+    """By place or by name, as the releases of transformers do."""
+    cache = fed(KnormPress(0.5, prune_after=20, skip_layers=(1,)))
+    cache.layers[1] = Noting()
+    cache.update(*states(0, 3), 0)
+    cache.update(*states(0, 3), 1, {"cache_position": 1}, other=2)
+    assert cache.layers[1].given == (({"cache_position": 1},), {"other": 2})
+
+
+def test_a_skipped_layer_that_is_never_fed_is_not_missed() -> None:
+    """Such as one that reads the keys of another; one that was fed once is."""
+    cache = fed(KnormPress(0.5, prune_after=20, skip_layers=(1,)))
+    for start, end in ((0, 3), (3, 4), (4, 6)):
+        cache.update(*states(start, end), 0)
+    assert cache.held == [6, 0]
+    cache.update(*states(0, 6), 1)
+    cache.update(*states(6, 7), 0)
+    with pytest.raises(RuntimeError, match="^an earlier pass through this cache was interrupted"):
+        cache.update(*states(7, 8), 0)
