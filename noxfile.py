@@ -1,6 +1,5 @@
 """The sessions of pressgauge: ``nox -s measure``, ``nox -s cpu``, and so on. What follows ``--`` goes to the tool."""
 
-import ast
 import shutil
 from pathlib import Path
 
@@ -216,27 +215,6 @@ MUTATED = {
 """By part of the engine: its modules, and the tests that a mutant of them meets."""
 
 
-def undecorated(code: str) -> str:
-    """A module for mutmut, which leaves decorated functions alone: decorators are applied at its end.
-
-    Memos are left out. They change no result.
-    """
-    lines, applied = code.splitlines(keepends=True), []
-    tree = ast.parse(code)
-    owners: list[ast.Module | ast.ClassDef] = [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))]
-    for owner in owners:
-        prefix = f"{owner.name}." if isinstance(owner, ast.ClassDef) else ""
-        for node in owner.body:
-            if not isinstance(node, ast.FunctionDef) or len(node.decorator_list) != 1:
-                continue
-            name, decorator = prefix + node.name, ast.unparse(node.decorator_list[0])
-            memo = decorator.startswith("lru_cache(")
-            if memo or decorator in ("property", "contextmanager", "torch.no_grad()"):
-                lines[node.decorator_list[0].lineno - 1] = ""
-                applied += [] if memo else [f"{name} = {decorator}({name})\n"]
-    return "".join([*lines, *applied])
-
-
 @nox.session
 @nox.parametrize(
     "part", ["decide", "hold", "attach", "measure", "models"], ids=["decide", "hold", "attach", "measure", "models"]
@@ -256,8 +234,7 @@ def mutate(session: nox.Session, part: str) -> None:
     text = Path("pyproject.toml").read_text(encoding="utf-8")
     text = text.replace("[tool.mutmut]", "\n".join(["[tool.mutmut]", *(f"{k} = {v!r}" for k, v in settings.items())]))
     (copy / "pyproject.toml").write_text(text, encoding="utf-8")
-    for path in (copy / "src").rglob("*.py"):
-        path.write_text(undecorated(path.read_text(encoding="utf-8")), encoding="utf-8")
+    session.run("python", "tests/mutants/undecorated.py", str(copy / "src"))
     session.chdir(copy)
     session.run("mutmut", "run", *session.posargs, env={"PYTHONPATH": str(copy / "tests"), "OMP_NUM_THREADS": "1"})
     session.run("python", "tests/mutants/survivors.py", *modules)
