@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, StaticCache
 
-from pressgauge import KnormPress, PressedCache
-from pressgauge.attach import attach, refuse_implementation
+from pressgauge import KnormPress, PressedCache, perplexity
+from pressgauge.attach import _Attachment, attach, refuse_implementation
 from pressgauge.cache import Handed
 from pressgauge.conformance import architectures
 from pressgauge.conformance.versions import using
-from pressgauge.models import interface
+from pressgauge.models import interface, support
 from pressgauge.models.support import Support
 from pressgauge.proof import OUTSIDE, UNFED, Problems, misfit, misread, strange_mask
 
@@ -277,3 +277,71 @@ def test_gradient_checkpointing_is_the_problem_where_there_is_some() -> None:
     )
     decoder.eval()
     assert str(problems.error()) == str(SUPPORT.refusal({0: UNFED}))
+
+
+@torch.no_grad()
+def test_a_cache_is_released_by_a_pass_that_fails_before_the_decoder() -> None:
+    """It serves outside the context as it did before."""
+    model = architectures.build("llama")
+    cache = PRESS.cache(model.config)
+    with PRESS(model):
+        model(IDS[:1], **using(cache))
+
+        def fail(*args: Any) -> None:
+            raise KeyError("stop")
+
+        handle = model.register_forward_pre_hook(fail)
+        with pytest.raises(KeyError, match="stop"):
+            model(IDS[:1], **using(cache))
+        handle.remove()
+        assert cache.attached is None
+    assert cache.seen == 6
+
+
+class Bare(nn.Module):
+    """A decoder whose configuration does not say whether it uses a cache."""
+
+    config = SimpleNamespace()
+
+    def forward(self, input_ids: Any = None, cache: Any = None, past_key_values: Any = None) -> None:
+        """Never called."""
+
+
+def test_a_configuration_that_does_not_say_uses_a_cache() -> None:
+    """As transformers' own do unless told."""
+    model = architectures.build("llama")
+    attachment = _Attachment(PRESS, model, support.of_model(model))
+    given = attachment.before(Bare(), (IDS,), {})
+    assert given is not None
+    args, kwargs = given
+    assert args == ()
+    assert isinstance(kwargs[interface.cache_argument(model)], PressedCache)
+    assert kwargs["input_ids"] is IDS
+    with pytest.raises(ValueError, match=r"^use_cache=False leaves a press nothing to compress, "):
+        attachment.before(Bare(), (IDS,), {"use_cache": False})
+
+
+def with_sinks(model: Any) -> Any:
+    """The model, whose layers pass an argument on that a press does not support."""
+
+    def add(module: Any, args: Any, kwargs: Any) -> Any:
+        return args, {**kwargs, "s_aux": 1.0}
+
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_pre_hook(add, with_kwargs=True)
+    return model
+
+
+@torch.no_grad()
+def test_one_error_reports_the_problems_of_all_layers() -> None:
+    """Of a pass that is attached, and of one pass over a text."""
+    model = with_sinks(architectures.build("llama"))
+    sentence = (
+        f"LlamaForCausalLM ({interface.VERSION}): a press cannot prune layers 0-2 (attention with s_aux); that "
+        "leaves no layer to prune, so no press supports this model: measure it without a press (press=None, "
+        "method='stepwise' or 'plain')"
+    )
+    with pytest.raises(ValueError, match=said(sentence)), PRESS(model):
+        model(IDS)
+    with pytest.raises(ValueError, match=said(sentence)):
+        perplexity(model, IDS, PRESS, 2)

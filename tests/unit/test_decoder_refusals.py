@@ -180,3 +180,81 @@ def test_a_new_cache_is_pressed_where_there_is_a_press() -> None:
         assert not interface.carries_a_press(model)
     with decoder.attached(PRESS, model):
         assert interface.carries_a_press(model)
+
+
+class Clock:
+    """A clock that is read at given times."""
+
+    def __init__(self, *times: float) -> None:
+        self.times = list(times)
+
+    def perf_counter(self) -> float:
+        """The next of them."""
+        return self.times.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("new", "times", "ttft", "tpot", "speed"),
+    [(3, (100, 107, 110, 120), 7, 6.5, 6 / 20), (1, (100, 104), 4, None, 2 / 4), (2, (5, 6, 9), 1, 3, 4 / 4)],
+)
+def test_times_are_those_between_tokens(
+    new: int, times: tuple[float, ...], ttft: float, tpot: float | None, speed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first from the start of prefill, the later ones from the first; read once the device is done."""
+    waited: list[str] = []
+    clock = Clock(*times)
+    monkeypatch.setattr(decoder, "time", clock)
+    monkeypatch.setattr(decoder, "_synchronise", lambda device: waited.append(f"{device} {len(clock.times)}"))
+    found = generate(architectures.shared("llama"), architectures.tokens(2, 5), PRESS, new)
+    assert not clock.times
+    assert waited == [f"cpu {left}" for left in range(new + 1, 0, -1)]
+    assert (found.ttft, found.tpot, found.new_tokens, found.generated) == (ttft, tpot, new, 2 * new)
+    assert found.tokens_per_second == speed
+
+
+def test_an_accelerator_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU is done when it returns."""
+    waited: list[Any] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    decoder._synchronise(torch.device("cpu"))
+    assert not waited
+    decoder._synchronise(torch.device("meta"))
+    assert waited == [torch.device("meta")]
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_is_shown_where_it_is_asked_for(progress: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name, and gone when all is done."""
+    shown: list[Any] = []
+
+    def track(steps: Any, **settings: Any) -> Any:
+        shown.append((list(steps), settings))
+        return steps
+
+    monkeypatch.setattr(decoder, "track", track)
+    ids = architectures.tokens(1, 5)
+    generate(architectures.shared("llama"), ids, PRESS, 3, **({"progress": True} if progress else {}))
+    assert shown == [([0, 1, 2], {"description": "generating", "disable": not progress, "transient": True})]
+
+
+@pytest.mark.parametrize(("pad", "eos", "fill"), [(7, None, None), (7, 3, 7), (None, [3, 5], 3), (0, 3, 0)])
+def test_rows_that_ended_are_filled(
+    pad: int | None, eos: Any, fill: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the padding token of the model, or the first that ends a row."""
+    model = architectures.build("llama")
+    model.generation_config.pad_token_id = pad
+    chosen = iter([[3, 9], [9, 9], [9, 3]])
+
+    def feed(*_: Any) -> Any:
+        logits = torch.zeros(2, 1, architectures.VOCABULARY)
+        for row, token in enumerate(next(chosen)):
+            logits[row, 0, token] = 1
+        return logits
+
+    monkeypatch.setattr(interface, "feed", feed)
+    monkeypatch.setattr(decoder, "prove", lambda *_: None)
+    found = generate(model, architectures.tokens(2, 5), None, 3, eos_token_id=eos)
+    rows = found.tokens[:, 5:].tolist()
+    assert rows == ([[3, 9, 9], [9, 9, 3]] if eos is None else [[3, fill, fill], [9, 9, 3]])
+    assert (found.new_tokens, found.generated) == (3, 6 if eos is None else 4)

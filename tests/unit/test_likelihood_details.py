@@ -1,7 +1,8 @@
 """Perplexity, in the cases that only one line of code decides."""
 
 import re
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import DynamicCache
 
 from pressgauge import KnormPress, likelihood, perplexity
 from pressgauge.conformance import architectures
+from pressgauge.likelihood import Method
 from pressgauge.models import interface
 
 PRESS = KnormPress(0.5, prune_after=4)
@@ -158,3 +160,111 @@ def test_tokens_are_affected_from_the_first_eviction_of_their_row_on() -> None:
     assert likelihood._affected(tables, scored, 2).tolist() == [[False, False, False, True]] * 2
     assert likelihood._affected(tables, scored, 3).tolist() == [[False, False, True, True]] * 2
     assert not likelihood._affected((), scored, 2).any()
+
+
+@pytest.mark.parametrize(
+    "press", [None, KnormPress(0.5, prune_after=50), KnormPress(0.5, prune_after=50, skip_layers=(0,))]
+)
+def test_a_scale_of_the_models_own_is_used_where_nothing_is_evicted(press: Any) -> None:
+    """In one pass as in a plain one."""
+    model = architectures.build("llama")
+    for layer in model.model.layers:
+        layer.self_attn.scaling = 1.5
+    ids = architectures.tokens(1, 12)
+    expected = perplexity(model, ids, None, 3, "plain")
+    assert torch.equal(perplexity(model, ids, press, 3).nll, expected.nll)
+    assert not torch.equal(expected.nll, perplexity(architectures.shared("llama"), ids, None, 3, "plain").nll)
+
+
+@dataclass(frozen=True)
+class Recording(KnormPress):
+    """A press that notes the keys that it is asked about."""
+
+    fixed_scores: ClassVar[bool] = False
+    asked: ClassVar[list[Tensor]] = []
+
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Any = None) -> Tensor:
+        self.asked.append(torch.cat([positions[..., None].to(keys), keys], dim=-1))
+        return super().score(keys, positions=positions, layer=layer)
+
+
+def test_padding_is_before_the_entries_of_a_row_and_is_zero() -> None:
+    """A press is asked about the same keys in one pass as in decoding, whose padding slots are columns of zeros."""
+    ids, mask = architectures.padded([9, 6])
+    asked = {}
+    methods: list[Method] = ["onepass", "stepwise"]
+    for method in methods:
+        Recording.asked.clear()
+        perplexity(architectures.shared("llama"), ids, Recording(0.5, prune_after=4), 5, method, attention_mask=mask)
+        asked[method] = [keys.clone() for keys in Recording.asked]
+    decoded = asked["stepwise"]
+    assert {keys.shape[-1] for keys in asked["onepass"]} == {1 + 8}
+    for keys in decoded + asked["onepass"]:
+        padding = keys[..., 0] < 0
+        assert not keys[..., 1:][padding].any()
+    # The row without padding is measured first.
+    torch.testing.assert_close(asked["onepass"][0][0], decoded[0][0], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_counts_passes_or_layers(progress: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shown where it is asked for, and gone when all is done; rows of two lengths are two passes of all layers."""
+    shown: list[Any] = []
+
+    def track(steps: Any, *described: Any, **settings: Any) -> Any:
+        shown.append((list(steps), described, settings))
+        return steps
+
+    class Bar:
+        """A bar that counts."""
+
+        def __init__(self, **settings: Any) -> None:
+            shown.append(settings)
+
+        def __enter__(self) -> "Bar":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            shown.append("gone")
+
+        def add_task(self, description: str, total: int) -> str:
+            """A task, whose name is given to ``advance``."""
+            shown.append((description, total))
+            return "task"
+
+        def advance(self, task: str) -> None:
+            """One more."""
+            shown.append(task)
+
+    monkeypatch.setattr(likelihood, "track", track)
+    monkeypatch.setattr(likelihood, "Progress", Bar)
+    ids, mask = architectures.padded([8, 6])
+    model, asked = architectures.shared("llama"), {"progress": True} if progress else {}
+    settings = {"disable": not progress, "transient": True}
+    perplexity(model, ids, PRESS, 5, "stepwise", attention_mask=mask, **asked)
+    assert shown == [([5, 1, 1, 1], ("scoring",), settings)]
+    shown.clear()
+    perplexity(model, ids, PRESS, 5, attention_mask=mask, **asked)
+    assert shown == [settings, ("scoring", 6), *["task"] * 6, "gone"]
+
+
+def test_rows_of_one_length_share_passes_of_so_many_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least one row a pass; the result does not depend on it."""
+    model, ids = architectures.shared("llama"), architectures.tokens(5, 10)
+    expected = perplexity(model, ids, PRESS, 4)
+    rows: list[int] = []
+    own = likelihood.OnePass.logits
+
+    def logits(self: Any, model: Any, ids: Tensor) -> Tensor:
+        rows.append(len(ids))
+        return own(self, model, ids)
+
+    monkeypatch.setattr(likelihood.OnePass, "logits", logits)
+    one = 10 * architectures.VOCABULARY
+    for most, shares in ((5 * one, [5]), (5 * one - 1, [4, 1]), (2 * one, [2, 2, 1]), (one - 1, [1] * 5)):
+        rows.clear()
+        monkeypatch.setattr(likelihood, "_MOST_LOGITS", most)
+        found = perplexity(model, ids, PRESS, 4)
+        assert rows == shares
+        torch.testing.assert_close(found.nll, expected.nll, rtol=0, atol=1e-12)
+        assert (found.held, found.kv_bytes, found.evictions) == (expected.held, expected.kv_bytes, expected.evictions)
