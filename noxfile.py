@@ -183,6 +183,7 @@ MUTATED = {
             "test_onepass.py",
             "test_onepass_details.py",
             "unit/test_attach_details.py",
+            "unit/test_onepass_parts_details.py",
         ),
     ),
     "measure": (

@@ -319,6 +319,26 @@ def test_a_configuration_that_does_not_say_uses_a_cache() -> None:
     assert kwargs["input_ids"] is IDS
     with pytest.raises(ValueError, match=r"^use_cache=False leaves a press nothing to compress, "):
         attachment.before(Bare(), (IDS,), {"use_cache": False})
+    for length in (None, 9):
+        attachment.running.prompt_length = length
+        for cache in ({}, using(DynamicCache(config=model.config))):
+            given = attachment.before(Bare(), (IDS,), dict(cache))
+            assert given is not None
+            assert given[1][interface.cache_argument(model)].ledger.prompt_length == length
+
+
+@torch.no_grad()
+def test_a_cache_is_released_by_a_pass_of_the_decoder_alone() -> None:
+    """Finished or not."""
+    model = architectures.build("llama")
+    cache = PRESS.cache(model.config)
+    with PRESS(model):
+        model.model(IDS[:1], **using(cache))
+        assert cache.attached is None
+        model.model.layers[0].register_forward_pre_hook(lambda *_: {}["stop"])
+        with pytest.raises(KeyError, match="stop"):
+            model.model(IDS[:1], **using(cache))
+        assert cache.attached is None
 
 
 def with_sinks(model: Any) -> Any:
