@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig
 from transformers.cache_utils import DynamicLayer
 
-from pressgauge import H2OPress, KeyDiffPress, KnormPress, Press, PressedCache
+from pressgauge import H2OPress, KeyDiffPress, KnormPress, Press, PressedCache, SnapKVPress
 from pressgauge.cache import Handed, PressedLayer, held_tokens, storage_nbytes
 from pressgauge.conformance import architectures
 from pressgauge.conformance.versions import using
@@ -280,3 +280,25 @@ def test_a_skipped_layer_that_is_never_fed_is_not_missed() -> None:
     cache.update(*states(6, 7), 0)
     with pytest.raises(RuntimeError, match=r"^an earlier pass through this cache was interrupted: "):
         cache.update(*states(7, 8), 0)
+
+
+@pytest.mark.parametrize(
+    "press", [H2OPress(0.4, prune_after=4), SnapKVPress(0.4, prune_after=4, recent=3)], ids=["h2o", "snapkv"]
+)
+@torch.no_grad()
+def test_padding_takes_no_part_in_attention_scores(press: Press) -> None:
+    """A padded row evicts what it evicts alone, first tokens among it, in the same passes."""
+    model = architectures.shared("llama")
+    ids, mask = architectures.padded([20, 13])
+    alone = ids[1:, 7:]
+    both, single = DynamicCache(config=model.config), DynamicCache(config=model.config)
+    with press(model):
+        for start, end in ((0, 12), *((t, t + 1) for t in range(12, 20))):
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, start:end]
+            model(ids[:, start:end], attention_mask=mask[:, :end], position_ids=positions, **using(both))
+            model(alone[:, max(0, start - 7) : end - 7], **using(single))
+    assert isinstance(both, PressedCache)
+    assert isinstance(single, PressedCache)
+    for padded, own in zip(both.evicted_at, single.evicted_at, strict=True):
+        assert (own < NEVER).any()
+        assert torch.equal(padded[1:, :, 7:], own + 7 * (own < NEVER))
