@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from pressgauge import KnormPress, PressedCache, decoder, generate
+from pressgauge import Generation, KnormPress, PressedCache, decoder, generate
 from pressgauge.conformance import architectures
 from pressgauge.models import interface
 
@@ -258,3 +258,17 @@ def test_rows_that_ended_are_filled(
     rows = found.tokens[:, 5:].tolist()
     assert rows == ([[3, 9, 9], [9, 9, 3]] if eos is None else [[3, fill, fill], [9, 9, 3]])
     assert (found.new_tokens, found.generated) == (3, 6 if eos is None else 4)
+
+
+def test_64_tokens_are_generated_unless_another_number_is_given() -> None:
+    """As the page of the function says."""
+    model = architectures.shared("llama")
+    assert generate(model, architectures.tokens(1, 3), PRESS, eos_token_id=[]).new_tokens == 64
+
+
+def test_throughput_counts_the_time_of_all_tokens() -> None:
+    """Also where a clock is too coarse for the later ones, and where there are none."""
+    cache, tokens = DynamicCache(), torch.zeros(2, 5)
+    for new, ttft, tpot, speed in ((3, 2.0, 0.5, 2.0), (3, 2.0, 0.0, 3.0), (1, 2.0, None, 1.0)):
+        found = Generation(tokens, new, 2 * new, cache, ttft, tpot)
+        assert found.tokens_per_second == speed

@@ -1,6 +1,7 @@
 """Perplexity, in the cases that only one line of code decides."""
 
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -268,3 +269,30 @@ def test_rows_of_one_length_share_passes_of_so_many_logits(monkeypatch: pytest.M
         assert rows == shares
         torch.testing.assert_close(found.nll, expected.nll, rtol=0, atol=1e-12)
         assert (found.held, found.kv_bytes, found.evictions) == (expected.held, expected.kv_bytes, expected.evictions)
+
+
+@pytest.mark.parametrize("press", [None, KnormPress(0.5, prune_after=4, skip_layers="unprunable")])
+def test_layers_without_keys_hold_nothing(press: Any) -> None:
+    """In one pass as in decoding, in which they have no entries either."""
+    model, ids = architectures.hybrid(), architectures.tokens(1, 12)
+    one, stepwise = perplexity(model, ids, press, 5), perplexity(model, ids, press, 5, "stepwise")
+    assert one.held == stepwise.held
+    assert [one.held[layer] for layer in architectures.LINEAR] == [0] * len(architectures.LINEAR)
+    assert max(one.held) == (6 if press else 12)
+    assert one.evictions == stepwise.evictions
+
+
+def test_sizes_are_those_of_the_text_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the configuration of a model for images has inside."""
+    model, ids = architectures.shared("llama"), architectures.tokens(1, 12)
+    asked: list[Any] = []
+    own = type(model.config).get_text_config
+
+    def get_text_config(config: Any, decoder: Any = None, encoder: Any = None) -> Any:
+        if sys._getframe(1).f_globals["__name__"].startswith("pressgauge."):
+            asked.append((decoder, encoder))
+        return own(config, decoder=decoder, encoder=encoder)
+
+    monkeypatch.setattr(type(model.config), "get_text_config", get_text_config)
+    perplexity(model, ids, PRESS, 5)
+    assert set(asked) == {(True, None)}
