@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import DynamicCache
 
 from pressgauge import Generation, KnormPress, PressedCache, decoder, generate
@@ -272,3 +273,21 @@ def test_throughput_counts_the_time_of_all_tokens() -> None:
     for new, ttft, tpot, speed in ((3, 2.0, 0.5, 2.0), (3, 2.0, 0.0, 3.0), (1, 2.0, None, 1.0)):
         found = Generation(tokens, new, 2 * new, cache, ttft, tpot)
         assert found.tokens_per_second == speed
+
+
+def test_sampling_is_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in transformers, whatever dtype a model has; the model's own logits are not written to."""
+    model, given = architectures.build("llama").bfloat16(), []
+
+    def processors(temperature: float, top_k: int | None, top_p: float | None) -> Any:
+        assert (temperature, top_k, top_p) == (0.5, 3, 0.9)
+
+        def process(tokens: Tensor, logits: Tensor) -> Tensor:
+            given.append((tokens.shape, logits.dtype))
+            return logits
+
+        return process
+
+    monkeypatch.setattr(decoder, "_processors", processors)
+    generate(model, architectures.tokens(2, 5), PRESS, 2, temperature=0.5, top_k=3, top_p=0.9, seed=0)
+    assert given == [((2, 5), torch.float32), ((2, 6), torch.float32)]

@@ -296,3 +296,36 @@ def test_sizes_are_those_of_the_text_model(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(type(model.config), "get_text_config", get_text_config)
     perplexity(model, ids, PRESS, 5)
     assert set(asked) == {(True, None)}
+
+
+@pytest.mark.parametrize("outside", [True, False])
+@pytest.mark.parametrize("failing", [1, 3])
+@pytest.mark.parametrize("error", [KeyError("stop"), torch.OutOfMemoryError("full")])
+def test_a_model_that_does_not_go_on_with_its_cache_is_refused(
+    error: Exception, failing: int, outside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it attends in a way of its own and fails in a later pass; any other error is its own."""
+    model, ids = architectures.shared("llama"), architectures.tokens(1, 8)
+    own, calls = interface.feed, []
+
+    def feed(*given: Any) -> Tensor:
+        calls.append(given)
+        if len(calls) == failing:
+            raise error
+        return own(*given)
+
+    monkeypatch.setattr(interface, "feed", feed)
+    monkeypatch.setattr(interface, "goes_through_interface", lambda kind: not outside)
+    if outside and failing > 1 and isinstance(error, KeyError):
+        sentence = (
+            f"LlamaForCausalLM ({interface.VERSION}) does not go on with the cache that it was given (KeyError: "
+            "'stop'): measure it without a press and without a cache (press=None, method='plain')"
+        )
+        with pytest.raises(ValueError, match=said(sentence)) as refused:
+            perplexity(model, ids, None, 4, "stepwise")
+        assert refused.value.__cause__ is error
+    else:
+        with pytest.raises(type(error)) as raised:
+            perplexity(model, ids, None, 4, "stepwise")
+        assert raised.value is error
+    assert len(calls) == failing
