@@ -145,6 +145,7 @@ MUTATED = {
             "unit/rules",
             "unit/presses",
             "unit/history",
+            "test_accelerator.py",
         ),
     ),
     "hold": (
@@ -164,6 +165,7 @@ MUTATED = {
             "test_fixed_scores.py",
             "unit/cache",
             "unit/test_storage_details.py",
+            "test_accelerator.py",
         ),
     ),
     "attach": (
@@ -184,6 +186,7 @@ MUTATED = {
             "test_onepass_details.py",
             "unit/test_attach_details.py",
             "unit/test_onepass_parts_details.py",
+            "test_accelerator.py",
         ),
     ),
     "measure": (
@@ -198,6 +201,7 @@ MUTATED = {
             "presses/test_onepass.py",
             "unit/test_decoder_refusals.py",
             "unit/test_likelihood_details.py",
+            "test_accelerator.py",
         ),
     ),
     "models": (
