@@ -274,3 +274,25 @@ def test_attention_is_as_it_was_after_an_error() -> None:
     assert table["sdpa"] is own
     assert not interface._ROUTES
     assert not interface._SWITCHES
+
+
+def module_with(names: dict[str, Any]) -> nn.Module:
+    """A module whose code looks names up among these."""
+    exec("def forward(self):\n    pass", names)
+    return type("Module", (nn.Module,), {"forward": names["forward"]})()  # type: ignore[no-any-return]
+
+
+def test_attention_is_routed_in_a_models_own_table_too() -> None:
+    """Where it has the implementation; under ``eager`` in the modules that have such a function."""
+    own, other = {"sdpa": len}, {"flash": len}
+    eager: dict[str, Any] = {"eager_attention_forward": len}
+    decoder = nn.Sequential(
+        module_with({"ALL_ATTENTION_FUNCTIONS": SimpleNamespace(_local_mapping=own)}),
+        module_with({"ALL_ATTENTION_FUNCTIONS": SimpleNamespace(_local_mapping=other)}),
+        module_with(eager),
+        module_with({}),
+    )
+    tables = [(id(table), name) for table, name in interface._tables(decoder, "sdpa").values()]
+    assert sorted(tables) == sorted([(id(ALL_ATTENTION_FUNCTIONS._global_mapping), "sdpa"), (id(own), "sdpa")])
+    tables = [(id(table), name) for table, name in interface._tables(decoder, "eager").values()]
+    assert tables == [(id(eager), "eager_attention_forward")]

@@ -295,3 +295,10 @@ def test_attention_outside_the_interface_is_refused(monkeypatch: pytest.MonkeyPa
     assert support.of_model(model).whole == outside
     with pytest.raises(ValueError, match=said(f"LlamaForCausalLM ({interface.VERSION}) {outside}")):
         support.refuse_outside(model)
+
+
+def test_an_attached_model_is_called_by_its_own_class() -> None:
+    """Whatever class its configuration stands for."""
+    model = architectures.build("llama")
+    model.__class__ = type("Named", (type(model),), {})
+    assert support.of_model(model).name == "Named"
