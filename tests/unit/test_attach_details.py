@@ -286,11 +286,7 @@ def test_a_cache_is_released_by_a_pass_that_fails_before_the_decoder() -> None:
     cache = PRESS.cache(model.config)
     with PRESS(model):
         model(IDS[:1], **using(cache))
-
-        def fail(*args: Any) -> None:
-            raise KeyError("stop")
-
-        handle = model.register_forward_pre_hook(fail)
+        handle = model.register_forward_pre_hook(stop)
         with pytest.raises(KeyError, match="stop"):
             model(IDS[:1], **using(cache))
         handle.remove()
@@ -327,6 +323,11 @@ def test_a_configuration_that_does_not_say_uses_a_cache() -> None:
             assert given[1][interface.cache_argument(model)].ledger.prompt_length == length
 
 
+def stop(*_: Any) -> None:
+    """A hook that fails."""
+    raise KeyError("stop")
+
+
 @torch.no_grad()
 def test_a_cache_is_released_by_a_pass_of_the_decoder_alone() -> None:
     """Finished or not."""
@@ -335,7 +336,7 @@ def test_a_cache_is_released_by_a_pass_of_the_decoder_alone() -> None:
     with PRESS(model):
         model.model(IDS[:1], **using(cache))
         assert cache.attached is None
-        model.model.layers[0].register_forward_pre_hook(lambda *_: {}["stop"])
+        model.model.layers[0].register_forward_pre_hook(stop)
         with pytest.raises(KeyError, match="stop"):
             model.model(IDS[:1], **using(cache))
         assert cache.attached is None

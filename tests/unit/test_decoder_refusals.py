@@ -233,8 +233,8 @@ def test_progress_is_shown_where_it_is_asked_for(progress: bool, monkeypatch: py
         return steps
 
     monkeypatch.setattr(decoder, "track", track)
-    ids = architectures.tokens(1, 5)
-    generate(architectures.shared("llama"), ids, PRESS, 3, **({"progress": True} if progress else {}))
+    asked: dict[str, Any] = {"progress": True} if progress else {}
+    generate(architectures.shared("llama"), architectures.tokens(1, 5), PRESS, 3, **asked)
     assert shown == [([0, 1, 2], {"description": "generating", "disable": not progress, "transient": True})]
 
 

@@ -14,6 +14,7 @@ from pressgauge import KnormPress, likelihood, perplexity
 from pressgauge.conformance import architectures
 from pressgauge.likelihood import Method
 from pressgauge.models import interface
+from pressgauge.onepass import OnePass
 
 PRESS = KnormPress(0.5, prune_after=4)
 
@@ -240,7 +241,8 @@ def test_progress_counts_passes_or_layers(progress: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr(likelihood, "track", track)
     monkeypatch.setattr(likelihood, "Progress", Bar)
     ids, mask = architectures.padded([8, 6])
-    model, asked = architectures.shared("llama"), {"progress": True} if progress else {}
+    model = architectures.shared("llama")
+    asked: dict[str, Any] = {"progress": True} if progress else {}
     settings = {"disable": not progress, "transient": True}
     perplexity(model, ids, PRESS, 5, "stepwise", attention_mask=mask, **asked)
     assert shown == [([5, 1, 1, 1], ("scoring",), settings)]
@@ -254,13 +256,13 @@ def test_rows_of_one_length_share_passes_of_so_many_logits(monkeypatch: pytest.M
     model, ids = architectures.shared("llama"), architectures.tokens(5, 10)
     expected = perplexity(model, ids, PRESS, 4)
     rows: list[int] = []
-    own = likelihood.OnePass.logits
+    own = OnePass.logits
 
     def logits(self: Any, model: Any, ids: Tensor) -> Tensor:
         rows.append(len(ids))
         return own(self, model, ids)
 
-    monkeypatch.setattr(likelihood.OnePass, "logits", logits)
+    monkeypatch.setattr(OnePass, "logits", logits)
     one = 10 * architectures.VOCABULARY
     for most, shares in ((5 * one, [5]), (5 * one - 1, [4, 1]), (2 * one, [2, 2, 1]), (one - 1, [1] * 5)):
         rows.clear()
