@@ -66,7 +66,10 @@ def test_the_decoder_is_a_model() -> None:
     model = architectures.shared("llama")
     assert interface.decoder_of(model) is model.model
     decoder = Decoder()
-    assert interface.decoder_of(Model(decoder)) is decoder  # type: ignore[arg-type]
+    other: Any = Model(decoder)
+    assert interface.decoder_of(other) is decoder
+    other.get_decoder = lambda: model.model
+    assert interface.decoder_of(other) is model.model
 
 
 def test_the_cache_is_found_by_its_name_or_refused() -> None:
@@ -296,3 +299,15 @@ def test_attention_is_routed_in_a_models_own_table_too() -> None:
     assert sorted(tables) == sorted([(id(ALL_ATTENTION_FUNCTIONS._global_mapping), "sdpa"), (id(own), "sdpa")])
     tables = [(id(table), name) for table, name in interface._tables(decoder, "eager").values()]
     assert tables == [(id(eager), "eager_attention_forward")]
+
+
+def test_attention_that_is_routed_twice_is_given_back_twice() -> None:
+    """In any order."""
+    model = architectures.build("llama")
+    table = ALL_ATTENTION_FUNCTIONS._global_mapping
+    own: Any = table["sdpa"]
+    with interface.routed(model.model, own), interface.routed(model.model, own):
+        assert table["sdpa"] is not own
+    assert table["sdpa"] is own
+    assert not interface._ROUTES
+    assert not interface._SWITCHES

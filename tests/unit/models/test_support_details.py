@@ -1,6 +1,7 @@
 """Support of models, in the cases that only one line of code decides, and the words of each refusal."""
 
 import re
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -164,7 +165,7 @@ class States:
 
 def of(kind: Any, layers: Any, monkeypatch: pytest.MonkeyPatch, **config: Any) -> Support:
     """The support of a model of such a class with such cache layers."""
-    monkeypatch.setattr(interface, "model_class", lambda _: kind)
+    monkeypatch.setattr(interface, "model_class", lambda given: kind if isinstance(given, Config) else Config)
     return support.of_config(Config(**config), layers)  # type: ignore[arg-type]
 
 
@@ -302,3 +303,17 @@ def test_an_attached_model_is_called_by_its_own_class() -> None:
     model = architectures.build("llama")
     model.__class__ = type("Named", (type(model),), {})
     assert support.of_model(model).name == "Named"
+
+
+def test_softcaps_are_those_of_the_text_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the configuration of a model for images has inside."""
+    model = architectures.build("llama")
+    text = Config(attn_logit_softcapping=30.0)
+    own = type(model.config).get_text_config
+
+    def get_text_config(config: Any, decoder: Any = None, encoder: Any = None) -> Any:
+        asked = sys._getframe(1).f_code.co_name.removeprefix("x_").startswith("of_model")
+        return text if asked and decoder is True else own(config, decoder=decoder, encoder=encoder)
+
+    monkeypatch.setattr(type(model.config), "get_text_config", get_text_config)
+    assert set(support.of_model(model).reasons.values()) == {"attention with softcap 30.0"}
