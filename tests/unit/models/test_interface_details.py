@@ -294,6 +294,7 @@ def test_attention_is_routed_in_a_models_own_table_too() -> None:
         module_with({"ALL_ATTENTION_FUNCTIONS": SimpleNamespace(_local_mapping=other)}),
         module_with(eager),
         module_with({}),
+        type("Built", (nn.Module,), {"forward": len})(),  # a function without names of its own
     )
     tables = [(id(table), name) for table, name in interface._tables(decoder, "sdpa").values()]
     assert sorted(tables) == sorted([(id(ALL_ATTENTION_FUNCTIONS._global_mapping), "sdpa"), (id(own), "sdpa")])
