@@ -1,5 +1,6 @@
 """A layer of a pressed cache and what it shows, in the cases that only one line of code decides."""
 
+import inspect
 import re
 from typing import Any
 
@@ -266,8 +267,9 @@ def test_what_else_a_model_tells_a_layer_reaches_it() -> None:
     cache = fed(KnormPress(0.5, prune_after=20, skip_layers=(1,)))
     cache.layers[1] = Noting()
     cache.update(*states(0, 3), 0)
-    cache.update(*states(0, 3), 1, {"cache_position": 1}, other=2)
-    assert cache.layers[1].given == (({"cache_position": 1},), {"other": 2})
+    named = {"other": 2} if "kwargs" in inspect.signature(DynamicCache.update).parameters else {}
+    cache.update(*states(0, 3), 1, {"cache_position": 1}, **named)
+    assert cache.layers[1].given == (({"cache_position": 1},), named)
 
 
 def test_a_skipped_layer_that_is_never_fed_is_not_missed() -> None:
