@@ -1,7 +1,6 @@
 """The sessions of pressgauge: ``nox -s measure``, ``nox -s cpu``, and so on. Arguments after ``--`` are passed to the
 tool."""
 
-import re
 import shutil
 from pathlib import Path
 
@@ -140,12 +139,14 @@ MUTATED = {
     "decide": (
         ("rules", "presses", "history"),
         (
-            "unit/rules",
-            "unit/presses",
-            "unit/history",
             "properties/test_counts.py",
             "properties/test_which.py",
             "properties/test_replay.py",
+            "properties/test_attention_scores.py",
+            "unit/rules",
+            "unit/presses",
+            "unit/history",
+            "harness/test_accelerator.py",
         ),
     ),
     "hold": (
@@ -153,47 +154,65 @@ MUTATED = {
         (
             "unit/test_storage.py",
             "properties/test_memory.py",
-            "properties/test_rows.py",
-            "properties/test_which.py",
-            "properties/test_leaks.py",
-            "properties/test_identity.py",
             "properties/test_refusals.py",
-            "properties/test_surroundings.py",
-            "unit/history/test_history.py",
+            "properties/test_which.py",
+            "properties/test_rows.py",
+            "properties/test_onepass.py",
+            "properties/test_attention_first.py",
+            "unit/presses/test_attention_scores.py",
+            "unit/test_decoder.py",
+            "unit/test_likelihood.py",
+            "unit/history/test_fixed.py",
+            "unit/cache",
+            "unit/test_storage_details.py",
+            "harness/test_accelerator.py",
         ),
     ),
     "attach": (
         ("proof", "attach", "onepass"),
         (
+            "unit/test_storage.py",
+            "unit/test_attach.py",
             "unit/test_proof.py",
-            "properties/test_leaks.py",
-            "properties/test_refusals.py",
             "properties/test_surroundings.py",
-            "properties/test_attention_first.py",
+            "properties/test_refusals.py",
+            "properties/test_leaks.py",
             "properties/test_onepass.py",
-            "properties/test_rows.py",
+            "properties/test_missed.py",
+            "unit/test_decoder.py",
+            "unit/test_decoder_details.py",
+            "unit/test_likelihood.py",
             "unit/test_onepass.py",
+            "unit/test_onepass_details.py",
+            "unit/test_attach_details.py",
+            "unit/test_onepass_parts_details.py",
+            "harness/test_accelerator.py",
         ),
     ),
     "measure": (
         ("decoder", "likelihood"),
         (
             "unit/test_decoder.py",
+            "unit/test_decoder_details.py",
+            "unit/test_onepass.py",
+            "unit/test_onepass_details.py",
             "unit/test_likelihood.py",
             "unit/test_arguments.py",
             "properties/test_onepass.py",
-            "properties/test_measuring.py",
+            "unit/test_decoder_refusals.py",
+            "unit/test_likelihood_details.py",
+            "harness/test_accelerator.py",
         ),
     ),
     "models": (
         ("models/interface", "models/support"),
         (
             "properties/test_refusals.py",
-            "unit/test_proof.py",
+            "properties/test_onepass.py",
             "properties/test_surroundings.py",
             "properties/test_borrowed.py",
-            "unit/test_decoder.py",
-            "harness/test_zoo.py",
+            "unit/test_likelihood.py",
+            "unit/models",
         ),
     ),
 }
@@ -218,10 +237,7 @@ def mutate(session: nox.Session, part: str) -> None:
     text = Path("pyproject.toml").read_text(encoding="utf-8")
     text = text.replace("[tool.mutmut]", "\n".join(["[tool.mutmut]", *(f"{k} = {v!r}" for k, v in settings.items())]))
     (copy / "pyproject.toml").write_text(text, encoding="utf-8")
-    # mutmut leaves decorated functions alone. A memo changes no result, so that the copy does without.
-    for path in (copy / "src").rglob("*.py"):
-        code = path.read_text(encoding="utf-8")
-        path.write_text(re.sub(r"^@lru_cache\(.*\)\n", "", code, flags=re.MULTILINE), encoding="utf-8")
+    session.run("python", "tools/undecorated.py", str(copy / "src"))
     session.chdir(copy)
     session.run("mutmut", "run", *session.posargs, env={"PYTHONPATH": str(copy / "tests"), "OMP_NUM_THREADS": "1"})
     session.run("python", "-m", "tools.survivors", *modules)

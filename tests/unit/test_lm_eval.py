@@ -30,7 +30,6 @@ from pressgauge.conformance.versions import cache_of, using
 from pressgauge.models import interface, load
 from pressgauge.onepass import OnePass
 from pressgauge.reference.language import TOKENS, document
-from support.pages import DOCS, commands
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: nox -s lm_eval runs these tests")
 pytest.importorskip("accelerate", reason="lm-eval's extra hf is not installed: nox -s lm_eval runs these tests")

@@ -1,0 +1,319 @@
+"""Support of models, in the cases that only one line of code decides, and the words of each refusal."""
+
+import re
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from pressgauge import KnormPress
+from pressgauge.conformance import architectures
+from pressgauge.models import interface, support
+from pressgauge.models.support import Support
+
+TOY = Support("Toy", 6, None, {1: "one reason", 2: "one reason", 4: "another"})
+ALONE = "no press supports this model: measure it without a press (press=None, method='stepwise' or 'plain')"
+STEPWISE = "measure it without a press (press=None, method='stepwise' or 'plain')"
+PLAIN = "measure it without a press and without a cache (press=None, method='plain')"
+NAME = f"Toy ({interface.VERSION})"
+
+
+def said(sentence: str) -> str:
+    """A pattern for the whole of a sentence."""
+    return f"^{re.escape(sentence)}$"
+
+
+@pytest.mark.parametrize(
+    ("reasons", "skipped", "rest"),
+    [
+        (
+            TOY.reasons,
+            (),
+            "layers 1-2 (one reason); layer 4 (another); pass skip_layers=(1, 2, 4) or skip_layers='unprunable', "
+            "which leaves layers 0, 3, 5 to prune",
+        ),
+        (
+            TOY.reasons,
+            (2, 3),
+            "layer 1 (one reason); layer 4 (another); pass skip_layers=(1, 2, 3, 4) or skip_layers='unprunable', "
+            "which leaves layers 0, 5 to prune",
+        ),
+        (
+            {5: "a third", 0: "a third", 1: "one reason"},
+            (4,),
+            "layers 0, 5 (a third); layer 1 (one reason); pass skip_layers=(0, 1, 4, 5), which leaves layers 2-3 to "
+            "prune",
+        ),
+        (
+            dict.fromkeys(range(1, 6), "all"),
+            (0,),
+            f"layers 1-5 (all); that leaves no layer to prune, so {ALONE}",
+        ),
+        (
+            dict.fromkeys(range(5), "all"),
+            (),
+            "layers 0-4 (all); pass skip_layers=(0, 1, 2, 3, 4), which leaves layer 5 to prune",
+        ),
+    ],
+)
+def test_a_refusal_names_layers_reasons_and_the_way_out(
+    reasons: dict[int, str], skipped: tuple[int, ...], rest: str
+) -> None:
+    """Layers of one reason stand together, and the word for all of them is offered where it would do."""
+    assert str(TOY.refusal(reasons, skipped)) == f"{NAME}: a press cannot prune {rest}"
+
+
+def test_skipped_layers_are_resolved_or_refused() -> None:
+    """By number, by the word for all of them, and not where a layer is missing or the model has none to prune."""
+    press = KnormPress(0.5)
+    assert TOY.resolve(replace(press, skip_layers="unprunable")).skip_layers == (1, 2, 4)
+    for layers in ((1, 2, 4), (0, 1, 2, 4, 5)):
+        assert TOY.resolve(replace(press, skip_layers=layers)).skip_layers == layers
+    assert replace(TOY, reasons={}).resolve(replace(press, skip_layers="unprunable")).skip_layers == ()
+    with pytest.raises(ValueError, match=said(str(TOY.refusal(TOY.reasons, (1, 5))))):
+        TOY.resolve(replace(press, skip_layers=(1, 5)))
+    with pytest.raises(ValueError, match=said("skip_layers names layer 6, but the model has 6 layers, 0 to 5")):
+        TOY.resolve(replace(press, skip_layers=(0, 6, 7)))
+    none = replace(TOY, reasons=dict.fromkeys(range(6), "all"))
+    with pytest.raises(ValueError, match=said(f"{NAME}: a press cannot prune layers 0-5 (all); that leaves no layer to "
+                                              f"prune, so {ALONE}")):  # fmt: skip
+        none.resolve(replace(press, skip_layers="unprunable"))
+    with pytest.raises(ValueError, match=said(f"{NAME} is strange")):
+        replace(TOY, whole="is strange").resolve(press)
+
+
+def test_layer_indices_lie_within_the_model() -> None:
+    """From the first to the last."""
+    TOY.check_index(0)
+    TOY.check_index(5)
+    for index in (-1, 6):
+        sentence = (
+            f"{NAME} attends by modules whose layer_idx is {index}, outside 0 to 5, and which layer they serve cannot "
+            f"be told: {ALONE}"
+        )
+        with pytest.raises(ValueError, match=said(sentence)):
+            TOY.check_index(index)
+
+
+def test_a_pass_leaves_the_number_of_cache_layers_alone() -> None:
+    """More of them are as unknown as fewer."""
+    TOY.check_added(6, 6)
+    for after in (5, 7):
+        sentence = (
+            f"{NAME} was given a cache of 6 layers and made it one of {after}, and which of its layers they serve "
+            f"cannot be told: {ALONE}"
+        )
+        with pytest.raises(ValueError, match=said(sentence)):
+            TOY.check_added(6, after)
+
+
+class Config:
+    """As much of a configuration as the support of a model depends on."""
+
+    is_encoder_decoder = False
+    model_type = "toy"
+
+    def __init__(self, **changes: Any) -> None:
+        vars(self).update({"num_hidden_layers": 2, **changes})
+
+    def get_text_config(self, decoder: bool) -> "Config":
+        """Itself."""
+        assert decoder is True
+        return self
+
+
+class Kind:
+    """As much of a model class."""
+
+    def forward(self, input_ids: Any, cache: Any = None) -> None:
+        """With a cache."""
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True
+
+
+class Outside(Kind):
+    """One that attends in a way of its own."""
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return False
+
+
+class Cacheless(Kind):
+    """One without a cache."""
+
+    def forward(self, input_ids: Any) -> None:  # type: ignore[override]
+        """Without a cache."""
+
+
+class Particular(Kind):
+    """One with a cache of its own."""
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+
+class States:
+    """A layer of states, without keys."""
+
+
+def of(kind: Any, layers: Any, monkeypatch: pytest.MonkeyPatch, **config: Any) -> Support:
+    """The support of a model of such a class with such cache layers."""
+    monkeypatch.setattr(interface, "model_class", lambda given: kind if isinstance(given, Config) else Config)
+    return support.of_config(Config(**config), layers)  # type: ignore[arg-type]
+
+
+SLOTS = "adds ALiBi biases by the slot of an entry, not its position"
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "whole"),
+    [
+        (Kind, {}, None),
+        (None, {}, None),
+        (Kind, {"is_encoder_decoder": True}, f"is an encoder-decoder, whose cache a press cannot serve: {ALONE}"),
+        (Cacheless, {}, f"keeps no key-value cache, so there is nothing to compress: {PLAIN}"),
+        (Particular, {}, f"decodes with a cache of its own: {PLAIN}"),
+        (Kind, {"alibi": True}, f"{SLOTS}: {STEPWISE}"),
+        (Kind, {"model_type": "bloom"}, f"{SLOTS}: {STEPWISE}"),
+        (None, {"model_type": "mpt"}, f"{SLOTS}: {STEPWISE}"),
+        (Kind, {"model_type": "diffllama"}, f"joins the values of several heads that lie in one slot: {STEPWISE}"),
+        (
+            Outside,
+            {},
+            "is not known to attend through transformers' interface, and may take the slot of an entry for its "
+            f"position: {STEPWISE}",
+        ),
+        (Outside, {"model_type": "gptj"}, None),
+    ],
+)
+def test_what_keeps_a_press_from_a_whole_model(
+    kind: Any, config: dict[str, Any], whole: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One reason each, with the way out."""
+    found = of(kind, [DynamicLayer(), DynamicLayer()], monkeypatch, **config)
+    assert found == Support("Config" if kind is None else kind.__name__, 2, whole, {}, False)
+
+
+def test_a_model_that_caches_no_keys_at_all_has_nothing_to_compress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One layer with keys among others is enough."""
+    found = of(Kind, [States(), States()], monkeypatch)
+    assert found.whole == f"has no layer that caches keys, so there is nothing to compress: {STEPWISE}"
+    assert of(Kind, [States(), DynamicLayer()], monkeypatch).whole is None
+
+
+@pytest.mark.parametrize(
+    ("layer", "config", "reason"),
+    [
+        (DynamicLayer(), {}, None),
+        (States(), {}, "no attention, which caches no keys"),
+        (States(), {"layer_types": ["linear_attention", None]}, "linear attention, which caches no keys"),
+        (DynamicSlidingWindowLayer(sliding_window=8), {}, "sliding attention"),
+        (DynamicSlidingWindowLayer(sliding_window=8), {"sliding_window": 8}, "sliding attention of 8"),
+        (DynamicSlidingWindowLayer(sliding_window=8), {"attention_chunk_size": 9}, "sliding attention of 9"),
+        (
+            DynamicSlidingWindowLayer(sliding_window=8),
+            {"sliding_window": 7, "layer_types": ["chunked_attention", None]},
+            "chunked attention of 7",
+        ),
+        (
+            DynamicLayer(),
+            {"attention_layers": ["local", "global"], "window_size": 5},
+            "local attention of 5 slots, whatever their positions",
+        ),
+        (DynamicLayer(), {"kv_sharing_modes": ["store", "use"]}, "keys and values shared between layers"),
+    ],
+)
+def test_what_keeps_a_press_from_a_layer(
+    layer: Any, config: dict[str, Any], reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One reason each, of the layer that has it."""
+    found = of(Kind, [layer, DynamicLayer()], monkeypatch, **config)
+    assert found.reasons.get(0) == reason
+    if "kv_sharing_modes" not in config:
+        assert 1 not in found.reasons
+    assert found.selecting is isinstance(layer, States)
+
+
+def test_a_layer_that_the_cache_lacks_has_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache may have fewer layers than the model."""
+    found = of(Kind, [DynamicLayer()], monkeypatch, num_hidden_layers=3, layer_types=["full_attention", "mamba", None])
+    assert found.reasons == {1: "mamba, which caches no keys", 2: "no attention, which caches no keys"}
+
+
+FULL, LOCAL = "full_attention", "sliding_attention"
+
+
+@pytest.mark.parametrize(
+    ("text", "shared"),
+    [
+        ({"layer_types": [FULL] * 4}, set()),
+        ({"layer_types": [FULL] * 4, "num_kv_shared_layers": None}, set()),
+        ({"layer_types": [FULL] * 4, "num_kv_shared_layers": 0}, set()),
+        ({"layer_types": [FULL] * 4, "num_kv_shared_layers": 1}, {2, 3}),
+        ({"layer_types": [LOCAL, FULL, FULL, LOCAL, FULL], "num_kv_shared_layers": 2}, {0, 2, 3, 4}),
+        ({"layer_types": [FULL, LOCAL, LOCAL, FULL], "num_kv_shared_layers": 1}, {0, 3}),
+        ({"layer_types": [LOCAL, LOCAL, FULL], "num_kv_shared_layers": 1}, {2}),
+        ({"kv_sharing_modes": [None, None]}, set()),
+        ({"kv_sharing_modes": ["store", "store"]}, set()),
+        ({"kv_sharing_modes": [None, "store", "use", None]}, {1, 2}),
+        ({"kv_sharing_modes": [SimpleNamespace(value="store"), SimpleNamespace(value="store")]}, set()),
+        ({"kv_sharing_modes": [SimpleNamespace(value="store"), SimpleNamespace(value="use"), None]}, {0, 1}),
+    ],
+)
+def test_which_layers_share_keys(text: dict[str, Any], shared: set[int]) -> None:
+    """Those that use the keys of another layer, and those whose keys they use; as each release of transformers says
+    it."""
+    layers = len(text.get("layer_types", text.get("kv_sharing_modes", ())))
+    assert support._sharing(Config(num_hidden_layers=layers, **text)) == shared
+
+
+def test_attached_a_model_is_looked_at_by_its_modules() -> None:
+    """Softcaps, sinks and attention outside the interface are not in the cache's layers."""
+    model = architectures.build("llama")
+    name, plain = type(model).__name__, support.of_model(model)
+    assert plain == Support(name, architectures.LAYERS, None, {})
+    decoder = interface.decoder_of(model)
+    decoder.layers[1].self_attn.sinks = 1
+    assert support.of_model(model) == replace(plain, reasons={1: "attention with sinks"})
+    model.config.attn_logit_softcapping = 50.0
+    reasons = dict.fromkeys(range(architectures.LAYERS), "attention with softcap 50.0")
+    assert support.of_model(model) == replace(plain, reasons=reasons)
+
+
+def test_attention_outside_the_interface_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a press and by one pass, in the same words."""
+    model = architectures.build("llama")
+    support.refuse_outside(model)
+    monkeypatch.setattr(interface, "goes_through_interface", lambda kind: kind is not type(interface.decoder_of(model)))
+    outside = f"does not go through transformers' attention interface: {STEPWISE}"
+    assert support.of_model(model).whole == outside
+    with pytest.raises(ValueError, match=said(f"LlamaForCausalLM ({interface.VERSION}) {outside}")):
+        support.refuse_outside(model)
+
+
+def test_an_attached_model_is_called_by_its_own_class() -> None:
+    """Whatever class its configuration stands for."""
+    model = architectures.build("llama")
+    model.__class__ = type("Named", (type(model),), {})
+    assert support.of_model(model).name == "Named"
+
+
+def test_softcaps_are_those_of_the_text_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the configuration of a model for images has inside."""
+    model = architectures.build("llama")
+    text = Config(attn_logit_softcapping=30.0)
+    own = type(model.config).get_text_config
+
+    def get_text_config(config: Any, decoder: Any = None, encoder: Any = None) -> Any:
+        asked = sys._getframe(1).f_code.co_name.removeprefix("x_").startswith("of_model")
+        return text if asked and decoder is True else own(config, decoder=decoder, encoder=encoder)
+
+    monkeypatch.setattr(type(model.config), "get_text_config", get_text_config)
+    assert set(support.of_model(model).reasons.values()) == {"attention with softcap 30.0"}

@@ -1,0 +1,43 @@
+"""Parts of one pass, in the cases that only one line of code decides."""
+
+import pytest
+import torch
+
+from pressgauge.onepass import _attend, beyond
+
+
+def window(tokens: int, size: int) -> torch.Tensor:
+    """``[1, 1, T, T]`` bool: each token sees itself and those before it, ``size`` in all."""
+    seen = torch.ones(tokens, tokens, dtype=torch.bool).tril().triu(1 - size)
+    return seen[None, None]
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_mask_is_within_a_window_where_it_hides_all_that_lies_behind(dtype: torch.dtype, share: float) -> None:
+    """A number to be added hides from half of the least one on, since some models add two masks to each other."""
+    for size, inside in ((3, True), (4, True), (5, False)):
+        mask = window(9, size)
+        if dtype != torch.bool:
+            least = torch.finfo(dtype).min * share
+            mask = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, least)
+        assert beyond(mask, 4) is not inside
+    assert beyond(None, 4)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_that_is_merged_is_computed_in_float32(masked: bool) -> None:
+    """In half precision too, where values have another size than keys; to its rounding, as in float64."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, 2, n, d, generator=generator, dtype=torch.float64).bfloat16()
+        for n, d in ((3, 4), (40, 4), (40, 5))
+    )
+    bias = torch.zeros(1, 2, 3, 40, dtype=torch.bfloat16)
+    if masked:
+        bias[..., 7:] = -torch.inf
+    output, total = _attend(query, key, value, 0.5, bias if masked else None)
+    assert output.dtype == total.dtype == torch.float32
+    scores = query.double() @ key.double().mT * 0.5 + bias.double()
+    torch.testing.assert_close(output.double(), scores.softmax(dim=-1) @ value.double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(total.double(), scores.logsumexp(dim=-1), rtol=0, atol=1e-5)
