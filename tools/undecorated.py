@@ -1,6 +1,6 @@
 """Modules without decorators, for mutmut, which leaves decorated functions alone.
 
-``python tests/mutants/undecorated.py FOLDER`` rewrites the modules of a copy of the sources.
+``python tools/undecorated.py FOLDER`` rewrites the modules of a copy of the sources.
 """
 
 import ast
