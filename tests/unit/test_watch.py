@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache, QuantizedCache, StaticCache, pipeline
+from transformers import DynamicCache, QuantizedCache, StaticCache, T5Config, T5ForConditionalGeneration, pipeline
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 import pressgauge
@@ -480,6 +480,29 @@ def test_static_windows() -> None:
             feed(model, tokens(1, 13), [10, 1, 2], cache)
         assert (seen.affected_queries, seen.window_queries) == expected
         assert seen.held == [6, 6, 6]
+
+
+def test_generation_with_a_static_cache() -> None:
+    """transformers then makes the masks before the pass: padding is not known, and positions are not compared."""
+    model = build("llama")  # which keeps the cache
+    ids, mask = padded([12, 9])
+    with watch(model) as seen:
+        model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False, cache_implementation="static")
+    assert (seen.tokens, seen.held, seen.affected_queries) == (2 * 17, [17, 17, 17], 0)
+    assert (seen.positions, seen.wrong_positions) == (0, 0)
+    assert str(seen).splitlines()[2] == "Positions could not be compared with the tokens seen."
+
+
+def test_a_decoder_with_an_encoder() -> None:
+    """Its own tokens and entries are counted, neither those of the encoder nor those of cross-attention."""
+    sizes: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 4}
+    ids: dict[str, Any] = {"vocab_size": 61, "decoder_start_token_id": 0, "eos_token_id": 60}
+    model: Any = T5ForConditionalGeneration(T5Config(**sizes, **ids))
+    model.eval()
+    with watch(model) as seen:
+        model.generate(tokens(1, 12), max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    assert (seen.passes, seen.tokens, seen.longest, seen.held, seen.logits) == (4, 4, 4, [4, 4], 4)
+    assert (seen.affected_queries, seen.unreadable_queries) == (0, 0)
 
 
 def test_quantised_entries_are_entries() -> None:
@@ -968,6 +991,9 @@ def test_three_lines() -> None:
     assert str(seen).startswith(
         "10 passes fed 29 tokens; the longest cache saw 29 and holds 15 to 29 entries per layer, "
     )
+    with watch(model) as seen:
+        model(tokens(1, 4), use_cache=False)
+    assert str(seen).splitlines()[0] == "1 pass fed 4 tokens, without a cache."
     with watch(model) as seen:
         pass
     assert str(seen).splitlines() == [

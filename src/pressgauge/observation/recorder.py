@@ -45,8 +45,6 @@ class Recorder:
         self._counts = interface.takes_positions(self.decoder)
         self._tracks: dict[int, tuple[Callable[[], Any], Track]] = {}
         self._queue: list[Record] = []
-        self._mask: Tensor | None = None
-        self._kept: Any = None
         self._begun: tuple[Record | None, Any] = None, None
         """The running pass, and the cache that it was given."""
         self._latest: Record | None = None
@@ -62,9 +60,7 @@ class Recorder:
         """Record while the context is open."""
         handles: list[Any] = []
         try:
-            for host in self.hosts:
-                handles.append(host.register_forward_pre_hook(self._enter, with_kwargs=True))
-                handles.append(host.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
+            handles += [host.register_forward_hook(self._leave, with_kwargs=True) for host in self.hosts]
             handles.append(self.decoder.register_forward_pre_hook(self._before, with_kwargs=True))
             handles.append(self.decoder.register_forward_hook(self._after, with_kwargs=True, always_call=True))
             yield
@@ -90,25 +86,21 @@ class Recorder:
     def _measure(self, track: Track) -> None:
         self.tally.nbytes = max(self.tally.nbytes, nbytes(track.layers))
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pre-forward hook of a host: its 2-D mask, from which a wrapper derives others, and the logits to keep."""
-        given = interface.named(module, args, kwargs) if args else kwargs
-        mask = given.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            self._mask = mask
-        self._kept = given.get("logits_to_keep")
-        self._latest = None
-
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Forward hook of a host: the queries whose logits it returns."""
-        self._mask = None
-        record, kept = self._latest, self._kept
-        if record is None or record.logits is not None or module not in self.heads:
+        """Forward hook of a host: the queries whose logits it returns, and its mask, from which it made others."""
+        record = self._latest
+        if record is None:
+            return
+        given = interface.named(module, args, kwargs) if args else kwargs
+        if record.padded and not self.decoder.config.is_encoder_decoder:
+            self._read_mask(record, given.get("attention_mask"))
+        if record.logits is not None or module not in self.heads:
             return
         logits = getattr(output, "logits", None)
         if isinstance(output, tuple):
             logits = next((part for part in output if isinstance(part, Tensor) and part.dim() == 3), None)
         if isinstance(logits, Tensor) and logits.dim() == 3:
+            kept = given.get("logits_to_keep")
             first = max(record.tokens - logits.shape[1], 0)
             record.logits = noted(kept) if isinstance(kept, Tensor) else range(first, record.tokens)
 
@@ -119,7 +111,7 @@ class Recorder:
         if len(self._queue) >= _LONGEST_QUEUE:
             self._count()
         given = interface.named(module, args, kwargs) if args else kwargs
-        record, cache = Record(), _cache_of(given)
+        record, cache, self._latest = Record(), _cache_of(given), None
         self._begun = record, cache
         record.counted_from = 0
         if cache is None:
@@ -129,9 +121,9 @@ class Recorder:
         record.track = track = self._track(cache)
         if track is not None:
             track.layers = None
-            record.viewed = track.latest is not None and track.latest.held != start.held and _is_view(cache, track)
+            record.viewed = track.mark is not None and _is_view(cache, track)
         # Only kvpress masks keys that it leaves in the cache.
-        record.masked_heads = "kvpress" in sys.modules and any(map(_masks_heads, self._attention))
+        record.masked_heads = "kvpress" in sys.modules and start.most > 0 and any(map(_masks_heads, self._attention))
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Forward hook of the decoder: what it was fed, and what its cache holds now."""
@@ -156,8 +148,10 @@ class Recorder:
             if isinstance(cache, tuple):
                 # Each pass returns another one.
                 self._follow(_cache_of(output), record.track)
-        self._read_mask(record, given.get("attention_mask"))
         self._read_positions(record, given)
+        mask = given.get("attention_mask")
+        if mask is not None and not self._read_mask(record, mask):
+            record.padded = True
         self._latest = record
         self._queue.append(record)
 
@@ -183,25 +177,26 @@ class Recorder:
             record.track = Track()
             self._follow(cache, record.track)
         track = record.track
-        track.latest, track.mark, track.layers = end, marked(cache), layers
+        track.latest, track.layers = end, layers
+        # Whoever gives positions tells a crop by them.
+        track.mark = marked(cache) if record.counted_from is not None else None
 
-    def _read_mask(self, record: Record, mask: Any) -> None:
-        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
-            mask = self._mask
-            record.padded = mask is None
-        if mask is None:
-            return
-        record.mask_columns = columns = mask.shape[1]
-        if mask.shape[0] != record.rows or columns < record.tokens:
-            record.padded = True
-            return
+    def _read_mask(self, record: Record, mask: Any) -> bool:
+        """Read a mask, if it is 2-D and fits the pass; whether it was read."""
+        if not isinstance(mask, Tensor) or mask.dim() != 2:
+            return False
+        rows, columns = mask.shape
+        if rows != record.rows or columns < record.tokens:
+            return False
+        record.mask_columns, record.padded = columns, False
         record.mask = noted(mask[:, columns - record.tokens :])
         track = record.track
         # The padding of a single row is known from the passes before, that of several may have changed places.
-        if columns > record.tokens and (mask.shape[0] > 1 or track is None or not track.masked):
+        if columns > record.tokens and (rows > 1 or track is None or not track.masked):
             record.mask_totals = noted((mask != 0).sum(dim=1))
         if track is not None:
             track.masked = True
+        return True
 
     def _read_positions(self, record: Record, given: dict[str, Any]) -> None:
         positions, first = given.get("position_ids"), given.get("cache_position")
@@ -265,7 +260,7 @@ def _position(cache: Any) -> Any:
 
 
 def _is_view(cache: Any, track: Track) -> bool:
-    """Whether a cache's keys are now a leading view of what they were after its last pass."""
+    """Whether a cache's keys are now a shorter leading view of what they were after its last pass."""
     now, then = marked(cache), track.mark
     return now is not None and then is not None and now[:2] == then[:2] and now[2] < then[2]
 

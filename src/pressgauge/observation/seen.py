@@ -103,7 +103,7 @@ class Seen:
 
     def _fed(self) -> str:
         held = [entries for entries in self.held if entries is not None]
-        line = f"{self.passes} passes fed {self.tokens} tokens"
+        line = f"{self.passes} {'pass' if self.passes == 1 else 'passes'} fed {self.tokens} tokens"
         if not self.longest or not held:
             return f"{line}, without a cache."
         low, high = min(held), max(held)
