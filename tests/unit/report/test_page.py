@@ -356,7 +356,7 @@ def test_warnings_are_shown_once_and_replace_verdicts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("device", "the most that the device had allocated during a run"),
+        ("device", "peak memory allocated on the device in a run"),
         ("cache", "the bytes of the cache's storage at the end"),
         ("not available on this device", "Memory: not available on this device."),
     ],
