@@ -267,7 +267,7 @@ def test_what_else_a_model_tells_a_layer_reaches_it() -> None:
     cache = fed(KnormPress(0.5, prune_after=20, skip_layers=(1,)))
     cache.layers[1] = Noting()
     cache.update(*states(0, 3), 0)
-    named = {"other": 2} if "kwargs" in inspect.signature(DynamicCache.update).parameters else {}
+    named: dict[str, Any] = {"other": 2} if "kwargs" in inspect.signature(DynamicCache.update).parameters else {}
     cache.update(*states(0, 3), 1, {"cache_position": 1}, **named)
     assert cache.layers[1].given == (({"cache_position": 1},), named)
 
