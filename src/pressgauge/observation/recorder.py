@@ -15,7 +15,7 @@ from pressgauge.observation.readings import UNREADABLE, Reader, Reading, marked,
 from pressgauge.observation.tally import Record, Tally, Track
 from pressgauge.onepass import OnePassCache
 
-_LONGEST_QUEUE = 32
+_LONGEST_QUEUE = 64
 """Passes that are recorded before they are counted, which synchronises an accelerator."""
 
 
