@@ -16,8 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache, QuantizedCache, StaticCache, T5Config, T5ForConditionalGeneration, pipeline
+from transformers import (
+    DynamicCache,
+    LlamaConfig,
+    PreTrainedModel,
+    QuantizedCache,
+    StaticCache,
+    T5Config,
+    T5ForConditionalGeneration,
+    pipeline,
+)
 from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 import pressgauge
 from pressgauge import H2OPress, KnormPress, PressedCache, Seen, StreamingLLMPress, generate, perplexity, watch
@@ -363,7 +373,8 @@ def test_a_cache_of_unknown_layout_is_said_to_be_unreadable() -> None:
     with watch(model) as seen:
         feed(model, tokens(1, 12), [8, 3, 1], OwnLayout(3))
     assert (seen.affected_queries, seen.unreadable_queries, seen.held) == (0, 4, [-1])
-    assert (seen.tokens, seen.positions, seen.wrong_positions) == (12, 12, 0)
+    # Whether it was cropped is not known either, and so its positions are not compared after the first pass.
+    assert (seen.tokens, seen.positions, seen.wrong_positions) == (12, 8, 0)
     assert seen.nbytes == 3 * 2 * 2 * 12 * 8 * 8
     assert str(seen).splitlines()[1].endswith("; what 4 of 12 queries met cannot be known.")
 
@@ -385,6 +396,53 @@ def test_lists_of_keys_are_read() -> None:
         cache.evict()
         model(tokens(1, 1), position_ids=torch.tensor([[8]]), **using(cache))
     assert (seen.affected_queries, seen.unreadable_queries, seen.held, seen.wrong_positions) == (1, 0, [5, 5, 5], 0)
+
+
+def test_a_cache_that_a_later_hook_supplies() -> None:
+    """What the layers use counts, not what the caller gave; one that was filled by then has an unknown past."""
+    model, cache = build("llama"), empty(build("llama"))
+    with watch(model) as seen, Evicts(12)(model):
+        handle = model.model.register_forward_pre_hook(
+            lambda module, args, kwargs: (args, {**kwargs, **using(cache)}), with_kwargs=True
+        )
+        feed(model, tokens(1, 24), [20, 1, 3], None)
+    handle.remove()
+    assert (seen.affected_queries, seen.unreadable_queries, seen.held) == (4, 0, [12, 12, 12])
+    with watch(model) as seen:
+        handle = model.model.register_forward_pre_hook(
+            lambda module, args, kwargs: (args, {**kwargs, **using(cache)}), with_kwargs=True
+        )
+        feed(model, tokens(1, 2), [2], None)
+    handle.remove()
+    assert (seen.affected_queries, seen.unreadable_queries) == (0, 2)
+
+
+class Legacy(PreTrainedModel):
+    """A model whose caches are tuples, of which each pass returns a new one."""
+
+    config_class = LlamaConfig
+
+    def __init__(self) -> None:
+        super().__init__(LlamaConfig(hidden_size=4, num_attention_heads=1, num_hidden_layers=2, vocab_size=5))
+
+    def forward(self, input_ids: Tensor, position_ids: Any = None, past_key_values: Any = None) -> Any:
+        new = input_ids[:, None, :, None].float().expand(-1, 1, -1, 4)
+        old = past_key_values or [(new[:, :, :0], new[:, :, :0])] * 2
+        layers = tuple(tuple(torch.cat([states, new], dim=2) for states in pair) for pair in old)
+        return BaseModelOutputWithPast(last_hidden_state=new[:, 0], **using(layers))
+
+
+def test_tuples_are_caches() -> None:
+    """A tuple that a pass returns has seen what the one that it was given had seen."""
+    model: Any = Legacy()
+    with watch(model) as seen:
+        layers = cache_of(model(torch.ones(1, 6, dtype=torch.long), position_ids=torch.arange(6)[None]))
+        layers = cache_of(model(torch.ones(1, 1, dtype=torch.long), torch.tensor([[6]]), layers))
+        assert (seen.affected_queries, seen.longest, seen.held) == (0, 7, [7, 7])
+        short = tuple(tuple(states[:, :, 3:] for states in pair) for pair in layers)
+        model(torch.ones(1, 2, dtype=torch.long), torch.tensor([[7, 8]]), short)
+    # The last tuple is one that nobody has seen before.
+    assert (seen.affected_queries, seen.unreadable_queries, seen.wrong_positions) == (2, 0, 0)
 
 
 def test_masked_heads_are_evictions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -554,11 +612,12 @@ def test_a_crop_is_no_eviction() -> None:
 
 def test_an_eviction_between_passes_is_told_from_a_crop() -> None:
     """Mask and positions tell how many tokens came before; where neither does, the count is not guessed."""
-    model, expected = shared("llama"), {"mask": (3, 0), "positions": (3, 0), "neither": (0, 3)}
+    model = shared("llama")
+    expected = {"mask": (3, 0), "positions": (3, 0), "mask of what is left, and positions": (3, 0), "neither": (0, 3)}
     for how, (affected, unreadable) in expected.items():
         said: dict[str, Any] = {}
-        if how == "mask":
-            said["attention_mask"] = torch.ones(1, 15)
+        if how != "positions" and how != "neither":
+            said["attention_mask"] = torch.ones(1, 15 if how == "mask" else 11)
         if how != "neither":
             said["position_ids"] = torch.arange(12, 15)[None]
         cache = empty(model)

@@ -136,7 +136,7 @@ class Reader:
         try:
             reading = self._read(cache)
             # Whatever its layout, a cache that was fed nothing lacks nothing.
-            return reading if reading.readable or cache.get_seq_length() else Reading([])
+            return Reading([]) if UNREADABLE in reading.held and not cache.get_seq_length() else reading
         except Exception:  # a cache of unknown layout may raise anything, and an observer must not
             return Reading([UNREADABLE])
 
@@ -151,8 +151,12 @@ class Reader:
         held: list[int | None] = []
         reading = Reading(held)
         for index, layer in enumerate(layers):
-            # Most layers are of the first kind, and this is done for each pass.
-            held.append(_plain(layer) if type(layer) is DynamicLayer else self._held(index, layer, reading))
+            # Most layers are of this kind, and this is done for each pass.
+            keys = layer.keys if type(layer) is DynamicLayer else None
+            if keys is not None and len(shape := keys.shape) == 4:
+                held.append(shape[2])
+            else:
+                held.append(self._held(index, layer, reading))
         if isinstance(cache, PressedCache):
             reading.columns = cache.ledger.columns
             reading.rows = list(cache.ledger.held) if any(cache.ledger.padding) else None

@@ -15,7 +15,7 @@ from pressgauge.observation.readings import UNREADABLE, Reader, Reading, marked,
 from pressgauge.observation.tally import Record, Tally, Track
 from pressgauge.onepass import OnePassCache
 
-_LONGEST_QUEUE = 32
+_LONGEST_QUEUE = 64
 """Passes that are recorded before they are counted, which synchronises an accelerator."""
 
 
@@ -141,13 +141,11 @@ class Recorder:
             inputs = given.get("inputs_embeds")
         record.rows, record.tokens = (output[0] if inputs is None else inputs).shape[:2]
         cache = _cache_of(given)
-        if cache is None:
+        if cache is None or isinstance(cache, tuple):
+            # Made by the pass; instead of a tuple, it makes another one.
             cache = _cache_of(output)
         if cache is not None:
             self._read_cache(record, cache, begun)
-            if isinstance(cache, tuple):
-                # Each pass returns another one.
-                self._follow(_cache_of(output), record.track)
         self._read_positions(record, given)
         mask = given.get("attention_mask")
         if mask is not None and not self._read_mask(record, mask):
@@ -165,7 +163,7 @@ class Recorder:
             record.affected_from = cache.affected_from(record.tokens)
             record.end = Reading(cache.held(self.reader.windows))
             return
-        if cache is not begun:
+        if cache is not begun and not isinstance(begun, tuple):
             # Made by the pass, or put in place of what was given by a later hook.
             record.track = self._track(cache)
             record.start = None if record.track is None else record.track.latest
@@ -173,10 +171,10 @@ class Recorder:
                 record.counted_from = None
             elif max(end.most, end.columns or 0) > record.tokens:
                 record.start = Reading([UNREADABLE])
-        if record.track is None:
-            record.track = Track()
-            self._follow(cache, record.track)
-        track = record.track
+        known, track = record.track, record.track or Track()
+        record.track = track
+        if known is None or isinstance(cache, tuple):
+            self._follow(cache, track)
         track.latest, track.layers = end, layers
         # Whoever gives positions tells a crop by them.
         track.mark = marked(cache) if record.counted_from is not None else None
@@ -215,10 +213,8 @@ class Recorder:
         found = self._tracks.get(id(key))
         return found[1] if found is not None and found[0]() is key else None
 
-    def _follow(self, cache: Any, track: Track | None) -> None:
+    def _follow(self, cache: Any, track: Track) -> None:
         """Find ``track`` by this cache from now on, for as long as it lives."""
-        if track is None or cache is None:
-            return
         key = _key(cache)
         number = id(key)
 

@@ -77,14 +77,15 @@ class Record:
     logits: Values | range | None = None
 
     @property
-    def declared(self) -> int | None:
-        """Columns before the pass, as the caller's mask or else the caller's positions say."""
+    def declared(self) -> list[int]:
+        """Columns before the pass, as the caller's mask and the caller's positions say."""
+        found = []
         if self.mask_columns is not None and self.mask_columns > self.tokens:
-            return self.mask_columns - self.tokens
+            found.append(self.mask_columns - self.tokens)
         if self.positions is not None:
             self.positions = listed(self.positions)
-            return int(max(row[0] for row in self.positions))
-        return None
+            found.append(int(max(row[0] for row in self.positions)))
+        return found
 
 
 @dataclass(slots=True)
@@ -120,7 +121,7 @@ class Tally:
         self.passes += 1
         self.tokens += sum(fed)
         self._count_queries(record, track, start, before, real)
-        if track.known and not record.padded:
+        if track.known and start.readable and not record.padded:
             self._count_positions(record, track.columns, before, real)
         track.columns += record.tokens
         track.padding = [track.columns - old - new for old, new in zip(before, fed, strict=True)]
@@ -222,7 +223,7 @@ def locate(record: Record, track: Track, start: Reading) -> None:
         track.columns = start.columns
     elif track.last is None:
         # Fed by others, or in a pass that failed.
-        track.columns = max(track.columns, start.most, record.declared or 0)
+        track.columns = max(track.columns, start.most, *record.declared)
         track.known = False
     elif track.last.held != start.held:
         _changed(record, track, track.last.held, start.held)
@@ -235,8 +236,11 @@ def _changed(record: Record, track: Track, before: list[int | None], now: list[i
     change, declared = max(changes, default=0), record.declared
     if len(changes) != 1 or not change:
         track.known = track.known and min(changes, default=0) >= 0
-    elif declared == track.columns - change or (declared is None and record.viewed):
+    elif track.columns in declared and change > 0:
+        # An eviction. A caller may nevertheless give a mask for what is left.
+        return
+    elif track.columns - change in declared or (record.viewed and not declared):
         track.columns -= change
-    elif declared != track.columns or change < 0:
+    else:
         track.columns -= max(change, 0)
         track.known = False

@@ -128,6 +128,8 @@ class Press(Budget, ABC):
     def __call__(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """Attach the press: inside ``with press(model):`` every cache of the model is compressed.
 
+        Issues a ``VacuousWarning`` at the end if no query of the passes inside met an eviction.
+
         Raises:
             TypeError: if ``model`` is not a model.
             ValueError: if this press does not support the model, or the model already has a press attached.
