@@ -275,7 +275,15 @@ def lm_eval(session: nox.Session) -> None:
     """Evaluate local tasks with lm-evaluation-harness, in an environment of its own, since lm-eval needs many packages
     that nothing else here does."""
     install(session, "lm-eval")
-    session.run("python", "-m", "pytest", "tests/unit/test_lm_eval.py", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
+    session.run(
+        "python",
+        "-m",
+        "pytest",
+        "tests/unit/test_lm_eval.py",
+        "tests/unit/test_watch_lm_eval.py",
+        *session.posargs,
+        env={"HF_HUB_OFFLINE": "1"},
+    )
 
 
 @nox.session

@@ -1,5 +1,6 @@
 """Calls of an evaluator that several laws look at, made once."""
 
+import math
 import weakref
 from typing import Any
 
@@ -18,7 +19,8 @@ _MADE: "weakref.WeakKeyDictionary[Evaluator, dict[Any, Call]]" = weakref.WeakKey
 def texts_for(evaluator: Evaluator, seed: int = 0, length: int = 48) -> tuple[Text, ...]:
     """Texts of an evaluator: several of different lengths if it takes a list, else one."""
     if evaluator.declares.text == "list":
-        return tuple(text_of(length - 15 * number, seed + number) for number in range(3))
+        # The first is neither the longest nor the shortest.
+        return tuple(text_of(length - less, seed + number) for number, less in enumerate((15, 0, 30)))
     return (text_of(length, seed),)
 
 
@@ -66,6 +68,8 @@ def check_figure(evaluator: Evaluator, call: Call, name: str, *, uncompressed: b
         return
     others = [one for one in made(evaluator) if one is not call]
     mistake = Diagnosis(call, declares, others).of(name, reported) or "is no known mistake"
+    if math.isnan(reported):
+        mistake = "is no number"
     lost = [token.at for token in tokens if token.reads is None]
     if lost:
         known = f"no pass predicted token {lost[0]} from all tokens before it ({len(lost)} of {len(tokens)} tokens)"

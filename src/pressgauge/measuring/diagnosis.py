@@ -11,7 +11,7 @@ from pressgauge.measuring.scoring import Token
 
 RIGHT = 5e-4
 """Relative difference up to which a figure is right; rounding of norms in float32 gives less than 1e-5."""
-EXPLAINED = 5e-5
+EXPLAINED = 1e-5
 """Relative difference up to which a mistake explains a figure: smaller, since there are many mistakes."""
 
 
@@ -107,7 +107,7 @@ class Diagnosis:
                 yield f"the {what}{of} in nats", value
                 yield f"the {what}{of} in bits", value / math.log(2)
         yield f"the mean of the inverse probabilities of the tokens{of}", self._as(name, fmean(map(_exp, one.nll)))
-        for numbers, what in zip(one.groupings, ("texts", *2 * ["passes or windows"]), strict=True):
+        for numbers, what in zip(one.groupings, ("texts", "windows", *2 * ["passes or windows"]), strict=True):
             groups: dict[int, list[float]] = defaultdict(list)
             for number, nll in zip(numbers, one.nll, strict=True):
                 groups[number].append(nll)

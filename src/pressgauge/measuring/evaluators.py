@@ -1,5 +1,7 @@
 """Evaluators under audit: functions that compute perplexity or accuracy of a text, and how they are called."""
 
+import copy
+import inspect
 import math
 import re
 import warnings
@@ -135,6 +137,15 @@ class Evaluator(Measurement):
         off = {name: name not in values for name in ("keep_ratio", "prune_after")}
         return read_declares(Declares, {**values, **off}, {})
 
+    def __post_init__(self) -> None:
+        for name in ("keep_ratio", "prune_after"):
+            needed = getattr(self.declares, name) and self.declares.compressor == "inside"
+            if needed and name not in self.taken({name: None}):
+                own = ", ".join(list(inspect.signature(self.function).parameters)[3:]) or "no option"
+                raise ValueError(
+                    f"the function must take {name}, got {own}: rename the option, or declare {name} as None"
+                )
+
     def call(
         self,
         model: Any,
@@ -169,7 +180,7 @@ class Evaluator(Measurement):
         with recording() as record, warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
             try:
-                result = self.function(model, tokenizer(), argument, **self.taken(given))
+                result = self.function(model, copy.deepcopy(tokenizer()), argument, **self.taken(given))
             except DECLINES as error:
                 if not str(error):
                     raise
@@ -191,8 +202,7 @@ def _figures(result: Any) -> dict[str, Any]:
     Raises:
         Departure: for another type of result, or a figure that is no number.
     """
-    if isinstance(result, torch.Tensor) and result.numel() == 1:
-        result = result.item()
+    result = _unwrapped(result)
     if result is None or (isinstance(result, Real) and not isinstance(result, bool)):
         return {"ppl": result}
     if not isinstance(result, Mapping):
@@ -201,11 +211,16 @@ def _figures(result: Any) -> dict[str, Any]:
         raise Departure(f"an evaluator returns a perplexity or a mapping of figures, and this one {result!r}")
     found = {str(name): value for name, value in result.items()}
     for name in FIGURES:
-        value = found.get(name)
-        if isinstance(value, torch.Tensor) and value.numel() == 1:
-            found[name] = value = value.item()
+        value = _unwrapped(found.get(name))
+        if name in found:
+            found[name] = value
         if value is not None and not isinstance(value, Real):
             raise Departure(f"{name} has to be a number, got {value!r}")
     if not set(found) & set(FIGURES):
         raise Departure(f"a result has to have one of {', '.join(FIGURES)}, got {', '.join(map(str, result))}")
     return found
+
+
+def _unwrapped(value: Any) -> Any:
+    """The number in a tensor or an array of one element."""
+    return value.item() if getattr(value, "shape", None) is not None and math.prod(value.shape) == 1 else value

@@ -21,7 +21,8 @@ class Predictions:
     Attributes:
         what: what differs from the right set, as the end of "the perplexity ..."; empty if nothing does.
         nll: NLL in nats.
-        groupings: numbers of the text, of the query's pass and window, and of the token's own pass and window.
+        groupings: numbers of the text, of the window, of the query's pass and window, and of the token's own pass and
+            window.
     """
 
     what: str
@@ -114,7 +115,8 @@ class Mistakes:
             return _numbers([(token.window, self.passes.get((token.row, token.at - lag), -1)) for token in tokens])
 
         rows = tuple(token.row for token in tokens)
-        return Predictions(what, tuple(token.nll for token in tokens), (rows, grouped(1), grouped(0)))
+        windows = _numbers([(token.row, token.window) for token in tokens])
+        return Predictions(what, tuple(token.nll for token in tokens), (rows, windows, grouped(1), grouped(0)))
 
     def _shifted(self, source: str, of: str) -> Iterator[Predictions]:
         """Queries that are paired with another token than the next."""
@@ -159,6 +161,10 @@ class Mistakes:
             lost = [token for token in tokens if (token.row, token.at + lag) not in self.seams]
             if len(lost) < len(tokens):
                 yield self._set(f"{of} without {what}: a token is lost at each seam", lost)
+        begins = {(token.row, token.window): token.at for token in reversed(tokens)}
+        inner = [token for token in tokens if not token.window or begins[token.row, token.window] != token.at]
+        if len(inner) < len(tokens):
+            yield self._set(f"{of} without the first token of each window: a token is lost at each seam", inner)
         fed = max((offset + len(queries) for _, offset, queries in self.aligned), default=0)
         for end in (fed + 1, fed):
             part = [token for token in tokens if token.at < end]
@@ -178,6 +184,15 @@ class Mistakes:
                     for at in range(first(ids) - back + 1, len(ids))
                 ]
                 yield self._set(f" of the rest of the text without {what} in its context", tokens)
+        window, stride = self.declares.window, self.declares.stride
+        if window is not None and stride is not None:
+            twice = [
+                Token(row, at, ids[at], tuple(frequencies(ids[begin:at])), window=begin)
+                for row, ids in enumerate(texts)
+                for begin in range(0, max(1, len(ids) - window + stride), stride)
+                for at in range(begin + 1, min(begin + window, len(ids)))
+            ]
+            yield self._set(" of windows in which the tokens of overlaps are scored twice", twice)
         if any(offset for _, offset, _ in self.aligned):
             for less, what in ((1, ", which loses a token at each seam"), (0, "")):
                 pieces = [
@@ -209,17 +224,25 @@ class Mistakes:
             return
         columns: list[tuple[Token, bool, bool]] = []
         for sequence in self.call.record.sequences:
-            real = [query.token for query in sequence.queries if query.real]
+            # Without a mask the model takes padding for tokens.
+            own = [query.real and query.token != PAD for query in sequence.queries]
+            real = [query.token for query, is_own in zip(sequence.queries, own, strict=True) if is_own]
             row, offset, _ = best_place(real, texts)
-            following = [(query.token, query.real) for query in sequence.queries[1:]]
+            following = [(query.token, is_own) for query, is_own in zip(sequence.queries, own, strict=True)][1:]
             if offset + len(real) < len(texts[row]):
-                # The last token was not fed, or padding follows.
+                # The last token was not fed.
                 following.append((texts[row][offset + len(real)], True))
-            for index, (query, (token, own)) in enumerate(zip(sequence.queries, following, strict=False)):
-                columns.append((Token(row, index + 1, token, query.reads), query.real, own))
+            elif len(sequence.queries) < longest:
+                following.append((PAD, False))
+            for index, (query, is_own, (token, next_own)) in enumerate(
+                zip(sequence.queries, own, following, strict=False)
+            ):
+                columns.append((Token(row, index + 1, token, query.reads), is_own, next_own))
         many = " with one token too many for each short text"
-        yield self._set(f"{many}: its first one, behind padding", [token for token, _, own in columns if own])
-        yield self._set(f"{many}: padding, behind its last one", [token for token, real, _ in columns if real])
+        if any(after and not before for _, before, after in columns):
+            yield self._set(f"{many}: its first one, behind padding", [token for token, _, after in columns if after])
+        if any(before and not after for _, before, after in columns):
+            yield self._set(f"{many}: padding, behind its last one", [token for token, before, _ in columns if before])
         yield self._set(" with the padding scored", [token for token, _, _ in columns])
         read = [
             Token(row, at, ids[at], tuple(frequencies([PAD] * (longest - len(ids)) + list(ids[:at]))))

@@ -176,10 +176,10 @@ class Record:
             held, seen = sequence.held, len(sequence.tokens)
             if self.misses or not held or min(held) >= seen:
                 continue
-            layers = f"the layers hold {', '.join(map(str, held))} of {seen} tokens"
+            layers = ", ".join(f"layer {index} holds {own}" for index, own in enumerate(held))
             if held[-1] < seen:
-                return f"; entries were evicted after the last query, {layers} at the end"
-            return f"; {layers} at the end, and the last layer, which alone predicts, holds all"
+                return f"; entries were evicted after the last query: {layers} of {seen} tokens at the end"
+            return f"; the last layer evicted nothing: {layers} of {seen} tokens at the end"
         return ""
 
 
