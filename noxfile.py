@@ -280,7 +280,7 @@ def lm_eval(session: nox.Session) -> None:
         "-m",
         "pytest",
         "tests/unit/test_lm_eval.py",
-        "tests/unit/test_watch_lm_eval.py",
+        "tests/unit/observation/test_seen_lm_eval.py",
         *session.posargs,
         env={"HF_HUB_OFFLINE": "1"},
     )

@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from statistics import fmean
 
 from pressgauge.conformance import guard
 from pressgauge.conformance.session import Departure, Refused, not_applicable
@@ -242,19 +243,20 @@ def test_every_configuration_is_measured_anew(evaluator: Evaluator) -> None:
 
 
 def test_a_smaller_ratio_leaves_fewer_entries(evaluator: Evaluator) -> None:
-    """The smaller keep_ratio leaves no more entries than the larger one, in the layer that predicts."""
+    """On average over the passes, the smaller keep_ratio leaves no more entries to read than the larger one."""
     compresses(evaluator)
-    held = {}
+    read = {}
     for keep_ratio in (COMPRESSED, 0.3, LEAST):
-        known = [one.held[-1] for one in measured(evaluator, keep_ratio).record.sequences if one.held]
+        known = [one.entries for one in measured(evaluator, keep_ratio).record.passes if one.entries is not None]
         if not known:
             not_applicable("the caches of the evaluator cannot be read")
-        held[keep_ratio] = max(known)
-    for more, less in pairwise(held):
-        if held[less] > held[more]:
+        read[keep_ratio] = fmean(known)
+    for more, less in pairwise(read):
+        # Under the schedule step, the number of entries varies from pass to pass.
+        if read[less] > read[more] + 0.5:
             raise Departure(
-                f"keep_ratio {less:g} leaves {held[less]} entries and keep_ratio {more:g} leaves {held[more]}: the "
-                "ratio that is evicted is taken for the one that is kept"
+                f"keep_ratio {less:g} leaves {read[less]:.1f} entries a pass and keep_ratio {more:g} {read[more]:.1f}: "
+                "the ratio that is evicted is taken for the one that is kept"
             )
 
 

@@ -157,8 +157,8 @@ HANDED = Handed(3, KEY, VALUE)
         (HANDED, QUERY, KEY, VALUE, None),
         (HANDED, QUERY, KEY.view(KEY.shape), VALUE, None),
         (None, QUERY, KEY, VALUE, UNFED),
-        (Handed(2, KEY, VALUE), QUERY, KEY, VALUE, "2 of 3 tokens handed to the cache, attention from 3"),
-        (HANDED, QUERY[:, :, :2], KEY, VALUE, "3 of 3 tokens handed to the cache, attention from 2"),
+        (Handed(2, KEY, VALUE), QUERY, KEY, VALUE, "2 of 3 tokens passed to the cache, attention from 3"),
+        (HANDED, QUERY[:, :, :2], KEY, VALUE, "3 of 3 tokens passed to the cache, attention from 2"),
         (HANDED, QUERY, KEY[:, :1], VALUE, "keys cached as [2, 5, 8] and attended to as [1, 5, 8]"),
         (HANDED, QUERY, KEY, VALUE[..., :7], "values cached as [2, 5, 8] and attended to as [2, 5, 7]"),
         (HANDED, QUERY, KEY.clone(), VALUE, "attention to keys that its cache did not return"),
@@ -358,8 +358,8 @@ def test_one_error_reports_the_problems_of_all_layers() -> None:
     """Of a pass that is attached, and of one pass over a text."""
     model = with_sinks(architectures.build("llama"))
     sentence = (
-        f"LlamaForCausalLM ({interface.VERSION}): a press cannot prune layers 0-2 (attention with s_aux); that "
-        "leaves no layer to prune, so no press supports this model: measure it without a press (press=None, "
+        f"LlamaForCausalLM ({interface.VERSION}): a press does not support layers 0-2 (attention with s_aux); that "
+        "leaves no layer to compress, so no press supports this model: measure it without a press (press=None, "
         "method='stepwise' or 'plain')"
     )
     with pytest.raises(ValueError, match=said(sentence)), PRESS(model):

@@ -320,7 +320,7 @@ def test_a_model_that_does_not_go_on_with_its_cache_is_refused(
     monkeypatch.setattr(interface, "goes_through_interface", lambda kind: not outside)
     if outside and failing > 1 and isinstance(error, KeyError):
         sentence = (
-            f"LlamaForCausalLM ({interface.VERSION}) does not go on with the cache that it was given (KeyError: "
+            f"LlamaForCausalLM ({interface.VERSION}) does not continue with the cache that it was given (KeyError: "
             "'stop'): measure it without a press and without a cache (press=None, method='plain')"
         )
         with pytest.raises(ValueError, match=said(sentence)) as refused:

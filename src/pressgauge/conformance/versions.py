@@ -19,3 +19,12 @@ def using(cache: Any) -> dict[str, Any]:
 def cache_of(output: Any) -> Any:
     """Cache in the output of a model or its ``generate``."""
     return getattr(output, CACHE)
+
+
+def returned_cache(output: Any) -> Any:
+    """Cache in the output of any model, under whichever name; None if there is none.
+
+    Outputs are iterated, since to ask them for the deprecated name is logged.
+    """
+    found = output.items() if isinstance(output, dict) else ()
+    return next((value for name, value in found if name in CACHE_NAMES and value is not None), None)

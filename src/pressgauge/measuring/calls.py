@@ -20,7 +20,7 @@ def texts_for(evaluator: Evaluator, seed: int = 0, length: int = 48) -> tuple[Te
     """Texts of an evaluator: several of different lengths if it takes a list, else one."""
     if evaluator.declares.text == "list":
         # The first is neither the longest nor the shortest.
-        return tuple(text_of(length - less, seed + number) for number, less in enumerate((15, 0, 30)))
+        return tuple(text_of(length - less, seed + number) for number, less in enumerate((15, 0, 27)))
     return (text_of(length, seed),)
 
 

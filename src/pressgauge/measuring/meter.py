@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from pressgauge.conformance.versions import CACHE_NAMES
+from pressgauge.conformance.versions import CACHE_NAMES, returned_cache
 from pressgauge.measuring.counters import CPU, CUDA, Device, OnDevice, replacements
 from pressgauge.measuring.storages import State, Storages
 
@@ -115,7 +115,7 @@ class Meter:
     def _after(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         fed = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
         rows, tokens = (args[0] if fed is None else fed).shape[:2]
-        given = [kwargs.get(name) for name in CACHE_NAMES] + [getattr(output, name, None) for name in CACHE_NAMES]
+        given = [*(kwargs.get(name) for name in CACHE_NAMES), returned_cache(output)]
         cache = next((value for value in given if value is not None), None)
         run = self._run_of(cache)
         run.lengths.append(tokens)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_hook
 from transformers.models.llama.modeling_llama import LlamaModel, LlamaRotaryEmbedding
 
-from pressgauge.conformance.versions import CACHE_NAMES
+from pressgauge.conformance.versions import CACHE_NAMES, returned_cache
 from pressgauge.measuring.known import V, frequencies
 
 READ = 1e-3
@@ -63,20 +63,26 @@ class Sequence:
     @cached_property
     def held(self) -> tuple[int, ...] | None:
         """Entries that each layer of its cache holds at the end; None if unknown."""
-        layers = getattr(self.cache, "layers", None) or ()
-        keys = [getattr(layer, "keys", None) for layer in layers]
-        if not keys or not all(isinstance(own, Tensor) and own.dim() == 4 for own in keys):
-            return None
-        return tuple(int(own.shape[2]) for own in keys)  # type: ignore[union-attr]
+        return _held(self.cache)
+
+
+def _held(cache: Any) -> tuple[int, ...] | None:
+    """Entries that each layer of a cache holds; None if unknown."""
+    keys = [getattr(layer, "keys", None) for layer in getattr(cache, "layers", None) or ()]
+    if not keys or not all(isinstance(own, Tensor) and own.dim() == 4 for own in keys):
+        return None
+    return tuple(int(own.shape[2]) for own in keys)  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass of the decoder: columns fed, and whether it had a cache."""
+    """One forward pass of the decoder: columns fed, whether it had a cache, and the entries that its last layer read,
+    None if unknown."""
 
     columns: int
     rows: int
     cached: bool
+    entries: int | None = None
 
 
 class Record:
@@ -98,8 +104,10 @@ class Record:
         hidden = output[0].detach().float().cpu()
         rows, columns, _ = hidden.shape
         brought = next((given[name] for name in CACHE_NAMES if given.get(name) is not None), None)
-        cache = next((own for name in CACHE_NAMES if (own := getattr(output, name, None)) is not None), brought)
-        self.passes.append(Pass(columns, rows, cache is not None))
+        returned = returned_cache(output)
+        cache = brought if returned is None else returned
+        held = _held(cache)
+        self.passes.append(Pass(columns, rows, cache is not None, held[-1] if held else None))
         mask = given.get("attention_mask")
         real = torch.ones(rows, columns, dtype=torch.bool)
         if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= columns:

@@ -215,8 +215,8 @@ def test_what_a_cache_refuses_is_said_in_whole_sentences() -> None:
     with pytest.raises(ValueError, match=said("this cache serves 1 rows, got a pass of 2")):
         cache.update(*states(8, 9, rows=2), 0)
     sentence = (
-        "cannot crop to 7 tokens: layer 0 evicted entries after token 8, and they are gone; crop before anything is "
-        "evicted, or start again with a new cache"
+        "cannot crop to 7 tokens: layer 0 evicted entries after token 8, which cannot be restored; crop before "
+        "anything is evicted, or start again with a new cache"
     )
     for length in (7, -1):
         with pytest.raises(ValueError, match=said(sentence)):
@@ -226,9 +226,8 @@ def test_what_a_cache_refuses_is_said_in_whole_sentences() -> None:
     assert cache.seen == 8
     voted = PressedCache(H2OPress(0.5, prune_after=20), CONFIG)
     feed(voted, 8)
-    sentence = (
-        "cannot crop to 7 tokens: H2OPress has counted the votes of the tokens after them; start again with a new cache"
-    )
+    sentence = "cannot crop to 7 tokens: H2OPress has counted the attention of the tokens after them"
+    sentence += "; start again with a new cache"
     with pytest.raises(ValueError, match=said(sentence)):
         voted.crop(7)
 

@@ -33,29 +33,29 @@ def said(sentence: str) -> str:
             TOY.reasons,
             (),
             "layers 1-2 (one reason); layer 4 (another); pass skip_layers=(1, 2, 4) or skip_layers='unprunable', "
-            "which leaves layers 0, 3, 5 to prune",
+            "which leaves layers 0, 3, 5 to compress",
         ),
         (
             TOY.reasons,
             (2, 3),
             "layer 1 (one reason); layer 4 (another); pass skip_layers=(1, 2, 3, 4) or skip_layers='unprunable', "
-            "which leaves layers 0, 5 to prune",
+            "which leaves layers 0, 5 to compress",
         ),
         (
             {5: "a third", 0: "a third", 1: "one reason"},
             (4,),
             "layers 0, 5 (a third); layer 1 (one reason); pass skip_layers=(0, 1, 4, 5), which leaves layers 2-3 to "
-            "prune",
+            "compress",
         ),
         (
             dict.fromkeys(range(1, 6), "all"),
             (0,),
-            f"layers 1-5 (all); that leaves no layer to prune, so {ALONE}",
+            f"layers 1-5 (all); that leaves no layer to compress, so {ALONE}",
         ),
         (
             dict.fromkeys(range(5), "all"),
             (),
-            "layers 0-4 (all); pass skip_layers=(0, 1, 2, 3, 4), which leaves layer 5 to prune",
+            "layers 0-4 (all); pass skip_layers=(0, 1, 2, 3, 4), which leaves layer 5 to compress",
         ),
     ],
 )
@@ -63,11 +63,11 @@ def test_a_refusal_names_layers_reasons_and_the_way_out(
     reasons: dict[int, str], skipped: tuple[int, ...], rest: str
 ) -> None:
     """Layers of one reason stand together, and the word for all of them is offered where it would do."""
-    assert str(TOY.refusal(reasons, skipped)) == f"{NAME}: a press cannot prune {rest}"
+    assert str(TOY.refusal(reasons, skipped)) == f"{NAME}: a press does not support {rest}"
 
 
 def test_skipped_layers_are_resolved_or_refused() -> None:
-    """By number, by the word for all of them, and not where a layer is missing or the model has none to prune."""
+    """By number, by the word for all of them, and not where a layer is missing or the model has none to compress."""
     press = KnormPress(0.5)
     assert TOY.resolve(replace(press, skip_layers="unprunable")).skip_layers == (1, 2, 4)
     for layers in ((1, 2, 4), (0, 1, 2, 4, 5)):
@@ -78,8 +78,8 @@ def test_skipped_layers_are_resolved_or_refused() -> None:
     with pytest.raises(ValueError, match=said("skip_layers names layer 6, but the model has 6 layers, 0 to 5")):
         TOY.resolve(replace(press, skip_layers=(0, 6, 7)))
     none = replace(TOY, reasons=dict.fromkeys(range(6), "all"))
-    with pytest.raises(ValueError, match=said(f"{NAME}: a press cannot prune layers 0-5 (all); that leaves no layer to "
-                                              f"prune, so {ALONE}")):  # fmt: skip
+    refusal = f"{NAME}: a press does not support layers 0-5 (all); that leaves no layer to compress, so {ALONE}"
+    with pytest.raises(ValueError, match=said(refusal)):
         none.resolve(replace(press, skip_layers="unprunable"))
     with pytest.raises(ValueError, match=said(f"{NAME} is strange")):
         replace(TOY, whole="is strange").resolve(press)

@@ -82,7 +82,7 @@ def test_fixed_scores_may_differ_in_the_lower_half_of_their_bits() -> None:
 
     check(before, scores(1 + near, 64 + 64 * near))
     for after in (scores(1 + far, 64), scores(1, 64 + 64 * far), scores(1 - far, 64)):
-        with pytest.raises(ValueError, match="says fixed_scores = True"):
+        with pytest.raises(ValueError, match="declares fixed_scores = True"):
             check(before, after)
 
 
@@ -100,8 +100,8 @@ def test_a_score_that_changed_is_named(changed: tuple[int, int, int], among: int
         return scores[..., start : start + positions.shape[-1]]
 
     sentence = (
-        f"Scripted says fixed_scores = True, but in layer 7 the score of the entry at position {position} was 1 among "
-        f"6 entries and then 1.5 among {among}: set fixed_scores = False in the class"
+        f"Scripted declares fixed_scores = True, but in layer 7 the score of the entry at position {position} was 1 "
+        f"among 6 entries and then 1.5 among {among}: set fixed_scores = False in the class"
     )
     with pytest.raises(ValueError, match=said(sentence)):
         check(before.tolist(), after)

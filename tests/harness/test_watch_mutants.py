@@ -11,7 +11,7 @@ from pressgauge.observation import readings, recorder, tally
 from pressgauge.observation.readings import Reader, Reading
 from pressgauge.observation.recorder import Recorder
 from pressgauge.observation.tally import Tally
-from unit import test_watch
+from properties import test_watch
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
