@@ -5,6 +5,7 @@ numbered, the number of threads is fixed, and only deterministic kernels are use
 """
 
 import argparse
+import json
 import math
 import time
 from dataclasses import dataclass
@@ -200,6 +201,11 @@ def main() -> None:
     folder = arguments.output or Path(__file__).parent / arguments.name
     model = train(arguments.name)
     model.save_pretrained(folder)
+    if arguments.name == "reference-neox":
+        # transformers 5.2 reads the share of rotated dimensions from here, and assumes a quarter where it is missing.
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) | {"rotary_pct": 1.0}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     build_tokenizer().save_pretrained(folder)
     print(f"wrote {folder}")
 
