@@ -3,7 +3,6 @@
 import copy
 import functools
 import inspect
-import math
 import random
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from pressgauge.conformance.session import Departure
 from pressgauge.measuring.clock import SECOND, Device, Pass, Script, scripted
-from pressgauge.measuring.subjects import Measurement, read_declares
+from pressgauge.measuring.subjects import Measurement, attributes_of, read_declares
 from pressgauge.models import load
 from pressgauge.presses.knorm import KnormPress
 
@@ -198,20 +197,17 @@ class Benchmark(Measurement):
             refusal = str(error)
             if not refusal:
                 raise
-        if not isinstance(reported, Mapping):
-            reported = reported._asdict() if hasattr(reported, "_asdict") else getattr(reported, "__dict__", reported)
+        reported = attributes_of(reported)
         if not isinstance(reported, Mapping):
             raise Departure(f"it returned {type(reported).__name__}: return a mapping with any of {', '.join(FIGURES)}")
-        figures = {name: self._number(name, value) for name, value in reported.items() if value is not None}
-        figures = {name: value for name, value in figures.items() if name in (*FIGURES, *RATIOS)}
+        known = {name: reported[name] for name in reported if name in (*FIGURES, *RATIOS)}
+        figures = {name: self._number(name, value) for name, value in known.items() if value is not None}
         after = state_of(model)
         changed = next((name for name in state if after.get(name) != state[name]), "")
         return Call(ask, figures, tuple(device.passes[before:]), device.hasty - hasty, changed, refusal)
 
     def _number(self, name: str, value: Any) -> float:
-        """A reported value in seconds, tokens per second, or as a ratio; NaN for what is no number of ours."""
-        if name not in (*FIGURES, *RATIOS):
-            return math.nan
+        """A reported value in seconds, tokens per second, or as a ratio."""
         try:
             return float(value) / UNITS[self.unit(name)]
         except (TypeError, ValueError):

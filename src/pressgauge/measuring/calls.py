@@ -24,23 +24,16 @@ def texts_for(evaluator: Evaluator, seed: int = 0, length: int = 48) -> tuple[Te
     return (text_of(length, seed),)
 
 
-def made(evaluator: Evaluator) -> list[Call]:
-    """All calls of an evaluator so far, in order."""
-    return list(_MADE.get(evaluator, {}).values())
-
-
-def measured(
-    evaluator: Evaluator, keep_ratio: float = 1, skip_layers: tuple[int, ...] = (), seed: int = 0, length: int = 48
-) -> Call:
+def measured(evaluator: Evaluator, keep_ratio: float = 1, skip_layers: tuple[int, ...] = (), length: int = 48) -> Call:
     """The call of an evaluator on a new bag with ``prune_after`` 8; made once.
 
     Raises:
         Refused: if it declines.
     """
     calls = _MADE.setdefault(evaluator, {})
-    key = keep_ratio, skip_layers, seed, length
+    key = keep_ratio, skip_layers, length
     if key not in calls:
-        texts = texts_for(evaluator, seed, length)
+        texts = texts_for(evaluator, length=length)
         calls[key] = evaluator.call(bag(), texts, keep_ratio, PRUNE_AFTER, skip_layers)
     return calls[key]
 
@@ -66,10 +59,10 @@ def check_figure(evaluator: Evaluator, call: Call, name: str, *, uncompressed: b
     expected = right(name, tokens, call, declares)
     if same(reported, expected):
         return
-    others = [one for one in made(evaluator) if one is not call]
-    mistake = Diagnosis(call, declares, others).of(name, reported) or "is no known mistake"
-    if math.isnan(reported):
-        mistake = "is no number"
+    mistake = "is no number"
+    if not math.isnan(reported):
+        others = [one for one in _MADE.get(evaluator, {}).values() if one is not call]
+        mistake = Diagnosis(call, declares, others).of(name, reported) or "is no known mistake"
     lost = [token.at for token in tokens if token.reads is None]
     if lost:
         known = f"no pass predicted token {lost[0]} from all tokens before it ({len(lost)} of {len(tokens)} tokens)"

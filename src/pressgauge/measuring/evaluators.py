@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
@@ -16,7 +16,7 @@ from pressgauge import KnormPress
 from pressgauge.conformance.session import DECLINES, Departure, Refused
 from pressgauge.measuring.known import BOS, Text, tokenizer
 from pressgauge.measuring.record import Record, recording
-from pressgauge.measuring.subjects import Measurement, read_declares
+from pressgauge.measuring.subjects import Measurement, attributes_of, read_declares
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "compressor": ("inside", "argument"),
@@ -121,8 +121,7 @@ class Evaluator(Measurement):
         Raises:
             ValueError: for an unknown name or value.
         """
-        values = dict(given)
-        declares = read_declares(Declares, values, CHOICES)
+        declares = read_declares(Declares, given, CHOICES)
         if not isinstance(declares.prompt, int) or not declares.prompt:
             raise ValueError(
                 "declares prompt must be a number of tokens at the beginning, or a negative number of tokens at the "
@@ -134,8 +133,7 @@ class Evaluator(Measurement):
                 raise ValueError(f"declares {name} must be a whole number of at least 1, got {value!r}")
         if (declares.window is None) is not (declares.stride is None):
             raise ValueError("declares window and stride go together: give both, or neither for the whole text")
-        off = {name: name not in values for name in ("keep_ratio", "prune_after")}
-        return read_declares(Declares, {**values, **off}, {})
+        return replace(declares, keep_ratio="keep_ratio" not in given, prune_after="prune_after" not in given)
 
     def __post_init__(self) -> None:
         for name in ("keep_ratio", "prune_after"):
@@ -205,8 +203,7 @@ def _figures(result: Any) -> dict[str, Any]:
     result = _unwrapped(result)
     if result is None or (isinstance(result, Real) and not isinstance(result, bool)):
         return {"ppl": result}
-    if not isinstance(result, Mapping):
-        result = result._asdict() if hasattr(result, "_asdict") else getattr(result, "__dict__", result)
+    result = attributes_of(result)
     if not isinstance(result, Mapping):
         raise Departure(f"an evaluator returns a perplexity or a mapping of figures, and this one {result!r}")
     found = {str(name): value for name, value in result.items()}

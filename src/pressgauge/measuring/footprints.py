@@ -10,11 +10,11 @@ from decimal import Decimal
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from pressgauge.conformance.session import Departure
 from pressgauge.measuring.counters import Read
+from pressgauge.measuring.known import word_tokenizer
 from pressgauge.measuring.meter import Meter, Run
 from pressgauge.measuring.subjects import Measurement, read_declares
 from pressgauge.measuring.views import Views
@@ -113,11 +113,9 @@ def model_of(kv_heads: int, dtype: torch.dtype) -> Any:
 
 
 @functools.cache
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> Any:
     """A tokenizer of 63 words."""
-    words = Tokenizer(models.WordLevel({"<pad>": 0, **{f"w{i}": i for i in range(1, 64)}}, unk_token="<pad>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", padding_side="left")
+    return word_tokenizer(["<pad>", *(f"w{number}" for number in range(1, 64))])
 
 
 def prompts(rows: int) -> list[str]:

@@ -26,14 +26,22 @@ WEIGHTS = tuple(1 + token / (8 * V) for token in range(V))
 """Factor of a token's value, so that no two tokens are equally likely."""
 
 
+def word_tokenizer(words: Sequence[str], **special: str) -> Any:
+    """A tokenizer of one token per word that adds no special token by itself and pads on the left.
+
+    Args:
+        words: the vocabulary; the first is the padding token, which also stands for unknown words.
+        special: further special tokens by name.
+    """
+    level = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=words[0]))
+    level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=level, pad_token=words[0], padding_side="left", **special)
+
+
 @cache
 def tokenizer() -> Any:
-    """Tokenizer of the known models: one token per word; it adds no special token by itself."""
-    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(VOCABULARY)}, unk_token="<pad>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<bos>", padding_side="left"
-    )
+    """Tokenizer of the known models."""
+    return word_tokenizer(VOCABULARY, bos_token="<bos>", eos_token="<bos>")
 
 
 def _config(size: int) -> LlamaConfig:

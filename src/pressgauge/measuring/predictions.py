@@ -7,7 +7,6 @@ from functools import cached_property
 
 from pressgauge.measuring.evaluators import Call, Declares
 from pressgauge.measuring.known import PAD, frequencies
-from pressgauge.measuring.record import Query
 from pressgauge.measuring.scoring import Scoring, Token, best_place
 
 EVICTED = "a cache from which entries were evicted"
@@ -48,15 +47,10 @@ class Mistakes:
         self.scoring = Scoring(call, declares)
 
     @cached_property
-    def aligned(self) -> list[tuple[int, int, list[Query]]]:
-        """Text, offset and real queries of every sequence that fed a part of a text."""
-        return [(row, offset, queries) for row, offset, _, queries in self.scoring.aligned]
-
-    @cached_property
     def passes(self) -> dict[tuple[int, int], int]:
         """Number of the pass that fed a token first, by text and index."""
         found: dict[tuple[int, int], int] = {}
-        for row, offset, queries in self.aligned:
+        for row, offset, _, queries in self.scoring.aligned:
             for index, query in enumerate(queries):
                 found.setdefault((row, offset + index), query.pass_number)
         return found
@@ -65,7 +59,7 @@ class Mistakes:
     def seams(self) -> set[tuple[int, int]]:
         """Text and index of tokens that were the first of a pass, those of a text's first pass excepted."""
         found = set()
-        for row, offset, queries in self.aligned:
+        for row, offset, _, queries in self.scoring.aligned:
             last = None
             for index, query in enumerate(queries):
                 if query.pass_number != last and offset + index:
@@ -125,7 +119,7 @@ class Mistakes:
             (row, at): tuple(frequencies(ids[: at + 1])) for row, ids in enumerate(texts) for at in range(len(ids))
         }
         if source != UNCOMPRESSED:
-            for row, offset, queries in self.aligned:
+            for row, offset, _, queries in self.scoring.aligned:
                 reads |= {(row, offset + index): query.reads for index, query in enumerate(queries)}
         none = "no shift: each logit is scored on the token that was fed, not on the next"
         twice = "a double shift: each logit is scored on the token after the next"
@@ -165,7 +159,7 @@ class Mistakes:
         inner = [token for token in tokens if not token.window or begins[token.row, token.window] != token.at]
         if len(inner) < len(tokens):
             yield self._set(f"{of} without the first token of each window: a token is lost at each seam", inner)
-        fed = max((offset + len(queries) for _, offset, queries in self.aligned), default=0)
+        fed = max((offset + len(queries) for _, offset, _, queries in self.scoring.aligned), default=0)
         for end in (fed + 1, fed):
             part = [token for token in tokens if token.at < end]
             if len(part) < len(tokens):
@@ -193,28 +187,33 @@ class Mistakes:
                 for at in range(begin + 1, min(begin + window, len(ids)))
             ]
             yield self._set(" of windows in which the tokens of overlaps are scored twice", twice)
-        if any(offset for _, offset, _ in self.aligned):
+        if any(offset for _, offset, _, _ in self.scoring.aligned):
             for less, what in ((1, ", which loses a token at each seam"), (0, "")):
                 pieces = [
                     Token(row, offset + index + 1, texts[row][offset + index + 1], query.reads, window=offset)
-                    for row, offset, queries in self.aligned
+                    for row, offset, _, queries in self.scoring.aligned
                     for index, query in enumerate(queries[: len(queries) - less])
                     if first(texts[row]) <= offset + index + 1 < len(texts[row])
                 ]
                 yield self._set(f" of pieces that do not see each other{what}", pieces)
+        if len(texts) == 1:
+            yield from self._foreign(texts[0])
+
+    def _foreign(self, ids: Sequence[int]) -> Iterator[Predictions]:
+        """Tokens before the only text or in its place."""
+        first = self.scoring.first_of(ids)
         for sequence in self.call.record.sequences:
-            fed, ids = sequence.tokens, texts[0]
-            if len(texts) == 1 and len(fed) > 1 and not sequence.earlier and tuple(fed) != ids[: len(fed)]:
-                queries = [query for query in sequence.queries if query.real]
-                written = [Token(0, at, fed[at], queries[at - 1].reads) for at in range(max(1, first(ids)), len(fed))]
-                yield self._set(" of other tokens than the text's, such as those that the model wrote", written)
-            if sequence.earlier and len(texts) == 1:
-                before = sequence.tokens[: len(sequence.tokens) - len(texts[0])]
+            fed = sequence.tokens
+            if sequence.earlier:
+                before = fed[: len(fed) - len(ids)]
                 behind = [
-                    Token(0, at, texts[0][at], tuple(frequencies([*before, *texts[0][:at]])))
-                    for at in range(first(texts[0]), len(texts[0]))
+                    Token(0, at, ids[at], tuple(frequencies([*before, *ids[:at]]))) for at in range(first, len(ids))
                 ]
                 yield self._set(" of the text behind that of an earlier call, whose cache was used again", behind)
+            elif len(fed) > 1 and tuple(fed) != tuple(ids[: len(fed)]):
+                queries = [query for query in sequence.queries if query.real]
+                written = [Token(0, at, fed[at], queries[at - 1].reads) for at in range(first, len(fed))]
+                yield self._set(" of other tokens than the text's, such as those that the model wrote", written)
 
     def _padded(self) -> Iterator[Predictions]:
         """Padding slots that are scored or read."""

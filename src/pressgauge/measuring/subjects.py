@@ -102,6 +102,13 @@ def read_declares(declares: type[D], given: Mapping[str, Any], choices: Mapping[
     return declares(**given)
 
 
+def attributes_of(result: Any) -> Any:
+    """The fields of a named tuple or the attributes of an object, as a mapping; else the result itself."""
+    if isinstance(result, Mapping):
+        return result
+    return result._asdict() if hasattr(result, "_asdict") else getattr(result, "__dict__", result)
+
+
 @functools.cache
 def find(kind: str, reference: str) -> Measurement:
     """Import the measuring function named ``package.module:function``.
