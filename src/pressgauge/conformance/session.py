@@ -36,6 +36,9 @@ OF_OTHERS = ("torch", "transformers", "pressgauge")
 REFUSALS: list[str] = []
 """Messages of refusals since the start of the test, for the report of unchecked cases."""
 
+NOTES: list[str] = []
+"""Observations since the start of the test that break no law, for the summary."""
+
 
 class Refused(Exception):  # noqa: N818  # it is an answer, not a failure
     """A subject declined something; carries its own message."""
@@ -66,6 +69,11 @@ class Pass:
 def not_applicable(reason: str) -> NoReturn:
     """Skip a test whose law does not apply, with a reason."""
     pytest.skip(f"not applicable: {reason}")
+
+
+def note(sentence: str) -> None:
+    """Report an observation below the law in the summary, whether the law holds or not."""
+    NOTES.append(sentence)
 
 
 def provided_for(subject: Subject, what: str) -> None:
