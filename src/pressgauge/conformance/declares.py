@@ -1,7 +1,7 @@
 """Declared deviations of a subject from the rules. Undeclared deviations are findings."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pressgauge.conformance import oracle
@@ -31,6 +31,9 @@ SCORES: dict[str, Callable[[list[list[float]]], oracle.Scores]] = {
     "keydiff": oracle.keydiff_scores,
 }
 
+
+REPORTS = ("bytes", "ratio", "saved")
+"""Figures of memory that a package may report."""
 
 VOTES: dict[str, type[oracle.Voter]] = {
     "h2o": oracle.Accumulated,
@@ -71,6 +74,8 @@ class Declares:
         padding: False if padded rows are not supported (declared as None).
         storage: ``held``, or ``any`` if storage of evicted entries may be freed later.
         nan: ``worst``, or ``any`` if keys with NaN may be ranked anywhere.
+        reports: what the package reports about its memory: ``bytes`` kept; ``ratio``, the uncompressed size over it;
+            ``saved``, the saved share of the uncompressed size; each a function ``(cache, compressor)``.
         trends: whether perplexity must not fall with the keep ratio, on a reference model.
     """
 
@@ -97,6 +102,7 @@ class Declares:
     storage: str = "held"
     nan: str = "worst"
     trends: bool = False
+    reports: Mapping[str, Callable[[Any, Any], float]] = field(default_factory=dict)
 
     @property
     def scored(self) -> bool:
@@ -120,7 +126,7 @@ def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
         ValueError: for an unknown name or value.
     """
     values = dict(given)
-    known = [field.name for field in fields(Declares) if field.name != "votes"]
+    known = [one.name for one in fields(Declares) if one.name != "votes"]
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"declares has no {name!r}: known are {', '.join(known)}")
@@ -136,6 +142,11 @@ def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
     values["takes"] = tuple(values.get("takes", ()))
     if unknown := set(values["takes"]) - {"sinks", "recent", "interval"}:
         raise ValueError(f"declares takes must name sinks, recent or interval, got {unknown.pop()!r}")
+    reports = values.get("reports", {})
+    if not isinstance(reports, Mapping) or set(reports) - set(REPORTS) or not all(map(callable, reports.values())):
+        raise ValueError(
+            f"declares reports must map {', '.join(REPORTS)} to functions (cache, compressor), got {reports!r}"
+        )
     values["rounding"] = _named("rounding", values.get("rounding", "ceil"), oracle.ROUNDINGS)
     score = values.get("score")
     if score == "snapkv" and not values.get("recent"):
