@@ -72,6 +72,18 @@ def test_a_finding_lists_its_models() -> None:
     ]
 
 
+def test_a_finding_lists_its_options() -> None:
+    """If options are varied, each finding lists the options and models for which it was made."""
+    same = "pressgauge.conformance.session.Departure: layer 1 is out of order"
+    assert (
+        summary(
+            reported("test_a_law", "(bits=2, axis=per-token)-llama", same),
+            reported("test_a_law", "(bits=4, axis=per-token)", same),
+        )[1]
+        == "layer 1 is out of order (bits=2, axis=per-token, llama, bits=4, axis=per-token)"
+    )
+
+
 def test_crashes_differ_from_findings() -> None:
     """Exceptions are reported as crashes, and failed assertions as findings."""
     assert summary(reported("test_a_law", "", "RuntimeError: sizes do not match"))[1] == (
