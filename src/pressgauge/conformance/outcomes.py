@@ -29,10 +29,18 @@ OF_OTHERS = ("torch", "transformers", "pressgauge")
 REFUSALS: list[str] = []
 """Messages of refusals since the start of the test, for the report of unchecked cases."""
 
+NOTES: list[str] = []
+"""Observations since the start of the test that break no law, for the summary."""
+
 
 def not_applicable(reason: str) -> NoReturn:
     """Skip a test whose law does not apply, with a reason."""
     pytest.skip(f"not applicable: {reason}")
+
+
+def note(sentence: str) -> None:
+    """Report an observation below the law in the summary, whether the law holds or not."""
+    NOTES.append(sentence)
 
 
 @contextmanager
