@@ -6,6 +6,7 @@ from typing import Any
 
 from pressgauge.conformance import oracle
 from pressgauge.conformance.adapters import ADAPTERS
+from pressgauge.conformance.reading import Reader, reader_of
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "kind": tuple(ADAPTERS),
@@ -77,6 +78,9 @@ class Declares:
         reports: what the package reports about its memory: ``bytes`` kept; ``ratio``, the uncompressed size over it;
             ``saved``, the saved share of the uncompressed size; each a function ``(cache, compressor)``.
         trends: whether perplexity must not fall with the keep ratio, on a reference model.
+        read: ``(cache, index) -> keys, values``, the entries of a layer ``[B, K, N, D]``, dequantised; may be declared
+            as ``(layer) -> keys, values``. By default they are the layer's attributes ``keys`` and ``values``.
+        after_pass: function of the cache, called after every pass.
     """
 
     kind: str
@@ -103,6 +107,8 @@ class Declares:
     nan: str = "worst"
     trends: bool = False
     reports: Mapping[str, Callable[[Any, Any], float]] = field(default_factory=dict)
+    read: Reader | None = None
+    after_pass: Callable[[Any], object] | None = None
 
     @property
     def scored(self) -> bool:
@@ -161,6 +167,10 @@ def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
         values.setdefault("exact", score == "position")
     elif score is not None:
         _check_score(_named("score", score, {**SCORES, **VOTES}))
+    if "read" in values:
+        values["read"] = reader_of(values["read"])
+    if not callable(values.get("after_pass", print)):
+        raise ValueError(f"declares after_pass must be a function of the cache, got {values['after_pass']!r}")
     if (target := values.get("target")) is not None:
         _check_target(target)
     return Declares(**values)

@@ -76,6 +76,7 @@ class Weighed(Session):
 
         def watched(keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> Any:
             self._arrived[layer] = []
+            self._devices[layer] = keys.device
             return self._at_peak(lambda: type(cache).update(cache, keys, values, layer, *args, **kwargs))
 
         cache.update = watched
@@ -91,8 +92,7 @@ class Weighed(Session):
                 self.peak, self.allocations.peak = self.allocations.peak, None
 
     def _finish(self, logits: Tensor, length: int) -> None:
-        if self.adapter.between_passes:
-            self._at_peak(self._compress)
+        self._at_peak(self._between_passes)
         self._arrived.clear()
         self._positions = None
         self.passes.append(Pass(self.seen, length, logits[:, :0], {}, [], None))
@@ -135,7 +135,7 @@ def weigh(subject: Subject, model: PreTrainedModel, ids: Tensor, lengths: list[i
     Raises:
         Refused: if the subject declines.
     """
-    compressor = subject(**options)
+    compressor = subject(model=model, prompt_length=lengths[0], **options)
     with Weighed(subject, compressor, model) as session:
         session.allocations = Allocations([*model.parameters(), *model.buffers(), ids])
         with session.allocations:
