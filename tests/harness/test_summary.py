@@ -74,6 +74,18 @@ def test_a_finding_lists_its_models() -> None:
     ]
 
 
+def test_a_finding_lists_its_options() -> None:
+    """If options are varied, each finding lists the options and models for which it was made."""
+    same = "pressgauge.conformance.session.Departure: layer 1 is out of order"
+    assert (
+        summary(
+            reported("test_a_law", "(bits=2, axis=per-token)-llama", same),
+            reported("test_a_law", "(bits=4, axis=per-token)", same),
+        )[1]
+        == "layer 1 is out of order (bits=2, axis=per-token, llama, bits=4, axis=per-token)"
+    )
+
+
 def test_notes_are_listed_below_their_law() -> None:
     """An observation is listed once, below its law, whether the law holds or not."""
     assert summary(

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -108,7 +109,7 @@ def _audited(config: pytest.Config) -> list[str]:
     if reference := option(config, "subject"):
         from pressgauge.conformance import subjects
 
-        found.append(f"subject: {subjects.find(reference)}")
+        found += [f"subject: {subject}" for subject in subjects.find(reference)]
     for kind in MEASUREMENTS:
         if reference := option(config, kind):
             from pressgauge.measuring.subjects import find
@@ -258,9 +259,12 @@ def _listed(report: pytest.TestReport, name: str) -> list[str]:
 
 def _case(report: pytest.TestReport) -> str:
     """Model or dtype of a case, if the law is parametrised."""
-    parameters = report.location[2].partition("[")[2].removesuffix("]").split("-")
-    # Subject names contain a colon.
-    return "-".join(part for part in parameters if ":" not in part)
+    parameters = report.location[2].partition("[")[2].removesuffix("]")
+    # A subject is named package.module:factory, with its options in parentheses if they are varied.
+    options = re.search(r":[^-(]*\((.*)\)", parameters)
+    rest = parameters.replace(options[0], ":") if options else parameters
+    model = "-".join(part for part in rest.split("-") if ":" not in part)
+    return ", ".join(part for part in (options[1] if options else "", model) if part)
 
 
 def _finding(report: pytest.TestReport) -> str:
