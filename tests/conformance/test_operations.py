@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from pressgauge.conformance import architectures
 from pressgauge.conformance.operations import (
@@ -17,16 +18,23 @@ from pressgauge.conformance.operations import (
     flaws,
     fresh,
     go_on,
+    in_words,
     inherits,
+    is_refusal,
     last_eviction,
     moments,
+    restart,
+    started,
     state,
     tolerance,
 )
-from pressgauge.conformance.session import Departure, Refused, Session, not_applicable, provided_for
+from pressgauge.conformance.outcomes import REFUSALS, Departure, Refused, not_applicable
+from pressgauge.conformance.session import Session, provided_for
 from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.versions import using
 
 NEW = sum(GOING_ON)
+BEAM_STEPS = 4
 
 
 def _answer(done: int, refusals: list[str]) -> None:
@@ -47,7 +55,7 @@ def test_a_crop_leaves_the_tokens_before_it(subject: Subject, one_model: archite
         untouched = fresh(subject, one_model, torch.cat([ids, new], dim=1), moment.passes + GOING_ON, moment.options)
         counts = _counts(subject, moment, untouched)
         while counts:
-            with Session(subject, subject(**moment.options), one_model) as session:
+            with started(subject, one_model, moment.options, moment.passes[0]) as session:
                 go_on(session, ids, moment.passes, "without any operation")
                 while counts:
                     count = counts.pop(0)
@@ -102,7 +110,7 @@ def test_a_reset_cache_is_as_new(subject: Subject, one_model: architectures.Mode
             ids = architectures.text(one_model, 1, sum(moment.passes))
             other = architectures.text(one_model, 1, sum(lengths), seed=3)
             when = f"{moment.words}, a reset"
-            with Session(subject, subject(**moment.options), one_model) as session:
+            with started(subject, one_model, moment.options, moment.passes[0]) as session:
                 if go_on(session, ids, moment.passes, "without any operation") < len(moment.passes):
                     continue
                 if inherits(session.cache, "reset") and "reset" in flaws():
@@ -115,7 +123,7 @@ def test_a_reset_cache_is_as_new(subject: Subject, one_model: architectures.Mode
                 for layer, length in enumerate(state(session, f"after {when}").lengths):
                     if length and before.lengths[layer]:
                         raise Departure(f"{when} leaves get_seq_length {length} in layer {layer}")
-                session.passes = []
+                restart(session)
                 accepted = go_on(session, other, lengths, when)
             reference = fresh(subject, one_model, other, lengths, moment.options)
             allowed = tolerance(subject, one_model, other, reference)
@@ -221,3 +229,73 @@ def _on_rows(
     refusals = [check_rows(subject, model, m, rows, call, name, of, padded) for m in moments(subject)]
     if all(refusals):
         raise Refused(refusals[-1])
+
+
+class _Scores(LogitsProcessor):
+    """Records the candidates of each step of beam search, and the model's logarithmic probabilities."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        self.steps.append((input_ids.cpu().clone(), scores.cpu().clone()))
+        return scores
+
+
+def test_beam_search_scores_each_beam_by_its_own_tokens(subject: Subject, one_model: architectures.Model) -> None:
+    """In ``model.generate(num_beams=3)``, the model's probabilities for a candidate are those of a fresh cache that was
+    fed that candidate alone."""
+    provided_for(subject, "operations")
+    provided_for(subject, "generate")
+    refusals = []
+    for moment in moments(subject):
+        prompt = moment.passes[0]
+        ids = architectures.text(one_model, 1, prompt).to(one_model.device)
+        scores = _Scores()
+        when = f"{moment.words}, model.generate with 3 beams"
+        with started(subject, one_model, moment.options, moment.passes[0]) as session, in_words(when):
+            try:
+                one_model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    **using(session.cache),
+                    num_beams=3,
+                    max_new_tokens=BEAM_STEPS,
+                    do_sample=False,
+                    eos_token_id=None,
+                    logits_processor=LogitsProcessorList([scores]),
+                )
+            except Exception as error:
+                if not is_refusal(error):
+                    raise
+                refusals.append(f"{type(error).__name__}: {error}")
+                continue
+        _check_beams(subject, one_model, moment, prompt, scores, when)
+    if len(refusals) == len(moments(subject)):
+        raise Refused(refusals[-1])
+
+
+def _check_beams(
+    subject: Subject, model: architectures.Model, moment: Moment, prompt: int, scores: _Scores, when: str
+) -> None:
+    known: dict[tuple[int, ...], torch.Tensor] = {}
+    # model.generate rounds logits to float32.
+    allowed = 2.0**-20
+    # Longest first, so that a run of one candidate answers for those from which it was continued.
+    for candidates, found in reversed(scores.steps):
+        for row, probabilities in zip(candidates, found, strict=True):
+            if tuple(row.tolist()) not in known:
+                lengths = (prompt, *[1] * (len(row) - prompt))
+                alone = fresh(subject, model, row[None], lengths, moment.options)
+                if not alone.complete:
+                    not_applicable(f"the subject refuses a candidate alone: {REFUSALS[-1]}")
+                allowed = max(allowed, tolerance(subject, model, row[None], alone))
+                for one in alone.passes:
+                    known[tuple(row[: one.end].tolist())] = one.logits[0, -1].log_softmax(-1)
+            expected = known[tuple(row.tolist())]
+            error = float((probabilities - expected).abs().max() / expected.abs().max())
+            if not error <= allowed:
+                raise Departure(
+                    f"{when}, the probabilities after {len(row)} tokens are off by {error:.2g} of the largest: "
+                    "they are not those of a fresh cache fed this beam's tokens"
+                )

@@ -255,7 +255,7 @@ class PressedCache(_Readings, DynamicCache):
         self._begin(self.press, layers, self.config, prompt_length=self._declared, unpadded=self.unpadded)
 
     def crop(self, length: int) -> None:
-        """Crop to ``length`` columns, or by ``-length`` if negative, as transformers' caches do: by all or more empties it.
+        """Crop to ``length`` columns, or by ``-length`` if negative, as transformers' caches do.
 
         Raises:
             ValueError: if entries were evicted after that point, the press has used queries, or in assisted decoding.

@@ -17,17 +17,9 @@ from transformers import DynamicCache
 from pressgauge.conformance import architectures
 from pressgauge.conformance.audit import Audit
 from pressgauge.conformance.checks import EXACT, check_attention
-from pressgauge.conformance.session import (
-    DECLINES,
-    REFUSALS,
-    Departure,
-    Entries,
-    Pass,
-    Refused,
-    Session,
-    Trace,
-    not_applicable,
-)
+from pressgauge.conformance.outcomes import DECLINES, REFUSALS, Departure, Refused, Unreadable, not_applicable
+from pressgauge.conformance.reading import Entries, layers_of
+from pressgauge.conformance.session import Pass, Session, Trace
 from pressgauge.conformance.subjects import Subject
 
 PROMPT = 12
@@ -104,11 +96,25 @@ def state(session: Session, when: str) -> State:
         Departure: if the cache cannot be read.
     """
     with in_words(f"reading the cache {when}"):
-        held = session.held()
+        try:
+            held = session.held()
+        except Unreadable:
+            # An empty layer may have no keys at all.
+            held = []
         count = getattr(session.cache, "get_seq_length", None)
-        layers = len(getattr(session.cache, "layers", ()))
-        lengths = [] if count is None else [int(count(layer)) for layer in range(layers)]
+        lengths = [] if count is None else [int(count(layer)) for layer in layers_of(session.cache)]
     return State([(keys, values) for keys, values in held if keys.numel()], lengths)
+
+
+def started(subject: Subject, model: Any, options: dict[str, Any], prompt: int) -> Session:
+    """A session of a new compressor, for a prompt of ``prompt`` tokens."""
+    return Session(subject, subject(model=model, prompt_length=prompt, **options), model)
+
+
+def restart(session: Session) -> None:
+    """Let a session count from zero, after its cache was emptied."""
+    session.passes = []
+    session._devices.clear()
 
 
 def attempt(session: Session, name: str, call: Callable[[Any], Any]) -> tuple[str, State]:
@@ -225,7 +231,7 @@ def fresh(
         options: options of the compressor.
         mask: ``[B, T]``, for padded rows.
     """
-    with Session(subject, subject(**options), model) as session:
+    with started(subject, model, options, lengths[0]) as session:
         accepted = go_on(session, ids, lengths, "without any operation", mask)
         return Reference(session.passes, state(session, "without any operation"), accepted == len(lengths))
 
@@ -388,7 +394,7 @@ def flaws() -> dict[str, str]:
 
 def inherits(cache: Any, name: str) -> bool:
     """Whether a cache and its layers have an operation from transformers unchanged."""
-    owners = [type(cache), *(type(layer) for layer in getattr(cache, "layers", ()))]
+    owners = [type(cache), *(type(layer) for layer in layers_of(cache).values())]
     return all(
         str(getattr(getattr(owner, name, None), "__module__", "")).partition(".")[0] == "transformers"
         for owner in owners
@@ -446,7 +452,10 @@ def check_crop(
     if left and passes[-1].held and len(now.held) < len(passes[-1].held) and before.held:
         # Layers that evicted all tokens that are left hold none.
         now = State(session.held(), now.lengths)
-    session.passes = truncated(passes, left, now.held)
+    if left:
+        session.passes = truncated(passes, left, now.held)
+    else:
+        restart(session)
     kept = len(session.passes)
     accepted = go_on(session, new, GOING_ON, when)
     session.pause()
@@ -506,7 +515,7 @@ def check_rows(
 
     every = list(range(of))
     when = f"{moment.words}, with {of} {'padded ' if padded else ''}rows of {seen} columns, {name}"
-    with Session(subject, subject(**moment.options), model) as session:
+    with started(subject, model, moment.options, moment.passes[0]) as session:
         if go_on(session, ids, moment.passes, "without any operation", mask if padded else None) < skip:
             return REFUSALS[-1]
         refused, before = attempt(session, when, call)
