@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,8 +17,6 @@ FEW = settings(
     max_examples=settings().max_examples // 4,
     # Cases are small and each runs a model, so the first failure is reported without shrinking.
     phases=[Phase.generate] if _EXACT else list(Phase),
-    # A subject may refuse most cases.
-    suppress_health_check=[*settings().suppress_health_check, HealthCheck.filter_too_much],
 )
 """Settings of laws that run a model for each example."""
 
