@@ -1,7 +1,7 @@
 """Declared deviations of a subject from the rules. Undeclared deviations are findings."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pressgauge.conformance import oracle
@@ -32,6 +32,9 @@ SCORES: dict[str, Callable[[list[list[float]]], oracle.Scores]] = {
     "keydiff": oracle.keydiff_scores,
 }
 
+
+REPORTS = ("bytes", "ratio", "saved")
+"""Figures of memory that a package may report."""
 
 VOTES: dict[str, type[oracle.Voter]] = {
     "h2o": oracle.Accumulated,
@@ -72,6 +75,8 @@ class Declares:
         padding: False if padded rows are not supported (declared as None).
         storage: ``held``, or ``any`` if storage of evicted entries may be freed later.
         nan: ``worst``, or ``any`` if keys with NaN may be ranked anywhere.
+        reports: what the package reports about its memory: ``bytes`` kept; ``ratio``, the uncompressed size over it;
+            ``saved``, the saved share of the uncompressed size; each a function ``(cache, compressor)``.
         trends: whether perplexity must not fall with the keep ratio, on a reference model.
         read: ``(cache, index) -> keys, values``, the entries of a layer ``[B, K, N, D]``, dequantised; may be declared
             as ``(layer) -> keys, values``. By default they are the layer's attributes ``keys`` and ``values``.
@@ -101,6 +106,7 @@ class Declares:
     storage: str = "held"
     nan: str = "worst"
     trends: bool = False
+    reports: Mapping[str, Callable[[Any, Any], float]] = field(default_factory=dict)
     read: Reader | None = None
     after_pass: Callable[[Any], object] | None = None
 
@@ -126,7 +132,7 @@ def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
         ValueError: for an unknown name or value.
     """
     values = dict(given)
-    known = [field.name for field in fields(Declares) if field.name != "votes"]
+    known = [one.name for one in fields(Declares) if one.name != "votes"]
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"declares has no {name!r}: known are {', '.join(known)}")
@@ -142,6 +148,11 @@ def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
     values["takes"] = tuple(values.get("takes", ()))
     if unknown := set(values["takes"]) - {"sinks", "recent", "interval"}:
         raise ValueError(f"declares takes must name sinks, recent or interval, got {unknown.pop()!r}")
+    reports = values.get("reports", {})
+    if not isinstance(reports, Mapping) or set(reports) - set(REPORTS) or not all(map(callable, reports.values())):
+        raise ValueError(
+            f"declares reports must map {', '.join(REPORTS)} to functions (cache, compressor), got {reports!r}"
+        )
     values["rounding"] = _named("rounding", values.get("rounding", "ceil"), oracle.ROUNDINGS)
     score = values.get("score")
     if score == "snapkv" and not values.get("recent"):

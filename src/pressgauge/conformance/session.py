@@ -218,17 +218,21 @@ class Session:
 
     def _finish(self, logits: Tensor, length: int) -> None:
         """Call the compressor, if it is called between passes, and record the pass."""
-        if self.adapter.between_passes:
-            self._compress()
-        if self.declares.after_pass:
-            with torch.no_grad(), refusals(*DECLINES):
-                self.declares.after_pass(self.cache)
+        self._between_passes()
         arrived = {
             layer: (torch.cat([k for k, _ in parts], dim=2), torch.cat([v for _, v in parts], dim=2))
             for layer, parts in sorted(self._arrived.items())
         }
         self._arrived.clear()
         self.passes.append(Pass(self.seen, length, logits, arrived, self.held(), self._positions))
+
+    def _between_passes(self) -> None:
+        """Call the compressor, if it is called between passes, and the declared function."""
+        if self.adapter.between_passes:
+            self._compress()
+        if self.declares.after_pass:
+            with torch.no_grad(), refusals(*DECLINES):
+                self.declares.after_pass(self.cache)
 
     def _compress(self) -> None:
         layers = [(layer.keys, layer.values) for layer in self.cache.layers]
