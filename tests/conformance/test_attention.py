@@ -6,6 +6,7 @@ import torch
 
 from pressgauge.conformance import architectures
 from pressgauge.conformance.checks import check_attention, wrong_tokens
+from pressgauge.conformance.operations import copied
 from pressgauge.conformance.session import Departure, Refused, Session, not_applicable, run
 from pressgauge.conformance.subjects import Subject
 
@@ -103,9 +104,9 @@ def test_a_copied_cache_is_independent(subject: Subject, one_model: architecture
         session.feed(ids[:, :12])
         for token in range(12, 15):
             session.feed(ids[:, token : token + 1])
-        copied = session.fork()
+        copy = copied(session)
         for token in range(15, LENGTH):
-            copied.feed(ids[:, token : token + 1] * 0 + 3)
+            copy.feed(ids[:, token : token + 1] * 0 + 3)
         for token in range(15, LENGTH):
             session.feed(ids[:, token : token + 1])
     alone = run(subject, one_model, ids, [12] + [1] * (LENGTH - 12), keep_ratio=0.5, prune_after=4)

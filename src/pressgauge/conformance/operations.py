@@ -392,13 +392,24 @@ def flaws() -> dict[str, str]:
     return found
 
 
-def inherits(cache: Any, name: str) -> bool:
+def _inherits(cache: Any, name: str) -> bool:
     """Whether a cache and its layers have an operation from transformers unchanged."""
     owners = [type(cache), *(type(layer) for layer in layers_of(cache).values())]
     return all(
         str(getattr(getattr(owner, name, None), "__module__", "")).partition(".")[0] == "transformers"
         for owner in owners
     )
+
+
+def excused(cache: Any, name: str, flaw: str = "") -> str:
+    """Why an operation is no matter of the subject; empty if it is.
+
+    Args:
+        cache: its cache.
+        name: the method.
+        flaw: key of ``flaws``; the method's name by default.
+    """
+    return flaws().get(flaw or name, "") if _inherits(cache, name) else ""
 
 
 def copied(session: Session) -> Session:
@@ -556,3 +567,16 @@ def _check_taken(now: State, before: State, rows: list[int], when: str) -> None:
             "",
         )
         raise Departure(f"{when} does not leave the rows {rows} of what was held: {difference}{others}")
+
+
+def rows_are_independent(subject: Subject, model: Any) -> bool:
+    """Whether the subject accepts several rows, and gives a row of a batch what it gives it alone."""
+    moment = moments(subject)[1]
+    ids = architectures.text(model, 2, sum(moment.passes))
+    together = fresh(subject, model, ids, moment.passes, moment.options)
+    alone = fresh(subject, model, ids[1:], moment.passes, moment.options)
+    if not together.complete:
+        return False
+    allowed = tolerance(subject, model, ids, together)
+    pairs = zip(together.passes, alone.passes, strict=False)
+    return all(bool((off(one.logits[1:], other.logits) <= allowed).all()) for one, other in pairs)
