@@ -67,6 +67,8 @@ class Session:
 
     def __init__(self, subject: Subject, compressor: Any, model: PreTrainedModel) -> None:
         self.adapter = subject.adapter(compressor, model)
+        if self.adapter.opaque:
+            not_applicable(self.adapter.opaque)
         self.declares = subject.declares
         self.supplies_positions = self.adapter.supplies_positions or subject.declares.positions == "caller"
         self.model: Any = model
