@@ -6,6 +6,7 @@ from typing import Any
 
 from pressgauge.conformance import oracle
 from pressgauge.conformance.adapters import ADAPTERS
+from pressgauge.conformance.quantisation import check_quantisation
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "kind": tuple(ADAPTERS),
@@ -16,12 +17,14 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "boundary": (">", ">="),
     "ties": ("earlier", "any"),
     "held": ("per-head",),
-    "entries": ("altered",),
+    "entries": ("altered", "quantised"),
     "positions": ("rerotated", "caller"),
     "padding": (None,),
     "storage": ("any",),
     "nan": ("any",),
     "trends": (True, False),
+    "simulated": (True, False),
+    "unbiased": (True, False),
 }
 """Allowed values of declarations with a fixed choice."""
 
@@ -60,7 +63,8 @@ class Declares:
         ties: ``earlier``, or ``any`` if equal scores may be ranked in any order.
         held: ``per-layer``, or ``per-head`` if the heads of a layer may retain different numbers of entries, padded
             with zeros.
-        entries: ``kept``, or ``altered`` if stored entries differ from those passed in: merged, quantised, re-rotated.
+        entries: ``kept``; ``quantised`` if they are read back with a quantisation error; or ``altered`` if stored entries
+            differ from those passed in otherwise: merged, re-rotated.
         positions: ``kept``; ``caller`` if the caller must supply true positions; ``rerotated`` if keys get new
             positions after evictions.
         score: ``knorm``, ``position``, ``keydiff``, or a function ``(keys, layer, head)`` that returns a function from
@@ -72,6 +76,15 @@ class Declares:
         storage: ``held``, or ``any`` if storage of evicted entries may be freed later.
         nan: ``worst``, or ``any`` if keys with NaN may be ranked anywhere.
         trends: whether perplexity must not fall with the keep ratio, on a reference model.
+        bits: bits of a code, of quantised entries; here and below, a pair for keys and values, or one for both.
+        group: number of numbers that share a scale, along the axis.
+        axis: ``token`` if a scale is one of channels of a token, ``channel`` if it is one of tokens of a channel.
+        residual: number of newest tokens that are exact at every moment.
+        ratio: bytes of 16-bit entries to bytes held.
+        error: root mean square of an entry's relative error, for normally distributed entries.
+        simulated: whether entries are quantised and dequantised on their way in, and stored at full size.
+        unbiased: whether inner products with entries are unbiased.
+        read: ``read(layer)`` or ``read(cache, index)``, which returns the dequantised keys and values of a layer.
     """
 
     kind: str
@@ -97,6 +110,15 @@ class Declares:
     storage: str = "held"
     nan: str = "worst"
     trends: bool = False
+    bits: Any = None
+    group: Any = None
+    axis: Any = None
+    residual: int | None = None
+    ratio: float | None = None
+    error: float | None = None
+    simulated: bool = False
+    unbiased: bool = False
+    read: Callable[..., Any] | None = None
 
     @property
     def scored(self) -> bool:
@@ -106,7 +128,12 @@ class Declares:
     @property
     def matchable(self) -> bool:
         """Whether stored entries can be matched with those passed in."""
-        return self.entries == "kept" and self.positions != "rerotated"
+        return self.entries in ("kept", "quantised") and self.positions != "rerotated"
+
+    @property
+    def quantised(self) -> bool:
+        """Whether entries are quantised."""
+        return self.entries == "quantised"
 
 
 def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
@@ -152,6 +179,7 @@ def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
         _check_score(_named("score", score, {**SCORES, **VOTES}))
     if (target := values.get("target")) is not None:
         _check_target(target)
+    check_quantisation(values)
     return Declares(**values)
 
 

@@ -33,6 +33,9 @@ OF_OTHERS = ("torch", "transformers", "pressgauge")
 """Packages in which a failed assertion is a crash, not a refusal."""
 
 
+NOTES: list[str] = []
+"""Observations since the start of the test that are no findings, for the summary."""
+
 REFUSALS: list[str] = []
 """Messages of refusals since the start of the test, for the report of unchecked cases."""
 
@@ -66,6 +69,12 @@ class Pass:
 def not_applicable(reason: str) -> NoReturn:
     """Skip a test whose law does not apply, with a reason."""
     pytest.skip(f"not applicable: {reason}")
+
+
+def note(sentence: str) -> None:
+    """Report an observation that is no finding."""
+    if sentence not in NOTES:
+        NOTES.append(sentence)
 
 
 def provided_for(subject: Subject, what: str) -> None:
@@ -110,6 +119,7 @@ class Session:
     def __init__(self, subject: Subject, compressor: Any, model: PreTrainedModel) -> None:
         self.adapter = subject.adapter(compressor, model)
         self.supplies_positions = self.adapter.supplies_positions or subject.declares.positions == "caller"
+        self.read = subject.declares.read
         self.model: Any = model
         self.passes: list[Pass] = []
         self.cache: Any = None
@@ -305,10 +315,14 @@ class Session:
         """
         layers = []
         for index, layer in enumerate(self.cache.layers):
-            keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+            if self.read is not None:
+                takes_cache = len(inspect.signature(self.read).parameters) == 2
+                keys, values = self.read(self.cache, index) if takes_cache else self.read(layer)
+            else:
+                keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
             if keys is None or values is None:
                 break
-            if hasattr(layer, "_quantized_keys"):
+            if self.read is None and hasattr(layer, "_quantized_keys"):
                 # In quantised layers these attributes hold only the newest entries; the others precede them.
                 keys, values = (
                     torch.cat([layer._dequantize(rest), *([newest] if newest.dim() == 4 else [])], dim=2)
