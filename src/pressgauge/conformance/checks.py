@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pressgauge.conformance import architectures, oracle
 from pressgauge.conformance.masked_attention import masked_logits
+from pressgauge.conformance.read_back import check_attention_to_what_is_read_back
 from pressgauge.conformance.session import Departure, Refused, Trace, run
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited
@@ -113,11 +114,15 @@ def _before_their_pass(trace: Trace, tables: list[Tensor]) -> list[Tensor]:
 
 
 def check_attention(trace: Trace) -> None:
-    """Check logits against full attention, masked by the subject's own evictions.
+    """Check logits against full attention, masked by the subject's own evictions; for quantised entries, against full
+    attention to what is read back.
 
     Raises:
         Departure: if they differ.
     """
+    if trace.subject.declares.quantised:
+        check_attention_to_what_is_read_back(trace)
+        return
     audit = audited(trace)
     expected = masked_logits(trace.model, trace.ids, audit.evicted_at)
     wrong = wrong_tokens(trace.logits, expected)

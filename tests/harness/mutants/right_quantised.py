@@ -330,7 +330,8 @@ class EvictingLayer(PackedLayer):
 
     def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
         new = query_length if isinstance(query_length, int) else query_length.shape[0]
-        return (self.norms[0].shape[2] if self.norms else 0) + new, 0
+        held = self.norms[0].shape[2] if self.norms else 0
+        return held + new, self.seen - held
 
     def reset(self) -> None:
         super().reset()
