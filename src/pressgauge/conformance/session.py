@@ -344,6 +344,8 @@ class Trace:
     """Bytes that each layer keeps alive at the end."""
     queries: Tensor | None = None
     """``[B, H, T, D]``, if known."""
+    audit: Any = None
+    """Its audit, once there is one."""
 
     @property
     def lengths(self) -> list[int]:

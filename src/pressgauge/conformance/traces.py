@@ -60,7 +60,9 @@ def audited(trace: Trace) -> Audit:
     if not declares.matchable:
         altered = "altered" if declares.entries == "altered" else "rotated anew"
         not_applicable(f"entries are declared as {altered}, so that they cannot be told from what came in")
-    return QuantisedAudit(trace) if declares.quantised else Audit(trace)
+    if trace.audit is None:
+        trace.audit = QuantisedAudit(trace) if declares.quantised else Audit(trace)
+    return trace.audit  # type: ignore[no-any-return]
 
 
 def kept(trace: Trace, layer: int = 0) -> list[list[set[int]]]:
