@@ -227,7 +227,9 @@ class PackedLayer(DynamicLayer):
         recent = self.recent[index]
         if not self.stored[index]:
             return recent
-        return torch.cat([self.codecs[index].decode(self.stored[index]).to(recent.dtype), recent], dim=2)
+        largest = torch.finfo(recent.dtype).max
+        decoded = self.codecs[index].decode(self.stored[index]).clamp(-largest, largest)
+        return torch.cat([decoded.to(recent.dtype), recent], dim=2)
 
     def get_seq_length(self, *args: Any) -> int:
         """Tokens seen."""
@@ -356,9 +358,30 @@ class Quantised:
         return Cache(layers=[self.layer(index) for index in range(config.num_hidden_layers)])
 
 
+def of_bits(bits: int, layer: Callable[..., DynamicLayer] = PackedLayer) -> Subject:
+    """Subject of a factory that takes ``bits``: per token in groups of 8 channels, three newest exact."""
+
+    def factory(keep_ratio: float, bits: int) -> Quantised:
+        return Quantised(lambda index: layer(PerToken(bits, 8), PerToken(bits, 8), 3))
+
+    factory.options = {"bits": [2, 4, 8]}  # type: ignore[attr-defined]
+    declares = {**EVICTS_NOTHING, "bits": bits, "group": 8, "axis": "token", "residual": 3}
+    return subject_of(f"bits={bits}", factory, declares, bits=bits)
+
+
 def read(layer: Any) -> tuple[Tensor, Tensor]:
     """Entries of a layer, dequantised."""
     return layer.read() if isinstance(layer, PackedLayer) else (layer.keys, layer.values)
+
+
+EVICTS_NOTHING: dict[str, Any] = {
+    "prune_after": None,
+    "skip_layers": None,
+    "target": lambda seen, held: held,
+    "entries": "quantised",
+    "read": read,
+}
+"""Declarations of a quantised cache with a reader."""
 
 
 def shared_exponents(keep_ratio: float) -> Callable[..., Any]:
@@ -373,19 +396,8 @@ def shared_exponents(keep_ratio: float) -> Callable[..., Any]:
 
 
 def quantised(name: str, layer: Callable[..., DynamicLayer], **declares: Any) -> Subject:
-    """Subject of a cache that evicts nothing; ``layer`` makes a layer from the factory's options."""
-
-    def factory(keep_ratio: float, **options: Any) -> Quantised:
-        return Quantised(lambda index: layer(**options))
-
-    common = {
-        "prune_after": None,
-        "skip_layers": None,
-        "target": lambda seen, held: held,
-        "entries": "quantised",
-        "read": read,
-    }
-    return subject_of(name, factory, {**common, **declares})
+    """Subject of a cache that evicts nothing; ``layer`` makes a layer."""
+    return subject_of(name, lambda keep_ratio: Quantised(lambda index: layer()), {**EVICTS_NOTHING, **declares})
 
 
 def kivi(layer: Callable[..., DynamicLayer] = PackedLayer, bits: int = 2, **declares: Any) -> Subject:
@@ -434,14 +446,7 @@ SIMULATED = quantised(
 SHARED_EXPONENTS = subject_of(
     "shared exponents",
     shared_exponents,
-    {
-        "prune_after": None,
-        "skip_layers": None,
-        "target": lambda seen, held: held,
-        "entries": "quantised",
-        "error": 0.02,
-        "simulated": True,
-    },
+    {**{name: value for name, value in EVICTS_NOTHING.items() if name != "read"}, "error": 0.02, "simulated": True},
 )
 
 
@@ -481,7 +486,7 @@ RIGHT_QUANTISED = [
     SHARED_EXPONENTS,
     EVICTING,
     UNDECLARED,
-    *(quantised(f"int{bits}", lambda bits=bits: PackedLayer(PerToken(bits, 8), PerToken(bits, 8), 3), bits=bits,
-                group=8, axis="token", residual=3) for bits in (2, 8)),
+    of_bits(2),
+    of_bits(8),
 ]
-"""Right quantised caches; the last differ in bits only."""
+"""Right quantised caches; the last differ in bits only, and take them as an option."""
