@@ -5,12 +5,8 @@ from torch import Tensor
 
 from pressgauge.conformance import oracle
 from pressgauge.conformance.masked_attention import masked_logits
-<<<<<<< HEAD
 from pressgauge.conformance.read_back import check_attention_to_what_is_read_back
-from pressgauge.conformance.session import Departure, Refused, Trace, run
-=======
 from pressgauge.conformance.session import Departure, Trace
->>>>>>> main
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited
 

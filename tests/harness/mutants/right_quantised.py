@@ -227,8 +227,9 @@ class PackedLayer(DynamicLayer):
         recent = self.recent[index]
         if not self.stored[index]:
             return recent
-        largest = torch.finfo(recent.dtype).max
-        decoded = self.codecs[index].decode(self.stored[index]).clamp(-largest, largest)
+        decoded = self.codecs[index].decode(self.stored[index])
+        if recent.dtype == torch.float16:
+            decoded = decoded.clamp(-65504, 65504)
         return torch.cat([decoded.to(recent.dtype), recent], dim=2)
 
     def get_seq_length(self, *args: Any) -> int:
