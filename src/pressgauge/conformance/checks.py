@@ -6,7 +6,8 @@ from torch import Tensor
 from pressgauge.conformance import oracle
 from pressgauge.conformance.masked_attention import masked_logits
 from pressgauge.conformance.read_back import check_attention_to_what_is_read_back
-from pressgauge.conformance.session import Departure, Trace
+from pressgauge.conformance.session import Departure, Trace, note
+from pressgauge.conformance.severity import Severity
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited
 
@@ -72,6 +73,27 @@ def off(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
 def wrong_tokens(found: torch.Tensor, expected: torch.Tensor) -> list[int]:
     """Tokens whose logits are NaN or off by more than ``EXACT``."""
     return torch.nonzero(~(off(found, expected) < EXACT))[:, 0].tolist()
+
+
+def check_same_logits(trace: Trace, found: torch.Tensor, expected: torch.Tensor, finding: str) -> None:
+    """Check that logits ``[B, T, V]`` are equal, up to noise for a quantised cache.
+
+    Args:
+        trace: an unpadded run, whose quantisation error tells what is noise.
+        found, expected: the logits.
+        finding: what is wrong with those of a token.
+
+    Raises:
+        Departure: if they differ.
+    """
+    if not (wrong := wrong_tokens(found, expected)):
+        return
+    most = float(off(found, expected).max())
+    own = Severity.of_logits(trace)
+    sentence = f"the logits of token {wrong[0]} {finding}, by up to {most:.2g} of the largest{own.beside(most)}"
+    if not own.is_noise(most):
+        raise Departure(sentence.rstrip(","))
+    note(sentence.rstrip(","))
 
 
 def _before_their_pass(trace: Trace, tables: list[Tensor]) -> list[Tensor]:

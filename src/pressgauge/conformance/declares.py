@@ -18,6 +18,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "boundary": (">", ">="),
     "ties": ("earlier", "any"),
     "held": ("per-head",),
+    "layers": ("joint",),
     "entries": ("altered", "quantised"),
     "positions": ("rerotated", "caller"),
     "padding": (None,),
@@ -67,6 +68,7 @@ class Declares:
         ties: ``earlier``, or ``any`` if equal scores may be ranked in any order.
         held: ``per-layer``, or ``per-head`` if the heads of a layer may retain different numbers of entries, padded
             with zeros.
+        layers: ``own``, or ``joint`` if what a layer evicts depends on the keys of other layers.
         entries: ``kept``; ``quantised`` if they are read back with a quantisation error; or ``altered`` if stored entries
             differ from those passed in otherwise: merged, re-rotated.
         positions: ``kept``; ``caller`` if the caller must supply true positions; ``rerotated`` if keys get new
@@ -109,6 +111,7 @@ class Declares:
     order: str = "positions"
     ties: str = "earlier"
     held: str = "per-layer"
+    layers: str = "own"
     entries: str = "kept"
     positions: str = "kept"
     score: Callable[[list[list[float]], int, int], oracle.Scores] | None = None

@@ -88,6 +88,26 @@ def check_heads(subject: Subject) -> None:
         compare(feed(subject, *changed, lengths), one, (slice(None), slice(None)), what, (index,))
 
 
+def check_scaled_head(subject: Subject) -> None:
+    """Check that a head scaled by a power of two is read back as scaled by it.
+
+    Raises:
+        Departure: if it is not.
+    """
+    length = length_of(subject)
+    keys, values = normal_entries(1, HEADS, length)
+    lengths = prompt_and_tokens(length)
+    one = after(feed(subject, keys, values, lengths))
+    for exponent in (-6, 6):
+        scale = torch.tensor([1.0, 2.0**exponent, 1.0])[:, None, None]
+        other = after(feed(subject, keys * scale, values * scale, lengths))
+        for layer, (first, second) in enumerate(zip(one, other, strict=True)):
+            for index, (name, own) in enumerate(zip(NAMES, (keys, values), strict=True)):
+                what = f"{name} of layer {layer}, KV head 1, times 2**{exponent} are read back otherwise than times that"
+                found = read(second, index)[:, 1] / 2.0**exponent
+                check_same_entries(found, read(first, index)[:, 1], own[:, 1] * (-1) ** layer, what)
+
+
 PADDING = (9, 0, 4)
 """Padding slots of each row."""
 

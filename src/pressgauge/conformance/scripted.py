@@ -75,21 +75,26 @@ def queries_of(keys: Tensor) -> Tensor:
 
 
 def scripted(keys: Tensor, queries: Tensor | None = None, values: Tensor | None = None) -> tuple[Any, Tensor]:
-    """A model and tokens ``[B, T]`` with which every layer passes the given keys to its cache.
+    """A model and tokens ``[B, T]`` with which every layer passes the given keys, or its own, to its cache.
 
     By default values identify their keys: each encodes row, head and position. If values are given, every second layer
     gets the negative of all numbers, so that no layer's entries are those of the one before.
 
     Args:
-        keys: ``[B, HEADS, T, D]``, finite or NaN, with B times T at most the last of TOKENS.
-        queries: ``[B, H, T, D]``, finite; zeros with H = HEADS by default.
+        keys: ``[B, HEADS, T, D]``, or ``[LAYERS, B, HEADS, T, D]``, finite or NaN, with B times T at most the last of
+            TOKENS. NaN are the same in every layer.
+        queries: ``[B, H, T, D]``, or of each layer, finite; zeros with H = HEADS by default.
         values: ``[B, HEADS, T, D]``, finite.
     """
-    rows, heads, tokens, dimension = keys.shape
+    rows, heads, tokens, dimension = keys.shape[-4:]
     known = next(known for known in TOKENS if rows * tokens <= known)
-    model = _model(keys.dtype, known, devices.chosen(), 1 if queries is None else queries.shape[1] // heads, dimension)
+    group = 1 if queries is None else queries.shape[-3] // heads
+    model = _model(keys.dtype, known, devices.chosen(), group, dimension)
     ids = torch.arange(rows * tokens).view(rows, tokens)
-    alternate = -1 if values is not None else 1
+    keys_of = keys.expand(LAYERS, *keys.shape[-4:])
+    queries_of_layer = None if queries is None else queries.expand(LAYERS, *queries.shape[-4:])
+    keys = keys_of[0]
+    alternate = 1 if values is None else -1
     if values is None:
         values = torch.zeros_like(keys)
         values[..., 0] = 1 + torch.arange(tokens, dtype=keys.dtype)
@@ -98,14 +103,14 @@ def scripted(keys: Tensor, queries: Tensor | None = None, values: Tensor | None 
     # [B * T, K * D]
     missing = keys.isnan().permute(0, 2, 1, 3).reshape(rows * tokens, heads * dimension)
     model.missing = missing.to(model.device) if missing.any() else torch.zeros(0)
-    finite = keys.nan_to_num()
     with torch.no_grad():
         for index, layer in enumerate(model.model.layers):
             sign = alternate**index
-            of_layer = [(layer.self_attn.k_proj, finite * sign), (layer.self_attn.v_proj, values * sign)]
+            own = keys_of[index].nan_to_num() * sign
+            of_layer = [(layer.self_attn.k_proj, own), (layer.self_attn.v_proj, values * sign)]
             layer.self_attn.q_proj.weight.zero_()
-            if queries is not None:
-                of_layer.append((layer.self_attn.q_proj, queries))
+            if queries_of_layer is not None:
+                of_layer.append((layer.self_attn.q_proj, queries_of_layer[index]))
             for projection, wanted in of_layer:
                 # [B, K, T, D] to [K * D, B * T]; RMSNorm scales the ones of an embedding to known ** 0.5.
                 columns = wanted.permute(1, 3, 0, 2).reshape(-1, rows * tokens)

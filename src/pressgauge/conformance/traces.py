@@ -38,16 +38,17 @@ def drawn(
 
 
 def run_scripted(subject: Subject, keys: Tensor, lengths: list[int], compressor: Any = None, **options: Any) -> Trace:
-    """Trace of a subject on given keys ``[B, HEADS, T, DIMENSION]``, the same in every layer.
+    """Trace of a subject on given keys ``[B, HEADS, T, DIMENSION]``, the same in every layer, or of each layer.
 
     For a subject that scores by attention, queries are derived from the keys. For a quantised cache, keys are repeated
     to a usual head dimension, and values are normally distributed.
     """
-    values = None
+    queries, values = None, None
     if subject.declares.quantised:
-        keys = keys.repeat(1, 1, 1, WIDE // keys.shape[3])
-        values = normal_entries(*keys.shape[:3], seed=keys.shape[2], dtype=keys.dtype)[1]
-    queries = queries_of(keys) if subject.declares.votes else None
+        keys = keys.repeat(*[1] * (keys.dim() - 1), WIDE // keys.shape[-1])
+        values = normal_entries(*keys.shape[-4:-1], seed=keys.shape[-2], dtype=keys.dtype)[1]
+    if subject.declares.votes:
+        queries = torch.stack([queries_of(own) for own in keys]) if keys.dim() == 5 else queries_of(keys)
     model, ids = scripted(keys, queries, values)
     trace = run(subject, model, ids, lengths, compressor=compressor, **options)
     trace.queries = queries

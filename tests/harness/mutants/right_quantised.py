@@ -401,10 +401,10 @@ def quantised(name: str, layer: Callable[..., DynamicLayer], **declares: Any) ->
     return subject_of(name, lambda keep_ratio: Quantised(lambda index: layer()), {**EVICTS_NOTHING, **declares})
 
 
-def kivi(layer: Callable[..., DynamicLayer] = PackedLayer, bits: int = 2, **declares: Any) -> Subject:
+def kivi(layer: Callable[..., DynamicLayer] = WritesAfterwards, bits: int = 2, **declares: Any) -> Subject:
     """Subject of KIVI (Liu et al., 2024): keys per channel in groups of 8 tokens, values per token, 4 newest exact."""
     return quantised(
-        f"KIVI, {bits} bits" if layer is PackedLayer else getattr(layer, "__name__", "KIVI"),
+        f"KIVI, {bits} bits" if layer is WritesAfterwards else getattr(layer, "__name__", "KIVI"),
         lambda: layer(PerChannel(bits, 8), PerToken(bits, 8), 4),
         **{"bits": bits, "group": 8, "axis": ("channel", "token"), "residual": 4, "padding": None, **declares},
     )
@@ -437,6 +437,7 @@ def rotated(layer: Callable[..., DynamicLayer] = PackedLayer, codec: Callable[..
 INT8 = quantised("int8", lambda: PackedLayer(Symmetric(), Symmetric()), bits=8, axis="token", residual=0)
 INT4 = int4()
 KIVI = kivi()
+KIVI_FIRST = kivi(PackedLayer)
 RING = ring()
 FLOAT8 = quantised("float8", lambda: WritesAfterwards(Float8(), Float8()), bits=8, error=0.04, residual=0)
 ROTATED = rotated()
@@ -466,6 +467,7 @@ def evicting(layer: Callable[..., EvictingLayer] = EvictingLayer) -> Subject:
         "residual": 0,
         "score": "knorm",
         "nan": "any",
+        "padding": None,
         "read": read,
     }
     name = "evicts and quantises" if layer is EvictingLayer else layer.__name__
@@ -479,6 +481,7 @@ RIGHT_QUANTISED = [
     INT8,
     INT4,
     KIVI,
+    KIVI_FIRST,
     RING,
     FLOAT8,
     ROTATED,
