@@ -75,7 +75,9 @@ def check_all_held(trace: Trace) -> None:
     for number, layers in enumerate(audited(trace).held):
         end = trace.passes[number].end
         for layer, held in enumerate(layers):
-            if not torch.equal(held.positions, torch.arange(end).expand_as(held.positions[..., :1].expand(-1, -1, end))):
+            if not torch.equal(
+                held.positions, torch.arange(end).expand_as(held.positions[..., :1].expand(-1, -1, end))
+            ):
                 raise Departure(
                     f"nothing may be evicted, but layer {layer} does not hold the {end} tokens seen by pass {number}, in order"
                 )
@@ -183,7 +185,9 @@ def check_quantised_generation(trace: Trace, whole: Tensor) -> None:
     for step, one in enumerate(trace.passes):
         chosen, token = int(one.logits[0, -1].argmax()), int(whole[0, prompt.length + step])
         if chosen != token:
-            raise Departure(f"step {step} of model.generate gives token {token}, and its logits are largest for {chosen}")
+            raise Departure(
+                f"step {step} of model.generate gives token {token}, and its logits are largest for {chosen}"
+            )
 
 
 def test_generate_attends_to_the_held_entries(subject: Subject, model: architectures.Model) -> None:

@@ -1,8 +1,7 @@
 """Laws about what quantised caches read back."""
 
-import pytest
 
-from pressgauge.conformance.quantised import feedings, fed, quantised_only
+from pressgauge.conformance.quantised import fed, feedings, length_of, quantised_only
 from pressgauge.conformance.quantised_checks import (
     check_feedings,
     check_levels,
@@ -10,7 +9,6 @@ from pressgauge.conformance.quantised_checks import (
     check_within_a_step,
     check_written_once,
 )
-from pressgauge.conformance.quantised import length_of
 from pressgauge.conformance.subjects import Subject
 
 

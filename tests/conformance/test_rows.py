@@ -56,8 +56,7 @@ def test_permuting_rows_permutes_the_result(subject: Subject, one_model: archite
     ids = architectures.text(one_model, 3, LENGTH)
     order = [2, 0, 1]
     one, other = (
-        run(subject, one_model, i, [14] + [1] * (LENGTH - 14), keep_ratio=0.5, prune_after=4)
-        for i in (ids, ids[order])
+        run(subject, one_model, i, [14] + [1] * (LENGTH - 14), keep_ratio=0.5, prune_after=4) for i in (ids, ids[order])
     )
     check_same_logits(one, one.logits[order], other.logits, "are others with the rows of a batch in another order")
 

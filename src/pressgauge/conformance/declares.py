@@ -69,8 +69,8 @@ class Declares:
         held: ``per-layer``, or ``per-head`` if the heads of a layer may retain different numbers of entries, padded
             with zeros.
         layers: ``own``, or ``joint`` if what a layer evicts depends on the keys of other layers.
-        entries: ``kept``; ``quantised`` if they are read back with a quantisation error; or ``altered`` if stored entries
-            differ from those passed in otherwise: merged, re-rotated.
+        entries: ``kept``; ``quantised`` if they are read back with a quantisation error; or ``altered`` if stored
+            entries differ from those passed in otherwise: merged, re-rotated.
         positions: ``kept``; ``caller`` if the caller must supply true positions; ``rerotated`` if keys get new
             positions after evictions.
         score: ``knorm``, ``position``, ``keydiff``, or a function ``(keys, layer, head)`` that returns a function from

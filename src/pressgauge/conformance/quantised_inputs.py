@@ -27,7 +27,9 @@ def prompt_and_tokens(length: int) -> list[int]:
     return [length - LATER] + [1] * LATER
 
 
-def compare(found: Trace, expected: Trace, picked: tuple[Any, Any], sentence: str, index_of: tuple[int, ...] = (0, 1)) -> None:
+def compare(
+    found: Trace, expected: Trace, picked: tuple[Any, Any], sentence: str, index_of: tuple[int, ...] = (0, 1)
+) -> None:
     """Check that two traces read the same entries back.
 
     Args:
@@ -103,7 +105,9 @@ def check_scaled_head(subject: Subject) -> None:
         other = after(feed(subject, keys * scale, values * scale, lengths))
         for layer, (first, second) in enumerate(zip(one, other, strict=True)):
             for index, (name, own) in enumerate(zip(NAMES, (keys, values), strict=True)):
-                what = f"{name} of layer {layer}, KV head 1, times 2**{exponent} are read back otherwise than times that"
+                what = (
+                    f"{name} of layer {layer}, KV head 1, times 2**{exponent} are read back otherwise than times that"
+                )
                 found = read(second, index)[:, 1] / 2.0**exponent
                 check_same_entries(found, read(first, index)[:, 1], own[:, 1] * (-1) ** layer, what)
 

@@ -11,8 +11,8 @@ from transformers import DynamicCache
 from pressgauge.conformance.adapters import bottom_right
 from pressgauge.conformance.audit import GONE, Audit
 from pressgauge.conformance.masked_attention import attention
-from pressgauge.conformance.severity import Severity
 from pressgauge.conformance.session import Departure, Trace, note
+from pressgauge.conformance.severity import Severity
 from pressgauge.conformance.traces import audited
 from pressgauge.conformance.versions import using
 
@@ -138,7 +138,9 @@ def _logits(trace: Trace, number: int, cache: Replayed) -> Tensor:
     positions = torch.arange(one.start, one.end)[None] if one.positions is None else one.positions
     with torch.no_grad(), attention(model, bottom_right):
         ids = trace.ids[:, one.start : one.end].to(model.device)
-        logits: Tensor = model(ids, position_ids=positions.to(model.device), use_cache=True, **using(cache)).logits.cpu()
+        logits: Tensor = model(
+            ids, position_ids=positions.to(model.device), use_cache=True, **using(cache)
+        ).logits.cpu()
     return logits
 
 

@@ -414,9 +414,7 @@ def int4(layer: Callable[..., DynamicLayer] = PackedLayer, codec: Callable[..., 
     """Subject of four bits per token in groups of 8 channels, without exact entries."""
     kinds = [kind for kind, right in ((layer, PackedLayer), (codec, PerToken)) if kind is not right]
     name = getattr(kinds[0], "__name__", "int4") if kinds else "int4, two a byte"
-    return quantised(
-        name, lambda: layer(codec(4, 8), codec(4, 8)), bits=4, group=8, axis="token", residual=0
-    )
+    return quantised(name, lambda: layer(codec(4, 8), codec(4, 8)), bits=4, group=8, axis="token", residual=0)
 
 
 def ring(layer: Callable[..., DynamicLayer] = PackedLayer, bits: int = 4) -> Subject:
