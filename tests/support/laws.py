@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from pressgauge.conformance import architectures
 from pressgauge.conformance.outcomes import REFUSALS, Refused, refused_draws
 from pressgauge.conformance.plugin import MEASUREMENTS
-from pressgauge.conformance.smoke import require_first
+from pressgauge.conformance.smoke import concerns, require_first
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.trained import trained_model
 from pressgauge.measuring.subjects import KINDS
@@ -134,6 +134,8 @@ def judged_by_all(subject: Subject) -> dict[str, tuple[str, str]]:
     not applicable."""
     found, applicable = {}, []
     for name, law in LAWS.items():
+        if not concerns(Path(inspect.getfile(law)).stem, subject):
+            continue
         try:
             require_first(name, subject)
             applicable.append(law)

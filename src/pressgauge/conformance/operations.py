@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from pressgauge.conformance import architectures
-from pressgauge.conformance.audit import Audit
 from pressgauge.conformance.checks import EXACT, check_attention
 from pressgauge.conformance.outcomes import DECLINES, REFUSALS, Departure, Refused, Unreadable, not_applicable
 from pressgauge.conformance.reading import Entries, layers_of
 from pressgauge.conformance.session import Pass, Session, Trace
 from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.traces import audited
 
 PROMPT = 12
 ALTERED_PROMPT = 140
@@ -344,7 +344,7 @@ def check_survivors(trace: Trace, passes: list[Pass], ids: Tensor, kept: int, wh
         Departure: if it left others.
     """
     left = trace.passes[kept - 1].end
-    old, new = Audit(replace(trace, passes=passes, ids=ids)), Audit(trace)
+    old, new = audited(replace(trace, passes=passes, ids=ids, audit=None)), audited(trace)
     with _prefixed(when):
         for layer in range(trace.layers):
             held, now = old.alive[layer][-1][..., :left], new.alive[layer][kept - 1][..., :left]

@@ -13,9 +13,11 @@ from harness.mutants.onepass import ONEPASS
 from harness.mutants.operations import OPERATIONS
 from harness.mutants.regressions import REGRESSIONS
 from harness.mutants.smoke import SMOKE
+from harness.mutants.ways_in import WAYS_IN
 
 MUTANTS: list[Mutant] = [
     *SMOKE,
+    *WAYS_IN,
     *COMPRESSORS,
     *ATTENTION_SCORES,
     *ONEPASS,

@@ -11,6 +11,7 @@ from harness.mutants.compressors import Boundary, ByScore, FloatCeiling, Floor, 
 from harness.mutants.kept import KEPT, NEWEST
 from harness.mutants.plain import HOOKED, SOUND, Layers, Plain, plain
 from harness.mutants.smoke import READ
+from harness.mutants.ways_in import RIGHT_WAYS_IN
 from pressgauge import StreamingLLMPress
 from pressgauge.conformance.subjects import subject_of
 
@@ -110,6 +111,7 @@ VARIANTS = [
     subject_of("by hand", by_hand, {"score": "position"}),
     DYNAMIC,
     READ,
+    *RIGHT_WAYS_IN,
     subject_of(
         "transformers' sliding window",
         SlidingWindow,
