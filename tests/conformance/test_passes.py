@@ -111,7 +111,8 @@ def test_hundreds_of_passes_follow_the_schedule(subject: Subject) -> None:
     model = architectures.small()
     lengths = [20] + [1] * MANY
     ids = architectures.text(model, 1, sum(lengths))
-    for options in ({"keep_ratio": 0.05, "prune_after": 8}, {"keep_ratio": 0.75, "prune_after": 12}):
+    every: list[dict[str, Any]] = [{"keep_ratio": 0.05, "prune_after": 8}, {"keep_ratio": 0.75, "prune_after": 12}]
+    for options in every:
         with in_words(f"a run of {len(lengths)} passes"):
             trace = run(subject, model, ids, lengths, **options)
         check_counts(subject, trace)

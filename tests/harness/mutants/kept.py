@@ -21,6 +21,8 @@ class KeptLayer(CacheLayerMixin):
 
     is_sliding = False
     is_croppable = True
+    keys: Any
+    values: Any
     positions: Tensor
     scores: Tensor
 

@@ -479,7 +479,7 @@ def left_patched(patch: pytest.MonkeyPatch) -> None:
         def get_seq_length(layer: Any) -> int:
             return own(layer)
 
-        DynamicLayer.get_seq_length = get_seq_length  # type: ignore[method-assign]
+        DynamicLayer.get_seq_length = get_seq_length  # type: ignore[assignment, method-assign]
         return enter(self, model)
 
     patch.setattr(Hooked, "__call__", entered)
