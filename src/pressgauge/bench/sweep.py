@@ -184,7 +184,7 @@ def run_sweep(
             warnings = _warnings(base, model, unknown_share(ids, tokenizer))
             for label, presses in resolved.items():
                 found = [measure.renamed(base, label, presses[0])]
-                found += [measure.row(label, press, base.ppl, advance) for press in presses[1:]]
+                found += [measure.row(label, press, base, advance) for press in presses[1:]]
                 rows += [replace(row, warnings=warnings, bands=plan.bands) for row in found]
                 if pictures and len(presses) > 1:
                     tightest = min(presses, key=lambda press: press.keep_ratio)
@@ -264,7 +264,7 @@ class _Measurement:
             f"finite), so no press can be compared with it: {way_out}"
         )
 
-    def row(self, name: str, press: Press | None, base: float | None, advance: Callable[[str, int], None]) -> Row:
+    def row(self, name: str, press: Press | None, base: Row | None, advance: Callable[[str, int], None]) -> Row:
         """Measure a press, or no press if None, unless the journal has the result."""
         what = f"{self.source.model} on {self.source.text}: {name}"
         what += "" if press is None else f" {press.keep_ratio:g}"
@@ -283,7 +283,7 @@ class _Measurement:
             prompt, new = self.plan.timed(press)
             timing = measure_timing(self.model, self.ids[:1, :prompt], press, new, advance=lambda: advance(what, 1))
         shown = press or next(iter(self.plan.presses.values()))[0]
-        row = make_row(name, shown, self.source, result, base or result.ppl, timing)
+        row = make_row(name, shown, self.source, result, base, timing)
         if self.journal is not None:
             self.journal.add(key, row)
         return row

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pressgauge.bench.files import write_files
 from pressgauge.bench.quantities import BANDS
-from pressgauge.bench.row import MEMORY, QUANTITIES, Row, band_names, bands_in_words
-from pressgauge.formats import percent, ratio
+from pressgauge.bench.row import MEMORY, QUANTITIES, UNTOLD, Row, band_names, bands_in_words
+from pressgauge.formats import ratio
 from pressgauge.report import figures
 
 _KINDS = ("overview", "trade-off", "eviction-map", "norm-attention")
@@ -49,7 +49,7 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
     at: dict[str, list[str]] = {}
     for row in line:
         at.setdefault(row.verdict, []).append(f"{row.keep_ratio:g}")
-    real = [row for row in line if row.band is not None]
+    real = [row for row in line if row.verdict in (*band_names(row.bands), UNTOLD)]
     rest = f" Vacuous at {', '.join(at['vacuous'])}: no result there." if "vacuous" in at else ""
     if "not a number" in at:
         rest += f" At {', '.join(at['not a number'])} the perplexity is not a number or infinite."
@@ -58,14 +58,19 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
     if not real:
         return f"{name}: {'only the uncompressed run was measured' if not rest else 'no result'}.{rest}"
     names = band_names(line[0].bands)
-    verdicts = [f"{word} at {', '.join(at[word])}" for word in names if word in at]
+    verdicts = [f"{word} at {', '.join(at[word])}" for word in (*names, UNTOLD) if word in at]
     within = [row for row in real if row.band == 0]
     best = within[-1] if within else real[0]
     memory = figures.relative(best, rows, lambda row: row.kv_bytes)
-    facts = [f"perplexity changes by {percent(best.ppl_change, '+')}"]
+    facts = [f"perplexity changes by {best.change}"]
     facts += [] if memory is None else [f"keys and values take {memory:.0%} of the memory"]
-    if best.tpot_ratio is not None:
-        facts.append(f"a later token takes {best.tpot_ratio:.2f} times as long")
+    if best.tpot_ratio is not None and best.tpot_interval is not None:
+        times = f"{best.tpot_interval[0]:.2f} to {best.tpot_interval[1]:.2f}"
+        facts.append(
+            f"no difference in the time of a later token can be told ({times} times)"
+            if best.tpot_interval[0] <= 1 <= best.tpot_interval[1]
+            else f"a later token takes {best.tpot_ratio:.2f} times as long ({times})"
+        )
     which = f"smallest ratio {names[0]}" if within else "largest ratio"
     return f"{name}: {'; '.join(verdicts)}. At the {which}, {best.keep_ratio:g}, {', '.join(facts)}.{rest}"
 
@@ -73,7 +78,7 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
 def _kind(row: Row) -> str:
     """CSS class of a verdict, for its colour."""
     if row.band is None:
-        return "bad" if row.verdict == "not a number" else "neutral"
+        return {"not a number": "bad", UNTOLD: "between"}.get(row.verdict, "neutral")
     return "within" if row.band == 0 else "bad" if row.band == len(row.bands) else "between"
 
 

@@ -7,13 +7,13 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from pressgauge.bench.row import MEMORY, QUANTITIES, Row, bands_in_words
+from pressgauge.bench.row import MEMORY, QUANTITIES, UNTOLD, Row, band_names, bands_in_words
 
 
 def _colour(row: Row) -> str | None:
-    """Colour of a change: green in the first band, red above all, yellow between."""
+    """Colour of a change: green in the first band, red above all, yellow between or if the band cannot be told."""
     if row.band is None:
-        return "red" if row.verdict == "not a number" else None
+        return {"not a number": "red", UNTOLD: "yellow"}.get(row.verdict)
     return "green" if row.band == 0 else "red" if row.band == len(row.bands) else "yellow"
 
 
@@ -21,7 +21,7 @@ def _table(title: str, caption: str, rows: Sequence[Row], *, timed: bool) -> Tab
     columns = {name: one.terminal for name, one in QUANTITIES.items() if one.terminal and one.timed == timed}
     # With this box and padding, complete cells fit 80 columns.
     table = Table(title=title, caption=caption, box=box.SIMPLE, padding=0)
-    for heading in ("keep ratio", *(column.heading for column in columns.values())):
+    for heading in ("keep\nratio", *(column.heading for column in columns.values())):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         cells = {name: column.text(row) for name, column in columns.items()}
@@ -35,9 +35,12 @@ def _table(title: str, caption: str, rows: Sequence[Row], *, timed: bool) -> Tab
 def make_table(rows: Sequence[Row]) -> Table:
     """Table of perplexity and cache: the rows of one press on one text."""
     first = rows[0]
-    caption = "affected: scored tokens that met an eviction; held: entries per KV head, emptiest to fullest layer"
-    if any(row.band is not None for row in rows):
+    caption = "ppl: perplexity; affected: scored tokens that met an eviction; held: entries per KV head, emptiest to"
+    caption += " fullest layer"
+    if any(row.verdict in (*band_names(row.bands), UNTOLD) for row in rows):
         caption += f"\nbands of change: {bands_in_words(first.bands)}"
+    if any(row.ppl_interval and row.keep_ratio < 1 for row in rows):
+        caption += f"\nin brackets: paired 95 % confidence interval, over {first.ppl_interval_units}"
     if any(row.verdict == "not a number" for row in rows):
         caption += "\nnot a number: the press makes the perplexity NaN or infinite"
     if any(row.vacuous for row in rows):
