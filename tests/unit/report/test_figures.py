@@ -58,8 +58,8 @@ TIMES: dict[str, Any] = {
 
 def pressed(ratio: float, change: float, **changes: Any) -> Row:
     """A row that compresses."""
-    numbers = {"keep_ratio": ratio, "ppl": 4 * (1 + change), "ppl_change": change, "kv_bytes": int(ratio * (1 << 20))}
-    numbers |= {"ppl_interval": (change - 0.05, change + 0.05)}
+    numbers: dict[str, Any] = {"keep_ratio": ratio, "ppl": 4 * (1 + change), "kv_bytes": int(ratio * (1 << 20))}
+    numbers |= {"ppl_change": change, "ppl_interval": (change - 0.05, change + 0.05)}
     return replace(BASE, **{**numbers, "affected_tokens": 400, "evictions": 100, **changes})
 
 
