@@ -13,7 +13,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pressgauge.conformance import architectures, devices
-from pressgauge.conformance.guard import difference, fingerprint
+from pressgauge.conformance.guard import difference, fingerprint, functions, replaced
 from pressgauge.conformance.session import Departure, Session, Trace, not_applicable, provided_for, run
 from pressgauge.conformance.strategies import FEW, normal_keys, options_of, pruning
 from pressgauge.conformance.subjects import Subject
@@ -98,12 +98,14 @@ def _unchanged(model: architectures.Model, when: str) -> Iterator[None]:
     def registered() -> set[str]:
         return {*ALL_ATTENTION_FUNCTIONS, *ALL_MASK_ATTENTION_FUNCTIONS}
 
-    before, there = fingerprint(model), registered()
+    before, there, shared = fingerprint(model), registered(), functions()
     yield
     if changed := difference(before, fingerprint(model)):
         raise Departure(f"the model has changed {when}: {changed}")
     if more := registered() ^ there:
         raise Departure(f"transformers' attention functions have changed {when}: {min(more)}")
+    if patched := replaced(shared):
+        raise Departure(f"{patched} {when}, for all models of the process")
 
 
 class InterruptedPassError(Exception):

@@ -85,6 +85,7 @@ class FunctionAdapter(Adapter):
         "dtypes": "the harness's own attention drives a function, which rounds otherwise than transformers'",
         "generate": "model.generate does not know functions over a cache",
         "side by side": "a function keeps no cache of its own",
+        "operations": "a function keeps no cache of its own, and is told of none of its operations",
         "padding": "a function over the cache receives no padding mask",
     }
 

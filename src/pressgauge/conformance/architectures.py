@@ -99,6 +99,28 @@ def build(architecture: str, **changes: Any) -> Model:
     return model
 
 
+@cache
+def _small() -> Model:
+    return build("llama", num_hidden_layers=2, hidden_size=16, intermediate_size=8, num_attention_heads=2)
+
+
+def small() -> Model:
+    """Shared Llama of two layers for runs of many passes, on the device of models under test."""
+    return guarded(_small().to(devices.chosen()))
+
+
+@cache
+def _attending_by(implementation: str) -> Model:
+    model = build("llama")
+    model.set_attn_implementation(implementation)
+    return model
+
+
+def attending_by(implementation: str) -> Model:
+    """Shared Llama with this ``attn_implementation``, on the device of models under test."""
+    return guarded(_attending_by(implementation).to(devices.chosen()))
+
+
 LINEAR = (0, 1, 2)
 """Layers of ``hybrid()`` without keys."""
 

@@ -1,15 +1,13 @@
 """Checks shared by several laws: counts, threshold, attention."""
 
 import torch
-import transformers
 from torch import Tensor
 
-from pressgauge.conformance import architectures, oracle
+from pressgauge.conformance import oracle
 from pressgauge.conformance.masked_attention import masked_logits
-from pressgauge.conformance.session import Departure, Refused, Trace, run
+from pressgauge.conformance.session import Departure, Trace
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited
-from pressgauge.conformance.versions import CACHE, CACHE_NAMES
 
 EXACT = 1e-10
 """Error tolerance in float64, relative to the largest logit."""
@@ -63,30 +61,6 @@ def check_threshold(subject: Subject, trace: Trace) -> None:
                 raise Departure(
                     f"layer {layer} evicted while it held {arrived} entries; prune_after is {rules.prune_after}"
                 )
-
-
-def check_acts(subject: Subject) -> None:
-    """Check that something is evicted from a text that is long enough.
-
-    Raises:
-        Departure: if nothing is evicted, a plain Llama is refused, or the compressor never receives a cache.
-    """
-    model = architectures.under_test("llama")
-    try:
-        trace = run(subject, model, architectures.text(model, 1, 40), [36] + [1] * 4, keep_ratio=0.5, prune_after=8)
-    except Refused as refusal:
-        raise Departure(f"the subject refuses a plain Llama: {refusal}") from refusal
-    except (KeyError, AttributeError, TypeError) as error:
-        # The cache argument has different names in different releases.
-        if not any(name in str(error) for name in CACHE_NAMES):
-            raise
-        raise Departure(
-            f"the compressor never received a cache: {type(error).__name__}: {error}; in transformers "
-            f"{transformers.__version__} models and layers take it as {CACHE!r}"
-        ) from error
-    held = [keys.shape[2] for keys, _ in trace.passes[-1].held]
-    if min(held) == 40:
-        raise Departure("nothing was evicted from 40 tokens with keep_ratio 0.5 and prune_after 8")
 
 
 def off(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:

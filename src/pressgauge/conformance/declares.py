@@ -17,6 +17,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "boundary": (">", ">="),
     "ties": ("earlier", "any"),
     "held": ("per-head",),
+    "layers": ("joint",),
     "entries": ("altered",),
     "positions": ("rerotated", "caller"),
     "padding": (None,),
@@ -64,6 +65,7 @@ class Declares:
         ties: ``earlier``, or ``any`` if equal scores may be ranked in any order.
         held: ``per-layer``, or ``per-head`` if the heads of a layer may retain different numbers of entries, padded
             with zeros.
+        layers: ``own``, or ``joint`` if what a layer evicts depends on the keys of other layers.
         entries: ``kept``, or ``altered`` if stored entries differ from those passed in: merged, quantised, re-rotated.
         positions: ``kept``; ``caller`` if the caller must supply true positions; ``rerotated`` if keys get new
             positions after evictions.
@@ -97,6 +99,7 @@ class Declares:
     order: str = "positions"
     ties: str = "earlier"
     held: str = "per-layer"
+    layers: str = "own"
     entries: str = "kept"
     positions: str = "kept"
     score: Callable[[list[list[float]], int, int], oracle.Scores] | None = None

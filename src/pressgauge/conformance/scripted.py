@@ -75,18 +75,22 @@ def queries_of(keys: Tensor) -> Tensor:
 
 
 def scripted(keys: Tensor, queries: Tensor | None = None) -> tuple[Any, Tensor]:
-    """A model and tokens ``[B, T]`` with which every layer passes the given keys to its cache.
+    """A model and tokens ``[B, T]`` with which every layer passes the given keys, or its own, to its cache.
 
     Values identify their keys: each encodes row, head and position.
 
     Args:
-        keys: ``[B, HEADS, T, DIMENSION]``, finite or NaN, with B times T at most the last of TOKENS.
-        queries: ``[B, H, T, DIMENSION]``, finite; zeros with H = HEADS by default.
+        keys: ``[B, HEADS, T, DIMENSION]``, or ``[LAYERS, B, HEADS, T, DIMENSION]``, finite or NaN, with B times T at
+            most the last of TOKENS. NaN are the same in every layer.
+        queries: ``[B, H, T, DIMENSION]``, or of each layer, finite; zeros with H = HEADS by default.
     """
-    rows, heads, tokens, _ = keys.shape
+    rows, heads, tokens, _ = keys.shape[-4:]
     known = next(known for known in TOKENS if rows * tokens <= known)
-    model = _model(keys.dtype, known, devices.chosen(), 1 if queries is None else queries.shape[1] // heads)
+    model = _model(keys.dtype, known, devices.chosen(), 1 if queries is None else queries.shape[-3] // heads)
     ids = torch.arange(rows * tokens).view(rows, tokens)
+    keys_of = keys.expand(LAYERS, *keys.shape[-4:])
+    queries_of_layer = None if queries is None else queries.expand(LAYERS, *queries.shape[-4:])
+    keys = keys_of[0]
     values = torch.zeros_like(keys)
     values[..., 0] = 1 + torch.arange(tokens, dtype=keys.dtype)
     values[..., 1] = torch.arange(heads, dtype=keys.dtype)[:, None]
@@ -94,13 +98,12 @@ def scripted(keys: Tensor, queries: Tensor | None = None) -> tuple[Any, Tensor]:
     # [B * T, K * D]
     missing = keys.isnan().permute(0, 2, 1, 3).reshape(rows * tokens, heads * DIMENSION)
     model.missing = missing.to(model.device) if missing.any() else torch.zeros(0)
-    finite = keys.nan_to_num()
     with torch.no_grad():
-        for layer in model.model.layers:
-            of_layer = [(layer.self_attn.k_proj, finite), (layer.self_attn.v_proj, values)]
+        for index, layer in enumerate(model.model.layers):
+            of_layer = [(layer.self_attn.k_proj, keys_of[index].nan_to_num()), (layer.self_attn.v_proj, values)]
             layer.self_attn.q_proj.weight.zero_()
-            if queries is not None:
-                of_layer.append((layer.self_attn.q_proj, queries))
+            if queries_of_layer is not None:
+                of_layer.append((layer.self_attn.q_proj, queries_of_layer[index]))
             for projection, wanted in of_layer:
                 # [B, K, T, D] to [K * D, B * T]; RMSNorm scales the ones of an embedding to known ** 0.5.
                 columns = wanted.permute(1, 3, 0, 2).reshape(-1, rows * tokens)

@@ -34,11 +34,13 @@ def drawn(
 
 
 def run_scripted(subject: Subject, keys: Tensor, lengths: list[int], compressor: Any = None, **options: Any) -> Trace:
-    """Trace of a subject on given keys ``[B, HEADS, T, DIMENSION]``, the same in every layer.
+    """Trace of a subject on given keys ``[B, HEADS, T, DIMENSION]``, the same in every layer, or of each layer.
 
     For a subject that scores by attention, queries are derived from the keys.
     """
-    queries = queries_of(keys) if subject.declares.votes else None
+    queries = None
+    if subject.declares.votes:
+        queries = torch.stack([queries_of(own) for own in keys]) if keys.dim() == 5 else queries_of(keys)
     model, ids = scripted(keys, queries)
     trace = run(subject, model, ids, lengths, compressor=compressor, **options)
     trace.queries = queries

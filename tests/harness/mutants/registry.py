@@ -11,8 +11,10 @@ from harness.mutants.models import MODELS
 from harness.mutants.mutant import Mutant
 from harness.mutants.onepass import ONEPASS
 from harness.mutants.regressions import REGRESSIONS
+from harness.mutants.smoke import SMOKE
 
 MUTANTS: list[Mutant] = [
+    *SMOKE,
     *COMPRESSORS,
     *ATTENTION_SCORES,
     *ONEPASS,
