@@ -124,7 +124,7 @@ def made_of(nll: Tensor) -> Perplexity:
 
 def row_of(press: Press, result: Perplexity, base: Perplexity, times: Timing | None = None) -> Row:
     """The row of a result."""
-    source = Source("model", "text", "float64", "cpu")
+    source = Source("model", "text", "float64", "cpu", 1, 9, 1, "text", "weights", 9)
     return make_row("knorm", press, source, result, make_row("knorm", press, source, base), times)
 
 

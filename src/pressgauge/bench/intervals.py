@@ -68,7 +68,8 @@ class Change:
 
     Attributes:
         change: perplexity over that of the other run, minus 1.
-        interval: its 95 % confidence interval; None if there are too few tokens, or a perplexity is not finite.
+        interval: its confidence interval, of 95 % unless said otherwise; None if there are too few tokens, or a
+            perplexity is not finite.
         units: what varies in the interval: ``8 samples`` or ``24 blocks of 3 samples``.
     """
 
@@ -77,8 +78,12 @@ class Change:
     units: str
 
 
-def change(before: Sums, after: Sums) -> Change:
+def change(before: Sums, after: Sums, level: float = LEVEL) -> Change:
     """Change in perplexity from one run to another one on the same tokens.
+
+    Args:
+        before, after: the runs.
+        level: confidence level of the interval.
 
     Raises:
         ValueError: if the runs have not scored the same tokens.
@@ -93,11 +98,11 @@ def change(before: Sums, after: Sums) -> Change:
     mean = float(sum(part.sum() for part in differences) / sum(part.sum() for part in counts))
     if samples >= LEAST_SAMPLES:
         units = f"{samples} samples"
-        low, high = _student(np.array([d.sum() for d in differences]), np.array([n.sum() for n in counts]))
+        low, high = _student(np.array([d.sum() for d in differences]), np.array([n.sum() for n in counts]), level)
     else:
         flat, lengths = np.concatenate(differences), np.concatenate(counts)
         units = f"{len(flat)} blocks of {samples} sample{'s' * (samples > 1)}"
-        low, high = _bootstrap(flat, lengths) if len(flat) >= LEAST_BLOCKS else (math.nan, math.nan)
+        low, high = _bootstrap(flat, lengths, level) if len(flat) >= LEAST_BLOCKS else (math.nan, math.nan)
     finite = math.isfinite(low) and math.isfinite(high)
     return Change(math.expm1(mean), (math.expm1(low), math.expm1(high)) if finite else None, units)
 
@@ -110,13 +115,13 @@ def _ratio(differences: Numbers, counts: Numbers) -> tuple[Numbers, Numbers]:
     return mean, np.sqrt(units / (units - 1) * (rest**2).sum(-1)) / counts.sum(-1)
 
 
-def _student(differences: Numbers, counts: Numbers) -> tuple[float, float]:
+def _student(differences: Numbers, counts: Numbers, level: float) -> tuple[float, float]:
     mean, error = _ratio(differences, counts)
-    margin = student.ppf((1 + LEVEL) / 2, len(counts) - 1) * error
+    margin = student.ppf((1 + level) / 2, len(counts) - 1) * error
     return float(mean - margin), float(mean + margin)
 
 
-def _bootstrap(differences: Numbers, counts: Numbers) -> tuple[float, float]:
+def _bootstrap(differences: Numbers, counts: Numbers, level: float) -> tuple[float, float]:
     mean, error = _ratio(differences, counts)
     if error == 0:
         return float(mean), float(mean)
@@ -124,5 +129,5 @@ def _bootstrap(differences: Numbers, counts: Numbers) -> tuple[float, float]:
     means, errors = _ratio(differences[drawn], counts[drawn])
     # A resample of one block, repeated, has no error and says nothing.
     there = errors > 0
-    low, high = np.quantile((means[there] - mean) / errors[there], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile((means[there] - mean) / errors[there], [(1 - level) / 2, (1 + level) / 2])
     return float(mean - high * error), float(mean - low * error)

@@ -15,12 +15,28 @@ from pressgauge.timing import Ratio, Timing
 
 @dataclass(frozen=True)
 class Source:
-    """Model, text, dtype and device of a measurement, by the names that a user gave."""
+    """What was measured and where.
+
+    Attributes:
+        model, text: the names that a user gave.
+        dtype, device: dtype and device of the model.
+        samples, tokens: samples of the text, and tokens of each.
+        prompt: tokens of a sample that are fed in one pass.
+        text_sha256: digest of the samples' token ids.
+        weights_sha256: digest of the model's configuration and weights.
+        parameters: parameters of the model.
+    """
 
     model: str
     text: str
     dtype: str
     device: str
+    samples: int
+    tokens: int
+    prompt: int
+    text_sha256: str
+    weights_sha256: str
+    parameters: int
 
 
 CHANGELESS = ("uncompressed", "vacuous", "not a number")
@@ -267,6 +283,12 @@ class Row:
     token_counts: Annotated[
         Blocks, Quantity("tokens of the sums", "scored tokens of each block, a list per sample", "tokens")
     ] = ()
+    samples: int = 0
+    tokens: int = 0
+    prompt: int = 0
+    text_sha256: str = ""
+    weights_sha256: str = ""
+    parameters: int = 0
     warnings: tuple[str, ...] = ()
     bands: tuple[float, ...] = BANDS
 

@@ -169,6 +169,7 @@ def run_sweep(
         model, tokenizer = load(name, device=plan.device, dtype=plan.dtype, trust_remote_code=plan.trust_remote_code)
         resolved = {name: tuple(meet(press, model)[0] for press in presses) for name, presses in plan.presses.items()}
         weights = fingerprint(model) if journal is not None else ""
+        parameters = sum(weight.numel() for weight in model.parameters())
         for text in plan.texts:
             ids = samples[name, text].to(plan.device)
             where = f"{name} on {text}"
@@ -176,9 +177,19 @@ def run_sweep(
                 replace(plan, presses=resolved),
                 journal,
                 model,
-                weights,
                 ids,
-                Source(name, text, plan.dtype, str(plan.device)),
+                Source(
+                    name,
+                    text,
+                    plan.dtype,
+                    str(plan.device),
+                    ids.shape[0],
+                    ids.shape[1],
+                    plan.prompt,
+                    digest(ids.tolist()),
+                    weights,
+                    parameters,
+                ),
             )
             base = measure.row("uncompressed", None, None, advance)
             warnings = _warnings(base, model, unknown_share(ids, tokenizer))
@@ -225,7 +236,6 @@ class _Measurement:
     plan: Plan
     journal: Journal | None
     model: PreTrainedModel
-    weights: str
     ids: Tensor
     source: Source
 
@@ -235,9 +245,6 @@ class _Measurement:
             {
                 "press": None if press is None else {"class": type(press).__name__, **asdict(press)},
                 "source": asdict(self.source),
-                "weights": self.weights,
-                "ids": self.ids.tolist(),
-                "prompt": self.plan.prompt,
                 "timing": self.plan.timing,
                 "device": device_name(self.plan.device),
                 "threads": torch.get_num_threads(),

@@ -10,10 +10,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pressgauge.bench.comparing import Contest, contests
 from pressgauge.bench.files import write_files
 from pressgauge.bench.quantities import BANDS
 from pressgauge.bench.row import MEMORY, QUANTITIES, UNTOLD, Row, band_names, bands_in_words
-from pressgauge.formats import ratio
+from pressgauge.formats import percent, ratio
 from pressgauge.report import figures
 
 _KINDS = ("overview", "trade-off", "eviction-map", "norm-attention")
@@ -73,6 +74,16 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
         )
     which = f"smallest ratio {names[0]}" if within else "largest ratio"
     return f"{name}: {'; '.join(verdicts)}. At the {which}, {best.keep_ratio:g}, {', '.join(facts)}.{rest}"
+
+
+def _told(contest: Contest) -> str:
+    """Sentence about two presses at the same ratio."""
+    better, worse, ratio = contest.better.press, contest.worse.press, f"{contest.better.keep_ratio:g}"
+    if not contest.told or contest.change.interval is None:
+        return f"Between {better} and {worse} at {ratio} no difference can be told."
+    low, high = contest.change.interval
+    higher = f"{percent(low)} to {percent(high)}"
+    return f"{better} loses less than {worse} at {ratio}: perplexity under {worse} is higher by {higher}."
 
 
 def _kind(row: Row) -> str:
@@ -137,6 +148,7 @@ def write_report(
             "columns": [name for name in names if name not in shared],
             "rows": [{name: COLUMNS[name](row) for name in names} for row in own],
             "kinds": [_kind(row) for row in own],
+            "contests": [_told(one) for one in contests(own)],
             "summaries": [summary(name, line, own) for name, line in figures.series(own).items()],
             "timed": timed,
             "noise": _noise(own),

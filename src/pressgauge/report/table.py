@@ -7,7 +7,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from pressgauge.bench.comparing import Comparison
 from pressgauge.bench.row import MEMORY, QUANTITIES, UNTOLD, Row, band_names, bands_in_words
+from pressgauge.formats import DASH, interval, number
 
 
 def _colour(row: Row) -> str | None:
@@ -69,3 +71,31 @@ def make_tables(rows: Sequence[Row]) -> Iterator[Table]:
         yield make_table(same)
         if same[0].ttft is not None:
             yield make_timing_table(same)
+
+
+def make_comparison(found: Comparison) -> Table:
+    """Table of the measurements that two files of results share."""
+    caption = "change: from the first file to the second, with its paired 95 % confidence interval"
+    table = Table(caption=caption, box=box.SIMPLE, padding=0)
+    for heading in ("measurement", "ppl", "ppl", "change"):
+        table.add_column(heading, justify="left" if heading == "measurement" else "right")
+    for cell in found.cells:
+        change = DASH if cell.change is None else interval(cell.change.change, cell.change.interval)
+        table.add_row(escape(_cell(cell.before)), number(cell.before.ppl, 4), number(cell.after.ppl, 4), change)
+    return table
+
+
+def comparison_notes(found: Comparison) -> Iterator[str]:
+    """What two files of results do not share, a line each."""
+    if any(cell.change is None for cell in found.cells):
+        yield f"{DASH}: the files scored other tokens, so their perplexities cannot be compared"
+    for name, (one, other) in found.differences.items():
+        yield f"differs: {name}: {one} and {other}"
+    for rows, which in ((found.missing, "first"), (found.new, "second")):
+        yield from (f"only in the {which} file: {_cell(row)}" for row in rows)
+
+
+def _cell(row: Row) -> str:
+    skipped = ",".join(map(str, row.skip_layers)) or "none"
+    settings = f"{row.schedule}, {row.keep_ratio:g} from {row.prune_after}, layers skipped: {skipped}"
+    return f"{row.model} on {row.text}: {row.press}, {settings}"

@@ -511,7 +511,7 @@ def test_a_new_report_replaces_only_the_old_one(tmp_path: Path) -> None:
 def test_a_report_of_a_real_measurement(tmp_path: Path) -> None:
     """A report can be written of real rows, ``evicted_at`` and correlations."""
     model, ids = architectures.shared("llama"), architectures.tokens(1, 60)
-    source = Source("tiny", "noise", "float64", "cpu")
+    source = Source("tiny", "noise", "float64", "cpu", 2, 20, 1, "text", "weights", 9)
     uncompressed = make_row("knorm", KnormPress(1), source, perplexity(model, ids))
     rows, maps = [], {}
     for keep_ratio in (1, 0.5):

@@ -15,7 +15,7 @@ from pressgauge.bench.row import Row, Source, make_row
 from pressgauge.conformance import architectures
 from pressgauge.report.table import make_table, make_timing_table
 
-SOURCE = Source("tiny", "noise", "float64", "cpu")
+SOURCE = Source("tiny", "noise", "float64", "cpu", 2, 20, 1, "text", "weights", 9)
 
 ROW = Row(
     press="knorm",
