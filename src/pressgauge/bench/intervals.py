@@ -104,7 +104,12 @@ def change(before: Sums, after: Sums, level: float = LEVEL) -> Change:
         units = f"{len(flat)} blocks of {samples} sample{'s' * (samples > 1)}"
         low, high = _bootstrap(flat, lengths, level) if len(flat) >= LEAST_BLOCKS else (math.nan, math.nan)
     finite = math.isfinite(low) and math.isfinite(high)
-    return Change(math.expm1(mean), (math.expm1(low), math.expm1(high)) if finite else None, units)
+    return Change(_grown(mean), (_grown(low), _grown(high)) if finite else None, units)
+
+
+def _grown(difference: float) -> float:
+    """Relative change in perplexity for a difference in mean NLL."""
+    return float(np.expm1(min(difference, 700.0)))
 
 
 def _ratio(differences: Numbers, counts: Numbers) -> tuple[Numbers, Numbers]:

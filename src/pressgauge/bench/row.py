@@ -347,19 +347,21 @@ class Row:
         """The fields and the verdict, for JSON, which has neither NaN nor infinity.
 
         Non-finite numbers are None, like missing values, and ``not_finite`` lists them by name: ``NaN``, ``Infinity``
-        or ``-Infinity``.
+        or ``-Infinity``. A sum of NLL that is not finite is read back as NaN.
         """
         values = asdict(self)
         strange = {name: at for name, at in values.items() if isinstance(at, float) and not math.isfinite(at)}
         # As Python's own JSON and JavaScript write them.
         names = {name: "NaN" if math.isnan(at) else f"{'-' * (at < 0)}Infinity" for name, at in strange.items()}
-        return values | dict.fromkeys(strange) | {"not_finite": names, "verdict": self.verdict}
+        sums = [[number if math.isfinite(number) else None for number in sample] for sample in self.nll_sums]
+        return values | dict.fromkeys(strange) | {"nll_sums": sums, "not_finite": names, "verdict": self.verdict}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Row":
         """The row from the JSON of its ``as_dict``."""
         values: dict[str, Any] = {field.name: data[field.name] for field in fields(cls)}
         values |= {name: float(strange) for name, strange in data["not_finite"].items()}
+        values["nll_sums"] = [[math.nan if at is None else at for at in sample] for sample in values["nll_sums"]]
         return cls(**{name: _tuples(value) for name, value in values.items()})
 
 

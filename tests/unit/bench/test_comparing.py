@@ -142,7 +142,8 @@ def test_a_file_of_results_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "{}", '{"rows": []}', '{"rows": [{}], "provenance": {}}',
-                '{"rows": 3, "provenance": {}}', '{"rows": [[]], "provenance": {}}', '{"rows": [], "provenance": []}', "[" * 100_000]
+                '{"rows": 3, "provenance": {}}', '{"rows": [[]], "provenance": {}}',
+                '{"rows": [], "provenance": []}', "[" * 100_000]
 )  # fmt: skip
 def test_another_file_is_refused(content: str, tmp_path: Path) -> None:
     """A file that is not one of results is refused by a sentence with its name."""

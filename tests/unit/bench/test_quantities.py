@@ -8,7 +8,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from pressgauge.bench.row import QUANTITIES, Row
+from pressgauge.bench.row import QUANTITIES, Row, Source
 
 ROOT = Path(__file__).parents[3]
 DECLARATION = """
@@ -77,8 +77,9 @@ def test_a_new_quantity_is_its_declaration_and_the_code_that_computes_it(tmp_pat
 
 def test_every_measured_field_is_declared() -> None:
     """Every field of a row is a declared quantity, except settings, inputs and remarks."""
-    others = "press schedule keep_ratio prune_after skip_layers model text dtype device warnings bands".split()
-    assert sorted([*QUANTITIES, *others]) == sorted(field.name for field in fields(Row))
+    others = "press schedule keep_ratio prune_after skip_layers warnings bands".split()
+    inputs = [field.name for field in fields(Source)]
+    assert sorted([*QUANTITIES, *others, *inputs]) == sorted(field.name for field in fields(Row))
 
 
 def test_fields_that_a_quantity_names_exist() -> None:

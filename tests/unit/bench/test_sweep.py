@@ -188,7 +188,7 @@ def test_a_resumed_sweep_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """A resumed sweep measures nothing in the journal again, and gives the same rows."""
     path = tmp_path / "journal"
     wanted = plan()
-    whole = run_sweep(wanted, prepare(wanted)).rows
+    whole = run_sweep(wanted, prepare(wanted), journal(tmp_path / "another")).rows
     left = 2
 
     def interrupted(*args: Any) -> Any:
