@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from pressgauge.conformance import architectures
-from pressgauge.conformance.checks import off, wrong_tokens
+from pressgauge.conformance.checks import comparable, off, wrong_tokens
 from pressgauge.conformance.oracle import NEVER
 from pressgauge.conformance.session import Departure, Trace, not_applicable, provided_for, run
 from pressgauge.conformance.subjects import Subject
@@ -36,6 +36,7 @@ def test_rows_are_independent(subject: Subject, model: architectures.Model) -> N
     lengths = [14] + [1] * (LENGTH - 14)
     options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
     together = run(subject, model, ids, lengths, **options)
+    comparable(together.logits)
     tables = audited(together).evicted_at if subject.declares.matchable else []
     for row in range(3):
         alone = run(subject, model, ids[row : row + 1], lengths, **options)

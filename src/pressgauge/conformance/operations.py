@@ -16,8 +16,9 @@ from transformers import DynamicCache
 
 from pressgauge.conformance import architectures
 from pressgauge.conformance.audit import Audit
-from pressgauge.conformance.checks import EXACT, check_attention
+from pressgauge.conformance.checks import check_attention
 from pressgauge.conformance.outcomes import DECLINES, REFUSALS, Departure, Refused, Unreadable, not_applicable
+from pressgauge.conformance.precision import EXACT
 from pressgauge.conformance.reading import Entries, layers_of
 from pressgauge.conformance.session import Pass, Session, Trace
 from pressgauge.conformance.subjects import Subject
