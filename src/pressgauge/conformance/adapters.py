@@ -99,7 +99,7 @@ class FunctionAdapter(Adapter):
         )
 
     def at_work(self) -> AbstractContextManager[Any]:
-        return attention(self.model, _bottom_right)
+        return attention(self.model, bottom_right)
 
     def compress(self, layers: Layers) -> Layers:
         return self.compressor(layers)  # type: ignore[no-any-return]  # third-party; validated by the session
@@ -229,7 +229,7 @@ def _undo(made: Any, compressor: Any, model: Any) -> Any:
     return made if callable(made) else None
 
 
-def _bottom_right(
+def bottom_right(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
     """Attention to all retained entries and, causally, to the new ones.

@@ -8,7 +8,9 @@ from torch import Tensor
 from pressgauge.conformance import oracle
 from pressgauge.conformance.masked_attention import masked_logits
 from pressgauge.conformance.precision import MULTIPLE, tolerance
-from pressgauge.conformance.session import Departure, Trace, not_applicable
+from pressgauge.conformance.read_back import check_attention_to_what_is_read_back
+from pressgauge.conformance.session import Departure, Trace, not_applicable, note
+from pressgauge.conformance.severity import Severity
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited
 
@@ -86,6 +88,27 @@ def wrong_tokens(found: torch.Tensor, expected: torch.Tensor) -> list[int]:
     return torch.nonzero(~(off(found, expected) < tolerance(found.dtype)))[:, 0].tolist()
 
 
+def check_same_logits(trace: Trace, found: torch.Tensor, expected: torch.Tensor, finding: str) -> None:
+    """Check that logits ``[B, T, V]`` are equal, up to noise for a quantised cache.
+
+    Args:
+        trace: an unpadded run, whose quantisation error tells what is noise.
+        found, expected: the logits.
+        finding: what is wrong with those of a token.
+
+    Raises:
+        Departure: if they differ.
+    """
+    if not (wrong := wrong_tokens(found, expected)):
+        return
+    most = float(off(found, expected).max())
+    own = Severity.of_logits(trace)
+    sentence = f"the logits of token {wrong[0]} {finding}, by up to {most:.2g} of the largest{own.beside(most)}"
+    if not own.is_noise(most):
+        raise Departure(sentence.rstrip(","))
+    note(sentence.rstrip(","))
+
+
 def _before_their_pass(trace: Trace, tables: list[Tensor], first: int = 0, own: bool = False) -> list[Tensor]:
     """``evicted_at`` as if each pass evicted tokens before attention.
 
@@ -125,11 +148,15 @@ def expected_logits(trace: Trace, tables: list[Tensor]) -> Tensor:
 
 
 def check_attention(trace: Trace) -> None:
-    """Check logits against full attention, masked by the subject's own evictions.
+    """Check logits against full attention, masked by the subject's own evictions; for quantised entries, against full
+    attention to what is read back.
 
     Raises:
         Departure: if they differ.
     """
+    if trace.subject.declares.quantised:
+        check_attention_to_what_is_read_back(trace)
+        return
     audit = audited(trace)
     tables = audit.evicted_at
     expected = expected_logits(trace, tables)
