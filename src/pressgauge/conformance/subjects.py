@@ -83,6 +83,11 @@ class Subject:
         return self.shown(model) if self.adapter.sees_model else model
 
     @property
+    def model_dtype(self) -> torch.dtype:
+        """Dtype of the models that run."""
+        return self.dtype if self.adapter.sees_model else torch.float64
+
+    @property
     def entries_dtype(self) -> torch.dtype | None:
         """Dtype in which a float64 model passes its entries; None for float64."""
         return None if self.adapter.sees_model or not self.declares.dtypes else self.dtype
