@@ -8,6 +8,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from harness.mutants.compressors import Boundary, ByScore, FloatCeiling, Floor, LaterWins, Rounded
+from harness.mutants.kept import KEPT, NEWEST
 from harness.mutants.plain import HOOKED, SOUND, Layers, Plain, plain
 from harness.mutants.smoke import READ
 from harness.mutants.ways_in import RIGHT_WAYS_IN
@@ -98,6 +99,8 @@ DYNAMIC = subject_of(
 VARIANTS = [
     SOUND,
     HOOKED,
+    KEPT,
+    NEWEST,
     plain(ByScore, order="any"),
     plain(LaterWins, ties="any"),
     plain(FloorFromP, boundary=">=", rounding=lambda ratio, count: int(ratio * count)),
