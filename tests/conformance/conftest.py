@@ -22,7 +22,7 @@ def _name(value: Any) -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every law runs on every subject, and laws about what a model computes on several models."""
     reference, asked = (option(metafunc.config, name) for name in ("subject", "model"))
-    subjects = [find(reference)] if reference else ours_by_default()
+    subjects = find(reference) if reference else ours_by_default()
     everywhere = [asked] if asked else list(architectures.ARCHITECTURES)
     if "trained" in metafunc.fixturenames and not reference:
         subjects = [subject for subject in subjects if subject.declares.trends]

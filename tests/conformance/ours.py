@@ -76,7 +76,12 @@ def _own_schedule(subject: Subject) -> bool:
 def _plain(name: str, schedule: str) -> Subject:
     """A press as a plain cache."""
     kind = PRESSES[name]
-    declares = {"schedule": schedule, "sinks": kind.sinks, **SCORES[name]}
+    declares = {
+        "schedule": schedule,
+        "sinks": kind.sinks,
+        "reports": {"bytes": lambda cache, press: cache.nbytes + cache.overhead_nbytes},
+        **SCORES[name],
+    }
     return subject_of(f"plain-{kind.__name__}-{schedule}", kind, declares, schedule=schedule)
 
 

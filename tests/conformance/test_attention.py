@@ -97,7 +97,9 @@ def test_passes_do_not_matter_while_nothing_is_evicted(subject: Subject, one_mod
 def test_a_copied_cache_is_independent(subject: Subject, one_model: architectures.Model) -> None:
     """A cache and a copy of it, both continued, do not affect each other."""
     ids = architectures.text(one_model, 1, LENGTH)
-    with Session(subject, subject(keep_ratio=0.5, prune_after=4), one_model) as session:
+    with Session(
+        subject, subject(keep_ratio=0.5, prune_after=4, model=one_model, prompt_length=12), one_model
+    ) as session:
         session.feed(ids[:, :12])
         for token in range(12, 15):
             session.feed(ids[:, token : token + 1])

@@ -107,7 +107,9 @@ def test_generate_with_a_ratio_of_one_is_unchanged(subject: Subject, one_model: 
     ids = architectures.text(one_model, 1, 11).to(one_model.device)
     settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
     expected = one_model.generate(ids, **settings)[:, 11:].cpu()
-    with Session(subject, subject(keep_ratio=1.0, prune_after=0), one_model) as session:
+    with Session(
+        subject, subject(keep_ratio=1.0, prune_after=0, model=one_model, prompt_length=11), one_model
+    ) as session:
         tokens = session.generate(ids, NEW)[:, 11:]
     if not torch.equal(tokens, expected):
         raise Departure(
@@ -121,7 +123,7 @@ def test_generate_attends_to_the_held_entries(subject: Subject, model: architect
     ids = architectures.text(model, 1, 16)
     options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
     try:
-        with Session(subject, subject(**options), model) as session:
+        with Session(subject, subject(**options, model=model, prompt_length=16), model) as session:
             whole = session.generate(ids, NEW)
     except Refused as refusal:
         not_applicable(str(refusal))

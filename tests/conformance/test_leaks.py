@@ -38,7 +38,7 @@ def test_a_second_sequence_is_independent_of_the_first(subject: Subject, one_mod
     options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
     fresh = [run(subject, one_model, t, n, **options) for t, n in zip(texts, lengths, strict=True)]
     for order in ((1, 0), (0, 1, 0)):
-        compressor = subject(**options)
+        compressor = subject(**options, model=one_model, prompt_length=lengths[order[0]][0])
         for turn, index in enumerate(order):
             again = run(subject, one_model, texts[index], lengths[index], compressor=compressor, **options)
             if not _same(again, fresh[index]):
@@ -46,7 +46,7 @@ def test_a_second_sequence_is_independent_of_the_first(subject: Subject, one_mod
                     f"a text of {texts[index].shape[1]} tokens gives another result as sequence {turn + 1} of one "
                     "compressor than as the first"
                 )
-    with Session(subject, subject(**options), one_model) as session:
+    with Session(subject, subject(**options, model=one_model, prompt_length=10), one_model) as session:
         for turn, index in enumerate((0, 1, 0)):
             if turn:
                 session.begin()
@@ -67,7 +67,7 @@ def test_interleaved_sequences_are_independent(subject: Subject, one_model: arch
     lengths = [8] + [1] * 6
     options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
     fresh = [run(subject, one_model, text, lengths, **options).logits for text in texts]
-    compressor = subject(**options)
+    compressor = subject(**options, model=one_model, prompt_length=8)
     with Session(subject, compressor, one_model) as one, Session(subject, compressor, one_model) as other:
         for start, length in zip([0, *range(8, 14)], lengths, strict=True):
             for session, text in zip((one, other), texts, strict=True):
@@ -127,7 +127,7 @@ def test_the_model_is_left_unchanged(subject: Subject) -> None:
 
     with _unchanged(model, "after an exception"):
         try:
-            with Session(subject, subject(**options), model) as session:
+            with Session(subject, subject(**options, model=model, prompt_length=12), model) as session:
                 session.feed(ids[:, :12])
                 handle = model.model.layers[1].mlp.register_forward_hook(fail)
                 try:

@@ -135,7 +135,7 @@ def test_the_corrected_example_of_the_page_breaks_no_law() -> None:
 
 def test_a_factory_is_found_by_its_name() -> None:
     """A factory is imported by its name, with the version of its package."""
-    subject = find("pressgauge.presses.knorm:KnormPress")
+    (subject,) = find("pressgauge.presses.knorm:KnormPress")
     assert subject.declares.kind == "cache"
     assert re.fullmatch(r"pressgauge [\d.]+", subject.version)
 

@@ -14,13 +14,15 @@ from harness.mutants.plain import Plain, plain
 from pressgauge.cache import PressedLayer
 from pressgauge.conformance import architectures, session
 from pressgauge.conformance.checks import check_attention, check_counts
-from pressgauge.conformance.plugin import IDLENESS, REFUSED, Laws, _require_a_compressor
+from pressgauge.conformance.plugin import IDLENESS, NOTED, REFUSED, Laws, _require_a_compressor
 from pressgauge.conformance.session import Departure, run
 from pressgauge.conformance.subjects import Subject, subject_of
 from pressgauge.conformance.versions import CACHE, CACHE_NAMES
 
 
-def reported(name: str, case: str = "", message: str = "", refused: tuple[str, ...] = ()) -> pytest.TestReport:
+def reported(
+    name: str, case: str = "", message: str = "", refused: tuple[str, ...] = (), noted: tuple[str, ...] = ()
+) -> pytest.TestReport:
     """pytest's report of a law for one case of the subject ``mine:factory``; with a message if it failed."""
     place = f"{name}[mine:factory{case}]"
     crash: Any = None
@@ -33,7 +35,7 @@ def reported(name: str, case: str = "", message: str = "", refused: tuple[str, .
         outcome="failed" if message else "passed",
         longrepr=crash,
         when="call",
-        user_properties=[(REFUSED, list(refused))],
+        user_properties=[(REFUSED, list(refused)), (NOTED, list(noted))],
     )
 
 
@@ -70,6 +72,27 @@ def test_a_finding_lists_its_models() -> None:
         "too many",
         "2 laws broken, 0 held, 0 not applicable",
     ]
+
+
+def test_a_finding_lists_its_options() -> None:
+    """If options are varied, each finding lists the options and models for which it was made."""
+    same = "pressgauge.conformance.session.Departure: layer 1 is out of order"
+    assert (
+        summary(
+            reported("test_a_law", "(bits=2, axis=per-token)-llama", same),
+            reported("test_a_law", "(bits=4, axis=per-token)", same),
+        )[1]
+        == "layer 1 is out of order (bits=2, axis=per-token, llama, bits=4, axis=per-token)"
+    )
+
+
+def test_notes_are_listed_below_their_law() -> None:
+    """An observation is listed once, below its law, whether the law holds or not."""
+    assert summary(
+        reported("test_a_law", "-llama", noted=("the peak is 3 MB",)),
+        reported("test_a_law", "-neox", noted=("the peak is 3 MB",)),
+        reported("test_another", "", "pressgauge.conformance.session.Departure: too many", noted=("by rounding",)),
+    )[:5] == ["broken another", "too many", "note: by rounding", "held a law", "note: the peak is 3 MB"]
 
 
 def test_crashes_differ_from_findings() -> None:

@@ -1,5 +1,7 @@
 """Rule 13: the eviction history of a layer, replayed from its keys without decoding."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -68,7 +70,7 @@ def test_long_texts_are_replayed_like_short_ones(subject: Subject) -> None:
     """Sorting many tokens of a pass at once gives the result of inserting them one by one."""
     keys = torch.randn(1, 1, 300, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     passes = [180, 1, 1, 60, *[1] * 58]
-    options = {"keep_ratio": 0.3, "prune_after": 20, "recent": 5}
+    options: dict[str, Any] = {"keep_ratio": 0.3, "prune_after": 20, "recent": 5}
     assert replay(subject(**options), keys, passes).tolist() == subject.history(options, keys, passes, 0)[0]
 
 

@@ -1,5 +1,7 @@
 """Rules 4 and 5: which entries are retained, and the order in which they are read."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -148,7 +150,7 @@ def test_scores_are_computed_in_float32_or_wider(subject: Subject) -> None:
         (sizes[None, None, :, None] * torch.tensor([1.0, -1.0, 1.0, -1.0])).expand(1, HEADS, length, DIMENSION).half()
     )
     assert keys.isfinite().all()
-    options = {"keep_ratio": 0.4, "prune_after": 4}
+    options: dict[str, Any] = {"keep_ratio": 0.4, "prune_after": 4}
     cache = feed(subject(**options), keys, [10] + [1] * (length - 10))
     expected, _ = subject.history(options, keys.double(), [10] + [1] * (length - 10), 0)
     assert cache.evicted_at[0].tolist() == expected

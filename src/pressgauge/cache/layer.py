@@ -106,7 +106,10 @@ class PressedLayer(Entries, CacheLayerMixin):
 
     @property
     def overhead_nbytes(self) -> int:
-        """Bytes of positions, scores and attention state."""
+        """Bytes of positions, scores and attention state.
+
+        The record ``evicted_at`` takes 4 bytes more for each token seen and KV head.
+        """
         self.settle()
         remembered = 0 if self._votes is None else self._votes.nbytes
         return remembered + self.storage.nbytes("positions", "ranks")

@@ -1,11 +1,12 @@
 """Declared deviations of a subject from the rules. Undeclared deviations are findings."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pressgauge.conformance import oracle
 from pressgauge.conformance.adapters import ADAPTERS
+from pressgauge.conformance.reading import Reader, reader_of
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "kind": tuple(ADAPTERS),
@@ -31,6 +32,9 @@ SCORES: dict[str, Callable[[list[list[float]]], oracle.Scores]] = {
     "keydiff": oracle.keydiff_scores,
 }
 
+
+REPORTS = ("bytes", "ratio", "saved")
+"""Figures of memory that a package may report."""
 
 VOTES: dict[str, type[oracle.Voter]] = {
     "h2o": oracle.Accumulated,
@@ -71,7 +75,12 @@ class Declares:
         padding: False if padded rows are not supported (declared as None).
         storage: ``held``, or ``any`` if storage of evicted entries may be freed later.
         nan: ``worst``, or ``any`` if keys with NaN may be ranked anywhere.
+        reports: what the package reports about its memory: ``bytes`` kept; ``ratio``, the uncompressed size over it;
+            ``saved``, the saved share of the uncompressed size; each a function ``(cache, compressor)``.
         trends: whether perplexity must not fall with the keep ratio, on a reference model.
+        read: ``(cache, index) -> keys, values``, the entries of a layer ``[B, K, N, D]``, dequantised; may be declared
+            as ``(layer) -> keys, values``. By default they are the layer's attributes ``keys`` and ``values``.
+        after_pass: function of the cache, called after every pass.
     """
 
     kind: str
@@ -97,6 +106,9 @@ class Declares:
     storage: str = "held"
     nan: str = "worst"
     trends: bool = False
+    reports: Mapping[str, Callable[[Any, Any], float]] = field(default_factory=dict)
+    read: Reader | None = None
+    after_pass: Callable[[Any], object] | None = None
 
     @property
     def scored(self) -> bool:
@@ -120,7 +132,7 @@ def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
         ValueError: for an unknown name or value.
     """
     values = dict(given)
-    known = [field.name for field in fields(Declares) if field.name != "votes"]
+    known = [one.name for one in fields(Declares) if one.name != "votes"]
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"declares has no {name!r}: known are {', '.join(known)}")
@@ -136,6 +148,11 @@ def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
     values["takes"] = tuple(values.get("takes", ()))
     if unknown := set(values["takes"]) - {"sinks", "recent", "interval"}:
         raise ValueError(f"declares takes must name sinks, recent or interval, got {unknown.pop()!r}")
+    reports = values.get("reports", {})
+    if not isinstance(reports, Mapping) or set(reports) - set(REPORTS) or not all(map(callable, reports.values())):
+        raise ValueError(
+            f"declares reports must map {', '.join(REPORTS)} to functions (cache, compressor), got {reports!r}"
+        )
     values["rounding"] = _named("rounding", values.get("rounding", "ceil"), oracle.ROUNDINGS)
     score = values.get("score")
     if score == "snapkv" and not values.get("recent"):
@@ -150,6 +167,10 @@ def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
         values.setdefault("exact", score == "position")
     elif score is not None:
         _check_score(_named("score", score, {**SCORES, **VOTES}))
+    if "read" in values:
+        values["read"] = reader_of(values["read"])
+    if not callable(values.get("after_pass", print)):
+        raise ValueError(f"declares after_pass must be a function of the cache, got {values['after_pass']!r}")
     if (target := values.get("target")) is not None:
         _check_target(target)
     return Declares(**values)

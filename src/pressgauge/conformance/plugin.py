@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -31,6 +32,9 @@ MEASUREMENTS = {"evaluator": "evaluator", "benchmark": "benchmark", "memory": "m
 
 REFUSED = "refused"
 """Name of the report property that lists a subject's refusals."""
+
+NOTED = "noted"
+"""Name of the report property that lists observations which break no law."""
 
 
 def load_profile() -> None:
@@ -105,7 +109,7 @@ def _audited(config: pytest.Config) -> list[str]:
     if reference := option(config, "subject"):
         from pressgauge.conformance import subjects
 
-        found.append(f"subject: {subjects.find(reference)}")
+        found += [f"subject: {subject}" for subject in subjects.find(reference)]
     for kind in MEASUREMENTS:
         if reference := option(config, kind):
             from pressgauge.measuring.subjects import find
@@ -127,10 +131,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     padded. Laws that draw their cases draw another one; refusals there are recorded, so that they are not mistaken for
     cases that held.
     """
-    from pressgauge.conformance.session import REFUSALS, Refused, not_applicable
+    from pressgauge.conformance.session import NOTES, REFUSALS, Refused, not_applicable
     from pressgauge.conformance.subjects import Subject
 
     REFUSALS.clear()
+    NOTES.clear()
     subject = pyfuncitem.funcargs.get("subject")
     try:
         if option(pyfuncitem.config, "subject") and isinstance(subject, Subject):
@@ -143,6 +148,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         not_applicable(f"the subject refuses: {refusal}")
     finally:
         pyfuncitem.user_properties.append((REFUSED, list(dict.fromkeys(REFUSALS))))
+        pyfuncitem.user_properties.append((NOTED, list(dict.fromkeys(NOTES))))
 
 
 IDLENESS = "test_something_is_evicted"
@@ -187,6 +193,8 @@ class Law:
     refused: list[str] = field(default_factory=list)
     """The subject's messages about cases that were not checked."""
     not_applicable: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Observations that break no law."""
 
 
 class Laws:
@@ -201,6 +209,7 @@ class Laws:
             return
         name = name.partition("[")[0]
         law = self.laws.setdefault(name, Law(name.removeprefix("test_").replace("_", " "), (file, line or 0)))
+        law.notes += _listed(report, NOTED)
         if report.failed:
             law.broken.setdefault(_finding(report), []).append(_case(report))
         elif report.skipped:
@@ -208,8 +217,7 @@ class Laws:
             law.not_applicable.append(reason.removeprefix("Skipped: ").removeprefix("not applicable: "))
         elif report.when == "call":
             law.held += 1
-            noted: list[Any] = [value for what, value in report.user_properties if what == REFUSED]
-            law.refused += [sentence for sentences in noted for sentence in sentences]
+            law.refused += _listed(report, REFUSED)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         write = terminalreporter
@@ -223,24 +231,40 @@ class Laws:
             for finding, cases in law.broken.items():
                 which = ", ".join(case for case in cases if case)
                 write.write_line(f"                {finding}{f' ({which})' if which else ''}")
+            self._write_notes(write, law)
         for law in held:
             write.write_line(f"held            {law.words}", green=True)
             for reason in dict.fromkeys(law.not_applicable):
                 write.write_line(f"                but for some models: {reason}")
             for sentence in dict.fromkeys(law.refused):
                 write.write_line(f"                but for cases that the subject refuses: {sentence}")
+            self._write_notes(write, law)
         for law in idle:
             write.write_line(f"not applicable  {law.words}", yellow=True)
             for reason in dict.fromkeys(law.not_applicable):
                 write.write_line(f"                {reason}")
         write.write_line(f"{len(broken)} laws broken, {len(held)} held, {len(idle)} not applicable")
 
+    @staticmethod
+    def _write_notes(write: pytest.TerminalReporter, law: Law) -> None:
+        for sentence in dict.fromkeys(law.notes):
+            write.write_line(f"                note: {sentence}")
+
+
+def _listed(report: pytest.TestReport, name: str) -> list[str]:
+    """Sentences in the report property of this name."""
+    values: list[Any] = [value for what, value in report.user_properties if what == name]
+    return [sentence for sentences in values for sentence in sentences]
+
 
 def _case(report: pytest.TestReport) -> str:
     """Model or dtype of a case, if the law is parametrised."""
-    parameters = report.location[2].partition("[")[2].removesuffix("]").split("-")
-    # Subject names contain a colon.
-    return "-".join(part for part in parameters if ":" not in part)
+    parameters = report.location[2].partition("[")[2].removesuffix("]")
+    # A subject is named package.module:factory, with its options in parentheses if they are varied.
+    options = re.search(r":[^-(]*\((.*)\)", parameters)
+    rest = parameters.replace(options[0], ":") if options else parameters
+    model = "-".join(part for part in rest.split("-") if ":" not in part)
+    return ", ".join(part for part in (options[1] if options else "", model) if part)
 
 
 def _finding(report: pytest.TestReport) -> str:

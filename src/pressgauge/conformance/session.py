@@ -2,43 +2,30 @@
 
 import copy
 import inspect
-import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
-import pytest
 import torch
 import transformers
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
+from pressgauge.conformance.outcomes import DECLINES as DECLINES
+from pressgauge.conformance.outcomes import NOTES as NOTES
+from pressgauge.conformance.outcomes import REFUSALS as REFUSALS
+from pressgauge.conformance.outcomes import Departure as Departure
+from pressgauge.conformance.outcomes import Refused as Refused
+from pressgauge.conformance.outcomes import Unreadable as Unreadable
+from pressgauge.conformance.outcomes import not_applicable as not_applicable
+from pressgauge.conformance.outcomes import note as note
+from pressgauge.conformance.outcomes import refusals
+from pressgauge.conformance.reading import Entries as Entries
+from pressgauge.conformance.reading import entries_of, layers_of
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.versions import CACHE, using
-
-Entries = tuple[Tensor, Tensor]
-"""Keys ``[B, K, N, D]`` and values ``[B, K, N, D']`` of one layer."""
-
-
-class Departure(AssertionError):  # noqa: N818  # the law is broken, not the program
-    """A broken law. The message is the finding, one line; the law is the test that raises it."""
-
-
-DECLINES = (ValueError, NotImplementedError, AssertionError)
-"""Exceptions with which compressors, given a message, decline what they do not support."""
-
-OF_OTHERS = ("torch", "transformers", "pressgauge")
-"""Packages in which a failed assertion is a crash, not a refusal."""
-
-
-REFUSALS: list[str] = []
-"""Messages of refusals since the start of the test, for the report of unchecked cases."""
-
-
-class Refused(Exception):  # noqa: N818  # it is an answer, not a failure
-    """A subject declined something; carries its own message."""
 
 
 @dataclass
@@ -63,39 +50,10 @@ class Pass:
         return self.start + self.length
 
 
-def not_applicable(reason: str) -> NoReturn:
-    """Skip a test whose law does not apply, with a reason."""
-    pytest.skip(f"not applicable: {reason}")
-
-
 def provided_for(subject: Subject, what: str) -> None:
     """Skip a test of a feature that the subject's convention does not provide."""
     if reason := subject.adapter.beyond.get(what):
         not_applicable(reason)
-
-
-def _sentence(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".strip().rstrip(":").splitlines()[0]
-
-
-@contextmanager
-def _refusals(*kinds: type[BaseException]) -> Iterator[None]:
-    """Convert exceptions of these kinds that carry a subject's own message to ``Refused``."""
-    try:
-        yield
-    except Departure:
-        raise
-    except kinds as error:
-        if not str(error) or (isinstance(error, AssertionError) and _raised_in(error) in OF_OTHERS):
-            raise
-        REFUSALS.append(_sentence(error))
-        raise Refused(REFUSALS[-1]) from error
-
-
-def _raised_in(error: BaseException) -> str:
-    """Package in which an error was raised."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0]
 
 
 class Session:
@@ -109,6 +67,7 @@ class Session:
 
     def __init__(self, subject: Subject, compressor: Any, model: PreTrainedModel) -> None:
         self.adapter = subject.adapter(compressor, model)
+        self.declares = subject.declares
         self.supplies_positions = self.adapter.supplies_positions or subject.declares.positions == "caller"
         self.model: Any = model
         self.passes: list[Pass] = []
@@ -120,16 +79,17 @@ class Session:
 
     def __enter__(self) -> "Session":
         self.begin()
-        with _refusals(*DECLINES, TypeError, AttributeError):
+        with refusals(*DECLINES, TypeError, AttributeError):
             self.resume()
         return self
 
     def begin(self) -> None:
         """Start a further sequence in the same context, with a new cache."""
-        with _refusals(*DECLINES, TypeError, AttributeError):
+        with refusals(*DECLINES, TypeError, AttributeError):
             self.cache = self.adapter.start()
         self.passes = []
         self._arrived.clear()
+        self._devices.clear()
         self._watch_cache()
 
     def resume(self) -> None:
@@ -211,7 +171,7 @@ class Session:
         elif self.supplies_positions:
             given = {"position_ids": torch.arange(self.seen, end, device=ids.device).expand(ids.shape)}
         self._positions = None
-        with torch.no_grad(), _refusals(*DECLINES):
+        with torch.no_grad(), refusals(*DECLINES):
             logits: Tensor = self.model(ids, **using(self.cache), use_cache=True, **given).logits.cpu()
         if not self._arrived:
             raise Departure(
@@ -243,7 +203,7 @@ class Session:
         ids = ids.to(self.model.device)
         handle = self.model.register_forward_hook(note, with_kwargs=True)
         try:
-            with _refusals(*DECLINES):
+            with refusals(*DECLINES):
                 tokens: Tensor = self.model.generate(
                     ids,
                     attention_mask=torch.ones_like(ids),
@@ -258,8 +218,7 @@ class Session:
 
     def _finish(self, logits: Tensor, length: int) -> None:
         """Call the compressor, if it is called between passes, and record the pass."""
-        if self.adapter.between_passes:
-            self._compress()
+        self._between_passes()
         arrived = {
             layer: (torch.cat([k for k, _ in parts], dim=2), torch.cat([v for _, v in parts], dim=2))
             for layer, parts in sorted(self._arrived.items())
@@ -267,10 +226,18 @@ class Session:
         self._arrived.clear()
         self.passes.append(Pass(self.seen, length, logits, arrived, self.held(), self._positions))
 
+    def _between_passes(self) -> None:
+        """Call the compressor, if it is called between passes, and the declared function."""
+        if self.adapter.between_passes:
+            self._compress()
+        if self.declares.after_pass:
+            with torch.no_grad(), refusals(*DECLINES):
+                self.declares.after_pass(self.cache)
+
     def _compress(self) -> None:
         layers = [(layer.keys, layer.values) for layer in self.cache.layers]
         before = [(keys.clone(), values.clone()) for keys, values in layers]
-        with _refusals(*DECLINES):
+        with refusals(*DECLINES):
             result = self.adapter.compress(list(layers))
         if not isinstance(result, list | tuple) or len(result) != len(layers):
             raise Departure(f"compress must return {len(layers)} pairs of keys and values, got {result!r}")
@@ -302,19 +269,15 @@ class Session:
 
         Raises:
             Departure: if entries are on another device than those passed in.
+            Unreadable: if a layer that was passed entries cannot be read.
         """
         layers = []
-        for index, layer in enumerate(self.cache.layers):
-            keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-            if keys is None or values is None:
+        # Layers without keys, such as those of linear attention, are never passed any.
+        for index in range(max(self._devices, default=-1) + 1):
+            if index not in self._devices:
                 break
-            if hasattr(layer, "_quantized_keys"):
-                # In quantised layers these attributes hold only the newest entries; the others precede them.
-                keys, values = (
-                    torch.cat([layer._dequantize(rest), *([newest] if newest.dim() == 4 else [])], dim=2)
-                    for rest, newest in ((layer._quantized_keys, keys), (layer._quantized_values, values))
-                )
-            there = self._devices.get(index, keys.device)
+            keys, values = entries_of(self.cache, index, self.declares.read)
+            there = self._devices[index]
             if keys.device != there:
                 raise Departure(f"layer {index} was passed entries on {there} and holds them on {keys.device}")
             layers.append((keys.cpu().clone(), values.cpu().clone()))
@@ -322,8 +285,8 @@ class Session:
 
     def storage(self, layer: int) -> int:
         """Bytes of key and value storage that a layer keeps alive."""
-        own = self.cache.layers[layer]
-        values = [part for value in vars(own).values() for part in _parts(value)]
+        own = layers_of(self.cache).get(layer)
+        values = [part for value in getattr(own, "__dict__", {}).values() for part in _parts(value)]
         # Wrapper subclasses, such as quantised tensors, do not expose their storage.
         tensors = [
             tensor
@@ -421,7 +384,8 @@ def run(
         Departure: if the cache was never updated, or the compressor's result is invalid.
     """
     options = {"keep_ratio": 1, **options}
-    compressor = subject(**options) if compressor is None else compressor
+    if compressor is None:
+        compressor = subject(model=model, prompt_length=lengths[0], **options)
     result = Trace(subject, options, model, ids)
     with Session(subject, compressor, model) as session:
         for length in lengths:

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import importlib.metadata
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from pressgauge.conformance import oracle
+from pressgauge.conformance import architectures, oracle
 from pressgauge.conformance.adapters import ADAPTERS, Adapter, adapter_of
 from pressgauge.conformance.declares import Declares, read_declares
+from pressgauge.conformance.outcomes import DECLINES, Refused, refusals
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -34,12 +36,27 @@ class Subject:
     options: dict[str, Any] = field(default_factory=dict)
     """Passed to the factory unless overridden."""
 
-    def __call__(self, keep_ratio: float, **options: Any) -> Any:
-        """Create a compressor, without the options that its factory does not take."""
+    def __call__(self, keep_ratio: float, model: Any = None, prompt_length: int | None = None, **options: Any) -> Any:
+        """Create a compressor, without the options that its factory does not take.
+
+        Args:
+            keep_ratio: ratio of retained entries.
+            model: the model that it will compress; passed to a factory that names ``model``, ``dtype`` or ``device``.
+            prompt_length: tokens of the first pass; passed to a factory that names it.
+            options: further options.
+
+        Raises:
+            Refused: if the factory declines these options.
+        """
         for option in ("prune_after", "skip_layers"):
             if not getattr(self.declares, option):
                 options.pop(option, None)
-        return self.factory(keep_ratio=keep_ratio, **{**self.options, **options})
+        known = {"prompt_length": prompt_length}
+        if model is not None:
+            known |= {"model": model, "dtype": model.dtype, "device": model.device}
+        given = {name: value for name, value in known.items() if value is not None and name in named_by(self.factory)}
+        with refusals(*DECLINES):
+            return self.factory(keep_ratio=keep_ratio, **{**given, **self.options, **options})
 
     @property
     def adapter(self) -> type[Adapter]:
@@ -110,10 +127,23 @@ class Subject:
         return f"{self.name}, {self.version}: {self.adapter.words}, held to {rule}"
 
 
+def named_by(factory: Callable[..., Any]) -> set[str]:
+    """Names of the parameters of a factory, a class or a partial, without those that a partial has fixed."""
+    try:
+        names = set(inspect.signature(factory).parameters)
+    except ValueError:
+        # Some builtins have no signature.
+        return set()
+    while isinstance(factory, functools.partial):
+        names -= set(factory.keywords)
+        factory = factory.func
+    return names
+
+
 def subject_of(
     name: str,
     factory: Callable[..., Any],
-    declares: Mapping[str, Any] | None = None,
+    declares: Mapping[str, Any] | Callable[..., Mapping[str, Any]] | None = None,
     version: str = "version unknown",
     **options: Any,
 ) -> Subject:
@@ -122,23 +152,69 @@ def subject_of(
     Args:
         name: name in reports.
         factory: function of ``keep_ratio`` and further options that returns a compressor.
-        declares: deviations from the rules; by default the factory's attribute ``declares``.
+        declares: deviations from the rules, or a function of ``options`` that returns them; by default the factory's
+            attribute ``declares``.
         version: package and version.
         options: default options of the factory.
 
     Raises:
         ValueError: if a declaration is invalid, or the factory returns no known kind of compressor.
     """
-    given = dict(getattr(factory, "declares", {}) if declares is None else declares)
+    declared: Any = getattr(factory, "declares", {}) if declares is None else declares
+    given = dict(declared(**options) if callable(declared) else declared)
     first = Subject(name, factory, read_declares(given, given.get("kind", "cache")), version, options)
     try:
-        kind = given.get("kind") or adapter_of(first(0.5, prune_after=8, skip_layers=())).kind
+        kind = given.get("kind") or adapter_of(_example(first)).kind
     except TypeError as error:
         raise ValueError(
             "the factory has to take keep_ratio, prune_after and skip_layers, or declare those that it does not take "
             f"as None ({error})"
         ) from error
     return Subject(name, factory, read_declares(given, kind), version, options)
+
+
+def _example(subject: Subject) -> Any:
+    """A compressor, to look at its kind; at a ratio of 1 if the factory declines others."""
+    options: dict[str, Any] = {"model": architectures.shared("llama"), "prompt_length": 16}
+    try:
+        return subject(0.5, prune_after=8, skip_layers=(), **options)
+    except Refused:
+        return subject(1.0, prune_after=8, skip_layers=(), **options)
+
+
+def varied(options: Any) -> list[dict[str, Any]]:
+    """All first values, and each further value of one option with the first values of the others.
+
+    Args:
+        options: values of each option, such as ``{"bits": [2, 4, 8]}``.
+
+    Raises:
+        ValueError: if it is no mapping to values, or an option has none.
+    """
+    right = isinstance(options, Mapping) and all(isinstance(some, list | tuple) and some for some in options.values())
+    if not right:
+        raise ValueError(f"options must map each option of the factory to a list of its values, got {options!r}")
+    first = {name: some[0] for name, some in options.items()}
+    return [first, *({**first, name: one} for name, some in options.items() for one in some[1:])]
+
+
+def subjects_of(name: str, factory: Callable[..., Any], version: str = "version unknown") -> list[Subject]:
+    """Subjects of a factory: one, or one for each value in its attribute ``options``, with that value in its name.
+
+    Raises:
+        ValueError: if a declaration or an option is invalid, or the factory returns no known kind of compressor.
+    """
+    if not (options := getattr(factory, "options", None)):
+        return [subject_of(name, factory, version=version)]
+    return [
+        subject_of(
+            f"{name}({', '.join(f'{option}={value}' for option, value in one.items())})",
+            factory,
+            version=version,
+            **one,
+        )
+        for one in varied(options)
+    ]
 
 
 def imported(reference: str, option: str) -> Any:
@@ -161,15 +237,15 @@ def imported(reference: str, option: str) -> Any:
 
 
 @functools.cache
-def find(reference: str) -> Subject:
-    """Import the subject named ``package.module:factory``.
+def find(reference: str) -> list[Subject]:
+    """Import the factory named ``package.module:factory``: its subjects, one for each variant of its options.
 
     Raises:
         pytest.UsageError: if it is not found, or cannot be used.
     """
     factory = imported(reference, "subject")
     try:
-        return subject_of(reference, factory, version=version_of(reference))
+        return subjects_of(reference, factory, version=version_of(reference))
     except Exception as error:
         raise pytest.UsageError(f"--subject {reference} cannot be used: {error}") from error
 

@@ -1,15 +1,12 @@
 """Storages that caches keep alive, layer by layer."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import ModuleType, NoneType
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import PreTrainedConfig
+
+from pressgauge.conformance.reachable import reachable
 
 
 @dataclass(frozen=True)
@@ -29,34 +26,6 @@ class Held:
 
 State = tuple[Held, ...]
 """What each layer of a cache holds."""
-
-
-SIMPLE = (NoneType, bool, int, float, str, torch.dtype, torch.device)
-ENDS = (ModuleType, type, torch.nn.Module, PreTrainedConfig)
-"""Types that hold no tensors of a cache."""
-
-
-def _tensors(value: Any, name: str = "", depth: int = 4) -> Iterator[tuple[str, Tensor]]:
-    """Tensors reachable from an object, each with its path of names."""
-    if isinstance(value, Tensor):
-        if is_traceable_wrapper_subclass(value):
-            for part in value.__tensor_flatten__()[0]:
-                yield from _tensors(getattr(value, part), f"{name}.{part}", depth)
-        else:
-            yield name, value
-        return
-    parts: Iterable[tuple[Any, Any]]
-    if isinstance(value, dict):
-        parts = value.items()
-    elif isinstance(value, list | tuple):
-        parts = enumerate(value)
-    elif not depth or isinstance(value, ENDS) or callable(value):
-        return
-    else:
-        parts = vars(value).items() if hasattr(value, "__dict__") else ()
-    for part, inner in parts:
-        if type(inner) not in SIMPLE:
-            yield from _tensors(inner, f"{name}.{part}", depth - 1)
 
 
 def _is_entry(name: str) -> bool:
@@ -81,7 +50,9 @@ class Storages:
             entries: dict[int, int] = {}
             views: dict[int, int] = {}
             other = 0
-            for name, tensor in _tensors(layer):
+            for name, tensor in reachable(layer):
+                if not isinstance(tensor, Tensor):
+                    continue
                 storage = tensor.untyped_storage()
                 key, size, numbers = storage._cdata, storage.nbytes(), tensor.numel() * tensor.itemsize
                 if _is_entry(name) and numbers < size:

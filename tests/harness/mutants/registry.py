@@ -4,6 +4,7 @@ from harness.mutants.attention_scores import ATTENTION_SCORES
 from harness.mutants.benchmarks import BENCHMARKS
 from harness.mutants.compressors import COMPRESSORS
 from harness.mutants.evaluators import EVALUATORS
+from harness.mutants.kept_alive import KEPT_ALIVE
 from harness.mutants.measuring import MEASURING
 from harness.mutants.memory import MEMORY
 from harness.mutants.models import MODELS
@@ -21,4 +22,5 @@ MUTANTS: list[Mutant] = [
     *EVALUATORS,
     *BENCHMARKS,
     *MEMORY,
+    *KEPT_ALIVE,
 ]

@@ -1,0 +1,67 @@
+"""What a law says of a subject: a finding, a refusal, or that it is not applicable."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import pytest
+
+
+class Departure(AssertionError):  # noqa: N818  # the law is broken, not the program
+    """A broken law. The message is the finding, one line; the law is the test that raises it."""
+
+
+class Unreadable(Departure):
+    """A cache whose entries cannot be read. The smoke law reports it; no other law is applicable."""
+
+
+class Refused(Exception):  # noqa: N818  # it is an answer, not a failure
+    """A subject declined something; carries its own message."""
+
+
+DECLINES = (ValueError, NotImplementedError, AssertionError)
+"""Exceptions with which compressors, given a message, decline what they do not support."""
+
+OF_OTHERS = ("torch", "transformers", "pressgauge")
+"""Packages in which a failed assertion is a crash, not a refusal."""
+
+REFUSALS: list[str] = []
+"""Messages of refusals since the start of the test, for the report of unchecked cases."""
+
+NOTES: list[str] = []
+"""Observations since the start of the test that break no law, for the summary."""
+
+
+def not_applicable(reason: str) -> NoReturn:
+    """Skip a test whose law does not apply, with a reason."""
+    pytest.skip(f"not applicable: {reason}")
+
+
+def note(sentence: str) -> None:
+    """Report an observation below the law in the summary, whether the law holds or not."""
+    NOTES.append(sentence)
+
+
+@contextmanager
+def refusals(*kinds: type[BaseException]) -> Iterator[None]:
+    """Convert exceptions of these kinds that carry a subject's own message to ``Refused``."""
+    try:
+        yield
+    except Departure:
+        raise
+    except kinds as error:
+        if not str(error) or (isinstance(error, AssertionError) and _raised_in(error) in OF_OTHERS):
+            raise
+        REFUSALS.append(_sentence(error))
+        raise Refused(REFUSALS[-1]) from error
+
+
+def _sentence(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".strip().rstrip(":").splitlines()[0]
+
+
+def _raised_in(error: BaseException) -> str:
+    """Package in which an error was raised."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0]
