@@ -1,7 +1,6 @@
 """tiny-turboquant 0.18.0: ``TinyKVCache(compression="safe")``."""
 
 import pytest
-import torch
 from tiny_turboquant import TinyKVCache
 from torch import Tensor
 
@@ -18,7 +17,10 @@ def test_a_block_is_scaled_with_later_tokens() -> None:
     keys, values = entries(256)
     large = keys.clone()
     large[:, :, 127] *= 20
-    one, other = error(stored(keys, values)[:, :, 0], keys[:, :, 0]), error(stored(large, values)[:, :, 0], keys[:, :, 0])
+    one, other = (
+        error(stored(keys, values)[:, :, 0], keys[:, :, 0]),
+        error(stored(large, values)[:, :, 0], keys[:, :, 0]),
+    )
     still(other > 3 * one, f"error of token 0 {one:.3f}, {other:.3f} before a large token 127", "the same error")
 
 
