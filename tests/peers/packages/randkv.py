@@ -1,6 +1,5 @@
 """randkv: ``RandKVCache(model_config=..., prompt_length=..., randkv_config=...)``."""
 
-
 from randkv import RandKVConfig
 from randkv.transformers import RandKVCache
 

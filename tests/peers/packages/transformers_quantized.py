@@ -30,7 +30,7 @@ def fp8(keep_ratio: float) -> Made:
     return made("fp8")
 
 
-# Documented: "maximum capacity for the original precision cache"; it is emptied when full, so no number is always exact.
+# The residual is a "maximum capacity": it is emptied once full, so no number of tokens is exact at every moment.
 declared(quanto, lambda nbits: {**QUANTISES, "bits": nbits}, {"nbits": [4, 2]})
 declared(hqq, lambda nbits: {**QUANTISES, "bits": nbits}, {"nbits": [4, 2]})
 declared(fp8, {**QUANTISES, "bits": 8})

@@ -24,7 +24,7 @@ def test_bfloat16_crashes() -> None:
 
 def stored(keys: Tensor, values: Tensor) -> Tensor:
     """Keys ``[B, K, T, D]`` as read back."""
-    return AKVCache(preset="balanced").update(keys, values, 0)[0]
+    return AKVCache(preset="balanced").update(keys, values, 0)[0]  # type: ignore[no-any-return]
 
 
 def test_later_tokens_are_in_the_scale() -> None:

@@ -67,6 +67,12 @@ def test_a_copy_crashes_with_quanto() -> None:
         copy.deepcopy(filled("quanto"))
 
 
+def continued(cache: Any, operation: str, rows: int) -> None:
+    """An operation on rows, and one more token."""
+    getattr(cache, operation)(torch.tensor([1]) if rows == 1 else 2)
+    run(llama(), tokens(1, rows=rows), [1], cache)
+
+
 @pytest.mark.parametrize("backend", ["quanto", "hqq", "fp8"])
 @pytest.mark.parametrize("operation", ["batch_select_indices", "batch_repeat_interleave"])
 def test_rows_cannot_be_selected_or_repeated(backend: str, operation: str) -> None:
@@ -76,8 +82,7 @@ def test_rows_cannot_be_selected_or_repeated(backend: str, operation: str) -> No
         run(llama(), tokens(80, rows=2), [80], cache)
     rows = 1 if operation == "batch_select_indices" else 4
     with pytest.raises((RuntimeError, IndexError)):
-        getattr(cache, operation)(torch.tensor([1]) if rows == 1 else 2)
-        run(llama(), tokens(1, rows=rows), [1], cache)
+        continued(cache, operation, rows)
 
 
 def test_rows_are_coupled_with_hqq() -> None:
