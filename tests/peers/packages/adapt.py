@@ -1,4 +1,4 @@
-"""What adapters share: an object that makes a cache, and declarations of a cache that does not evict."""
+"""What adapters share: declarations of a cache that does not evict, and codecs as functions over the cache."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,16 +10,6 @@ NEITHER: dict[str, Any] = {"prune_after": None, "skip_layers": None}
 
 QUANTISES: dict[str, Any] = {**NEITHER, "entries": "quantised", "target": lambda seen, held: held}
 """It quantises, and evicts nothing."""
-
-
-class Made:
-    """A compressor whose cache is made by a function of the model's config."""
-
-    def __init__(self, make: Callable[[Any], Any]) -> None:
-        self.make = make
-
-    def cache(self, config: Any) -> Any:
-        return self.make(config)
 
 
 def declared(factory: Any, declares: Any, options: dict[str, list[Any]] | None = None) -> Any:

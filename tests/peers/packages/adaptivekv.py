@@ -5,7 +5,7 @@ from typing import Any
 from adaptivekv import AdaptiveKVConfig, AllocationConfig
 from adaptivekv.cache import AdaptiveKVCache
 
-from peers.packages.adapt import NEITHER, QUANTISES, Made, declared
+from peers.packages.adapt import NEITHER, QUANTISES, declared
 
 
 def read(cache: Any, index: int) -> Any:
@@ -14,13 +14,13 @@ def read(cache: Any, index: int) -> Any:
     return layer.retained_keys, layer.retained_values
 
 
-def quantising(keep_ratio: float) -> Made:
+def quantising(keep_ratio: float) -> Any:
     """The README's example."""
     config = AdaptiveKVConfig(allocation=AllocationConfig(strategy="threshold", bits=(2, 3, 4)))
-    return Made(lambda _: AdaptiveKVCache(config))
+    return AdaptiveKVCache(config)
 
 
-def evicting(keep_ratio: float) -> Made:
+def evicting(keep_ratio: float) -> Any:
     """The class's example, with a window shorter than the texts here, and without quantisation."""
     return Made(
         lambda config: AdaptiveKVCache(

@@ -4,13 +4,13 @@ from typing import Any
 
 from akv import AKVCache
 
-from peers.packages.adapt import QUANTISES, Made, declared
+from peers.packages.adapt import QUANTISES, declared
 
 
-def factory(keep_ratio: float, hot_budget: int = 128) -> Made:
+def factory(keep_ratio: float, hot_budget: int = 128) -> Any:
     """The README's call: 3 bits, and 128 tokens that are not quantised."""
     given: dict[str, Any] = {"preset": "balanced"} if hot_budget == 128 else {"warm_bits": 3, "hot_budget": hot_budget}
-    return Made(lambda config: AKVCache(**given))
+    return AKVCache(**given)
 
 
 declared(

@@ -5,13 +5,13 @@ from typing import Any
 from fade import FadeConfig, create_tiered_cache
 from fade.policy import reassign_tiers_by_position
 
-from peers.packages.adapt import QUANTISES, Made, declared
+from peers.packages.adapt import QUANTISES, declared
 
 
-def factory(keep_ratio: float, model: Any, dtype: Any, window: int = 64) -> Made:
+def factory(keep_ratio: float, model: Any, dtype: Any, window: int = 64) -> Any:
     """The README's call; the window of 64 tokens is longer than many texts here."""
     config = FadeConfig.safe().with_overrides(recent_window=window)
-    return Made(lambda _: create_tiered_cache(model, dtype=dtype, config=config))
+    return create_tiered_cache(model, dtype=dtype, config=config)
 
 
 declared(

@@ -1,20 +1,20 @@
 """kakeyalattice: ``KakeyaLatticeCache(variant="e8", q_range=38, ...)``."""
 
+from typing import Any
+
 from kakeyalattice.hf import KakeyaLatticeCache
 
-from peers.packages.adapt import QUANTISES, Made, declared
+from peers.packages.adapt import QUANTISES, declared
 
 
-def factory(keep_ratio: float, q_range: int = 38) -> Made:
+def factory(keep_ratio: float, model: Any, q_range: int = 38) -> Any:
     """The README's call. It says that bytes are saved only nominally."""
-    return Made(
-        lambda config: KakeyaLatticeCache(
-            variant="e8",
-            q_range=q_range,
-            num_hidden_layers=config.num_hidden_layers,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            device="cpu",
-        )
+    return KakeyaLatticeCache(
+        variant="e8",
+        q_range=q_range,
+        num_hidden_layers=model.config.num_hidden_layers,
+        head_dim=model.config.head_dim,
+        device="cpu",
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from nexusquant import E8QuantizedCache, nexusquant
 
-from peers.packages.adapt import QUANTISES, Made, declared
+from peers.packages.adapt import QUANTISES, declared
 
 
 def context(keep_ratio: float, bits: int = 3) -> Any:
@@ -13,9 +13,9 @@ def context(keep_ratio: float, bits: int = 3) -> Any:
     return partial(nexusquant, bits=bits, verbose=False)
 
 
-def cache(keep_ratio: float, model: Any) -> Made:
+def cache(keep_ratio: float, model: Any) -> Any:
     """The drop-in cache: the prompt is quantised, single tokens are not."""
-    return Made(lambda _: E8QuantizedCache.from_model(model))
+    return E8QuantizedCache.from_model(model)
 
 
 declared(context, lambda bits: {**QUANTISES, "kind": "context", "bits": bits, "axis": "token"}, {"bits": [3, 4]})

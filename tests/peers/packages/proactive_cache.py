@@ -1,28 +1,28 @@
-"""proactive-cache: what its patched ``generate`` does to the cache of the prompt, as a function over the cache."""
+"""proactive-cache: ``ProactiveCache.apply(model, budget=...)``, then ``model.generate``."""
 
-import torch
-from proactive_cache.eviction import score_tokens, select_indices
+from collections.abc import Callable
+from typing import Any
+
+from proactive_cache import ProactiveCache
+from torch import Tensor
 
 from peers.packages.adapt import NEITHER, declared
 
-BUDGET = 24
+DEFAULT = 256
+"""Budget of ``apply`` by default."""
 
 
-def factory(keep_ratio: float) -> object:
-    """``ProactiveCache.apply(model, budget=24)`` without prototypes: sinks and recent tokens."""
-    done: set[int] = set()
+def factory(keep_ratio: float) -> Callable[..., Any]:
+    """The README's calls, without profiling: sinks and recent tokens are retained."""
 
-    def compress(layers: list[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        held = layers[0][0].shape[2]
-        if done or held <= BUDGET:
-            done.add(0)
-            return layers
-        done.add(0)
-        kept = torch.tensor(select_indices(score_tokens(None, held, BUDGET), BUDGET))
-        return [(keys.index_select(2, kept), values.index_select(2, kept)) for keys, values in layers]
+    def generate(model: Any, input_ids: Tensor, max_new_tokens: int) -> Any:
+        ProactiveCache.apply(model, budget=int(keep_ratio * DEFAULT))
+        try:
+            return model.generate(input_ids, max_new_tokens=max_new_tokens, do_sample=False)
+        finally:
+            ProactiveCache.remove(model)
 
-    return compress
+    return generate
 
 
-# "Retaining only a fixed constant budget B": sinks, and recent tokens as half of it.
-declared(factory, {**NEITHER, "target": lambda seen, held: min(held, BUDGET), "sinks": 4, "recent": BUDGET // 2})
+declared(factory, {**NEITHER, "sinks": 4})

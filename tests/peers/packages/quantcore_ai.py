@@ -4,7 +4,7 @@ from typing import Any
 
 from turboquant.hf_integration import make_turboquant_cache
 
-from peers.packages.adapt import NEITHER, QUANTISES, Made, declared
+from peers.packages.adapt import NEITHER, QUANTISES, declared
 
 WINDOW = 16
 
@@ -21,14 +21,14 @@ def held_bytes(cache: Any, _: Any) -> int:
     return sum(layer.memory_bytes()["compressed"] for layer in cache.layers)
 
 
-def factory(keep_ratio: float, bits: int = 4) -> Made:
+def factory(keep_ratio: float, model: Any, bits: int = 4) -> Any:
     """Modes ``fast`` and ``balanced``."""
-    return Made(lambda config: make_turboquant_cache(config, bits=bits, verbose=False))
+    return make_turboquant_cache(model.config, bits=bits, verbose=False)
 
 
-def window(keep_ratio: float) -> Made:
+def window(keep_ratio: float, model: Any) -> Any:
     """With ``max_cache_len``: "evicts oldest tokens when cache exceeds max_cache_len"."""
-    return Made(lambda config: make_turboquant_cache(config, bits=4, verbose=False, max_cache_len=WINDOW))
+    return make_turboquant_cache(model.config, bits=4, verbose=False, max_cache_len=WINDOW)
 
 
 # Values are not compressed by default, which is said in the docstring.

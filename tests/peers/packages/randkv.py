@@ -1,20 +1,20 @@
 """randkv: ``RandKVCache(model_config=..., prompt_length=..., randkv_config=...)``."""
 
+from typing import Any
+
 from randkv import RandKVConfig
 from randkv.transformers import RandKVCache
 
-from peers.packages.adapt import NEITHER, Made, declared
+from peers.packages.adapt import NEITHER, declared
 
 BUDGET = 24
 BUFFER = 4
 
 
-def factory(keep_ratio: float, prompt_length: int) -> Made:
+def factory(keep_ratio: float, model: Any, prompt_length: int) -> Any:
     """The README's call, with a budget shorter than the texts here: prompts longer than it are refused."""
     config = RandKVConfig(budget=BUDGET, buffer_size=BUFFER)
-    return Made(
-        lambda model_config: RandKVCache(model_config=model_config, prompt_length=prompt_length, randkv_config=config)
-    )
+    return RandKVCache(model_config=model.config, prompt_length=prompt_length, randkv_config=config)
 
 
 def target(seen: int, held: int) -> int:

@@ -4,13 +4,13 @@ from typing import Any
 
 from tiny_turboquant import TinyKVCache
 
-from peers.packages.adapt import QUANTISES, Made, declared
+from peers.packages.adapt import QUANTISES, declared
 
 
-def factory(keep_ratio: float, window: int = 128) -> Made:
+def factory(keep_ratio: float, window: int = 128) -> Any:
     """The README's call: 4 bits, the newest 128 tokens exact, blocks of 128."""
     short: dict[str, Any] = {} if window == 128 else {"residual_len": window, "block_size": window}
-    return Made(lambda config: TinyKVCache(compression="safe", **short))
+    return TinyKVCache(compression="safe", **short)
 
 
 declared(

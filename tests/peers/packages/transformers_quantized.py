@@ -4,30 +4,26 @@ from typing import Any
 
 from transformers import QuantizedCache
 
-from peers.packages.adapt import QUANTISES, Made, declared
+from peers.packages.adapt import QUANTISES, declared
 
 GROUP = 8
 RESIDUAL = 8
+"""The default residual of 128 tokens is longer than most texts here."""
 
 
-def made(backend: str, **given: Any) -> Made:
-    """The documented call; the default residual of 128 tokens is longer than most texts here."""
-    return Made(lambda config: QuantizedCache(backend, config, **given))
-
-
-def quanto(keep_ratio: float, nbits: int = 4) -> Made:
+def quanto(keep_ratio: float, model: Any, nbits: int = 4) -> Any:
     """Integers by optimum-quanto, per channel."""
-    return made("quanto", nbits=nbits, q_group_size=GROUP, residual_length=RESIDUAL)
+    return QuantizedCache("quanto", model.config, nbits=nbits, q_group_size=GROUP, residual_length=RESIDUAL)
 
 
-def hqq(keep_ratio: float, nbits: int = 4) -> Made:
+def hqq(keep_ratio: float, model: Any, nbits: int = 4) -> Any:
     """Integers by HQQ."""
-    return made("hqq", nbits=nbits, q_group_size=GROUP, residual_length=RESIDUAL)
+    return QuantizedCache("hqq", model.config, nbits=nbits, q_group_size=GROUP, residual_length=RESIDUAL)
 
 
-def fp8(keep_ratio: float) -> Made:
+def fp8(keep_ratio: float, model: Any) -> Any:
     """8-bit floats with one scale."""
-    return made("fp8")
+    return QuantizedCache("fp8", model.config)
 
 
 # The residual is a "maximum capacity": it is emptied once full, so no number of tokens is exact at every moment.

@@ -1,13 +1,15 @@
 """turbokv: ``TurboQuantCache(model.config, nbits=4, skip_layers=skip)``, a ``QuantizedLayer`` of transformers."""
 
+from typing import Any
+
 from turboquant import TurboQuantCache
 
-from peers.packages.adapt import QUANTISES, Made, declared
+from peers.packages.adapt import QUANTISES, declared
 
 
-def factory(keep_ratio: float, nbits: int = 4) -> Made:
+def factory(keep_ratio: float, model: Any, nbits: int = 4) -> Any:
     """The README's call, with no layer left out, as for a model without outlier layers."""
-    return Made(lambda config: TurboQuantCache(config, nbits=nbits, residual_length=8, device="cpu", skip_layers=set()))
+    return TurboQuantCache(model.config, nbits=nbits, residual_length=8, device="cpu", skip_layers=set())
 
 
 # "MSE distortion <= 0.009 at 4 bits", "<= 0.117 at 2 bits".

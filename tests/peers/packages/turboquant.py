@@ -5,15 +5,15 @@ from typing import Any
 import numpy as np
 from turboquant import TurboQuantCache
 
-from peers.packages.adapt import QUANTISES, Made, declared
+from peers.packages.adapt import QUANTISES, declared
 
 
-def factory(keep_ratio: float, bits: int = 4) -> Made:
+def factory(keep_ratio: float, bits: int = 4) -> Any:
     """The README's call."""
-    return Made(lambda config: TurboQuantCache(bits=bits))
+    return TurboQuantCache(bits=bits)
 
 
-def older_numpy(keep_ratio: float, bits: int = 4) -> Made:
+def older_numpy(keep_ratio: float, bits: int = 4) -> Any:
     """The same with ``np.trapz``, which numpy has before 2.4 and without which token 129 crashes."""
     vars(np).setdefault("trapz", np.trapezoid)
     return factory(keep_ratio, bits)

@@ -4,12 +4,12 @@ from typing import Any
 
 import turboquant
 
-from peers.packages.adapt import QUANTISES, Made, declared
+from peers.packages.adapt import QUANTISES, declared
 
 
-def factory(keep_ratio: float, model: Any, bits: int = 2) -> Made:
+def factory(keep_ratio: float, model: Any, bits: int = 2) -> Any:
     """The README's call."""
-    return Made(lambda config: turboquant.patch_model(model, b_key=bits, b_value=bits))
+    return turboquant.patch_model(model, b_key=bits, b_value=bits)
 
 
 # "Memory vs FP16: ~1/8 at b=2, ~3/16 at b=3, ~1/4 at b=4".

@@ -4,12 +4,12 @@ from typing import Any
 
 from turboquantdc.hf_integration import TurboQuantCache
 
-from peers.packages.adapt import QUANTISES, Made, declared
+from peers.packages.adapt import QUANTISES, declared
 
 
-def factory(keep_ratio: float, bits: int = 4) -> Made:
+def factory(keep_ratio: float, bits: int = 4) -> Any:
     """The README's call."""
-    return Made(lambda config: TurboQuantCache(bits=bits, mse_only=True))
+    return TurboQuantCache(bits=bits, mse_only=True)
 
 
 def read(cache: Any, index: int) -> Any:
