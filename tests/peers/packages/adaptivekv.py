@@ -22,12 +22,14 @@ def quantising(keep_ratio: float) -> Any:
 
 def evicting(keep_ratio: float) -> Any:
     """The class's example, with a window shorter than the texts here, and without quantisation."""
-    return Made(
-        lambda config: AdaptiveKVCache(
-            enable_token_eviction=True, keep_ratio=keep_ratio, recent_window=2, sink_tokens=2, min_cache_tokens=1,
-            enable_quantization=False,
-        )
-    )  # fmt: skip
+    return AdaptiveKVCache(
+        enable_token_eviction=True,
+        keep_ratio=keep_ratio,
+        recent_window=2,
+        sink_tokens=2,
+        min_cache_tokens=1,
+        enable_quantization=False,
+    )
 
 
 declared(
