@@ -13,4 +13,4 @@ def factory(keep_ratio: float, model: Any, bits: int = 2) -> Any:
 
 
 # "Memory vs FP16: ~1/8 at b=2, ~3/16 at b=3, ~1/4 at b=4".
-declared(factory, lambda bits: {**QUANTISES, "bits": bits, "ratio": 16 / bits}, {"bits": [2, 4]})
+declared(factory, lambda bits: {**QUANTISES, "kind": "instance", "bits": bits, "ratio": 16 / bits}, {"bits": [2, 4]})

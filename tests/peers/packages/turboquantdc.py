@@ -17,4 +17,8 @@ def read(cache: Any, index: int) -> Any:
     return cache[index]
 
 
-declared(factory, lambda bits: {**QUANTISES, "bits": bits, "axis": "token", "read": read}, {"bits": [4, 3]})
+declared(
+    factory,
+    lambda bits: {**QUANTISES, "kind": "instance", "bits": bits, "axis": "token", "read": read},
+    {"bits": [4, 3]},
+)

@@ -1,7 +1,11 @@
 """What the scripts share: a tiny Llama, its logits, and bytes that a cache keeps alive."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
@@ -75,6 +79,25 @@ def plain_bytes(count: int, like: Tensor, layers: int = 1) -> int:
     return alive(cache)
 
 
+SAID: dict[str, tuple[str, str]] = {}
+"""What was measured and what is right, by the name of the test."""
+
+
+def _said(measured: str, right: str) -> None:
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0].rpartition("::")[2]
+    SAID[test] = (measured, right)
+
+
 def still(defect: bool, numbers: str, right: str) -> None:
     """Assert that a defect is there still. A release without it fails, so that its finding is taken off the list."""
+    _said(numbers, right)
     assert defect, f"no longer so: {numbers}. Right: {right}"
+
+
+@contextmanager
+def crashing(*kinds: type[Exception], match: str | None = None, right: str = "no error") -> Iterator[None]:
+    """Assert that a call crashes still, as ``still`` does."""
+    with pytest.raises(kinds, match=match) as caught:
+        yield
+    line = next(iter(str(caught.value).splitlines()), "")
+    _said(f"{caught.type.__name__}: {line[:120]}", right)

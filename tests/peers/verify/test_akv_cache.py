@@ -1,24 +1,23 @@
 """akv-cache 1.4.0: ``AKVCache(preset="balanced")``."""
 
-import pytest
 import torch
 from akv import AKVCache
 from torch import Tensor
 
-from peers.verify.plain import alive, entries, error, llama, plain_bytes, run, still, tokens
+from peers.verify.plain import alive, crashing, entries, error, llama, plain_bytes, run, still, tokens
 
 
 def test_batches_crash() -> None:
     """A batch is quantised as if it had one row."""
     keys, values = entries(200, rows=2)
-    with pytest.raises(RuntimeError):
+    with crashing(RuntimeError):
         AKVCache(preset="balanced").update(keys, values, 0)
 
 
 def test_bfloat16_crashes() -> None:
     """Quantised entries have another dtype than the queries."""
     model = llama(torch.bfloat16)
-    with pytest.raises((RuntimeError, TypeError)):
+    with crashing(RuntimeError, TypeError):
         run(model, tokens(200), [200], AKVCache(preset="balanced"))
 
 

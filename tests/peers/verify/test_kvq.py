@@ -3,11 +3,11 @@
 import importlib
 import sys
 
-import pytest
+from peers.verify.plain import crashing
 
 
 def test_it_cannot_be_imported() -> None:
     """hqq is imported, and not among the requirements."""
     sys.modules.pop("kvq", None)
-    with pytest.raises(ModuleNotFoundError, match="hqq"):
+    with crashing(ModuleNotFoundError, match="hqq"):
         importlib.import_module("kvq")

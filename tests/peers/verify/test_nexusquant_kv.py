@@ -8,7 +8,7 @@ from nexusquant import E8QuantizedCache, nexusquant, nexusquant_evict, nexusquan
 from torch import Tensor
 from transformers import DynamicCache
 
-from peers.verify.plain import alive, entries, error, llama, off, run, still, tokens
+from peers.verify.plain import alive, crashing, entries, error, llama, off, run, still, tokens
 
 
 def stored(cache: Any) -> Tensor:
@@ -26,7 +26,7 @@ def quantise(model: Any, keys: Tensor, values: Tensor) -> Tensor:
 
 def test_the_documented_call_crashes() -> None:
     """``with nexusquant(model):`` formats ``bits_per_dim``, which is None, in a message that ``verbose`` prints."""
-    with pytest.raises(TypeError, match="__format__"), nexusquant(llama()):
+    with crashing(TypeError, match="__format__"), nexusquant(llama()):
         pass
 
 

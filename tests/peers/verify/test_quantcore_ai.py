@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import pytest
 from transformers import DynamicCache
 from turboquant.hf_integration import make_turboquant_cache
 
-from peers.verify.plain import entries, llama, run, still, tokens
+from peers.verify.plain import crashing, entries, llama, run, still, tokens
 
 
 def cache_of(model: Any, **given: Any) -> Any:
@@ -26,13 +25,13 @@ def test_the_mask_counts_what_was_seen() -> None:
 def test_a_window_crashes_once_it_is_full() -> None:
     """The mask and the keys have different lengths from the pass after the first eviction on."""
     model = llama()
-    with pytest.raises(RuntimeError):
+    with crashing(RuntimeError):
         run(model, tokens(24), [12, 4, 4, 4], cache_of(model, max_cache_len=16))
 
 
 def test_beam_search_crashes() -> None:
     """``reorder_cache`` indexes ``keys``, which are empty."""
-    with pytest.raises(IndexError):
+    with crashing(IndexError):
         llama().generate(tokens(20), past_key_values=cache_of(llama()), num_beams=2, max_new_tokens=4)
 
 
@@ -41,7 +40,7 @@ def test_crop_crashes() -> None:
     model = llama()
     cache = cache_of(model)
     run(model, tokens(20), [20], cache)
-    with pytest.raises(IndexError):
+    with crashing(IndexError):
         cache.crop(-4)
 
 

@@ -1,10 +1,9 @@
 """tiny-turboquant 0.18.0: ``TinyKVCache(compression="safe")``."""
 
-import pytest
 from tiny_turboquant import TinyKVCache
 from torch import Tensor
 
-from peers.verify.plain import alive, entries, error, llama, run, still, tokens
+from peers.verify.plain import alive, crashing, entries, error, llama, run, still, tokens
 
 
 def stored(keys: Tensor, values: Tensor) -> Tensor:
@@ -35,7 +34,7 @@ def test_padding_is_in_the_scale() -> None:
 
 def test_beam_search_crashes() -> None:
     """``reorder_cache`` indexes ``keys``, which are empty."""
-    with pytest.raises(IndexError):
+    with crashing(IndexError):
         llama().generate(tokens(150), past_key_values=TinyKVCache(compression="safe"), num_beams=2, max_new_tokens=4)
 
 
@@ -43,7 +42,7 @@ def test_crop_crashes() -> None:
     """``crop`` slices ``keys``, which are empty."""
     model, cache = llama(), TinyKVCache(compression="safe")
     run(model, tokens(150), [150], cache)
-    with pytest.raises(IndexError):
+    with crashing(IndexError):
         cache.crop(-4)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import QuantizedCache
 
-from peers.verify.plain import entries, error, llama, run, still, tokens
+from peers.verify.plain import crashing, entries, error, llama, run, still, tokens
 
 
 def stored(keys: Tensor, values: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def test_crop_raises_an_index_error() -> None:
     model = llama()
     cache = QuantizedCache("fp8", model.config)
     run(model, tokens(12), [12], cache)
-    with pytest.raises(IndexError):
+    with crashing(IndexError):
         cache.crop(-4)
 
 
@@ -63,7 +63,7 @@ def filled(backend: str) -> Any:
 
 def test_a_copy_crashes_with_quanto() -> None:
     """optimum-quanto's tensors do not support deepcopy."""
-    with pytest.raises(RuntimeError, match="__deepcopy__"):
+    with crashing(RuntimeError, match="__deepcopy__"):
         copy.deepcopy(filled("quanto"))
 
 
@@ -81,7 +81,7 @@ def test_rows_cannot_be_selected_or_repeated(backend: str, operation: str) -> No
     if backend == "fp8":
         run(llama(), tokens(80, rows=2), [80], cache)
     rows = 1 if operation == "batch_select_indices" else 4
-    with pytest.raises((RuntimeError, IndexError)):
+    with crashing(RuntimeError, IndexError):
         continued(cache, operation, rows)
 
 
@@ -101,5 +101,5 @@ def test_rows_are_coupled_with_hqq() -> None:
 @pytest.mark.parametrize("backend", ["quanto", "hqq"])
 def test_crop_crashes_while_the_residual_is_empty(backend: str) -> None:
     """``crop`` acts on the residual, which has no dimensions once it is quantised."""
-    with pytest.raises(IndexError):
+    with crashing(IndexError):
         filled(backend).crop(-4)

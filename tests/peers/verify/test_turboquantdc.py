@@ -4,12 +4,12 @@ import pytest
 import torch
 from turboquantdc.hf_integration import TurboQuantCache
 
-from peers.verify.plain import alive, entries, llama, plain_bytes, run, still, tokens
+from peers.verify.plain import alive, crashing, entries, llama, plain_bytes, run, still, tokens
 
 
 def test_beam_search_crashes() -> None:
     """``reorder_cache`` reads signs that are not stored with ``mse_only=True``."""
-    with pytest.raises(KeyError, match="qjl_signs"):
+    with crashing(KeyError, match="qjl_signs"):
         llama().generate(
             tokens(20), past_key_values=TurboQuantCache(bits=4, mse_only=True), num_beams=2, max_new_tokens=4
         )
@@ -20,7 +20,7 @@ def test_rows_cannot_be_selected_or_repeated(operation: str) -> None:
     """The same for the other operations on rows."""
     model, cache = llama(), TurboQuantCache(bits=4, mse_only=True)
     run(model, tokens(20, rows=2), [20], cache)
-    with pytest.raises(KeyError, match="qjl_signs"):
+    with crashing(KeyError, match="qjl_signs"):
         getattr(cache, operation)(torch.tensor([1]) if operation == "batch_select_indices" else 2)
 
 
