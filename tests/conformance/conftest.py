@@ -1,18 +1,29 @@
 """Parametrisation of the laws: subjects and models."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pressgauge.conformance import architectures, devices
 from pressgauge.conformance.plugin import option
+from pressgauge.conformance.smoke import concerns
 from pressgauge.conformance.subjects import find
 from pressgauge.conformance.trained import trained_model
 
-from .ours import ours_by_default
+from .ours import one_per_press, ours_by_default
 
 EVERYWHERE = ("knorm-budget", "streaming-llm-prefill", "plain-KnormPress-step", "compress-function")
 """Presses that run on every architecture. The others run on one, since a press does not depend on the model."""
+
+LONG = (
+    "test_a_crop_leaves_the_tokens_before_it",
+    "test_rows_of_a_padded_batch_continue_as_the_rows_they_were",
+    "test_operations_in_any_order_leave_a_cache_as_fresh",
+    "test_lengths_around_128_and_256_are_no_exception",
+    "test_hundreds_of_passes_follow_the_schedule",
+)
+"""Laws that run our presses under their own schedules only, since they take a second each."""
 
 
 def _name(value: Any) -> str:
@@ -23,6 +34,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every law runs on every subject, and laws about what a model computes on several models."""
     reference, asked = (option(metafunc.config, name) for name in ("subject", "model"))
     subjects = find(reference) if reference else ours_by_default()
+    if not reference and metafunc.function.__name__ in LONG:
+        subjects = one_per_press()
     everywhere = [asked] if asked else list(architectures.ARCHITECTURES)
     if "trained" in metafunc.fixturenames and not reference:
         subjects = [subject for subject in subjects if subject.declares.trends]
@@ -37,6 +50,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("subject", subjects, ids=_name, scope="session")
     if "one_model" in metafunc.fixturenames:
         metafunc.parametrize("one_model", [asked or "llama"], indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the laws that do not concern a subject, for example those for functions that generate."""
+    own = [item for item in items if isinstance(item, pytest.Function) and item.path.parent == Path(__file__).parent]
+    beyond = {
+        item
+        for item in own
+        if hasattr(item, "callspec") and not concerns(item.path.stem, item.callspec.params.get("subject"))
+    }
+    items[:] = [item for item in items if item not in beyond]
 
 
 @pytest.fixture(scope="session")

@@ -110,3 +110,9 @@ def ours_by_default() -> list[Subject]:
         _plain("streaming-llm", "prefill"),
         subject_of("compress-function", compress_each, {"score": "knorm"}),
     ]
+
+
+def one_per_press() -> list[Subject]:
+    """All subjects by default, but each attached press under its own schedule only, unless examples are random."""
+    attached = [*SUBJECTS, *SCORED_BY_ATTENTION]
+    return [one for one in ours_by_default() if _ALL or one not in attached or _own_schedule(one)]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pressgauge.conformance import architectures, oracle
-from pressgauge.conformance.checks import check_acts, check_counts, check_threshold
+from pressgauge.conformance.checks import check_counts, check_threshold
 from pressgauge.conformance.session import Departure, not_applicable, run
 from pressgauge.conformance.strategies import FEW, normal_keys, options_of, pass_lists, pruning
 from pressgauge.conformance.subjects import Subject
@@ -105,14 +105,6 @@ def test_the_pass_after_a_one_token_prompt_is_not_a_prompt(subject: Subject) -> 
     for lengths in ([1] * 8, [1, 5, 1, 1]):
         trace = run(subject, model, ids, lengths, keep_ratio=0.5, prune_after=2)
         check_counts(subject, trace)
-
-
-def test_something_is_evicted(subject: Subject) -> None:
-    """A compressor evicts from a text that is long enough (M2 of the bug catalogue); for a subject that never does, no
-    other law is applicable."""
-    if subject.declares.target:
-        not_applicable("the subject follows a rule of its own")
-    check_acts(subject)
 
 
 def test_heads_and_layers_agree_on_the_shape(subject: Subject) -> None:

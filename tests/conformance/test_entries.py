@@ -12,6 +12,7 @@ from torch import Tensor
 from pressgauge.conformance.audit import GONE, Audit
 from pressgauge.conformance.checks import TELLING_APART, check_counts
 from pressgauge.conformance.oracle import NEVER, Attention
+from pressgauge.conformance.quantised_inputs import check_scaled_head
 from pressgauge.conformance.session import Departure, Trace, not_applicable
 from pressgauge.conformance.strategies import (
     DIMENSION,
@@ -229,7 +230,7 @@ def test_sinks_and_recent_tokens_are_never_evicted(subject: Subject) -> None:
 @given(data=st.data(), length=st.integers(4, 24))
 def test_a_larger_ratio_retains_a_superset(subject: Subject, data: st.DataObject, length: int) -> None:
     """Entries retained at a lower keep ratio are retained at a higher one, for a single eviction."""
-    if subject.declares.target:
+    if subject.declares.target and not subject.declares.quantised:
         not_applicable("the subject follows a rule of its own")
     keys = data.draw(key_tensors(length))
     # A pair on both sides of one half, and a pair that is drawn.
@@ -272,7 +273,11 @@ def test_permuting_heads_permutes_the_result(subject: Subject) -> None:
 
 
 def test_scaling_a_head_by_a_power_of_two_changes_nothing(subject: Subject) -> None:
-    """Scores by norms or directions of keys do not depend on the scale of a head."""
+    """Scores by norms or directions of keys do not depend on the scale of a head, nor do the codes of a quantised cache."""
+    if subject.declares.quantised:
+        check_scaled_head(subject)
+    if subject.declares.quantised and not subject.declares.scored:
+        return
     if subject.declares.score is None or subject.declares.exact:
         not_applicable("the subject does not declare a score of keys alone")
     if subject.declares.held == "per-head":

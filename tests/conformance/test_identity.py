@@ -10,6 +10,7 @@ from transformers import DynamicCache
 from pressgauge.conformance import architectures
 from pressgauge.conformance.checks import EXACT, off, wrong_tokens
 from pressgauge.conformance.masked_attention import masked_logits
+from pressgauge.conformance.read_back import check_attention_to_what_is_read_back
 from pressgauge.conformance.session import Departure, Refused, Session, Trace, not_applicable, provided_for, run
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited
@@ -65,8 +66,31 @@ def check_identity(subject: Subject, trace: Trace, why: str) -> None:
             raise Departure(f"{why}, but layer {layer} does not hold the entries of a DynamicCache: {what}")
 
 
+def check_all_held(trace: Trace) -> None:
+    """Check that a quantised cache holds all tokens, in order.
+
+    Raises:
+        Departure: if it does not.
+    """
+    for number, layers in enumerate(audited(trace).held):
+        end = trace.passes[number].end
+        for layer, held in enumerate(layers):
+            if not torch.equal(
+                held.positions, torch.arange(end).expand_as(held.positions[..., :1].expand(-1, -1, end))
+            ):
+                raise Departure(
+                    f"nothing may be evicted, but layer {layer} does not hold the {end} tokens seen by pass {number}, in order"
+                )
+
+
 def test_a_ratio_of_one_changes_nothing(subject: Subject, model: architectures.Model) -> None:
-    """Rule 7: with keep_ratio 1, logits and cache are those of transformers' ``DynamicCache``."""
+    """Rule 7: with keep_ratio 1, logits and cache are those of transformers' ``DynamicCache``; a quantised cache holds
+    all tokens, and attention is to what is read back."""
+    if subject.declares.quantised:
+        trace = run(subject, model, architectures.text(model, 1, LENGTH), PASSES, keep_ratio=1.0, prune_after=0)
+        check_all_held(trace)
+        check_attention_to_what_is_read_back(trace)
+        return
     if subject.declares.entries == "altered":
         not_applicable("entries are declared as altered")
     ids = architectures.text(model, 1, LENGTH)
@@ -83,12 +107,22 @@ def test_a_short_sequence_changes_nothing(subject: Subject, one_model: architect
     # If a layer may evict at exactly P entries, the text stays below P.
     longest = LENGTH + (subject.declares.boundary == ">=")
     trace = run(subject, one_model, ids, PASSES, keep_ratio=0.1, prune_after=longest)
+    if subject.declares.quantised:
+        check_all_held(trace)
+        return
     check_identity(subject, trace, f"{LENGTH} tokens were seen and prune_after is {longest}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_a_ratio_of_one_changes_nothing_in_any_dtype(subject: Subject, dtype: torch.dtype) -> None:
-    """Rule 7 holds in float32, float16 and bfloat16."""
+    """Rule 7 holds in float32, float16 and bfloat16; a quantised cache holds all tokens, and its logits are finite."""
+    if subject.declares.quantised:
+        model = architectures.under_test("llama", dtype)
+        trace = run(subject, model, architectures.text(model, 1, LENGTH), PASSES, keep_ratio=1.0, prune_after=0)
+        check_all_held(trace)
+        if not trace.logits.isfinite().all():
+            raise Departure(f"the logits are not finite in {dtype}")
+        return
     if subject.declares.entries == "altered":
         not_applicable("entries are declared as altered")
     provided_for(subject, "dtypes")
@@ -100,8 +134,12 @@ def test_a_ratio_of_one_changes_nothing_in_any_dtype(subject: Subject, dtype: to
 
 
 def test_generate_with_a_ratio_of_one_is_unchanged(subject: Subject, one_model: architectures.Model) -> None:
-    """Rule 7: with keep_ratio 1, ``model.generate`` gives the tokens of the plain model."""
+    """Rule 7: with keep_ratio 1, ``model.generate`` gives the tokens of the plain model; with a quantised cache, those of
+    a greedy loop of passes with the same cache."""
     provided_for(subject, "generate")
+    if subject.declares.quantised:
+        check_greedy_loop(subject, one_model)
+        return
     if subject.declares.entries == "altered":
         not_applicable("entries are declared as altered")
     ids = architectures.text(one_model, 1, 11).to(one_model.device)
@@ -117,6 +155,41 @@ def test_generate_with_a_ratio_of_one_is_unchanged(subject: Subject, one_model: 
         )
 
 
+def check_greedy_loop(subject: Subject, model: architectures.Model) -> None:
+    """Check that ``model.generate`` gives the tokens of a greedy loop.
+
+    Raises:
+        Departure: if it does not.
+    """
+    ids = architectures.text(model, 1, 11)
+    with Session(subject, subject(keep_ratio=1.0, prune_after=0), model) as session:
+        tokens = session.generate(ids, NEW)[0, 11:].tolist()
+    with Session(subject, subject(keep_ratio=1.0, prune_after=0), model) as session:
+        expected = [int(session.feed(ids)[0, -1].argmax())]
+        while len(expected) < NEW:
+            expected.append(int(session.feed(torch.tensor([expected[-1:]]))[0, -1].argmax()))
+    if tokens != expected:
+        raise Departure(f"model.generate gives {tokens}, and a greedy loop of passes gives {expected}")
+
+
+def check_quantised_generation(trace: Trace, whole: Tensor) -> None:
+    """Check that tokens ``whole`` were generated from attention to what is read back.
+
+    Raises:
+        Departure: if logits are others, or tokens are not theirs.
+    """
+    # generate may compute logits of the last token of the prompt only.
+    prompt = trace.passes[0]
+    prompt.logits = torch.nn.functional.pad(prompt.logits, (0, 0, prompt.length - prompt.logits.shape[1], 0))
+    check_attention_to_what_is_read_back(trace, prompt.length - 1)
+    for step, one in enumerate(trace.passes):
+        chosen, token = int(one.logits[0, -1].argmax()), int(whole[0, prompt.length + step])
+        if chosen != token:
+            raise Departure(
+                f"step {step} of model.generate gives token {token}, and its logits are largest for {chosen}"
+            )
+
+
 def test_generate_attends_to_the_held_entries(subject: Subject, model: architectures.Model) -> None:
     """Rules 1 and 6: in ``model.generate``, the logits of each step are those of attention to the held entries."""
     provided_for(subject, "generate")
@@ -129,6 +202,9 @@ def test_generate_attends_to_the_held_entries(subject: Subject, model: architect
         not_applicable(str(refusal))
     # The last token was never fed.
     trace = Trace(subject, options, model, whole[:, :-1], session.passes)
+    if subject.declares.quantised:
+        check_quantised_generation(trace, whole)
+        return
     expected = masked_logits(model, trace.ids, audited(trace).evicted_at)[0, 15:]
     logits = torch.stack([one.logits[0, -1] for one in session.passes])
     error = ((logits - expected).abs().amax(-1) / expected.abs().max()).tolist()

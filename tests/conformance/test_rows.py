@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from pressgauge.conformance import architectures
-from pressgauge.conformance.checks import off, wrong_tokens
+from pressgauge.conformance.checks import check_same_logits
 from pressgauge.conformance.oracle import NEVER
 from pressgauge.conformance.session import Departure, Trace, not_applicable, provided_for, run
 from pressgauge.conformance.subjects import Subject
@@ -23,11 +23,8 @@ def check_alone(together: Trace, alone: Trace, row: int, padding: int) -> None:
         Departure: if they differ.
     """
     own = together.logits[row : row + 1, padding:]
-    if wrong := wrong_tokens(own, alone.logits):
-        raise Departure(
-            f"row {row} with {padding} columns of padding has other logits in a batch than alone, from its token "
-            f"{wrong[0]} on, by up to {float(off(own, alone.logits).max()):.2g} of the largest"
-        )
+    finding = f"of row {row} with {padding} columns of padding are others in a batch than alone"
+    check_same_logits(alone, own, alone.logits, finding)
 
 
 def test_rows_are_independent(subject: Subject, model: architectures.Model) -> None:
@@ -59,11 +56,9 @@ def test_permuting_rows_permutes_the_result(subject: Subject, one_model: archite
     ids = architectures.text(one_model, 3, LENGTH)
     order = [2, 0, 1]
     one, other = (
-        run(subject, one_model, i, [14] + [1] * (LENGTH - 14), keep_ratio=0.5, prune_after=4).logits
-        for i in (ids, ids[order])
+        run(subject, one_model, i, [14] + [1] * (LENGTH - 14), keep_ratio=0.5, prune_after=4) for i in (ids, ids[order])
     )
-    if wrong := wrong_tokens(one[order], other):
-        raise Departure(f"with its rows in another order, a batch has other logits from token {wrong[0]} on")
+    check_same_logits(one, one.logits[order], other.logits, "are others with the rows of a batch in another order")
 
 
 def test_padding_has_no_effect(subject: Subject, model: architectures.Model) -> None:

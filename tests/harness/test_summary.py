@@ -8,22 +8,31 @@ import pytest
 from _pytest._code.code import ReprFileLocation
 from torch import Tensor
 
-from conformance import test_counts
+from conformance import test_smoke
 from harness.mutants.compressors import BeforehandLayer, cached, with_layers
 from harness.mutants.plain import Plain, plain
 from pressgauge.cache import PressedLayer
 from pressgauge.conformance import architectures, session
 from pressgauge.conformance.checks import check_attention, check_counts
-from pressgauge.conformance.plugin import IDLENESS, NOTED, REFUSED, Laws, _require_a_compressor
-from pressgauge.conformance.session import Departure, run
+from pressgauge.conformance.outcomes import Departure, Vacuous
+from pressgauge.conformance.plugin import NOTED, REFUSED, Laws
+from pressgauge.conformance.session import run
+from pressgauge.conformance.smoke import require_first
 from pressgauge.conformance.subjects import Subject, subject_of
 from pressgauge.conformance.versions import CACHE, CACHE_NAMES
+from support.laws import judged_by_all, words
 
 
 def reported(
-    name: str, case: str = "", message: str = "", refused: tuple[str, ...] = (), noted: tuple[str, ...] = ()
+    name: str,
+    case: str = "",
+    message: str = "",
+    skipped: str = "",
+    refused: tuple[str, ...] = (),
+    noted: tuple[str, ...] = (),
 ) -> pytest.TestReport:
-    """pytest's report of a law for one case of the subject ``mine:factory``; with a message if it failed."""
+    """pytest's report of a law for one case of the subject ``mine:factory``: with a message if it failed, with a reason
+    if it was skipped."""
     place = f"{name}[mine:factory{case}]"
     crash: Any = None
     if message:
@@ -32,8 +41,8 @@ def reported(
         nodeid=place,
         location=("tests/conformance/test_it.py", 1, place),
         keywords={},
-        outcome="failed" if message else "passed",
-        longrepr=crash,
+        outcome="failed" if message else "skipped" if skipped else "passed",
+        longrepr=crash or (("test_it.py", 1, f"Skipped: not applicable: {skipped}") if skipped else None),
         when="call",
         user_properties=[(REFUSED, list(refused)), (NOTED, list(noted))],
     )
@@ -161,22 +170,55 @@ def unseeing(hooks: bool) -> Subject:
     return subject_of("mine:factory", lambda **options: Unseeing(hooks), {"kind": "context"})
 
 
-@pytest.mark.parametrize(
-    ("hooks", "finding"),
-    [
-        (True, f"the compressor never received a cache: KeyError: '{OTHER_NAME}'; in transformers .* as '{CACHE}'"),
-        (False, "nothing was evicted from 40 tokens"),
-    ],
-)
-def test_a_compressor_that_never_receives_a_cache_has_one_finding(hooks: bool, finding: str) -> None:
-    """A compressor that never receives a cache breaks one law, and no other is applicable."""
-    subject = unseeing(hooks)
+RUNS, ACTS = "test_it_runs_and_its_cache_can_be_read", "test_something_is_evicted_or_altered"
+
+
+def test_a_compressor_that_never_receives_a_cache_has_one_finding() -> None:
+    """A compressor that never receives a cache does not run: one law is broken, and no other is applicable."""
+    subject = unseeing(hooks=True)
+    finding = f"the compressor never received a cache: KeyError: '{OTHER_NAME}'; in transformers .* as '{CACHE}'"
     with pytest.raises(Departure, match=finding):
-        test_counts.test_something_is_evicted(subject)
-    _require_a_compressor(IDLENESS, subject)
-    with pytest.raises(pytest.skip.Exception, match=f"the subject does not act: {finding}"):
-        _require_a_compressor("test_another", subject)
-    _require_a_compressor("test_another", cached(with_layers(PressedLayer)))
+        test_smoke.test_it_runs_and_its_cache_can_be_read(subject)
+    require_first(RUNS, subject)
+    for later in (ACTS, "test_another"):
+        with pytest.raises(pytest.skip.Exception, match="comes first is broken: it runs and its cache can be read"):
+            require_first(later, subject)
+
+
+def test_a_compressor_that_does_nothing_has_one_finding() -> None:
+    """A compressor that does nothing runs and is vacuous, and no later law is applicable."""
+    subject = unseeing(hooks=False)
+    test_smoke.test_it_runs_and_its_cache_can_be_read(subject)
+    with pytest.raises(Vacuous, match=r"nothing was evicted from 40 tokens .* declared are evictions$"):
+        test_smoke.test_something_is_evicted_or_altered(subject)
+    require_first(ACTS, subject)
+    with pytest.raises(pytest.skip.Exception, match="the subject runs, and does nothing"):
+        require_first(RUNS, subject)
+    with pytest.raises(pytest.skip.Exception, match="comes first is broken: something is evicted or altered"):
+        require_first("test_another", subject)
+    outcomes = {name: what for name, (what, _) in judged_by_all(subject).items() if what != "not applicable"}
+    assert outcomes == {words(test_smoke.test_something_is_evicted_or_altered): "broken"}
+
+
+def test_laws_with_the_same_reason_share_it() -> None:
+    """Laws that are not applicable for the same reason are listed together, with the reason once."""
+    reports = [reported(f"test_{name}", skipped=reason) for name, reason in (("a", "no"), ("b", ""), ("c", "no"))]
+    assert summary(*reports)[-4:-1] == ["not applicable a", "not applicable c", "no"]
+
+
+def test_a_vacuous_subject_is_named_in_the_first_line() -> None:
+    """The summary begins with the finding that a subject does nothing, with the options for which it was made."""
+    lines = summary(
+        reported(ACTS, "(bits=8)", "pressgauge.conformance.outcomes.Vacuous: nothing was evicted"),
+        reported("test_a_law", "(bits=8)", "pressgauge.conformance.session.Departure: too many"),
+    )
+    assert lines[0] == "vacuous nothing was evicted (bits=8)"
+    assert lines[-1] == "2 laws broken, 0 held, 0 not applicable"
+
+
+def test_a_compressor_that_acts_has_no_obstacle() -> None:
+    """No law is left out for a compressor that runs and evicts."""
+    require_first("test_another", cached(with_layers(PressedLayer)))
 
 
 def test_an_ignored_cache_is_the_first_finding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +226,7 @@ def test_an_ignored_cache_is_the_first_finding(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(session, "using", lambda cache: {})
     subject = cached(with_layers(PressedLayer))
     with pytest.raises(Departure, match="was fed 36 tokens and never called update on the cache passed as"):
-        test_counts.test_something_is_evicted(subject)
+        test_smoke.test_it_runs_and_its_cache_can_be_read(subject)
 
 
 @pytest.mark.parametrize(

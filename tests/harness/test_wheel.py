@@ -74,7 +74,7 @@ def test_the_example_of_the_page_gives_its_findings(site: Path, tmp_path: Path, 
     summary = [line for line in lines[start + 1 :] if line]
     assert summary[:7] == [
         *shown,
-        "held            something is evicted",
+        "held            something is evicted or altered",
         "not applicable  of equal entries the earlier is retained",
         "                the subject declares that ties may go either way",
         "not applicable  padding has no effect",

@@ -15,15 +15,16 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pressgauge.conformance import architectures
+from pressgauge.conformance.outcomes import REFUSALS, Refused, refused_draws
 from pressgauge.conformance.plugin import MEASUREMENTS
-from pressgauge.conformance.session import Refused
+from pressgauge.conformance.smoke import concerns, require_first
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.trained import trained_model
 from pressgauge.measuring.subjects import KINDS
 
 Law = Callable[..., None]
 
-_FIRST = ("counts", "entries", "attention", "identity", "rows", "leaks", "trends")
+_FIRST = ("smoke", "counts", "entries", "attention", "identity", "rows", "leaks", "trends")
 _FILES = sorted(
     path.stem.removeprefix("test_") for path in (Path(__file__).parents[1] / "conformance").glob("test_*.py")
 )
@@ -71,8 +72,10 @@ def obey(law: Law, subject: Any) -> None:
         given["trained"] = trained_model("reference", "float32")
     if "dtype" in needed:
         given["dtype"] = DTYPE
+    REFUSALS.clear()
     try:
-        law(**given)
+        with refused_draws():
+            law(**given)
     except Refused as refusal:
         pytest.skip(f"not applicable: the subject refuses: {refusal}")
 
@@ -127,8 +130,18 @@ def judged_by(laws: Iterable[Law], subject: Any) -> dict[str, tuple[str, str]]:
 
 
 def judged_by_all(subject: Subject) -> dict[str, tuple[str, str]]:
-    """A compressor against every law for compressors."""
-    return judged_by(LAWS.values(), subject)
+    """A compressor against every law for compressors, as in an audit: if one that comes first is broken, the others are
+    not applicable."""
+    found, applicable = {}, []
+    for name, law in LAWS.items():
+        if not concerns(Path(inspect.getfile(law)).stem, subject):
+            continue
+        try:
+            require_first(name, subject)
+            applicable.append(law)
+        except pytest.skip.Exception as reason:
+            found[words(law)] = "not applicable", _line(reason).removeprefix("not applicable: ")
+    return {**judged_by(applicable, subject), **found}
 
 
 def _line(error: BaseException) -> str:

@@ -263,8 +263,8 @@ class PressedCache(_Readings, DynamicCache):
         if self.press.keep_ratio < 1 and interface.in_assisted_decoding():
             raise ValueError(f"{ASSISTED}: generate without assistant_model and prompt_lookup_num_tokens")
         before, length = self.ledger.columns, int(length)  # some releases of transformers give a tensor
-        columns = length if length > 0 else before + length
-        if not 0 <= columns < before:
+        columns = length if length > 0 else max(0, before + length)
+        if columns >= before:
             return
         if self.press.needs_queries:
             raise ValueError(

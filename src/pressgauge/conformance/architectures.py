@@ -99,6 +99,28 @@ def build(architecture: str, **changes: Any) -> Model:
     return model
 
 
+@cache
+def _small() -> Model:
+    return build("llama", num_hidden_layers=2, hidden_size=16, intermediate_size=8, num_attention_heads=2)
+
+
+def small() -> Model:
+    """Shared Llama of two layers for runs of many passes, on the device of models under test."""
+    return guarded(_small().to(devices.chosen()))
+
+
+@cache
+def _attending_by(implementation: str) -> Model:
+    model = build("llama")
+    model.set_attn_implementation(implementation)
+    return model
+
+
+def attending_by(implementation: str) -> Model:
+    """Shared Llama with this ``attn_implementation``, on the device of models under test."""
+    return guarded(_attending_by(implementation).to(devices.chosen()))
+
+
 LINEAR = (0, 1, 2)
 """Layers of ``hybrid()`` without keys."""
 
@@ -135,16 +157,20 @@ def shared(architecture: str) -> Model:
     return guarded(_built(architecture))
 
 
-def tokens(rows: int, length: int, seed: int = 0, vocabulary: int = VOCABULARY) -> torch.Tensor:
+def tokens(rows: int, length: int, seed: int = 0, size: int = VOCABULARY) -> torch.Tensor:
     """Random token ids ``[rows, length]``, without the first three, which may be special."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(3, vocabulary, (rows, length), generator=generator)
+    return torch.randint(3, size, (rows, length), generator=generator)
+
+
+def vocabulary(model: Model) -> int:
+    """Number of tokens that a model knows."""
+    return int(model.config.get_text_config(decoder=True).vocab_size)
 
 
 def text(model: Model, rows: int, length: int, seed: int = 0) -> torch.Tensor:
     """Random token ids ``[rows, length]`` of a model's vocabulary, on the CPU."""
-    vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    return tokens(rows, length, seed, vocabulary)
+    return tokens(rows, length, seed, vocabulary(model))
 
 
 @cache

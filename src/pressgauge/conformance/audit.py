@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pressgauge.conformance.oracle import NEVER
-from pressgauge.conformance.session import Departure, Trace
+from pressgauge.conformance.session import Departure, Entries, Trace
 
 GONE = -1
 
@@ -49,12 +49,34 @@ class Audit:
             layers = []
             for layer in range(trace.layers):
                 before = result[-1][layer].positions if result else None
-                layers.append(self._match(layer, number, before))
+                layers.append(self.match(layer, number, before))
             result.append(layers)
             assert len(one.held) >= trace.layers, "the harness cannot read all layers of this cache"
         return result
 
-    def _match(self, layer: int, number: int, before: Tensor | None) -> Held:
+    def match(self, layer: int, number: int, before: Tensor | None) -> Held:
+        """Tokens of a layer's entries after a pass; ``before`` has those after the pass before."""
+        own_keys, own_values = self.trace.arrived(layer, number + 1)
+        keys, values = self.checked(layer, number)
+        same_key, same_value = _equal(keys, own_keys), _equal(values, own_values)
+        both = same_key & same_value
+        matches = both.sum(-1)
+        padding = (keys == 0).all(-1) & (values == 0).all(-1) & (matches == 0)
+        missing = torch.nonzero((matches == 0) & ~padding)
+        if len(missing):
+            self._explain(missing[0].tolist(), layer, number, same_key, same_value)
+        positions = both.int().argmax(-1).masked_fill(padding, GONE)
+        ambiguous = int((matches > 1).sum())
+        if ambiguous:
+            self._resolve(positions, both, before, self.trace.passes[number].start)
+        return Held(positions, ambiguous)
+
+    def checked(self, layer: int, number: int) -> Entries:
+        """Entries of a layer after a pass.
+
+        Raises:
+            Departure: if their dtype or shape is wrong.
+        """
         one = self.trace.passes[number]
         keys, values = one.held[layer]
         own_keys, own_values = self.trace.arrived(layer, number + 1)
@@ -67,18 +89,7 @@ class Audit:
                 f"{where} holds keys {list(keys.shape)} and values {list(values.shape)}; both must start with "
                 f"{list(own_keys.shape[:2])} and hold equally many entries"
             )
-        same_key, same_value = _equal(keys, own_keys), _equal(values, own_values)
-        both = same_key & same_value
-        matches = both.sum(-1)
-        padding = (keys == 0).all(-1) & (values == 0).all(-1) & (matches == 0)
-        missing = torch.nonzero((matches == 0) & ~padding)
-        if len(missing):
-            self._explain(missing[0].tolist(), layer, number, same_key, same_value)
-        positions = both.int().argmax(-1).masked_fill(padding, GONE)
-        ambiguous = int((matches > 1).sum())
-        if ambiguous:
-            self._resolve(positions, both, before, one.start)
-        return Held(positions, ambiguous)
+        return keys, values
 
     @staticmethod
     def _resolve(positions: Tensor, both: Tensor, before: Tensor | None, start: int) -> None:

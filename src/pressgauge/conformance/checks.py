@@ -1,15 +1,15 @@
 """Checks shared by several laws: counts, threshold, attention."""
 
 import torch
-import transformers
 from torch import Tensor
 
-from pressgauge.conformance import architectures, oracle
+from pressgauge.conformance import oracle
 from pressgauge.conformance.masked_attention import masked_logits
-from pressgauge.conformance.session import Departure, Refused, Trace, run
+from pressgauge.conformance.read_back import check_attention_to_what_is_read_back
+from pressgauge.conformance.session import Departure, Trace, note
+from pressgauge.conformance.severity import Severity
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited
-from pressgauge.conformance.versions import CACHE, CACHE_NAMES
 
 EXACT = 1e-10
 """Error tolerance in float64, relative to the largest logit."""
@@ -65,30 +65,6 @@ def check_threshold(subject: Subject, trace: Trace) -> None:
                 )
 
 
-def check_acts(subject: Subject) -> None:
-    """Check that something is evicted from a text that is long enough.
-
-    Raises:
-        Departure: if nothing is evicted, a plain Llama is refused, or the compressor never receives a cache.
-    """
-    model = architectures.under_test("llama")
-    try:
-        trace = run(subject, model, architectures.text(model, 1, 40), [36] + [1] * 4, keep_ratio=0.5, prune_after=8)
-    except Refused as refusal:
-        raise Departure(f"the subject refuses a plain Llama: {refusal}") from refusal
-    except (KeyError, AttributeError, TypeError) as error:
-        # The cache argument has different names in different releases.
-        if not any(name in str(error) for name in CACHE_NAMES):
-            raise
-        raise Departure(
-            f"the compressor never received a cache: {type(error).__name__}: {error}; in transformers "
-            f"{transformers.__version__} models and layers take it as {CACHE!r}"
-        ) from error
-    held = [keys.shape[2] for keys, _ in trace.passes[-1].held]
-    if min(held) == 40:
-        raise Departure("nothing was evicted from 40 tokens with keep_ratio 0.5 and prune_after 8")
-
-
 def off(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """Error of each token's logits, relative to the largest logit: ``[T]``."""
     return (found - expected).abs().amax(dim=(0, 2)) / expected.abs().max()
@@ -97,6 +73,27 @@ def off(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
 def wrong_tokens(found: torch.Tensor, expected: torch.Tensor) -> list[int]:
     """Tokens whose logits are NaN or off by more than ``EXACT``."""
     return torch.nonzero(~(off(found, expected) < EXACT))[:, 0].tolist()
+
+
+def check_same_logits(trace: Trace, found: torch.Tensor, expected: torch.Tensor, finding: str) -> None:
+    """Check that logits ``[B, T, V]`` are equal, up to noise for a quantised cache.
+
+    Args:
+        trace: an unpadded run, whose quantisation error tells what is noise.
+        found, expected: the logits.
+        finding: what is wrong with those of a token.
+
+    Raises:
+        Departure: if they differ.
+    """
+    if not (wrong := wrong_tokens(found, expected)):
+        return
+    most = float(off(found, expected).max())
+    own = Severity.of_logits(trace)
+    sentence = f"the logits of token {wrong[0]} {finding}, by up to {most:.2g} of the largest{own.beside(most)}"
+    if not own.is_noise(most):
+        raise Departure(sentence.rstrip(","))
+    note(sentence.rstrip(","))
 
 
 def _before_their_pass(trace: Trace, tables: list[Tensor]) -> list[Tensor]:
@@ -113,11 +110,15 @@ def _before_their_pass(trace: Trace, tables: list[Tensor]) -> list[Tensor]:
 
 
 def check_attention(trace: Trace) -> None:
-    """Check logits against full attention, masked by the subject's own evictions.
+    """Check logits against full attention, masked by the subject's own evictions; for quantised entries, against full
+    attention to what is read back.
 
     Raises:
         Departure: if they differ.
     """
+    if trace.subject.declares.quantised:
+        check_attention_to_what_is_read_back(trace)
+        return
     audit = audited(trace)
     expected = masked_logits(trace.model, trace.ids, audit.evicted_at)
     wrong = wrong_tokens(trace.logits, expected)

@@ -6,6 +6,7 @@ from typing import Any
 
 from pressgauge.conformance import oracle
 from pressgauge.conformance.adapters import ADAPTERS
+from pressgauge.conformance.quantisation import check_quantisation
 from pressgauge.conformance.reading import Reader, reader_of
 
 CHOICES: dict[str, tuple[object, ...]] = {
@@ -17,12 +18,15 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "boundary": (">", ">="),
     "ties": ("earlier", "any"),
     "held": ("per-head",),
-    "entries": ("altered",),
+    "layers": ("joint",),
+    "entries": ("altered", "quantised"),
     "positions": ("rerotated", "caller"),
     "padding": (None,),
     "storage": ("any",),
     "nan": ("any",),
     "trends": (True, False),
+    "simulated": (True, False),
+    "unbiased": (True, False),
 }
 """Allowed values of declarations with a fixed choice."""
 
@@ -64,7 +68,9 @@ class Declares:
         ties: ``earlier``, or ``any`` if equal scores may be ranked in any order.
         held: ``per-layer``, or ``per-head`` if the heads of a layer may retain different numbers of entries, padded
             with zeros.
-        entries: ``kept``, or ``altered`` if stored entries differ from those passed in: merged, quantised, re-rotated.
+        layers: ``own``, or ``joint`` if what a layer evicts depends on the keys of other layers.
+        entries: ``kept``; ``quantised`` if they are read back with a quantisation error; or ``altered`` if stored
+            entries differ from those passed in otherwise: merged, re-rotated.
         positions: ``kept``; ``caller`` if the caller must supply true positions; ``rerotated`` if keys get new
             positions after evictions.
         score: ``knorm``, ``position``, ``keydiff``, or a function ``(keys, layer, head)`` that returns a function from
@@ -78,6 +84,14 @@ class Declares:
         reports: what the package reports about its memory: ``bytes`` kept; ``ratio``, the uncompressed size over it;
             ``saved``, the saved share of the uncompressed size; each a function ``(cache, compressor)``.
         trends: whether perplexity must not fall with the keep ratio, on a reference model.
+        bits: bits of a code, of quantised entries; here and below, a pair for keys and values, or one for both.
+        group: number of numbers that share a scale, along the axis.
+        axis: ``token`` if a scale is one of channels of a token, ``channel`` if it is one of tokens of a channel.
+        residual: number of newest tokens that are exact at every moment.
+        ratio: bytes of 16-bit entries to bytes held.
+        error: root mean square of an entry's relative error, for normally distributed entries.
+        simulated: whether entries are quantised and dequantised on their way in, and stored at full size.
+        unbiased: whether inner products with entries are unbiased.
         read: ``(cache, index) -> keys, values``, the entries of a layer ``[B, K, N, D]``, dequantised; may be declared
             as ``(layer) -> keys, values``. By default they are the layer's attributes ``keys`` and ``values``.
         after_pass: function of the cache, called after every pass.
@@ -97,6 +111,7 @@ class Declares:
     order: str = "positions"
     ties: str = "earlier"
     held: str = "per-layer"
+    layers: str = "own"
     entries: str = "kept"
     positions: str = "kept"
     score: Callable[[list[list[float]], int, int], oracle.Scores] | None = None
@@ -106,6 +121,14 @@ class Declares:
     storage: str = "held"
     nan: str = "worst"
     trends: bool = False
+    bits: Any = None
+    group: Any = None
+    axis: Any = None
+    residual: int | None = None
+    ratio: float | None = None
+    error: float | None = None
+    simulated: bool = False
+    unbiased: bool = False
     reports: Mapping[str, Callable[[Any, Any], float]] = field(default_factory=dict)
     read: Reader | None = None
     after_pass: Callable[[Any], object] | None = None
@@ -118,7 +141,12 @@ class Declares:
     @property
     def matchable(self) -> bool:
         """Whether stored entries can be matched with those passed in."""
-        return self.entries == "kept" and self.positions != "rerotated"
+        return self.entries in ("kept", "quantised") and self.positions != "rerotated"
+
+    @property
+    def quantised(self) -> bool:
+        """Whether entries are quantised."""
+        return self.entries == "quantised"
 
 
 def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
@@ -173,6 +201,7 @@ def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
         raise ValueError(f"declares after_pass must be a function of the cache, got {values['after_pass']!r}")
     if (target := values.get("target")) is not None:
         _check_target(target)
+    check_quantisation(values)
     return Declares(**values)
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 import pytest
+from hypothesis.errors import FailedHealthCheck, Unsatisfiable
 
 
 class Departure(AssertionError):  # noqa: N818  # the law is broken, not the program
@@ -14,6 +15,10 @@ class Departure(AssertionError):  # noqa: N818  # the law is broken, not the pro
 
 class Unreadable(Departure):
     """A cache whose entries cannot be read. The smoke law reports it; no other law is applicable."""
+
+
+class Vacuous(Departure):
+    """A subject that did nothing where it declares that it does. No other law is applicable."""
 
 
 class Refused(Exception):  # noqa: N818  # it is an answer, not a failure
@@ -41,6 +46,17 @@ def not_applicable(reason: str) -> NoReturn:
 def note(sentence: str) -> None:
     """Report an observation below the law in the summary, whether the law holds or not."""
     NOTES.append(sentence)
+
+
+@contextmanager
+def refused_draws() -> Iterator[None]:
+    """Convert Hypothesis's complaint that no case could be drawn to ``Refused``, if the subject refused them."""
+    try:
+        yield
+    except (Unsatisfiable, FailedHealthCheck) as error:
+        if not REFUSALS:
+            raise
+        raise Refused(f"{REFUSALS[-1]} (in every drawn case, or nearly every)") from error
 
 
 @contextmanager

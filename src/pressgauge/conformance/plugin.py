@@ -1,6 +1,5 @@
 """pytest plugin of the laws: options, header and summary."""
 
-import functools
 import os
 import re
 from collections.abc import Generator
@@ -131,7 +130,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     padded. Laws that draw their cases draw another one; refusals there are recorded, so that they are not mistaken for
     cases that held.
     """
-    from pressgauge.conformance.session import NOTES, REFUSALS, Refused, not_applicable
+    from pressgauge.conformance.outcomes import NOTES, REFUSALS, Refused, not_applicable, refused_draws
+    from pressgauge.conformance.smoke import require_first
     from pressgauge.conformance.subjects import Subject
 
     REFUSALS.clear()
@@ -139,8 +139,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     subject = pyfuncitem.funcargs.get("subject")
     try:
         if option(pyfuncitem.config, "subject") and isinstance(subject, Subject):
-            _require_a_compressor(pyfuncitem.originalname, subject)
-        return (yield)
+            require_first(pyfuncitem.originalname, subject)
+        with refused_draws():
+            return (yield)
     except Refused as refusal:
         ours = not any(option(pyfuncitem.config, name) for name in ("subject", "model", *MEASUREMENTS))
         if ours and not (isinstance(subject, Subject) and subject.adapter.declines_batches):
@@ -149,35 +150,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     finally:
         pyfuncitem.user_properties.append((REFUSED, list(dict.fromkeys(REFUSALS))))
         pyfuncitem.user_properties.append((NOTED, list(dict.fromkeys(NOTES))))
-
-
-IDLENESS = "test_something_is_evicted"
-"""The only law run against a subject that never evicts: one cause, one finding."""
-
-
-def _require_a_compressor(law: str, subject: Any) -> None:
-    from pressgauge.conformance.session import not_applicable
-
-    if law != IDLENESS and (finding := _idle(subject)):
-        not_applicable(f"the subject does not act: {finding}")
-
-
-@functools.cache
-def _idle(subject: Any) -> str:
-    """Why a subject never evicts; empty if it does, or declares a rule of its own."""
-    from pressgauge.conformance.checks import check_acts
-    from pressgauge.conformance.session import Departure
-
-    if subject.declares.target:
-        return ""
-    try:
-        check_acts(subject)
-    except Departure as finding:
-        return str(finding)
-    except Exception:
-        # A crash is reported by the law itself.
-        return ""
-    return ""
 
 
 @dataclass
@@ -202,6 +174,8 @@ class Laws:
 
     def __init__(self) -> None:
         self.laws: dict[str, Law] = {}
+        self.vacuous: dict[str, list[str]] = {}
+        """Findings that a subject does nothing, each with its cases."""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         file, line, name = report.location
@@ -211,7 +185,10 @@ class Laws:
         law = self.laws.setdefault(name, Law(name.removeprefix("test_").replace("_", " "), (file, line or 0)))
         law.notes += _listed(report, NOTED)
         if report.failed:
-            law.broken.setdefault(_finding(report), []).append(_case(report))
+            finding = _finding(report)
+            law.broken.setdefault(finding, []).append(_case(report))
+            if _kind(report) == "Vacuous":
+                self.vacuous.setdefault(finding, []).append(_case(report))
         elif report.skipped:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             law.not_applicable.append(reason.removeprefix("Skipped: ").removeprefix("not applicable: "))
@@ -222,15 +199,17 @@ class Laws:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         write = terminalreporter
         write.section("laws")
-        laws = sorted(self.laws.values(), key=lambda law: law.place)
+        # Those that come first are in a file of their own.
+        laws = sorted(self.laws.values(), key=lambda law: (Path(law.place[0]).name != "test_smoke.py", law.place))
         broken = [law for law in laws if law.broken]
         held = [law for law in laws if law.held and not law.broken]
         idle = [law for law in laws if not law.held and not law.broken]
+        for finding, cases in self.vacuous.items():
+            write.write_line(f"vacuous         {_with_cases(finding, cases)}", red=True)
         for law in broken:
             write.write_line(f"broken          {law.words}", red=True)
             for finding, cases in law.broken.items():
-                which = ", ".join(case for case in cases if case)
-                write.write_line(f"                {finding}{f' ({which})' if which else ''}")
+                write.write_line(f"                {_with_cases(finding, cases)}")
             self._write_notes(write, law)
         for law in held:
             write.write_line(f"held            {law.words}", green=True)
@@ -239,9 +218,13 @@ class Laws:
             for sentence in dict.fromkeys(law.refused):
                 write.write_line(f"                but for cases that the subject refuses: {sentence}")
             self._write_notes(write, law)
+        groups: dict[tuple[str, ...], list[Law]] = {}
         for law in idle:
-            write.write_line(f"not applicable  {law.words}", yellow=True)
-            for reason in dict.fromkeys(law.not_applicable):
+            groups.setdefault(tuple(dict.fromkeys(law.not_applicable)), []).append(law)
+        for reasons, some in groups.items():
+            for law in some:
+                write.write_line(f"not applicable  {law.words}", yellow=True)
+            for reason in reasons:
                 write.write_line(f"                {reason}")
         write.write_line(f"{len(broken)} laws broken, {len(held)} held, {len(idle)} not applicable")
 
@@ -267,12 +250,25 @@ def _case(report: pytest.TestReport) -> str:
     return ", ".join(part for part in (options[1] if options else "", model) if part)
 
 
-def _finding(report: pytest.TestReport) -> str:
-    """First line of a failure's message."""
+def _with_cases(finding: str, cases: list[str]) -> str:
+    which = ", ".join(case for case in cases if case)
+    return f"{finding}{f' ({which})' if which else ''}"
+
+
+def _first_line(report: pytest.TestReport) -> str:
     crash = getattr(report.longrepr, "reprcrash", None)
     message = crash.message if crash is not None else str(report.longrepr)
-    line = next((line for line in message.splitlines() if line.strip()), "no message")
-    kind, _, rest = line.partition(": ")
-    if kind.endswith("Departure"):
-        return rest
+    return next((line for line in message.splitlines() if line.strip()), "no message")
+
+
+def _kind(report: pytest.TestReport) -> str:
+    """Class of a failure."""
+    return _first_line(report).partition(": ")[0].rpartition(".")[2]
+
+
+def _finding(report: pytest.TestReport) -> str:
+    """First line of a failure's message."""
+    line, kind = _first_line(report), _kind(report)
+    if kind in ("Departure", "Unreadable", "Vacuous"):
+        return line.partition(": ")[2]
     return f"it crashes: {line}" if kind.endswith(("Error", "Exception")) and kind != "AssertionError" else line

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pressgauge.conformance import devices
-from pressgauge.conformance.strategies import DIMENSION, HEADS, LAYERS
+from pressgauge.conformance.strategies import HEADS, LAYERS
 
 TOKENS = (256, 1024)
 """Vocabulary sizes. With powers of 4, RMSNorm scales ones to powers of 2, without rounding."""
@@ -23,14 +23,14 @@ class Nothing(nn.Module):
 
 
 @cache
-def _model(dtype: torch.dtype, tokens: int, device: torch.device, group: int) -> Any:
+def _model(dtype: torch.dtype, tokens: int, device: torch.device, group: int, dimension: int) -> Any:
     config = LlamaConfig(
         vocab_size=tokens,
         hidden_size=HEADS * tokens,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS * group,
         num_key_value_heads=HEADS,
-        head_dim=DIMENSION,
+        head_dim=dimension,
         intermediate_size=8,
         rms_norm_eps=0.0,
         max_position_embeddings=tokens,
@@ -74,33 +74,43 @@ def queries_of(keys: Tensor) -> Tensor:
     return torch.stack([small.flip(-1), -small.roll(1, dims=-1)], dim=2).flatten(1, 2)
 
 
-def scripted(keys: Tensor, queries: Tensor | None = None) -> tuple[Any, Tensor]:
-    """A model and tokens ``[B, T]`` with which every layer passes the given keys to its cache.
+def scripted(keys: Tensor, queries: Tensor | None = None, values: Tensor | None = None) -> tuple[Any, Tensor]:
+    """A model and tokens ``[B, T]`` with which every layer passes the given keys, or its own, to its cache.
 
-    Values identify their keys: each encodes row, head and position.
+    By default values identify their keys: each encodes row, head and position. If values are given, every second layer
+    gets the negative of all numbers, so that no layer's entries are those of the one before.
 
     Args:
-        keys: ``[B, HEADS, T, DIMENSION]``, finite or NaN, with B times T at most the last of TOKENS.
-        queries: ``[B, H, T, DIMENSION]``, finite; zeros with H = HEADS by default.
+        keys: ``[B, HEADS, T, D]``, or ``[LAYERS, B, HEADS, T, D]``, finite or NaN, with B times T at most the last of
+            TOKENS. NaN are the same in every layer.
+        queries: ``[B, H, T, D]``, or of each layer, finite; zeros with H = HEADS by default.
+        values: ``[B, HEADS, T, D]``, finite.
     """
-    rows, heads, tokens, _ = keys.shape
+    rows, heads, tokens, dimension = keys.shape[-4:]
     known = next(known for known in TOKENS if rows * tokens <= known)
-    model = _model(keys.dtype, known, devices.chosen(), 1 if queries is None else queries.shape[1] // heads)
+    group = 1 if queries is None else queries.shape[-3] // heads
+    model = _model(keys.dtype, known, devices.chosen(), group, dimension)
     ids = torch.arange(rows * tokens).view(rows, tokens)
-    values = torch.zeros_like(keys)
-    values[..., 0] = 1 + torch.arange(tokens, dtype=keys.dtype)
-    values[..., 1] = torch.arange(heads, dtype=keys.dtype)[:, None]
-    values[..., 2] = torch.arange(rows, dtype=keys.dtype)[:, None, None]
+    keys_of = keys.expand(LAYERS, *keys.shape[-4:])
+    queries_of_layer = None if queries is None else queries.expand(LAYERS, *queries.shape[-4:])
+    keys = keys_of[0]
+    alternate = 1 if values is None else -1
+    if values is None:
+        values = torch.zeros_like(keys)
+        values[..., 0] = 1 + torch.arange(tokens, dtype=keys.dtype)
+        values[..., 1] = torch.arange(heads, dtype=keys.dtype)[:, None]
+        values[..., 2] = torch.arange(rows, dtype=keys.dtype)[:, None, None]
     # [B * T, K * D]
-    missing = keys.isnan().permute(0, 2, 1, 3).reshape(rows * tokens, heads * DIMENSION)
+    missing = keys.isnan().permute(0, 2, 1, 3).reshape(rows * tokens, heads * dimension)
     model.missing = missing.to(model.device) if missing.any() else torch.zeros(0)
-    finite = keys.nan_to_num()
     with torch.no_grad():
-        for layer in model.model.layers:
-            of_layer = [(layer.self_attn.k_proj, finite), (layer.self_attn.v_proj, values)]
+        for index, layer in enumerate(model.model.layers):
+            sign = alternate**index
+            own = keys_of[index].nan_to_num() * sign
+            of_layer = [(layer.self_attn.k_proj, own), (layer.self_attn.v_proj, values * sign)]
             layer.self_attn.q_proj.weight.zero_()
-            if queries is not None:
-                of_layer.append((layer.self_attn.q_proj, queries))
+            if queries_of_layer is not None:
+                of_layer.append((layer.self_attn.q_proj, queries_of_layer[index]))
             for projection, wanted in of_layer:
                 # [B, K, T, D] to [K * D, B * T]; RMSNorm scales the ones of an embedding to known ** 0.5.
                 columns = wanted.permute(1, 3, 0, 2).reshape(-1, rows * tokens)

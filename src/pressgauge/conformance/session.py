@@ -43,6 +43,8 @@ class Pass:
     """Entries of each layer after the pass."""
     positions: Tensor | None
     """Positions used by the rotary embedding, ``[B, q]``; None if unknown."""
+    returned: dict[int, Entries] = field(default_factory=dict)
+    """Entries that ``update`` returned, per layer."""
 
     @property
     def end(self) -> int:
@@ -67,12 +69,15 @@ class Session:
 
     def __init__(self, subject: Subject, compressor: Any, model: PreTrainedModel) -> None:
         self.adapter = subject.adapter(compressor, model)
+        if self.adapter.opaque:
+            not_applicable(self.adapter.opaque)
         self.declares = subject.declares
         self.supplies_positions = self.adapter.supplies_positions or subject.declares.positions == "caller"
         self.model: Any = model
         self.passes: list[Pass] = []
         self.cache: Any = None
         self._arrived: dict[int, list[Entries]] = {}
+        self._returned: dict[int, Entries] = {}
         self._devices: dict[int, torch.device] = {}
         self._positions: Tensor | None = None
         self._stack = ExitStack()
@@ -116,6 +121,8 @@ class Session:
             self._devices[layer] = keys.device
             # Look up the class now: a press that adopts a cache changes its class.
             result = type(cache).update(cache, keys, values, layer, *args, **kwargs)
+            if isinstance(result, tuple) and all(isinstance(each, Tensor) for each in result[:2]):
+                self._returned[layer] = (result[0].cpu().clone(), result[1].cpu().clone())
             for name, before, after in zip(("keys", "values"), given, (keys, values), strict=True):
                 if not _same(before, after):
                     raise Departure(f"update wrote to the {name} that were passed to layer {layer}")
@@ -223,8 +230,10 @@ class Session:
             layer: (torch.cat([k for k, _ in parts], dim=2), torch.cat([v for _, v in parts], dim=2))
             for layer, parts in sorted(self._arrived.items())
         }
+        returned = dict(self._returned)
         self._arrived.clear()
-        self.passes.append(Pass(self.seen, length, logits, arrived, self.held(), self._positions))
+        self._returned.clear()
+        self.passes.append(Pass(self.seen, length, logits, arrived, self.held(), self._positions, returned))
 
     def _between_passes(self) -> None:
         """Call the compressor, if it is called between passes, and the declared function."""
@@ -307,7 +316,7 @@ class Session:
         finally:
             self.cache.update = own_update
         other.passes = list(self.passes)
-        other._arrived = {}
+        other._arrived, other._returned = {}, {}
         other._watch_cache()
         return other
 
@@ -337,6 +346,8 @@ class Trace:
     """Bytes that each layer keeps alive at the end."""
     queries: Tensor | None = None
     """``[B, H, T, D]``, if known."""
+    audit: Any = None
+    """Its audit, once there is one."""
 
     @property
     def lengths(self) -> list[int]:

@@ -11,6 +11,8 @@ from torch import Tensor
 from pressgauge.conformance.subjects import Subject
 
 LAYERS, HEADS, DIMENSION = 2, 3, 4
+WIDE = 32
+"""Head dimension of entries for quantised caches, whose groups are 4 to 32 numbers wide in tests."""
 
 _EXACT = settings().derandomize
 FEW = settings(
@@ -124,3 +126,12 @@ def normal_keys(length: int, rows: int = 1, seed: int = 0, dtype: torch.dtype = 
     """Normally distributed keys ``[rows, HEADS, length, DIMENSION]``, all different."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn((rows, HEADS, length, DIMENSION), generator=generator, dtype=torch.float64).to(dtype)
+
+
+def normal_entries(
+    rows: int, heads: int, length: int, seed: int = 0, dtype: torch.dtype = torch.float32, size: int = WIDE
+) -> tuple[Tensor, Tensor]:
+    """Normally distributed keys and values ``[rows, heads, length, size]``."""
+    generator = torch.Generator().manual_seed(seed)
+    keys, values = torch.randn((2, rows, heads, length, size), generator=generator, dtype=torch.float64).to(dtype)
+    return keys, values

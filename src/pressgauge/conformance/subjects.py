@@ -12,7 +12,8 @@ import pytest
 from torch import Tensor
 
 from pressgauge.conformance import architectures, oracle
-from pressgauge.conformance.adapters import ADAPTERS, Adapter, adapter_of
+from pressgauge.conformance.adapter import Adapter
+from pressgauge.conformance.adapters import ADAPTERS, adapter_of
 from pressgauge.conformance.declares import Declares, read_declares
 from pressgauge.conformance.outcomes import DECLINES, Refused, refusals
 
@@ -56,7 +57,8 @@ class Subject:
             known |= {"model": model, "dtype": model.dtype, "device": model.device}
         given = {name: value for name, value in known.items() if value is not None and name in named_by(self.factory)}
         with refusals(*DECLINES):
-            return self.factory(keep_ratio=keep_ratio, **{**given, **self.options, **options})
+            create = functools.partial(self.factory, keep_ratio=keep_ratio, **{**given, **self.options, **options})
+            return create if self.adapter.made_anew else create()
 
     @property
     def adapter(self) -> type[Adapter]:

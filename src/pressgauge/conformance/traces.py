@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pressgauge.conformance.audit import Audit
+from pressgauge.conformance.nearest import QuantisedAudit
 from pressgauge.conformance.scripted import queries_of, scripted
 from pressgauge.conformance.session import Refused, Trace, not_applicable, run
-from pressgauge.conformance.strategies import key_tensors
+from pressgauge.conformance.strategies import WIDE, key_tensors, normal_entries, normal_keys
 from pressgauge.conformance.subjects import Subject
 
 
@@ -27,6 +28,9 @@ def drawn(
     chosen = data.draw(options, label="options")
     lengths = data.draw(passes, label="passes")
     keys = data.draw(key_tensors(sum(lengths)), label="keys")
+    if subject.declares.quantised:
+        # Quantised entries are told apart by their distances, so that all have to be different.
+        keys = normal_keys(sum(lengths), seed=data.draw(st.integers(0, 2**16), label="seed"))
     try:
         return run_scripted(subject, keys, lengths, **chosen)
     except Refused:
@@ -34,12 +38,18 @@ def drawn(
 
 
 def run_scripted(subject: Subject, keys: Tensor, lengths: list[int], compressor: Any = None, **options: Any) -> Trace:
-    """Trace of a subject on given keys ``[B, HEADS, T, DIMENSION]``, the same in every layer.
+    """Trace of a subject on given keys ``[B, HEADS, T, DIMENSION]``, the same in every layer, or of each layer.
 
-    For a subject that scores by attention, queries are derived from the keys.
+    For a subject that scores by attention, queries are derived from the keys. For a quantised cache, keys are repeated
+    to a usual head dimension, and values are normally distributed.
     """
-    queries = queries_of(keys) if subject.declares.votes else None
-    model, ids = scripted(keys, queries)
+    queries, values = None, None
+    if subject.declares.quantised:
+        keys = keys.repeat(*[1] * (keys.dim() - 1), WIDE // keys.shape[-1])
+        values = normal_entries(*keys.shape[-4:-1], seed=keys.shape[-2], dtype=keys.dtype)[1]
+    if subject.declares.votes:
+        queries = torch.stack([queries_of(own) for own in keys]) if keys.dim() == 5 else queries_of(keys)
+    model, ids = scripted(keys, queries, values)
     trace = run(subject, model, ids, lengths, compressor=compressor, **options)
     trace.queries = queries
     return trace
@@ -51,7 +61,9 @@ def audited(trace: Trace) -> Audit:
     if not declares.matchable:
         altered = "altered" if declares.entries == "altered" else "rotated anew"
         not_applicable(f"entries are declared as {altered}, so that they cannot be told from what came in")
-    return Audit(trace)
+    if trace.audit is None:
+        trace.audit = QuantisedAudit(trace) if declares.quantised else Audit(trace)
+    return trace.audit  # type: ignore[no-any-return]
 
 
 def kept(trace: Trace, layer: int = 0) -> list[list[set[int]]]:

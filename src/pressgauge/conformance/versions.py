@@ -3,7 +3,9 @@
 import inspect
 from typing import Any
 
+import torch
 from transformers import LlamaForCausalLM
+from transformers.cache_utils import DynamicLayer
 
 _TAKEN = inspect.signature(LlamaForCausalLM.forward).parameters
 CACHE_NAMES = ("cache", "past_key_values")
@@ -14,6 +16,16 @@ CACHE = next(name for name in CACHE_NAMES if name in _TAKEN)
 def using(cache: Any) -> dict[str, Any]:
     """Keyword arguments that pass a cache to a model or its ``generate``."""
     return {CACHE: cache}
+
+
+_BY_POSITIONS = "cache_position" in inspect.signature(DynamicLayer.get_mask_sizes).parameters
+
+
+def mask_sizes(cache: Any, seen: int, tokens: int, layer: int, device: torch.device) -> tuple[int, int]:
+    """Length and offset of the keys that a cache announces for a pass of ``tokens`` tokens after ``seen``."""
+    query = torch.arange(seen, seen + tokens, device=device) if _BY_POSITIONS else tokens
+    length, offset = cache.get_mask_sizes(query, layer)
+    return int(length), int(offset)
 
 
 def cache_of(output: Any) -> Any:

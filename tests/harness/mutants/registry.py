@@ -11,8 +11,12 @@ from harness.mutants.models import MODELS
 from harness.mutants.mutant import Mutant
 from harness.mutants.onepass import ONEPASS
 from harness.mutants.regressions import REGRESSIONS
+from harness.mutants.smoke import SMOKE
+from harness.mutants.ways_in import WAYS_IN
 
 MUTANTS: list[Mutant] = [
+    *SMOKE,
+    *WAYS_IN,
     *COMPRESSORS,
     *ATTENTION_SCORES,
     *ONEPASS,

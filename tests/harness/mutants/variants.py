@@ -9,6 +9,8 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from harness.mutants.compressors import Boundary, ByScore, FloatCeiling, Floor, LaterWins, Rounded
 from harness.mutants.plain import HOOKED, SOUND, Layers, Plain, plain
+from harness.mutants.smoke import READ
+from harness.mutants.ways_in import RIGHT_WAYS_IN
 from pressgauge import StreamingLLMPress
 from pressgauge.conformance.subjects import subject_of
 
@@ -105,6 +107,8 @@ VARIANTS = [
     plain(PerHead, held="per-head"),
     subject_of("by hand", by_hand, {"score": "position"}),
     DYNAMIC,
+    READ,
+    *RIGHT_WAYS_IN,
     subject_of(
         "transformers' sliding window",
         SlidingWindow,

@@ -11,6 +11,7 @@ from pressgauge.conformance import architectures
 from pressgauge.conformance.outcomes import Refused
 from pressgauge.conformance.session import run
 from pressgauge.conformance.subjects import named_by, subject_of, subjects_of, varied
+from support.laws import judged_by_all
 
 TAKEN: dict[str, Any] = {}
 """What a factory was last passed."""
@@ -101,3 +102,20 @@ def test_invalid_options_are_refused(options: Any) -> None:
     """Options that map to no list of values are refused."""
     with pytest.raises(ValueError, match="options must map each option of the factory to a list of its values, got"):
         varied(options)
+
+
+def test_a_subject_that_refuses_everything_breaks_no_law() -> None:
+    """If every case is refused, also every drawn one, no law is broken and none holds."""
+
+    class Refusing:
+        def __init__(self, keep_ratio: float, **options: Any) -> None:
+            pass
+
+        def cache(self, config: Any) -> Any:
+            raise NotImplementedError("not this model")
+
+    subject = subject_of("refusing", Refusing, {"score": "knorm"})
+    outcomes = judged_by_all(subject)
+    assert {what for what, _ in outcomes.values()} == {"not applicable"}
+    drawn = outcomes["every layer retains the number its schedule sets"][1]
+    assert drawn == ("the subject refuses: NotImplementedError: not this model (in every drawn case, or nearly every)")
