@@ -62,11 +62,6 @@ class Entries:
         """Entries in storage, those of the last pass included."""
         return self.storage.used
 
-    def _offset(self) -> Tensor | int:
-        """Offset between column number and position in the row."""
-        padding = self.ledger.padding
-        return torch.tensor(padding, device=self.device)[:, None, None] if any(padding) else 0
-
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Add entries and return all keys and values, in the order of storage.
 
@@ -105,8 +100,9 @@ class Entries:
 
     def _own_positions(self, start: int, tokens: int, rows: int, heads: int) -> Tensor:
         positions = torch.arange(start, start + tokens, device=self.device)
-        if any(self.ledger.padding):
-            positions = (positions - self._offset()).clamp(min=-1)
+        padding = self.ledger.padding
+        if any(padding):
+            positions = (positions - torch.tensor(padding, device=self.device)[:, None, None]).clamp(min=-1)
         return positions.expand(rows, heads, tokens)
 
     def _rank(self, keys: Tensor, positions: Tensor) -> Tensor:
