@@ -1,11 +1,15 @@
 """A pressed cache, in the cases that only one line of code decides."""
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from transformers import DynamicCache, LlavaConfig
 
 from pressgauge import KnormPress, PressedCache
-from support.drive import CONFIG, LAYERS, values_of
+from pressgauge.conformance.strategies import LAYERS
+from support.drive import CONFIG, values_of
 
 KEYS = torch.randn(2, 2, 20, 4, generator=torch.Generator().manual_seed(0))
 
@@ -42,12 +46,13 @@ def test_an_adopted_cache_can_be_reset() -> None:
 def test_attention_is_that_of_the_text_model() -> None:
     """After an eviction, layers of different lengths need an attention with a mask each, that of the decoder of a
     composite model."""
-    config = LlavaConfig(text_config=CONFIG, attn_implementation="sdpa")
+    text: Any = copy.deepcopy(CONFIG)
+    config = LlavaConfig(text_config=text)
     press = KnormPress(0.5, prune_after=4, skip_layers=(1,))
     cache = PressedCache(press, config)
     feed(cache, 1, 0, 8)
     assert cache.get_mask_sizes(1, 0) == (5, 4)
-    config.text_config._attn_implementation = "eager"
+    text._attn_implementation = "eager"
     with pytest.raises(
         ValueError, match=r"^attention 'eager' makes one mask for all layers, which hold 4 to 8 entries"
     ):

@@ -10,10 +10,11 @@ from transformers import DynamicCache
 
 from pressgauge import H2OPress, KnormPress, Press, PressedCache
 from pressgauge.conformance import architectures
+from pressgauge.conformance.strategies import LAYERS
 from pressgauge.conformance.versions import using
 from pressgauge.presses.attention_scores import Votes
 from support.accelerator import accelerator
-from support.drive import CONFIG, LAYERS, values_of
+from support.drive import CONFIG, values_of
 
 SEEN: list[int] = []
 """Numbers of entries that ``Counting`` was given."""
