@@ -43,7 +43,7 @@ def fed(press: Press, keys: Tensor, *lengths: int) -> PressedCache:
 
 def feed(cache: PressedCache, keys: Tensor, length: int, *layers: int) -> None:
     """One more pass, through these layers."""
-    start = cache.layers[layers[0]].columns
+    start = cache.layers[layers[0]].get_seq_length()
     part = keys[:, :, start : start + length]
     for layer in layers:
         cache.update(part, values_of(part), layer)
@@ -74,6 +74,9 @@ def test_layers_are_on_the_device_of_their_keys() -> None:
                 found = getattr(layer, name)
                 assert found.device == device
                 assert torch.equal(found.cpu(), getattr(own, name))
+        assert all(table.device == device for table in cache.evicted_at)
+        skipping = fed(KnormPress(0.5, prune_after=4, skip_layers=(1,)), keys.to(device), 8, 1)
+        assert all(table.device == device for table in skipping.evicted_at)
 
 
 def test_a_crop_into_an_interrupted_pass_leaves_it_interrupted() -> None:
@@ -113,3 +116,44 @@ def test_attention_state_is_freed_after_the_last_eviction() -> None:
     assert isinstance(cache, PressedCache)
     for layer in cache.pressed:
         assert layer.overhead_nbytes == layer.storage.nbytes("positions") > 0
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["new keys", "stored keys"])
+def test_what_a_backward_pass_needs_is_not_written_to(stored: bool) -> None:
+    """Gradients reach the keys of a pass that needs them, whether they are new or stored, after further passes."""
+    keys = torch.randn(1, 2, 130, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = []
+    for skipped in ((), (0,)):
+        press = KnormPress(0.5, prune_after=100, interval=4, skip_layers=skipped)
+        cache = fed(press, keys, 120)
+        part = keys[:, :, 120:121].clone().requires_grad_()
+        total = torch.zeros((), dtype=torch.float64)
+        for step in range(4):
+            states = part if (step == 0) is stored else keys[:, :, 121 + step : 122 + step]
+            read, _ = cache.update(states, values_of(states), 0)
+            total = total + read[:, :, -1].square().sum() * (step + 1)
+            cache.update(states.detach(), values_of(states), 1)
+        total.backward()
+        found.append(part.grad)
+    assert found[0] is not None
+    assert torch.equal(found[0], found[1])
+
+
+@torch.no_grad()
+def test_rows_change_places_with_their_attention_scores() -> None:
+    """After rows change places, a press that ranks by attention evicts from each what it evicts from it alone."""
+    model = architectures.shared("llama")
+    ids = architectures.tokens(2, 18)
+    press = H2OPress(0.5, prune_after=4)
+    caches = DynamicCache(config=model.config), DynamicCache(config=model.config)
+    with press(model):
+        model(ids[:, :12], **using(caches[0]))
+        caches[0].reorder_cache(torch.tensor([1, 0]))
+        model(ids.flip(0)[:, :12], **using(caches[1]))
+        for column in range(12, 18):
+            for cache in caches:
+                model(ids.flip(0)[:, column : column + 1], **using(cache))
+    first, second = caches
+    assert isinstance(first, PressedCache)
+    assert isinstance(second, PressedCache)
+    assert all(map(torch.equal, first.evicted_at, second.evicted_at))
