@@ -122,7 +122,7 @@ def test_attention_state_is_freed_after_the_last_eviction() -> None:
 def test_what_a_backward_pass_needs_is_not_written_to(stored: bool) -> None:
     """Gradients reach the keys of a pass that needs them, whether they are new or stored, after further passes."""
     keys = torch.randn(1, 2, 130, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = []
+    found: list[Tensor] = []
     for skipped in ((), (0,)):
         press = KnormPress(0.5, prune_after=100, interval=4, skip_layers=skipped)
         cache = fed(press, keys, 120)
@@ -134,8 +134,8 @@ def test_what_a_backward_pass_needs_is_not_written_to(stored: bool) -> None:
             total = total + read[:, :, -1].square().sum() * (step + 1)
             cache.update(states.detach(), values_of(states), 1)
         total.backward()
+        assert part.grad is not None
         found.append(part.grad)
-    assert found[0] is not None
     assert torch.equal(found[0], found[1])
 
 
@@ -148,7 +148,7 @@ def test_rows_change_places_with_their_attention_scores() -> None:
     caches = DynamicCache(config=model.config), DynamicCache(config=model.config)
     with press(model):
         model(ids[:, :12], **using(caches[0]))
-        caches[0].reorder_cache(torch.tensor([1, 0]))
+        caches[0].reorder_cache(torch.LongTensor([1, 0]))
         model(ids.flip(0)[:, :12], **using(caches[1]))
         for column in range(12, 18):
             for cache in caches:
