@@ -231,7 +231,7 @@ class PressedCache(_Readings, DynamicCache):
         if any(type(layer) is DynamicLayer for layer in self.layers):
             held.add(self.ledger.columns)
         if len(held) > 1:
-            implementation = getattr(self.config.get_text_config(decoder=True), "_attn_implementation", None)
+            implementation = self.config.get_text_config(decoder=True)._attn_implementation
             if tokens > 1:
                 raise ValueError(
                     f"after an eviction, layers hold different numbers of entries ({min(held)} to {max(held)}), and a "

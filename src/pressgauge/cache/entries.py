@@ -109,14 +109,13 @@ class Entries:
         return rank_entries(self.press, keys, positions.long(), self.index, self._votes, first=not self._ranked)
 
     def _rank_new(self) -> None:
-        """Rank the entries added since the last eviction."""
+        """Rank the entries added since the last eviction; the caller updates ``_ranked``."""
         storage = self.storage
         if "ranks" not in storage or self._ranked == storage.used:
             return
         new = slice(self._ranked, storage.used)
         keys, positions = (storage[name][:, :, new] for name in ("keys", "positions"))
         storage.put("ranks", self._ranked, self._rank(keys, positions))
-        self._ranked = storage.used
 
     def observe(self, queries: Tensor, scale: float) -> None:
         """Update the attention state with the queries of the last pass, for presses that need it.

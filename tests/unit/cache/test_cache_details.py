@@ -31,6 +31,34 @@ def test_rows_are_taken_for_padded_unless_told_otherwise() -> None:
     assert cache.held == [4] * LAYERS
 
 
+def test_a_reset_cache_knows_that_rows_are_unpadded() -> None:
+    """What was asserted of the rows of the first sequence holds for the next."""
+    cache = PressedCache(KnormPress(0.5, prune_after=4), CONFIG, unpadded=True)
+    for _ in range(2):
+        feed(cache, 2, 0, 8)
+        assert cache.held == [4] * LAYERS
+        cache.reset()
+
+
+class WithoutKeys:
+    """A layer that is cropped and has no keys."""
+
+    cropped = 0
+
+    def crop(self, tokens: int) -> None:
+        self.cropped -= tokens
+
+
+def test_a_layer_without_keys_is_cropped_by_itself() -> None:
+    """Its tokens are removed together with those of the other layers."""
+    cache = PressedCache(KnormPress(0.5, prune_after=16, skip_layers=(1,)), CONFIG)
+    cache.layers[1] = WithoutKeys()
+    cache.update(KEYS[:1, :, :8], values_of(KEYS[:1, :, :8]), 0)
+    cache.crop(-3)
+    assert cache.layers[0].columns == cache.seen == 5
+    assert cache.layers[1].cropped == 3
+
+
 def test_an_adopted_cache_can_be_reset() -> None:
     """It keeps its configuration, and evicts from the next sequence as from the first."""
     press = KnormPress(0.5, prune_after=4)
