@@ -79,6 +79,41 @@ def test_layers_are_on_the_device_of_their_keys() -> None:
         assert all(table.device == device for table in skipping.evicted_at)
 
 
+def padded(keys: Tensor) -> tuple[PressedCache, Tensor | None]:
+    """A cache of an attached press whose second row has 2 columns of padding, and the mask of its last pass."""
+    cache = PressedCache(KnormPress(0.5, prune_after=4), CONFIG)
+    cache.attached = [0, 2]
+    for length in (8, 3):
+        feed(cache, keys, length, 0)
+        mask = cache.layers[0].mask(length) if length == 3 else None
+        cache.layers[0].settle()
+        feed(cache, keys, length, 1)
+        cache.layers[1].settle()
+    return cache, mask
+
+
+def test_padding_and_masks_are_on_the_device_of_the_keys() -> None:
+    """Positions and masks of padded rows equal those on the CPU."""
+    keys = torch.randn(2, 2, 20, 4, generator=torch.Generator().manual_seed(0))
+    expected, own = padded(keys)
+    with accelerator() as device:
+        cache, mask = padded(keys.to(device))
+        assert mask is not None
+        assert own is not None
+        assert mask.device == device
+        assert torch.equal(mask.cpu(), own)
+        for layer, other in zip(cache.layers, expected.layers, strict=True):
+            assert torch.equal(layer.positions.cpu(), other.positions)
+            assert torch.equal(layer.keys.cpu(), other.keys)
+            assert torch.equal(layer.evicted_at.cpu(), other.evicted_at)
+        fresh = PressedCache(KnormPress(0.5, prune_after=16), CONFIG)
+        feed(fresh, keys.to(device), 8, 0, 1)
+        assert all(table.device == device for table in fresh.evicted_at)
+        cache.attached = None
+        cache.batch_select_indices(torch.tensor([1]))
+        assert all(layer.keys.device == device for layer in cache.layers)
+
+
 def test_a_crop_into_an_interrupted_pass_leaves_it_interrupted() -> None:
     """Layers that the pass did not reach hold what they held, and the next pass is refused."""
     keys = torch.randn(1, 2, 20, 4, generator=torch.Generator().manual_seed(0))

@@ -97,3 +97,12 @@ def test_a_replay_runs_on_the_device_of_its_keys(press: Press, padding: list[int
         table = replay(press, keys, [5, 1, 1, 3, 1, 1], padding=padding, queries=queries)
         assert table.device == device
         assert table.cpu().equal(expected)
+
+
+@pytest.mark.parametrize("press", [KnormPress, KeyDiffPress])
+def test_a_replay_has_the_prompt_that_it_is_given(press: type[Press]) -> None:
+    """A press that evicts after the prompt does so at its end, in whatever pass that is."""
+    keys = torch.randn(1, 1, 8, 4, generator=torch.Generator().manual_seed(0))
+    for prompt, end in ((None, 3), (3, 3), (5, 6), (6, 6)):
+        table = replay(press(0.5, prune_after=1, schedule="prefill"), keys, [3, 3, 1, 1], prompt_length=prompt)
+        assert set(table.flatten().tolist()) == {end, torch.iinfo(torch.int32).max}

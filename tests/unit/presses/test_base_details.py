@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pressgauge import KnormPress, Press
 from pressgauge.conformance import architectures
-from pressgauge.presses.base import check_fixed, check_press
+from pressgauge.presses.base import check_fixed, check_press, rank_entries
 
 STATES = torch.zeros(1, 2, 3, 4)
 
@@ -113,6 +113,22 @@ def test_scores_of_padding_slots_may_be_anything() -> None:
     check([[[1e9, 5.0, 1.0, 1.0]]], lambda positions: torch.ones(positions.shape), positions)
     with pytest.raises(ValueError, match="the entry at position 0 was 2 "):
         check([[[1e9, 5.0, 2.0, 1.0]]], lambda positions: torch.ones(positions.shape), positions)
+
+
+def test_the_first_token_widens_what_scores_may_change_by() -> None:
+    """The largest score of a head counts wherever it is, as at position 0."""
+    check([[[4096.0, 1.0, 1.0, 1.0]]], lambda positions: torch.where(positions == 0, 4096.0, 1.75))
+
+
+def test_scores_of_another_shape_are_refused() -> None:
+    """With the shape that they must have and the one that they have."""
+    positions = torch.arange(4).expand(2, 3, 4)
+    press = Scripted(0.5, scores=lambda positions: positions[..., :1])
+    sentence = (
+        "the scores of Scripted must be [2, 3, 4], [batch, KV heads, entries] with one score per key, got [2, 3, 1]"
+    )
+    with pytest.raises(ValueError, match=said(sentence)):
+        rank_entries(press, torch.zeros(2, 3, 4, 1), positions, 0)
 
 
 @pytest.mark.parametrize(
