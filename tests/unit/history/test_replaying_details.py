@@ -106,3 +106,15 @@ def test_a_replay_has_the_prompt_that_it_is_given(press: type[Press]) -> None:
     for prompt, end in ((None, 3), (3, 3), (5, 6), (6, 6)):
         table = replay(press(0.5, prune_after=1, schedule="prefill"), keys, [3, 3, 1, 1], prompt_length=prompt)
         assert set(table.flatten().tolist()) == {end, torch.iinfo(torch.int32).max}
+
+
+def test_products_are_scaled_by_the_root_of_the_dimension() -> None:
+    """Unless another scaling factor is given, under which other entries are evicted here."""
+    generator = torch.Generator().manual_seed(0)
+    keys, queries = (4 * torch.randn(1, 2, 40, 9, generator=generator) for _ in range(2))
+    own, same, *others = (
+        replay(H2OPress(0.4, prune_after=2), keys, [30, *[1] * 10], queries=queries, scale=scale)
+        for scale in (None, 1 / 3, 9**-1.5, 3.0, -4.5)
+    )
+    assert own.equal(same)
+    assert not any(own.equal(other) for other in others)

@@ -78,6 +78,15 @@ def test_sums_of_padding_slots_are_zero() -> None:
     torch.testing.assert_close(found.sum(), torch.tensor(4.0, dtype=torch.float64) - received_by_second(states))
 
 
+def test_sums_remember_one_number_for_each_entry() -> None:
+    """And nothing before the first pass."""
+    sums = AttentionSums()
+    assert sums.nbytes == 0
+    states = normal(2, 3, 5, 0)
+    sums.observe(Attention(states, states, None, 1.0))
+    assert sums.nbytes == 2 * 3 * 5 * 8
+
+
 def received_by_second(states: Tensor) -> Tensor:
     """Attention of three queries to the second entry."""
     return weights(states, states, None, 1.0)[0, 0, 0, :, 1].sum()
