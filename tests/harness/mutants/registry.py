@@ -10,6 +10,7 @@ from harness.mutants.memory import MEMORY
 from harness.mutants.models import MODELS
 from harness.mutants.mutant import Mutant
 from harness.mutants.onepass import ONEPASS
+from harness.mutants.quantised import QUANTISED
 from harness.mutants.regressions import REGRESSIONS
 from harness.mutants.smoke import SMOKE
 

@@ -9,6 +9,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from harness.mutants.compressors import Boundary, ByScore, FloatCeiling, Floor, LaterWins, Rounded
 from harness.mutants.plain import HOOKED, SOUND, Layers, Plain, plain
+from harness.mutants.right_quantised import RIGHT_QUANTISED
 from harness.mutants.smoke import READ
 from pressgauge import StreamingLLMPress
 from pressgauge.conformance.subjects import subject_of
@@ -119,4 +120,5 @@ VARIANTS = [
         },
     ),
     subject_of("StreamingLLMPress, plain", StreamingLLMPress, {"score": "position", "sinks": 4}),
+    *RIGHT_QUANTISED,
 ]
