@@ -30,4 +30,5 @@ MUTANTS: list[Mutant] = [
     *MEMORY,
     *OPERATIONS,
     *KEPT_ALIVE,
+    *QUANTISED,
 ]
