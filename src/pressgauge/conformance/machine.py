@@ -64,7 +64,12 @@ class Batch:
         """Whether no pass was refused so far."""
         self.session = started(subject, model, options, PROMPT)
         self.session.__enter__()
-        self.feed(PROMPT)
+        try:
+            self.feed(PROMPT)
+        except BaseException:
+            # Nobody holds this object yet who could release the model.
+            self.session.pause()
+            raise
 
     @property
     def seen(self) -> int:
