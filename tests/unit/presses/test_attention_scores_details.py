@@ -36,7 +36,7 @@ def test_weights_are_in_float32_or_wider() -> None:
     for dtype, wide in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64,) * 2):
         queries, keys = normal(1, 2, 3, 0).to(dtype), normal(1, 1, 5, 1).to(dtype)
         found = weights(queries, keys, None, 0.5)
-        assert found.dtype == wide
+        assert found.dtype == Attention(queries, keys, None, 0.5).received().dtype == wide
         logits = queries.double() @ keys.double().mT * 0.5
         logits[..., 2:].masked_fill_(torch.ones(3, 3, dtype=torch.bool).triu(1), -torch.inf)
         torch.testing.assert_close(found[:, 0].double(), logits.softmax(dim=-1), rtol=0, atol=1e-6)
@@ -76,6 +76,24 @@ def test_sums_of_padding_slots_are_zero() -> None:
     found = sums.of(later)
     assert found[0, 0, 1] == 0
     torch.testing.assert_close(found.sum(), torch.tensor(4.0, dtype=torch.float64) - received_by_second(states))
+
+
+@pytest.mark.parametrize(("most", "lengths"), [(3, (2, 1, 2)), (3, (5,)), (4, (1, 1)), (1, (2, 1)), (2, (1, 1, 1, 3))])
+def test_the_last_queries_share_one_unit_of_attention(most: int, lengths: tuple[int, ...]) -> None:
+    """Scores are the mean attention of the window's queries, also once entries were evicted."""
+    seen = sum(lengths)
+    queries, keys = normal(1, 2, seen, 0), normal(1, 1, seen, 1)
+    votes = LastQueries(most)
+    start = 0
+    for length in lengths:
+        stop = start + length
+        votes.observe(Attention(queries[:, :, start:stop], keys[:, :, :stop], None, 0.5))
+        start = stop
+    count = min(most, seen)
+    expected = weights(queries[:, :, -count:], keys, None, 0.5).mean(dim=(2, 3))
+    torch.testing.assert_close(votes.of(keys), expected)
+    votes.keep(torch.arange(seen)[None, None])
+    torch.testing.assert_close(votes.of(keys), expected)
 
 
 def test_sums_remember_one_number_for_each_entry() -> None:

@@ -133,16 +133,19 @@ def test_scores_of_another_shape_are_refused() -> None:
         rank_entries(Scripted(0.5, scores=nothing), torch.zeros(2, 3, 4, 1), positions, 0)
 
 
-def test_infinite_scores_do_not_widen_what_others_may_change_by() -> None:
+@pytest.mark.parametrize("odd", [math.inf, -math.inf, math.nan])
+def test_infinite_scores_do_not_widen_what_others_may_change_by(odd: float) -> None:
     """Neither does a NaN; both have to be the same again."""
-    for odd in (math.inf, -math.inf, math.nan):
+    small = 2.0**-10
 
-        def after(positions: Tensor, odd: float = odd) -> Tensor:
-            return torch.where(positions == 0, odd, 2.0)
+    def after(positions: Tensor) -> Tensor:
+        return torch.where(positions == 0, odd, small)
 
-        check([[[odd, 2.0, 2.0, 2.0]]], after)
-        with pytest.raises(ValueError, match="the entry at position 1 was 1 "):
-            check([[[odd, 1.0, 2.0, 2.0]]], after)
+    check([[[odd, small, small, small]]], after)
+    with pytest.raises(ValueError, match="the entry at position 1 was "):
+        check([[[odd, small * 1.125, small, small]]], after)
+    with pytest.raises(ValueError, match="the entry at position 1 was "):
+        check([[[1.0, small * 1.125, small, small]]], lambda positions: after(positions), [[[-1, 1, 2, 3]]])
 
 
 @pytest.mark.parametrize(

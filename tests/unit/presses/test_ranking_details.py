@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pressgauge.presses.ranking import lowest, rank
+from pressgauge.presses.ranking import lowest, rank, spare
+from pressgauge.rules import Budget, Ledger
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -27,3 +28,19 @@ def test_scores_are_rounded_to_ten_bits_half_to_even(dtype: torch.dtype, sign: i
         ranks = rank(scores.to(dtype)[None, None], torch.arange(4)[None, None])[0, 0].tolist()
         ascending = sorted(range(4), key=ranks.__getitem__)
         assert ascending == ([1, 2, 0, 3] if sign > 0 else [3, 2, 0, 1])
+
+
+@pytest.mark.parametrize("padding", [[0, 0, 0], [0, 2, 0], [1, 2, 0], [0, 0, 7]])
+def test_the_newest_tokens_of_each_row_are_spared(padding: list[int]) -> None:
+    """They rank above all others, counted in the row's own tokens, and padding slots stay last."""
+    budget = Budget(0.5, prune_after=2, recent=2)
+    ledger = Ledger(budget)
+    ledger.feed(8, padding)
+    positions = (torch.arange(8) - torch.tensor(padding)[:, None, None]).clamp(min=-1)
+    ranks = rank(torch.zeros(3, 1, 8), positions)
+    most = torch.iinfo(torch.int64).max
+    expected = [
+        [[most if column >= max(6, pad) else rank for column, rank in enumerate(head)] for head in row]
+        for row, pad in zip(ranks.tolist(), padding, strict=True)
+    ]
+    assert spare(budget, ranks, positions, ledger).tolist() == expected
