@@ -46,7 +46,7 @@ def parse(text: str) -> tuple[Named, ...]:
     """
     found: list[Named] = []
     place = 0
-    while place < len(text) or not found:
+    while not found or text[place - 1 : place] == ",":
         part = _PART.match(text, place)
         if part is None:
             raise ValueError(

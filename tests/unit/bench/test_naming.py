@@ -62,6 +62,7 @@ def test_names_are_separated_by_commas_outside_of_parentheses(text: str, found: 
     [
         ("", "--press must be names with commas between them"),
         (",", "--press must be names with commas between them"),
+        ("knorm,", "--press must be names with commas between them"),
         ("knorm(", "--press must be names with commas between them"),
         ("knorm)", "--press must be names with commas between them"),
         ("knorm random", "--press must be names with commas between them"),
