@@ -220,6 +220,7 @@ MUTATED = {
             "properties/test_onepass.py",
             "unit/test_decoder_refusals.py",
             "unit/test_likelihood_details.py",
+            "unit/test_likelihood_devices.py",
             "harness/test_accelerator.py",
         ),
     ),

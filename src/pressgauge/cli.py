@@ -1,6 +1,5 @@
 """The command line: ``pressgauge measure``."""
 
-import json
 import math
 import re
 from itertools import pairwise
@@ -12,7 +11,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from pressgauge.bench.files import write_files
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
 from pressgauge.models import DTYPES, check_dtype, check_model_name
@@ -245,15 +243,17 @@ def measure(
                 pictures=report is not None,
                 advance=lambda what, steps: bar.update(task, description=escape(what), advance=steps),
             )
+        provenance = plan.provenance()
         if json_file is not None:
-            rows = json.dumps({"rows": [row.as_dict() for row in sweep.rows]}, indent=1, allow_nan=False) + "\n"
-            write_files(json_file.parent, {json_file.name: rows})
+            from pressgauge.bench.results import write_results
+
+            write_results(json_file, sweep.rows, provenance)
         page = None
         if report is not None:
             from pressgauge.report.page import write_report
 
             page = write_report(
-                report, sweep.rows, maps=sweep.maps, correlations=sweep.correlations, provenance=plan.provenance()
+                report, sweep.rows, maps=sweep.maps, correlations=sweep.correlations, provenance=provenance
             )
         if journal is not None:
             journal.close()
@@ -271,6 +271,58 @@ def measure(
         console.print(table)
     if page is not None:
         console.print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
+
+
+FILES = Annotated[list[Path], typer.Argument(metavar="FILE...", help="files that `pressgauge measure --json` wrote")]
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="a file that `pressgauge measure --json` wrote")],
+    after: Annotated[Path, typer.Argument(help="another one")],
+) -> None:
+    """Compare two files of results: changes in perplexity of the same measurements, paired, with 95 % intervals."""
+    console = Console()
+    try:
+        from pressgauge.bench import comparing
+        from pressgauge.bench.results import read_results
+        from pressgauge.report.table import comparison_notes, make_comparison
+
+        found = comparing.compare(read_results(before), read_results(after))
+    except Exception as error:
+        if not _expected(error):
+            raise
+        _fail(error)
+    if found.cells:
+        console.print(make_comparison(found))
+    for line in comparison_notes(found):
+        console.print(escape(line), highlight=False, soft_wrap=True)
+
+
+@app.command("report")
+def report_of(
+    files: FILES,
+    to: Annotated[Path, typer.Option(help="folder of the page; its parent must exist")] = Path("report"),
+) -> None:
+    """Write the page from files of results, without measuring anything."""
+    try:
+        _check_places(None, to.resolve(), resume=False)
+        from pressgauge.bench.results import read_results
+        from pressgauge.report.page import write_report
+
+        found = [read_results(path) for path in files]
+        names = dict.fromkeys(name for results in found for name in results.provenance)
+        provenance = {
+            name: "; ".join(dict.fromkeys(results.provenance.get(name, "missing") for results in found))
+            for name in names
+        }
+        rows = [row for results in found for row in results.rows]
+        page = write_report(to.resolve(), rows, maps={}, correlations={}, provenance=provenance)
+    except Exception as error:
+        if not _expected(error):
+            raise
+        _fail(error)
+    Console().print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
 
 
 audit = typer.Typer(no_args_is_help=True, help="Run the laws on a compressor, or on code that measures one.")

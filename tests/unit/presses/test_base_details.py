@@ -1,5 +1,6 @@
 """What a press refuses, in which words, and how exactly fixed scores have to be fixed."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from pressgauge import KnormPress, Press
 from pressgauge.conformance import architectures
-from pressgauge.presses.base import check_fixed, check_press
+from pressgauge.presses.base import check_fixed, check_press, rank_entries
 
 STATES = torch.zeros(1, 2, 3, 4)
 
@@ -113,6 +114,38 @@ def test_scores_of_padding_slots_may_be_anything() -> None:
     check([[[1e9, 5.0, 1.0, 1.0]]], lambda positions: torch.ones(positions.shape), positions)
     with pytest.raises(ValueError, match="the entry at position 0 was 2 "):
         check([[[1e9, 5.0, 2.0, 1.0]]], lambda positions: torch.ones(positions.shape), positions)
+
+
+def test_the_first_token_widens_what_scores_may_change_by() -> None:
+    """The largest score of a head counts wherever it is, as at position 0."""
+    check([[[4096.0, 1.0, 1.0, 1.0]]], lambda positions: torch.where(positions == 0, 4096.0, 1.75))
+
+
+def test_scores_of_another_shape_are_refused() -> None:
+    """With the shape that they must have and the one that they have."""
+    positions = torch.arange(4).expand(2, 3, 4)
+    press = Scripted(0.5, scores=lambda positions: positions[..., :1])
+    rule = "[batch, KV heads, entries] with one score per key, got"
+    with pytest.raises(ValueError, match=said(f"the scores of Scripted must be [2, 3, 4], {rule} [2, 3, 1]")):
+        rank_entries(press, torch.zeros(2, 3, 4, 1), positions, 0)
+    nothing: Any = lambda positions: 0.5  # noqa: E731
+    with pytest.raises(TypeError, match=re.escape(f"the scores of Scripted must be a tensor {rule} 0.5")):
+        rank_entries(Scripted(0.5, scores=nothing), torch.zeros(2, 3, 4, 1), positions, 0)
+
+
+@pytest.mark.parametrize("odd", [math.inf, -math.inf, math.nan])
+def test_infinite_scores_do_not_widen_what_others_may_change_by(odd: float) -> None:
+    """Neither does a NaN; both have to be the same again."""
+    small = 2.0**-10
+
+    def after(positions: Tensor) -> Tensor:
+        return torch.where(positions == 0, odd, small)
+
+    check([[[odd, small, small, small]]], after)
+    with pytest.raises(ValueError, match="the entry at position 1 was "):
+        check([[[odd, small * 1.125, small, small]]], after)
+    with pytest.raises(ValueError, match="the entry at position 1 was "):
+        check([[[1.0, small * 1.125, small, small]]], lambda positions: after(positions), [[[-1, 1, 2, 3]]])
 
 
 @pytest.mark.parametrize(
