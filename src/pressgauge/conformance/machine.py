@@ -263,4 +263,7 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Compare with a fresh cache."""
         if self.batch is not None:
-            self.batch.check()
+            try:
+                self.batch.check()
+            finally:
+                self.batch.session.pause()

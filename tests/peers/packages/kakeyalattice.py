@@ -18,5 +18,5 @@ def factory(keep_ratio: float, model: Any, q_range: int = 38) -> Any:
     )
 
 
-declared(factory, lambda q_range: {**QUANTISES, "axis": "token", "residual": 0, "simulated": True},
+declared(factory, lambda q_range: {**QUANTISES, "residual": 0, "simulated": True},
          {"q_range": [38, 10, 152]})  # fmt: skip

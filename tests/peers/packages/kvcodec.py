@@ -21,4 +21,4 @@ def factory(keep_ratio: float) -> Any:
     return written_once(restored)
 
 
-declared(factory, {**QUANTISES, "bits": 8, "axis": "token", "simulated": True})
+declared(factory, {**QUANTISES, "bits": 8, "simulated": True})

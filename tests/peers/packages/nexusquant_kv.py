@@ -18,5 +18,5 @@ def cache(keep_ratio: float, model: Any) -> Any:
     return E8QuantizedCache.from_model(model)
 
 
-declared(context, lambda bits: {**QUANTISES, "kind": "context", "bits": bits, "axis": "token"}, {"bits": [3, 4]})
-declared(cache, {**QUANTISES, "bits": (3, 2), "axis": "token"})
+declared(context, lambda bits: {**QUANTISES, "kind": "context", "bits": bits}, {"bits": [3, 4]})
+declared(cache, {**QUANTISES, "bits": (3, 2)})

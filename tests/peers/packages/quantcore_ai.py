@@ -34,12 +34,12 @@ def window(keep_ratio: float, model: Any) -> Any:
 # Values are not compressed by default, which is said in the docstring.
 declared(
     factory,
-    lambda bits: {**QUANTISES, "bits": (bits, 16), "axis": "token", "residual": 0, "read": read,
+    lambda bits: {**QUANTISES, "bits": (bits, 16), "residual": 0, "read": read,
                   "reports": {"bytes": held_bytes}},
     {"bits": [4, 3]},
 )  # fmt: skip
 declared(
     window,
-    {**NEITHER, "entries": "quantised", "bits": (4, 16), "axis": "token", "read": read,
+    {**NEITHER, "entries": "quantised", "bits": (4, 16), "read": read,
      "target": lambda seen, held: min(held, WINDOW), "score": "position", "recent": WINDOW},
 )  # fmt: skip

@@ -15,6 +15,6 @@ def factory(keep_ratio: float, model: Any, nbits: int = 4) -> Any:
 # "MSE distortion <= 0.009 at 4 bits", "<= 0.117 at 2 bits".
 declared(
     factory,
-    lambda nbits: {**QUANTISES, "bits": nbits, "axis": "token", "error": {4: 0.009, 2: 0.117}[nbits] ** 0.5},
+    lambda nbits: {**QUANTISES, "bits": nbits, "error": {4: 0.009, 2: 0.117}[nbits] ** 0.5},
     {"nbits": [4, 2]},
 )

@@ -22,7 +22,7 @@ def older_numpy(keep_ratio: float, bits: int = 4) -> Any:
 def promised(bits: int) -> dict[str, Any]:
     """What the README says: 4 bits, and "a residual window of 128 tokens"."""
     reports = {"bytes": lambda cache, _: cache.memory_usage_bytes()["total_bytes"]}
-    return {**QUANTISES, "bits": bits, "axis": "token", "residual": 128, "reports": reports}
+    return {**QUANTISES, "bits": bits, "residual": 128, "reports": reports}
 
 
 declared(factory, promised, {"bits": [4]})

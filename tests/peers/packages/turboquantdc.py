@@ -19,6 +19,6 @@ def read(cache: Any, index: int) -> Any:
 
 declared(
     factory,
-    lambda bits: {**QUANTISES, "kind": "instance", "bits": bits, "axis": "token", "read": read},
+    lambda bits: {**QUANTISES, "kind": "instance", "bits": bits, "read": read},
     {"bits": [4, 3]},
 )
