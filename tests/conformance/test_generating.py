@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from pressgauge.conformance import architectures, devices
-from pressgauge.conformance.generating import NEW, PROMPT, difference, plain_tokens, tokens_of
+from pressgauge.conformance.generating import NEW, PROMPT, comparable, difference, plain_tokens, tokens_of
 from pressgauge.conformance.guard import difference as changed
 from pressgauge.conformance.guard import fingerprint
 from pressgauge.conformance.outcomes import Departure, Refused
@@ -16,6 +16,7 @@ OPTIONS: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
 
 def test_a_ratio_of_one_generates_the_tokens_of_the_plain_model(subject: Subject, model: architectures.Model) -> None:
     """Rule 7: with keep_ratio 1, the tokens are those that the model generates greedily without a compressor."""
+    comparable(subject)
     for length in (1, PROMPT):
         ids = architectures.text(model, 1, length)
         found = tokens_of(subject, model, ids, keep_ratio=1.0, prune_after=0)
@@ -51,6 +52,7 @@ def test_prompts_longer_than_the_budget_are_continued(subject: Subject, one_mode
 
 def test_rows_are_continued_independently(subject: Subject, one_model: architectures.Model) -> None:
     """Rule 8: a row of a batch is continued as alone."""
+    comparable(subject)
     ids = architectures.text(one_model, 3, PROMPT)
     together = tokens_of(subject, one_model, ids, **OPTIONS)
     alone = torch.cat([tokens_of(subject, one_model, row[None], **OPTIONS) for row in ids])
@@ -71,7 +73,7 @@ def test_later_calls_do_not_depend_on_earlier_ones(subject: Subject, one_model: 
 
 def test_the_model_of_a_generating_function_is_left_unchanged(subject: Subject) -> None:
     """After a call, weights, hooks, attributes and tokens of the model are as before (C6 of the bug catalogue)."""
-    model = architectures.build("llama").to(devices.chosen())
+    model = architectures.build("llama").to(devices.chosen(), subject.dtype)
     ids = architectures.text(model, 1, PROMPT)
     before, expected = fingerprint(model), plain_tokens(model, ids)
     tokens_of(subject, model, ids, **OPTIONS)

@@ -117,7 +117,7 @@ class InterruptedPassError(Exception):
 def test_the_model_is_left_unchanged(subject: Subject) -> None:
     """Hooks, patches and registrations are removed from the model, also after an exception within a pass, and its
     logits are as before (C6 of the bug catalogue)."""
-    model = architectures.build("llama").to(devices.chosen())
+    model = subject.model_of(architectures.build("llama").to(devices.chosen()))
     ids = architectures.text(model, 1, 16)
     own = ids.to(model.device)
     options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}

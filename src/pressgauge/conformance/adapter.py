@@ -43,6 +43,8 @@ class Adapter(ABC):
     """Whether the factory is called for each sequence, since what it returns serves one."""
     opaque: ClassVar[str] = ""
     """Reason why nothing shows but the generated tokens; empty for other conventions."""
+    sees_model: ClassVar[bool] = False
+    """Whether it works on the model itself, and not on a cache only."""
     shared: ClassVar[str] = ""
     """Phrase for findings: what further sequences through one compressor share."""
 

@@ -70,7 +70,7 @@ class GenerateAdapter(Adapter):
     """A function ``generate(model, input_ids, max_new_tokens=...) -> tokens``, which shows no cache."""
 
     kind, words, schedule = "generate", "a function that generates tokens", "budget"
-    declines_batches = True
+    declines_batches, sees_model = True, True
     opaque = "a function that generates shows its tokens only"
 
     @staticmethod
@@ -113,6 +113,7 @@ class PatchAdapter(Adapter):
     """
 
     kind, words, schedule = "patch", "a patch of a model", "prefill"
+    sees_model = True
     beyond: ClassVar[Mapping[str, str]] = ALONE
     shared = "in one patch "
 
@@ -135,6 +136,7 @@ class ContextAdapter(Adapter):
     """An object, or a function made by ``contextlib.contextmanager``, used as ``with obj(model):``."""
 
     kind, words, schedule = "context", "a context manager around a model", "prefill"
+    sees_model = True
     beyond: ClassVar[Mapping[str, str]] = ALONE
     shared = "in one context "
 

@@ -66,7 +66,12 @@ class Batch:
         """Whether no pass was refused so far."""
         self.session = started(subject, model, options, PROMPT)
         self.session.__enter__()
-        self.feed(PROMPT)
+        try:
+            self.feed(PROMPT)
+        except BaseException:
+            # Nobody holds this object yet who could release the model.
+            self.session.pause()
+            raise
 
     @property
     def seen(self) -> int:
@@ -264,4 +269,7 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Compare with a fresh cache."""
         if self.batch is not None:
-            self.batch.check()
+            try:
+                self.batch.check()
+            finally:
+                self.batch.session.pause()

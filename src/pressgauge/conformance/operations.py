@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from pressgauge.conformance import architectures
-from pressgauge.conformance.checks import EXACT, check_attention
+from pressgauge.conformance.checks import check_attention, comparable
 from pressgauge.conformance.outcomes import DECLINES, REFUSALS, Departure, Refused, Unreadable, not_applicable
+from pressgauge.conformance.precision import EXACT
 from pressgauge.conformance.reading import Entries, layers_of
 from pressgauge.conformance.session import Pass, Session, Trace
 from pressgauge.conformance.subjects import Subject
@@ -243,6 +244,7 @@ def off(found: Tensor, expected: Tensor) -> Tensor:
 
 def tolerance(subject: Subject, model: Any, ids: Tensor, reference: Reference, mask: Tensor | None = None) -> float:
     """Relative error of logits that is allowed between two runs: twice the subject's own, if it alters entries."""
+    comparable(subject.model_dtype)
     if subject.declares.entries == "kept" or not reference.passes:
         return EXACT
     logits = torch.cat([one.logits for one in reference.passes], dim=1)

@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from pressgauge.conformance import architectures, oracle
 from pressgauge.conformance.generating import PROMPT, check_compresses, tokens_of
 from pressgauge.conformance.outcomes import OF_OTHERS, Departure, Refused, Vacuous, not_applicable
+from pressgauge.conformance.precision import rounding
 from pressgauge.conformance.session import Trace, run
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.versions import CACHE, CACHE_NAMES, using
@@ -204,7 +205,7 @@ def _as_a_dynamic_cache(trace: Trace) -> bool:
 
 
 def _plain_logits(trace: Trace) -> Tensor:
-    cache = DynamicCache(config=trace.model.config)
+    cache = rounding(DynamicCache(config=trace.model.config), trace.subject.entries_dtype)
     ids = trace.ids.to(trace.model.device)
     ends = list(accumulate(trace.lengths))
     passes = [ids[:, end - length : end] for end, length in zip(ends, trace.lengths, strict=True)]
@@ -228,6 +229,12 @@ def concerns(file: str, subject: Any) -> bool:
     functions.
     """
     return file == "test_smoke" or not isinstance(subject, Subject) or bool(subject.adapter.opaque) == (file == OPAQUE)
+
+
+def require_dtype(subject: Subject, dtype: Any) -> None:
+    """Skip a law about a dtype that a subject does not declare."""
+    if subject.declares.dtypes and dtype not in subject.declares.dtypes:
+        not_applicable(f"the subject declares other dtypes than {dtype}")
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from harness.mutants.attention_scores import ATTENTION_SCORES
 from harness.mutants.benchmarks import BENCHMARKS
 from harness.mutants.compressors import COMPRESSORS
+from harness.mutants.declared import DECLARED
 from harness.mutants.evaluators import EVALUATORS
 from harness.mutants.kept_alive import KEPT_ALIVE
 from harness.mutants.measuring import MEASURING
@@ -11,6 +12,7 @@ from harness.mutants.models import MODELS
 from harness.mutants.mutant import Mutant
 from harness.mutants.onepass import ONEPASS
 from harness.mutants.operations import OPERATIONS
+from harness.mutants.quantised import QUANTISED
 from harness.mutants.regressions import REGRESSIONS
 from harness.mutants.smoke import SMOKE
 from harness.mutants.ways_in import WAYS_IN
@@ -18,6 +20,7 @@ from harness.mutants.ways_in import WAYS_IN
 MUTANTS: list[Mutant] = [
     *SMOKE,
     *WAYS_IN,
+    *DECLARED,
     *COMPRESSORS,
     *ATTENTION_SCORES,
     *ONEPASS,
@@ -29,4 +32,5 @@ MUTANTS: list[Mutant] = [
     *MEMORY,
     *OPERATIONS,
     *KEPT_ALIVE,
+    *QUANTISED,
 ]

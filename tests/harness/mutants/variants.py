@@ -8,8 +8,10 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from harness.mutants.compressors import Boundary, ByScore, FloatCeiling, Floor, LaterWins, Rounded
+from harness.mutants.declared import RIGHT_DECLARED
 from harness.mutants.kept import KEPT, NEWEST
 from harness.mutants.plain import HOOKED, SOUND, Layers, Plain, plain
+from harness.mutants.right_quantised import RIGHT_QUANTISED
 from harness.mutants.smoke import READ
 from harness.mutants.ways_in import RIGHT_WAYS_IN
 from pressgauge import StreamingLLMPress
@@ -112,6 +114,7 @@ VARIANTS = [
     DYNAMIC,
     READ,
     *RIGHT_WAYS_IN,
+    *RIGHT_DECLARED,
     subject_of(
         "transformers' sliding window",
         SlidingWindow,
@@ -124,4 +127,5 @@ VARIANTS = [
         },
     ),
     subject_of("StreamingLLMPress, plain", StreamingLLMPress, {"score": "position", "sinks": 4}),
+    *RIGHT_QUANTISED,
 ]
