@@ -22,6 +22,7 @@ from pressgauge.conformance.reading import Entries, layers_of
 from pressgauge.conformance.session import Pass, Session, Trace
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited
+from pressgauge.conformance.traces import audited
 
 PROMPT = 12
 ALTERED_PROMPT = 140
@@ -359,6 +360,7 @@ def check_survivors(trace: Trace, passes: list[Pass], ids: Tensor, kept: int, wh
     left = trace.passes[kept - 1].end
     old, new = audited(replace(trace, passes=passes, ids=ids, audit=None)), audited(trace)
     with _prefixed(when):
+        new = audited(trace)
         for layer in range(trace.layers):
             held, now = old.alive[layer][-1][..., :left], new.alive[layer][kept - 1][..., :left]
             # Entries that only cropped passes evicted may return, as if these had never been fed.
@@ -496,7 +498,7 @@ def check_crop(
         check_same(subject, session, accepted, reference, kept, when, allowed)
     if attends and before.held and left and accepted:
         with _prefixed(when):
-            check_attention(replace(trace, ids=whole[:, : session.seen]))
+            check_attention(replace(trace, ids=whole[:, : session.seen], audit=None))
 
 
 def attends(subject: Subject, model: Any, ids: Tensor, moment: Moment, reference: Reference) -> bool:
