@@ -19,6 +19,7 @@ EVERYWHERE = ("knorm-budget", "streaming-llm-prefill", "plain-KnormPress-step", 
 LONG = (
     "test_a_crop_leaves_the_tokens_before_it",
     "test_rows_of_a_padded_batch_continue_as_the_rows_they_were",
+    "test_two_operations_leave_a_cache_as_fresh",
     "test_operations_in_any_order_leave_a_cache_as_fresh",
     "test_lengths_around_128_and_256_are_no_exception",
     "test_hundreds_of_passes_follow_the_schedule",

@@ -139,10 +139,10 @@ def test_a_copied_cache_is_independent(subject: Subject, one_model: architecture
         for token in range(12, 15):
             session.feed(ids[:, token : token + 1])
         copy = copied(session)
-        for token in range(15, LENGTH):
-            copy.feed(ids[:, token : token + 1] * 0 + 3)
+        # In turns, since what one wrote may be overwritten by the other.
         for token in range(15, LENGTH):
             session.feed(ids[:, token : token + 1])
+            copy.feed(ids[:, token : token + 1] * 0 + 3)
     alone = run(subject, one_model, ids, [12] + [1] * (LENGTH - 12), keep_ratio=0.5, prune_after=4)
     found = torch.cat([one.logits for one in session.passes], dim=1)
     check_same_logits(alone, found, alone.logits, "changed because a copy of the cache was continued")

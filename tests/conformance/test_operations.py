@@ -7,7 +7,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from pressgauge.conformance import architectures
-from pressgauge.conformance.machine import run_machine
+from pressgauge.conformance.machine import check_pairs, run_machine
 from pressgauge.conformance.operations import (
     GOING_ON,
     Moment,
@@ -299,6 +299,13 @@ def _check_beams(
                     f"{when}, the probabilities after {len(row)} tokens are off by {error:.2g} of the largest: "
                     "they are not those of a fresh cache fed this beam's tokens"
                 )
+
+
+def test_two_operations_leave_a_cache_as_fresh(subject: Subject, one_model: architectures.Model) -> None:
+    """After any two operations, with passes before, between and after them, a cache holds and computes what a fresh
+    cache fed the same rows does."""
+    provided_for(subject, "operations")
+    check_pairs(subject, one_model, rows_are_independent(subject, one_model))
 
 
 def test_operations_in_any_order_leave_a_cache_as_fresh(subject: Subject, one_model: architectures.Model) -> None:

@@ -34,7 +34,7 @@ class QuantisedAudit(Audit):
             alive = both.masked_fill(~old[:, :, None], torch.inf)
             both = torch.where(alive.amin(-1, keepdim=True) <= self.limits[0] ** 2 + self.limits[1] ** 2, alive, both)
         nearest = both.argmin(-1)
-        for name, distance, limit in zip(("key", "value"), far, self.limits, strict=True):
+        for distance, limit in zip(far, self.limits, strict=True):
             own = distance.gather(-1, nearest[..., None])[..., 0]
             if len(missing := torch.nonzero((own > limit) & ~padding)):
                 row, head, place = missing[0].tolist()
@@ -45,11 +45,11 @@ class QuantisedAudit(Audit):
                     raise Departure(
                         f"{where}, entry {place} pairs the key of token {tokens[0]} with the value of token {tokens[1]}"
                     )
-                index = ("key", "value").index(name)
+                index = 0 if least[0] > self.limits[0] else 1
                 raise Departure(
-                    f"{where}, entry {place} has a {name} that was never passed in; the nearest is that of token "
+                    f"{where}, entry {place} has a {('key', 'value')[index]} that was never passed in; the nearest is that of token "
                     f"{tokens[index]}, at a relative distance of {least[index]:.2g}, and what is declared allows "
-                    f"{limit:.2g}"
+                    f"{self.limits[index]:.2g}"
                 )
         two = both.topk(min(2, both.shape[-1]), dim=-1, largest=False).values
         ambiguous = int((two[..., -1] < 1.2 * two[..., 0]).sum()) if two.shape[-1] == 2 else 0

@@ -315,7 +315,7 @@ def check_inner_products(subject: Subject) -> None:
         for index in (0, 1):
             old = quantised.settled(subject, index, length)
             found, own = (x[:, :, :old].double() for x in (read(layer, index), arrived(trace, 0, index)))
-            queries = torch.randn((16, *own.shape), generator=generator, dtype=torch.float64)
+            queries = torch.randn((64, *own.shape), generator=generator, dtype=torch.float64)
             true, kept = ((queries * x).sum(-1) for x in (own, found))
             noise[index].append((kept - true) / own.norm(dim=-1))
             parts = [slice(None)] if seed is not None else [slice(a, b) for a, b in pairwise(_bounds(old))]

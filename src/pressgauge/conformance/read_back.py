@@ -37,7 +37,12 @@ def read_back(audit: Audit, number: int, layer: int) -> ReadBack:
     """Entries of a layer after pass ``number``, by token."""
     trace = audit.trace
     arrived = trace.arrived(layer, number + 1)
-    positions = audit.held[number][layer].positions.long()
+    held_keys = trace.passes[number].held[layer][0]
+    if held_keys.shape[2] == arrived[0].shape[2]:
+        # Nothing was evicted, so that the order is that of tokens, whatever is read back.
+        positions = torch.arange(held_keys.shape[2]).expand(held_keys.shape[:3])
+    else:
+        positions = audit.held[number][layer].positions.long()
     held = torch.zeros((*arrived[0].shape[:2], arrived[0].shape[2] + 1), dtype=torch.bool)
     index = positions.masked_fill(positions == GONE, held.shape[2] - 1)
     held.scatter_(2, index, True)

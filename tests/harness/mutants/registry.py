@@ -11,6 +11,8 @@ from harness.mutants.memory import MEMORY
 from harness.mutants.models import MODELS
 from harness.mutants.mutant import Mutant
 from harness.mutants.onepass import ONEPASS
+from harness.mutants.operations import OPERATIONS
+from harness.mutants.quantised import QUANTISED
 from harness.mutants.regressions import REGRESSIONS
 from harness.mutants.smoke import SMOKE
 from harness.mutants.ways_in import WAYS_IN
@@ -28,5 +30,7 @@ MUTANTS: list[Mutant] = [
     *EVALUATORS,
     *BENCHMARKS,
     *MEMORY,
+    *OPERATIONS,
     *KEPT_ALIVE,
+    *QUANTISED,
 ]

@@ -9,7 +9,9 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from harness.mutants.compressors import Boundary, ByScore, FloatCeiling, Floor, LaterWins, Rounded
 from harness.mutants.declared import RIGHT_DECLARED
+from harness.mutants.kept import KEPT, NEWEST
 from harness.mutants.plain import HOOKED, SOUND, Layers, Plain, plain
+from harness.mutants.right_quantised import RIGHT_QUANTISED
 from harness.mutants.smoke import READ
 from harness.mutants.ways_in import RIGHT_WAYS_IN
 from pressgauge import StreamingLLMPress
@@ -99,6 +101,8 @@ DYNAMIC = subject_of(
 VARIANTS = [
     SOUND,
     HOOKED,
+    KEPT,
+    NEWEST,
     plain(ByScore, order="any"),
     plain(LaterWins, ties="any"),
     plain(FloorFromP, boundary=">=", rounding=lambda ratio, count: int(ratio * count)),
@@ -123,4 +127,5 @@ VARIANTS = [
         },
     ),
     subject_of("StreamingLLMPress, plain", StreamingLLMPress, {"score": "position", "sinks": 4}),
+    *RIGHT_QUANTISED,
 ]
