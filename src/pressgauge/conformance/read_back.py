@@ -68,13 +68,14 @@ class Replayed(DynamicCache):
         super().__init__()
         self.before, self.instead = before, instead
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """The entries of a layer that a pass attends to."""
-        own = (keys, values) if self.instead is None else self.instead[layer]
-        old = self.before[layer]
-        both = (torch.cat([a.to(keys.device), b.to(keys.device)], dim=2) for a, b in zip(old, own, strict=True))
-        all_keys, all_values = both
-        return all_keys, all_values
+        own = (key_states, value_states) if self.instead is None else self.instead[layer_idx]
+        old, there = self.before[layer_idx], key_states.device
+        keys, values = (torch.cat([a.to(there), b.to(there)], dim=2) for a, b in zip(old, own, strict=True))
+        return keys, values
 
 
 SEEN = {

@@ -190,7 +190,7 @@ class UnclippedFrozenScale(FrozenScale):
     """What exceeds the scale of the first pass becomes NaN."""
 
     def encode(self, x: Tensor) -> Parts:
-        codes, scale = super().encode(x)
+        scale = super().encode(x)[1]
         return (x / scale).to(torch.float8_e4m3fn).where(x.abs() <= 448 * scale, torch.tensor(torch.nan)), scale
 
 
@@ -242,7 +242,7 @@ class GroupsOverRows(PerChannel):
     """Groups run over the flattened tokens of all rows."""
 
     def encode(self, x: Tensor) -> Parts:
-        rows, heads, tokens, size = x.shape
+        rows, tokens = x.shape[0], x.shape[2]
         flat = x.movedim(2, 0).flatten(0, 1)[None].transpose(1, 2)  # [1, K, T * B, D]
         packed, step, low = super().encode(flat)
         step, low = (each.repeat_interleave(self.block, dim=2) for each in (step, low))
@@ -452,16 +452,19 @@ class NoiseFromOneSketch(Rotated):
 class StaleReading(PackedLayer):
     """What was read back once is handed to attention again, without the newest change of its tokens."""
 
+    earlier: tuple[Tensor, Tensor] | None = None
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.write(key_states, value_states)
-        entries = self.read()
-        if getattr(self, "cached", None) is not None:
-            old = self.cached[0].shape[2]
-            entries = tuple(  # type: ignore[assignment]
-                torch.cat([then * 1.1, now[:, :, old:]], dim=2) for then, now in zip(self.cached, entries, strict=True)
-            )
-        self.cached = self.read()
-        return entries
+        (keys, values), earlier = self.read(), self.earlier
+        self.earlier = (keys, values)
+        if earlier is None:
+            return keys, values
+        old = earlier[0].shape[2]
+        stale = [
+            torch.cat([then * 1.1, now[:, :, old:]], dim=2) for then, now in zip(earlier, (keys, values), strict=True)
+        ]
+        return stale[0], stale[1]
 
 
 class OriginalsForAttention(PackedLayer):
@@ -469,8 +472,8 @@ class OriginalsForAttention(PackedLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.write(key_states, value_states)
-        old = getattr(self, "full", (key_states[:, :, :0], value_states[:, :, :0]))
-        self.full = tuple(torch.cat(pair, dim=2) for pair in zip(old, (key_states, value_states), strict=True))
+        keys, values = getattr(self, "full", (key_states[:, :, :0], value_states[:, :, :0]))
+        self.full = torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
         return self.full
 
 
@@ -510,6 +513,17 @@ class Fake(PackedLayer):
         return torch.cat([*self.stored[index][:1], self.recent[index]], dim=2)
 
 
+class LosesAtGrowth(PackedLayer):
+    """When storage grows beyond 128 tokens, the first tokens get the step of the third."""
+
+    def store(self, index: int, parts: Parts) -> None:
+        before = self.stored[index][0].shape[2] if self.stored[index] else 0
+        super().store(index, parts)
+        packed, step, low = self.stored[index]
+        if before <= 128 < packed.shape[2]:
+            self.stored[index] = packed, torch.cat([step[:, :, 2:3].expand_as(step[:, :, :2]), step[:, :, 2:]], 2), low
+
+
 class ReorderedWithoutScales(PackedLayer):
     """Beam search reorders codes, and not their scales."""
 
@@ -527,7 +541,10 @@ class ScalesNotEvicted(EvictingLayer):
         held = self.stored[0][0].shape[2]
         if held < entries[0].shape[2] and all(before):
             self.stored = [
-                (now[0], *(torch.cat([old, new], dim=2)[:, :, :held] for old, new in zip(then[1:], now[1:], strict=True)))
+                (
+                    now[0],
+                    *(torch.cat([old, new], dim=2)[:, :, :held] for old, new in zip(then[1:], now[1:], strict=True)),
+                )
                 for then, now in zip(before, self.stored, strict=True)
             ]
         return entries
@@ -593,16 +610,26 @@ def mutant(name: str, kind: type, law: Law, twin: Subject, subject: Subject, see
 
 QUANTISED: list[Mutant] = [
     mutant("groups-of-one", GroupsOfOne, LEVELS, KIVI, kivi(GroupsOfOne), "VeloxQuant-MLX issue 162"),
-    mutant("residual-of-the-call", ResidualOfTheCall, RESIDUAL, RING, ring(ResidualOfTheCall), "VeloxQuant-MLX issue 86"),
+    mutant(
+        "residual-of-the-call", ResidualOfTheCall, RESIDUAL, RING, ring(ResidualOfTheCall), "VeloxQuant-MLX issue 86"
+    ),
     mutant("residual-and-passes", ResidualOfTheCall, PASSES, RING, ring(ResidualOfTheCall), "VeloxQuant-MLX issue 86"),
     mutant("requantised", Requantised, ONCE, KIVI, kivi(Requantised), "VeloxQuant-MLX issue 397"),
-    mutant("prompt-whole", PromptQuantisedWhole, RESIDUAL, RING, ring(PromptQuantisedWhole), "transformers issue 34189"),
-    mutant("emptied-whole", ResidualEmptiedWhole, RESIDUAL, RING, ring(ResidualEmptiedWhole), "transformers issue 34189"),
+    mutant(
+        "prompt-whole", PromptQuantisedWhole, RESIDUAL, RING, ring(PromptQuantisedWhole), "transformers issue 34189"
+    ),
+    mutant(
+        "emptied-whole", ResidualEmptiedWhole, RESIDUAL, RING, ring(ResidualEmptiedWhole), "transformers issue 34189"
+    ),
     mutant("residual-short", ResidualShort, RESIDUAL, RING, ring(ResidualShort)),
     mutant("values-never", ValuesNeverQuantised, LEVELS, INT4, int4(ValuesNeverQuantised)),
     mutant("frozen-scale", FrozenScale, PASSES, FLOAT8, float8(FrozenScale), "transformers' fp8 cache in 5.23"),
-    mutant("frozen-batch", FrozenScaleOfTheBatch, ROWS, FLOAT8, float8(FrozenScaleOfTheBatch), "transformers' fp8 cache"),
-    mutant("frozen-nan", UnclippedFrozenScale, EXTREMES, FLOAT8, float8(UnclippedFrozenScale), "transformers' fp8 cache"),
+    mutant(
+        "frozen-batch", FrozenScaleOfTheBatch, ROWS, FLOAT8, float8(FrozenScaleOfTheBatch), "transformers' fp8 cache"
+    ),
+    mutant(
+        "frozen-nan", UnclippedFrozenScale, EXTREMES, FLOAT8, float8(UnclippedFrozenScale), "transformers' fp8 cache"
+    ),
     mutant("frozen-wraps", WrappingFrozenScale, EXTREMES, FLOAT8, float8(WrappingFrozenScale)),
     mutant("scale-of-the-pass", ScaleOfThePass, PASSES, INT8, by_token(ScaleOfThePass)),
     mutant("padding", ScaleOfThePass, PADDING, INT8, by_token(ScaleOfThePass), "tiny-turboquant 0.18"),
@@ -610,11 +637,27 @@ QUANTISED: list[Mutant] = [
     mutant("scale-of-all-heads", ScaleOfAllHeads, HEADS, INT4, int4(codec=ScaleOfAllHeads)),
     mutant("scale-of-neighbours", ScaleOfNeighbours, STEP, INT4, int4(codec=ScaleOfNeighbours)),
     mutant("groups-over-rows", GroupsOverRows, ROWS, KIVI, kivi_keys(GroupsOverRows), "sglang PR 22777"),
-    mutant("running-scale", RunningScale, ONCE, INT8, quantised(
-        "RunningScale", lambda: RunningScale(Symmetric(), Symmetric()), bits=8, axis="token", residual=0)),
-    mutant("later-tokens", BlockScaledByLaterTokens, LATER, INT8, quantised(
-        "BlockScaledByLaterTokens", lambda: BlockScaledByLaterTokens(Symmetric(), Symmetric()), bits=8, error=0.02,
-        residual=0), "tiny-turboquant 0.18"),
+    mutant(
+        "running-scale",
+        RunningScale,
+        ONCE,
+        INT8,
+        quantised("RunningScale", lambda: RunningScale(Symmetric(), Symmetric()), bits=8, axis="token", residual=0),
+    ),
+    mutant(
+        "later-tokens",
+        BlockScaledByLaterTokens,
+        LATER,
+        INT8,
+        quantised(
+            "BlockScaledByLaterTokens",
+            lambda: BlockScaledByLaterTokens(Symmetric(), Symmetric()),
+            bits=8,
+            error=0.02,
+            residual=0,
+        ),
+        "tiny-turboquant 0.18",
+    ),
     mutant("values-with-key-scales", ValuesWithKeyScales, HEADS, INT4, int4(ValuesWithKeyScales)),
     mutant("swapped-nibbles", SwappedNibbles, STEP, INT4, int4(codec=SwappedNibbles)),
     mutant("zero-point-lost", ZeroPointLost, STEP, INT4, int4(codec=ZeroPointLost)),
@@ -623,8 +666,17 @@ QUANTISED: list[Mutant] = [
     mutant("truncated", Truncated, STEP, INT4, int4(codec=Truncated)),
     mutant("previous-codes", PreviousCodes, RETAINED, INT4, int4(PreviousCodes)),
     mutant("four-bits-for-two", FourBitsForTwo, LEVELS, of_bits(2), two_declared()),
-    mutant("range-of-a-thousandth", RangeOfAThousandth, EXTREMES, INT4, int4(codec=RangeOfAThousandth), "openvino PR 37095"),
-    mutant("zero-point-of-a-constant", ZeroPointOfAConstant, EXTREMES, INT4, int4(codec=ZeroPointOfAConstant), "openvino PR 34105"),
+    mutant(
+        "range-of-a-thousandth", RangeOfAThousandth, EXTREMES, INT4, int4(codec=RangeOfAThousandth), "openvino PR 37095"
+    ),
+    mutant(
+        "zero-point-of-a-constant",
+        ZeroPointOfAConstant,
+        EXTREMES,
+        INT4,
+        int4(codec=ZeroPointOfAConstant),
+        "openvino PR 34105",
+    ),
     mutant("zero-by-zero", ZeroByZero, EXTREMES, INT4, int4(codec=ZeroByZero), "hqq issue 159"),
     mutant("half-precision", HalfPrecision, EXTREMES, INT4, int4(codec=HalfPrecision), "tiny-turboquant 0.18"),
     mutant("smallest-scale", SmallestScale, EXTREMES, INT4, int4(codec=SmallestScale)),
@@ -634,12 +686,22 @@ QUANTISED: list[Mutant] = [
     mutant("norms-not-stored", NormsNotStored, STEP, ROTATED, rotated(codec=NormsNotStored)),
     mutant("not-rotated-back", NotRotatedBack, STEP, ROTATED, rotated(codec=NotRotatedBack)),
     mutant("biased", Rotated, PRODUCTS, claims(Unbiased, unbiased=True), claims(Rotated, unbiased=True)),
-    mutant("noisy-sketch", NoiseFromOneSketch, PRODUCTS, ROTATED, rotated(codec=NoiseFromOneSketch), "turboquant ports"),
+    mutant(
+        "noisy-sketch", NoiseFromOneSketch, PRODUCTS, ROTATED, rotated(codec=NoiseFromOneSketch), "turboquant ports"
+    ),
     mutant("stale-reading", StaleReading, ATTENTION, INT4, int4(StaleReading)),
     mutant("originals-for-attention", OriginalsForAttention, ATTENTION, INT4, int4(OriginalsForAttention)),
     mutant("shared-by-copies", SharedByCopies, COPY, INT4, int4(SharedByCopies)),
+    mutant("loses-at-growth", LosesAtGrowth, ONCE, INT4, int4(LosesAtGrowth)),
     mutant("fake", Fake, BYTES, INT4, int4(Fake), "sglang PR 22777"),
-    mutant("ratio-by-formula", Rotated, BYTES, claims(Rotated, ratio=3.7), claims(Rotated, ratio=4.0), "turboquant_plus PR 53"),
+    mutant(
+        "ratio-by-formula",
+        Rotated,
+        BYTES,
+        claims(Rotated, ratio=3.7),
+        claims(Rotated, ratio=4.0),
+        "turboquant_plus PR 53",
+    ),
     mutant("reordered-without-scales", ReorderedWithoutScales, BEAMS, INT4, int4(ReorderedWithoutScales)),
     mutant("scales-not-evicted", ScalesNotEvicted, RETAINED, EVICTING, evicting(ScalesNotEvicted)),
     mutant("bits-ignored", FourBitsForTwo, MODEL, of_bits(2), bits_ignored()),

@@ -26,4 +26,5 @@ MUTANTS: list[Mutant] = [
     *BENCHMARKS,
     *MEMORY,
     *KEPT_ALIVE,
+    *QUANTISED,
 ]
