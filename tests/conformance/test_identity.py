@@ -79,8 +79,8 @@ def check_all_held(trace: Trace) -> None:
                 held.positions, torch.arange(end).expand_as(held.positions[..., :1].expand(-1, -1, end))
             ):
                 raise Departure(
-                    f"nothing may be evicted, but layer {layer} does not hold the {end} tokens seen by pass {number}, in "
-                    "order"
+                    f"nothing may be evicted, but layer {layer} does not hold the {end} tokens seen by pass {number}, "
+                    "in order"
                 )
 
 

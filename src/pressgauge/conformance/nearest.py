@@ -48,9 +48,9 @@ class QuantisedAudit(Audit):
                     )
                 index = 0 if least[0] > self.limits[0] else 1
                 raise Departure(
-                    f"{where}, entry {place} has a {('key', 'value')[index]} that was never passed in; the nearest is that "
-                    f"of token {tokens[index]}, at a relative distance of {least[index]:.2g}, and what is declared allows "
-                    f"{self.limits[index]:.2g}"
+                    f"{where}, entry {place} has a {('key', 'value')[index]} that was never passed in; the nearest is "
+                    f"that of token {tokens[index]}, at a relative distance of {least[index]:.2g}, and what is "
+                    f"declared allows {self.limits[index]:.2g}"
                 )
         two = both.topk(min(2, both.shape[-1]), dim=-1, largest=False).values
         ambiguous = int((two[..., -1] < 1.2 * two[..., 0]).sum()) if two.shape[-1] == 2 else 0

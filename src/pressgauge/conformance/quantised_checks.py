@@ -53,8 +53,9 @@ def check_levels(subject: Subject) -> None:
 
 
 def _relative(found: Tensor, own: Tensor) -> Tensor:
-    errors: Tensor = (found.double() - own.double()).norm(dim=-1)
-    return errors / own.double().norm(dim=-1).clamp(min=1e-30)
+    errors, norms = (x.norm(dim=-1) for x in (found.double() - own.double(), own.double()))
+    relative: Tensor = errors / norms.clamp(min=1e-30)
+    return relative
 
 
 def distinct(groups: Tensor) -> Tensor:
@@ -146,8 +147,8 @@ def check_half_steps(found: Tensor, own: Tensor, known: tuple[float, int | None,
         raise Departure(
             f"{what}: channel {channel} of token {token} (row {row}, KV head {head}) is read back as "
             f"{float(found[row, head, token, channel]):.4g} instead of {float(own[row, head, token, channel]):.4g}, "
-            f"off by {float(excess.max()) / 2:.2g} steps of {bits:g} bits over its own group of {group or 'all'} numbers; "
-            "right is half a step"
+            f"off by {float(excess.max()) / 2:.2g} steps of {bits:g} bits over its own group of {group or 'all'} "
+            "numbers; right is half a step"
         )
 
 
