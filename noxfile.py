@@ -3,6 +3,7 @@ tool."""
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nox
 
@@ -12,6 +13,7 @@ nox.options.reuse_existing_virtualenvs = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 TORCH = "torch==2.13.0"  # what the baselines were recorded with; no lock moves it
+PEERS: dict[str, Any] = {"kvpress": {}, **nox.project.load_toml("tests/peers/packages.toml")}
 LOCKS = {
     "constraints.txt": tuple(
         name for name in PROJECT["dependency-groups"] if name not in ("lm-eval", "oldest", "peers")
@@ -44,6 +46,23 @@ def install(session: nox.Session, *groups: str, locked: bool = True) -> None:
     # are compiled once, then, and not by each process, even where the environment says that nothing is to be written.
     session.env["PYTHONDONTWRITEBYTECODE"] = ""
     session.install("--no-compile", *releases, "--editable", ".[bench]", *requirements, env=builds)
+
+
+def install_peer(session: nox.Session, requires: list[str], releases: dict[str, str] | None = None, **_: Any) -> None:
+    """Install the package with the tests and a third-party package, in the releases of the lock.
+
+    Args:
+        session: the session.
+        requires: the third-party package, and what it needs beside the lock, pinned.
+        releases: releases other than those of the lock.
+    """
+    others = releases or {}
+    lines = Path("constraints.txt").read_text(encoding="utf-8").splitlines()
+    lock = Path(session.create_tmp()).resolve() / "constraints.txt"
+    lock.write_text("\n".join([*(line for line in lines if line.partition("==")[0] not in others),
+                               *(f"{name}=={release}" for name, release in others.items())]))  # fmt: skip
+    tests = nox.project.dependency_groups(PROJECT, "test")
+    session.install("--no-compile", "--constraint", str(lock), "--editable", ".[bench]", *tests, *requires)
 
 
 def require(session: nox.Session, device: str, condition: str) -> None:
@@ -201,6 +220,7 @@ MUTATED = {
             "properties/test_onepass.py",
             "unit/test_decoder_refusals.py",
             "unit/test_likelihood_details.py",
+            "unit/test_likelihood_devices.py",
             "harness/test_accelerator.py",
         ),
     ),
@@ -260,14 +280,19 @@ def kills(session: nox.Session) -> None:
 
 
 @nox.session
-def peers(session: nox.Session) -> None:
-    """Run every law against third-party compressors, and write ``docs/peers.md``.
+@nox.parametrize("package", list(PEERS), ids=list(PEERS))
+def peers(session: nox.Session, package: str) -> None:
+    """Verify the findings on a third-party package, run every law against it, and write its page to ``docs/``.
 
-    In a separate environment, since kvpress needs an older transformers.
+    Each package has an environment of its own, since several need another transformers or are imported under one name.
     """
-    install(session, "peers")
-    session.run("python", "-m", "pytest", "tests/peers", *session.posargs)
-    session.run("python", "-m", "tools.peers")
+    if package == "kvpress":
+        install(session, "peers")
+        session.run("python", "-m", "pytest", "tests/peers", *session.posargs)
+    else:
+        install_peer(session, **PEERS[package])
+        session.run("python", "-m", "pytest", f"tests/peers/verify/test_{package.replace('-', '_')}.py")
+    session.run("python", "-m", "tools.peers", package)
 
 
 @nox.session

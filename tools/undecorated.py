@@ -14,8 +14,8 @@ APPLIED = ("property", "contextmanager", "torch.no_grad()")
 def undecorated(code: str) -> str:
     """A module that does the same with fewer decorated functions.
 
-    Decorators of ``APPLIED`` move to the end of the module. Memos are left out: they change no result, and a result
-    that is remembered from the original would hide a mutant.
+    Decorators of ``APPLIED`` move to the end of the module. Memos are left out, and a ``cached_property`` becomes a
+    ``property``: they change no result, and a result that is remembered from the original would hide a mutant.
     """
     lines = code.splitlines(keepends=True)
     below: list[str] = []
@@ -29,6 +29,8 @@ def undecorated(code: str) -> str:
             name, decorator = prefix + node.name, ast.unparse(node.decorator_list[0])
             if decorator in APPLIED:
                 below.append(f"{name} = {decorator}({name})\n")
+            elif decorator == "cached_property":
+                below.append(f"{name} = property({name})\n")
             elif not decorator.startswith("lru_cache("):
                 continue
             lines[node.decorator_list[0].lineno - 1] = ""

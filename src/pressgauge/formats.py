@@ -46,3 +46,12 @@ def size(value: float | None) -> str:
 def ratio(median: float | None, interval: tuple[float, float] | None) -> str:
     """A ratio and its confidence interval."""
     return DASH if median is None or interval is None else f"{median:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def interval(change: float, ends: tuple[float, float] | None) -> str:
+    """A relative change and its confidence interval, in whole percents if the interval is as wide as 10 of them."""
+    if ends is None:
+        return f"{change:+.1%}"
+    digits = 0 if ends[1] - ends[0] >= 0.1 else 1
+    low, high = (f"{100 * end:+,.{digits}f}" for end in ends)
+    return f"{100 * change:+,.{digits}f}% [{low}, {high}]"

@@ -1,11 +1,13 @@
 """Parametrisation of the laws: subjects and models."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pressgauge.conformance import architectures, devices
 from pressgauge.conformance.plugin import option
+from pressgauge.conformance.smoke import concerns
 from pressgauge.conformance.subjects import find
 from pressgauge.conformance.trained import trained_model
 
@@ -17,6 +19,7 @@ EVERYWHERE = ("knorm-budget", "streaming-llm-prefill", "plain-KnormPress-step", 
 LONG = (
     "test_a_crop_leaves_the_tokens_before_it",
     "test_rows_of_a_padded_batch_continue_as_the_rows_they_were",
+    "test_two_operations_leave_a_cache_as_fresh",
     "test_operations_in_any_order_leave_a_cache_as_fresh",
     "test_lengths_around_128_and_256_are_no_exception",
     "test_hundreds_of_passes_follow_the_schedule",
@@ -48,6 +51,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("subject", subjects, ids=_name, scope="session")
     if "one_model" in metafunc.fixturenames:
         metafunc.parametrize("one_model", [asked or "llama"], indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the laws that do not concern a subject, for example those for functions that generate."""
+    own = [item for item in items if isinstance(item, pytest.Function) and item.path.parent == Path(__file__).parent]
+    beyond = {
+        item
+        for item in own
+        if hasattr(item, "callspec") and not concerns(item.path.stem, item.callspec.params.get("subject"))
+    }
+    items[:] = [item for item in items if item not in beyond]
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,9 @@ import torch
 
 from pressgauge.conformance import architectures
 from pressgauge.conformance.checks import check_attention, check_same_logits, wrong_tokens
+from pressgauge.conformance.operations import copied
 from pressgauge.conformance.quantised import settled
+from pressgauge.conformance.rotation import check_rotation
 from pressgauge.conformance.session import Departure, Refused, Session, not_applicable, note, run
 from pressgauge.conformance.severity import check_same_entries
 from pressgauge.conformance.subjects import Subject
@@ -48,14 +50,19 @@ def test_logits_are_those_of_attention_to_the_held_entries(subject: Subject, mod
 
 
 def test_a_token_is_rotated_by_the_number_of_tokens_seen(subject: Subject, model: architectures.Model) -> None:
-    """Rule 6: a query's position is the number of tokens seen before it, never the number held (C3)."""
+    """Rule 6: a query's position is the number of tokens seen before it, never the number held (C3). If keys are
+    declared as rotated anew, it is the number held, and held keys are rotated by the positions 0, 1, 2, ..."""
     ids = architectures.text(model, 1, LENGTH)
+    anew = subject.declares.positions == "rerotated"
     for lengths in ([14] + [1] * (LENGTH - 14), FEEDINGS["prompt, answer, prompt, answer"]):
         trace = run(subject, model, ids, lengths, keep_ratio=0.5, prune_after=4)
         for number, one in enumerate(trace.passes):
             if one.positions is None:
                 not_applicable("the model does not tell by which positions it rotates")
+            held = max(keys.shape[2] for keys, _ in trace.passes[number - 1].held) if number else 0
             expected = torch.arange(one.start, one.end)
+            if anew:
+                expected = torch.arange(held, held + one.length)
             given = one.positions[0].cpu()
             if not torch.equal(given, expected):
                 place = int(torch.nonzero(given != expected)[0])
@@ -63,8 +70,10 @@ def test_a_token_is_rotated_by_the_number_of_tokens_seen(subject: Subject, model
                 raise Departure(
                     f"token {one.start + place} was rotated by position {int(given[place])} in pass {number}; "
                     f"{one.start + place} tokens were seen before it, and {min(before)} to {max(before)} entries were "
-                    "held"
+                    f"held{', and keys are declared as rotated anew' if anew else ''}"
                 )
+        if anew and subject.declares.entries == "kept":
+            check_rotation(trace)
 
 
 def test_later_tokens_change_no_earlier_logit(subject: Subject, one_model: architectures.Model) -> None:
@@ -129,11 +138,11 @@ def test_a_copied_cache_is_independent(subject: Subject, one_model: architecture
         session.feed(ids[:, :12])
         for token in range(12, 15):
             session.feed(ids[:, token : token + 1])
-        copied = session.fork()
+        copy = copied(session)
         # In turns, since what one wrote may be overwritten by the other.
         for token in range(15, LENGTH):
             session.feed(ids[:, token : token + 1])
-            copied.feed(ids[:, token : token + 1] * 0 + 3)
+            copy.feed(ids[:, token : token + 1] * 0 + 3)
     alone = run(subject, one_model, ids, [12] + [1] * (LENGTH - 12), keep_ratio=0.5, prune_after=4)
     found = torch.cat([one.logits for one in session.passes], dim=1)
     check_same_logits(alone, found, alone.logits, "changed because a copy of the cache was continued")

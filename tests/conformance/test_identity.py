@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from pressgauge.conformance import architectures
-from pressgauge.conformance.checks import EXACT, off, wrong_tokens
-from pressgauge.conformance.masked_attention import masked_logits
+from pressgauge.conformance.checks import allowance, expected_logits, off, wrong_tokens
+from pressgauge.conformance.precision import EXACT, rounding, tolerance
 from pressgauge.conformance.read_back import check_attention_to_what_is_read_back
 from pressgauge.conformance.session import Departure, Refused, Session, Trace, not_applicable, provided_for, run
 from pressgauge.conformance.subjects import Subject
@@ -22,9 +22,9 @@ NEW = 6
 
 
 @torch.no_grad()
-def plain(model: architectures.Model, ids: Tensor) -> tuple[Tensor, DynamicCache]:
-    """Logits on the CPU and the cache of a run with a ``DynamicCache``."""
-    cache = DynamicCache(config=model.config)
+def plain(model: architectures.Model, ids: Tensor, stored: torch.dtype | None) -> tuple[Tensor, Cache]:
+    """Logits on the CPU and the cache of a run with a ``DynamicCache`` that stores entries in this dtype."""
+    cache = rounding(DynamicCache(config=model.config), stored)
     ids = ids.to(model.device)
     logits = []
     seen = 0
@@ -42,7 +42,7 @@ def check_identity(subject: Subject, trace: Trace, why: str) -> None:
     Raises:
         Departure: if they differ.
     """
-    logits, cache = plain(trace.model, trace.ids)
+    logits, cache = plain(trace.model, trace.ids, trace.subject.entries_dtype)
     exact = subject.adapter.exact
     if not torch.equal(trace.logits, logits) if exact else wrong_tokens(trace.logits, logits):
         error = off(trace.logits, logits)
@@ -57,7 +57,9 @@ def check_identity(subject: Subject, trace: Trace, why: str) -> None:
         same = keys.shape == own_keys.shape and (
             (torch.equal(keys, own_keys) and torch.equal(values, own_values))
             if exact
-            else all((mine - its).abs().max() < EXACT for mine, its in ((keys, own_keys), (values, own_values)))
+            else all(
+                (mine - its).double().abs().max() < EXACT for mine, its in ((keys, own_keys), (values, own_values))
+            )
         )
         if not same:
             what = "other entries, or the same in another order"
@@ -145,7 +147,9 @@ def test_generate_with_a_ratio_of_one_is_unchanged(subject: Subject, one_model: 
         not_applicable("entries are declared as altered")
     ids = architectures.text(one_model, 1, 11).to(one_model.device)
     settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
-    expected = one_model.generate(ids, **settings)[:, 11:].cpu()
+    model = subject.model_of(one_model)
+    cache = rounding(DynamicCache(config=model.config), subject.entries_dtype)
+    expected = model.generate(ids, **using(cache), **settings)[:, 11:].cpu()
     with Session(
         subject, subject(keep_ratio=1.0, prune_after=0, model=one_model, prompt_length=11), one_model
     ) as session:
@@ -202,15 +206,15 @@ def test_generate_attends_to_the_held_entries(subject: Subject, model: architect
     except Refused as refusal:
         not_applicable(str(refusal))
     # The last token was never fed.
-    trace = Trace(subject, options, model, whole[:, :-1], session.passes)
+    trace = Trace(subject, options, session.model, whole[:, :-1], session.passes)
     if subject.declares.quantised:
         check_quantised_generation(trace, whole)
         return
-    expected = masked_logits(model, trace.ids, audited(trace).evicted_at)[0, 15:]
+    expected = expected_logits(trace, audited(trace).evicted_at)[0, 15:]
     logits = torch.stack([one.logits[0, -1] for one in session.passes])
     error = ((logits - expected).abs().amax(-1) / expected.abs().max()).tolist()
-    if wrong := [step for step, value in enumerate(error) if not value < EXACT]:
+    if wrong := [step for step, value in enumerate(error) if not value < tolerance(logits.dtype)]:
         raise Departure(
-            f"the logits of step {wrong[0]} of model.generate are off by {error[wrong[0]]:.2g} of the largest: they "
-            "are not those of attention to the held entries at true positions"
+            f"the logits of step {wrong[0]} of model.generate are off by {error[wrong[0]]:.2g} of the largest"
+            f"{allowance(logits)}: they are not those of attention to the held entries at true positions"
         )

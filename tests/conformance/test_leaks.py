@@ -16,7 +16,7 @@ from pressgauge.conformance import architectures, devices
 from pressgauge.conformance.guard import difference, fingerprint, functions, replaced
 from pressgauge.conformance.session import Departure, Session, Trace, not_applicable, provided_for, run
 from pressgauge.conformance.strategies import FEW, normal_keys, options_of, pruning
-from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.subjects import Subject, named_by
 from pressgauge.conformance.traces import drawn, run_scripted
 
 SLACK = 1.02
@@ -34,7 +34,9 @@ def _same(one: Trace, other: Trace) -> bool:
 def test_a_second_sequence_is_independent_of_the_first(subject: Subject, one_model: architectures.Model) -> None:
     """A sequence does not depend on those that the same compressor processed before (C5 of the bug catalogue)."""
     texts = [architectures.text(one_model, 1, length, seed=length) for length in (12, 15)]
-    lengths = [[10] + [1] * 2, [11] + [1] * 4]
+    # A factory that is passed the prompt's length is made for prompts of this length.
+    second = 10 if "prompt_length" in named_by(subject.factory) else 11
+    lengths = [[10] + [1] * 2, [second] + [1] * (15 - second)]
     options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
     fresh = [run(subject, one_model, t, n, **options) for t, n in zip(texts, lengths, strict=True)]
     for order in ((1, 0), (0, 1, 0)):
@@ -115,7 +117,7 @@ class InterruptedPassError(Exception):
 def test_the_model_is_left_unchanged(subject: Subject) -> None:
     """Hooks, patches and registrations are removed from the model, also after an exception within a pass, and its
     logits are as before (C6 of the bug catalogue)."""
-    model = architectures.build("llama").to(devices.chosen())
+    model = subject.model_of(architectures.build("llama").to(devices.chosen()))
     ids = architectures.text(model, 1, 16)
     own = ids.to(model.device)
     options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}

@@ -7,6 +7,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from pressgauge.conformance import architectures
+from pressgauge.conformance.machine import check_pairs, run_machine
 from pressgauge.conformance.operations import (
     GOING_ON,
     Moment,
@@ -15,15 +16,15 @@ from pressgauge.conformance.operations import (
     check_crop,
     check_rows,
     check_same,
-    flaws,
+    excused,
     fresh,
     go_on,
     in_words,
-    inherits,
     is_refusal,
     last_eviction,
     moments,
     restart,
+    rows_are_independent,
     started,
     state,
     tolerance,
@@ -82,9 +83,8 @@ def _crop(count: int) -> Callable[[Any], Any]:
 
 def _excused(session: Session, count: int, seen: int) -> bool:
     """Whether a crop is inherited from a release of transformers that does not do it."""
-    if not inherits(session.cache, "crop"):
-        return False
-    return (count == 0 and "crop by 0" in flaws()) or (count > seen and "crop by more than was seen" in flaws())
+    flaw = "crop by 0" if count == 0 else "crop by more than was seen" if count > seen else "none"
+    return bool(excused(session.cache, "crop", flaw))
 
 
 def _counts(subject: Subject, moment: Moment, untouched: Reference) -> list[int]:
@@ -113,8 +113,8 @@ def test_a_reset_cache_is_as_new(subject: Subject, one_model: architectures.Mode
             with started(subject, one_model, moment.options, moment.passes[0]) as session:
                 if go_on(session, ids, moment.passes, "without any operation") < len(moment.passes):
                     continue
-                if inherits(session.cache, "reset") and "reset" in flaws():
-                    not_applicable(flaws()["reset"])
+                if reason := excused(session.cache, "reset"):
+                    not_applicable(reason)
                 refused, before = attempt(session, when, lambda cache: cache.reset())
                 if refused:
                     refusals.append(refused)
@@ -299,3 +299,17 @@ def _check_beams(
                     f"{when}, the probabilities after {len(row)} tokens are off by {error:.2g} of the largest: "
                     "they are not those of a fresh cache fed this beam's tokens"
                 )
+
+
+def test_two_operations_leave_a_cache_as_fresh(subject: Subject, one_model: architectures.Model) -> None:
+    """After any two operations, with passes before, between and after them, a cache holds and computes what a fresh
+    cache fed the same rows does."""
+    provided_for(subject, "operations")
+    check_pairs(subject, one_model, rows_are_independent(subject, one_model))
+
+
+def test_operations_in_any_order_leave_a_cache_as_fresh(subject: Subject, one_model: architectures.Model) -> None:
+    """Passes, crops, resets, reordered, selected and repeated rows and copies, in any order, leave what a fresh cache
+    fed the same rows holds and computes."""
+    provided_for(subject, "operations")
+    run_machine(subject, one_model, rows_are_independent(subject, one_model))

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from pressgauge.conformance import architectures
-from pressgauge.conformance.checks import check_same_logits
+from pressgauge.conformance.checks import check_same_logits, comparable
 from pressgauge.conformance.oracle import NEVER
 from pressgauge.conformance.session import Departure, Trace, not_applicable, provided_for, run
 from pressgauge.conformance.subjects import Subject
@@ -32,6 +32,7 @@ def test_rows_are_independent(subject: Subject, model: architectures.Model) -> N
     ids = architectures.text(model, 3, LENGTH)
     lengths = [14] + [1] * (LENGTH - 14)
     options: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
+    comparable(subject.model_dtype)
     together = run(subject, model, ids, lengths, **options)
     tables = audited(together).evicted_at if subject.declares.matchable else []
     for row in range(3):

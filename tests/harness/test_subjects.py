@@ -2,15 +2,19 @@
 
 import functools
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import DynamicCache
 
 from conformance.ours import ours_by_default
+from harness.mutants.ways_in import Generating, Makes, Patch, Restored, patching
 from pressgauge import KnormPress
 from pressgauge.conformance import oracle
-from pressgauge.conformance.adapters import adapter_of
+from pressgauge.conformance.adapters import PatchAdapter, adapter_of
 from pressgauge.conformance.declares import Declares, read_declares
 from pressgauge.conformance.subjects import find, subject_of
 from support.laws import LAWS, judged
@@ -29,6 +33,11 @@ class Context:
         return layers
 
 
+@contextmanager
+def around(model: Any) -> Iterator[None]:
+    yield
+
+
 @pytest.mark.parametrize(
     ("compressor", "kind"),
     [
@@ -37,19 +46,32 @@ class Context:
         (Context().compress, "function"),
         (lambda layers: layers, "function"),
         (functools.partial(Context.compress, Context()), "function"),
+        (around, "context"),
+        (functools.partial(around), "context"),
+        (DynamicCache(), "instance"),
+        (lambda model: DynamicCache(config=model.config), "maker"),
+        (Makes(0.5), "maker"),
+        (Patch(0.5), "patch"),
+        (patching(0.5), "patch"),
+        (Restored(0.5), "patch"),
+        (Generating(0.5).generate, "generate"),
     ],
-    ids=["cache", "context", "method", "function", "partial"],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_the_three_conventions_are_recognised(compressor: object, kind: str) -> None:
+def test_the_are_recognised(compressor: object, kind: str) -> None:
     """The convention follows from the factory's result."""
     assert adapter_of(compressor).kind == kind
 
 
+def test_a_declared_kind_overrides() -> None:
+    """A declared kind is used whatever the factory returns."""
+    declares = {"kind": "patch", "prune_after": None, "skip_layers": None}
+    assert subject_of("declared", lambda keep_ratio: KnormPress(keep_ratio), declares).adapter is PatchAdapter
+
+
 def test_unknown_conventions_are_refused() -> None:
-    """An object of no known convention is refused, with the three conventions in the message."""
-    with pytest.raises(
-        ValueError, match=r"the factory returned a int: it has to return an object with \.cache\(config\)"
-    ):
+    """An object of no known convention is refused, with the conventions in the message."""
+    with pytest.raises(ValueError, match="the factory returned a int: it has to return a transformers cache"):
         adapter_of(3)
 
 
@@ -73,6 +95,14 @@ def test_unknown_conventions_are_refused() -> None:
             "declares score must be one of knorm, position, keydiff, h2o, snapkv, tova or a function, got 'snap'",
         ),
         ({"takes": ["window"]}, "declares takes must name sinks, recent or interval, got 'window'"),
+        (
+            {"dtypes": ("half",)},
+            "declares dtypes must be a tuple of float64, float32, float16, bfloat16, got ('half',)",
+        ),
+        (
+            {"dtypes": "float16"},
+            "declares dtypes must be a tuple of float64, float32, float16, bfloat16, got 'float16'",
+        ),
         ({"takes": "sinks"}, "declares takes must be a tuple of names, got 'sinks'"),
         (
             {"score": lambda keys, layer, head: lambda position: keys[position][0]},

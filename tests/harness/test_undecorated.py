@@ -8,7 +8,7 @@ from tools.undecorated import undecorated
 CODE = '''
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cached_property, lru_cache
 import torch
 
 calls = []
@@ -28,6 +28,11 @@ class Table(Base):
     @property
     def size(self):
         return self.number + 1
+
+    @cached_property
+    def twice(self):
+        calls.append("twice")
+        return self.number * 2
 
     @classmethod
     def of(cls):
@@ -65,6 +70,9 @@ def test_a_module_does_the_same_without_decorators() -> None:
     assert names["tracks"]() is False
     assert [names["remembered"](3), names["remembered"](3)] == [6, 6]
     assert names["calls"] == ["a", "closed", 3, 3]
+    table = names["Table"](2)
+    assert [table.twice, table.twice] == [4, 4]
+    assert names["calls"][4:] == ["twice", "twice"]
 
 
 def test_only_what_cannot_be_moved_is_still_decorated() -> None:

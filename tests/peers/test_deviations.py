@@ -99,8 +99,8 @@ def test_files_name_existing_laws(path: Path) -> None:
 
 
 def test_the_page_agrees_with_the_files() -> None:
-    """docs/peers.md has the description and the deviations of every file."""
-    page = (FOLDER.parents[2] / "docs" / "peers.md").read_text(encoding="utf-8").replace("\\", "")
+    """docs/peers/kvpress.md has the description and the deviations of every file."""
+    page = (FOLDER.parents[2] / "docs" / "peers" / "kvpress.md").read_text(encoding="utf-8").replace("\\", "")
     sections = {part.partition("\n")[0]: part for part in page.split("\n## ")[1:]}
     assert set(sections) == {path.stem for path in FOLDER.glob("*.txt")}
     for path in FOLDER.glob("*.txt"):

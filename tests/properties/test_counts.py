@@ -13,7 +13,7 @@ from pressgauge import KnormPress, PressedCache
 from pressgauge.conformance import oracle
 from pressgauge.conformance.strategies import LAYERS, Case, cases, pass_lists, ratios
 from pressgauge.conformance.subjects import Subject
-from pressgauge.rules import Budget, Ledger, exact_ceil
+from pressgauge.rules import Budget, Ledger, as_written, exact_ceil
 from support.drive import feed
 
 
@@ -92,15 +92,15 @@ def test_the_pass_after_a_one_token_prompt_is_not_a_prompt() -> None:
 def test_the_ceiling_is_that_of_the_decimal_as_written(ratio: Decimal, count: int) -> None:
     """Rule 3: ``ceil(r * n)`` of the decimal value, for floats, decimals and fractions alike."""
     expected = oracle.ceil_of(float(ratio), count)
-    assert exact_ceil(float(ratio), count) == expected
-    assert exact_ceil(ratio, count) == expected  # type: ignore[arg-type]
-    assert exact_ceil(Fraction(ratio), count) == expected  # type: ignore[arg-type]
+    assert exact_ceil(as_written(float(ratio)), count) == expected
+    assert exact_ceil(as_written(ratio), count) == expected  # type: ignore[arg-type]
+    assert exact_ceil(Fraction(ratio), count) == expected
 
 
 def test_floats_would_retain_one_entry_too_many() -> None:
     """Rule 3's example: .07 of 100 is 7, although the float product rounds up to 8."""
     assert math.ceil(0.07 * 100) == 8
-    assert exact_ceil(0.07, 100) == 7
+    assert exact_ceil(as_written(0.07), 100) == 7
 
 
 def test_counts_are_exact_where_floats_are_not(subject: Subject) -> None:

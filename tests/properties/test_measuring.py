@@ -124,7 +124,8 @@ def made_of(nll: Tensor) -> Perplexity:
 
 def row_of(press: Press, result: Perplexity, base: Perplexity, times: Timing | None = None) -> Row:
     """The row of a result."""
-    return make_row("knorm", press, Source("model", "text", "float64", "cpu"), result, base.ppl, times)
+    source = Source("model", "text", "float64", "cpu", 1, 9, 1, "text", "weights", 9)
+    return make_row("knorm", press, source, result, make_row("knorm", press, source, base), times)
 
 
 def swept(press: Press, models: tuple[str, ...] = ("reference",)) -> tuple[tuple[Row, ...], Tensor]:
@@ -397,10 +398,26 @@ def test_verdicts_are_the_bands_below_20_percent_up_to_30_and_above() -> None:
         (math.inf, "not a number"),
         (math.nan, "not a number"),
     ):
-        assert replace(row, ppl_change=change).verdict == verdict
+        assert replace(row, ppl_change=change, ppl_interval=(change, change)).verdict == verdict
     others = replace(row, bands=(0.05, 0.1, 0.5))
-    found = [replace(others, ppl_change=change).verdict for change in (0.04, 0.05, 0.1, 0.11, 0.5, 0.51)]
+    changes = (0.04, 0.05, 0.1, 0.11, 0.5, 0.51)
+    found = [replace(others, ppl_change=change, ppl_interval=(change, change)).verdict for change in changes]
     assert found == ["within +5 %", "within +10 %", "within +10 %", "within +50 %", "within +50 %", "above"]
+
+
+def test_a_verdict_needs_its_interval_in_one_band() -> None:
+    """Where the interval of a change crosses a limit of the bands, or is missing, the band cannot be told."""
+    ids = torch.tensor([walk(16)])
+    result = perplexity(chain_model(), ids, PRESS)
+    row = replace(row_of(PRESS, result, result), ppl_change=0.25)
+    for interval, verdict in (
+        ((0.21, 0.29), "within +30 %"),
+        ((0.19, 0.29), "cannot be told"),
+        ((0.21, 0.31), "cannot be told"),
+        ((-0.5, 3.0), "cannot be told"),
+        (None, "cannot be told"),
+    ):
+        assert replace(row, ppl_interval=interval).verdict == verdict
 
 
 # Sizes

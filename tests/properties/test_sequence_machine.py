@@ -13,7 +13,8 @@ from torch import Tensor
 from conformance.ours import ours_by_default
 from pressgauge.conformance import architectures, oracle
 from pressgauge.conformance.audit import Audit
-from pressgauge.conformance.checks import EXACT, off
+from pressgauge.conformance.checks import off
+from pressgauge.conformance.precision import EXACT
 from pressgauge.conformance.session import Session, Trace, run
 from pressgauge.conformance.subjects import Subject
 

@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from pressgauge.conformance import architectures
 from pressgauge.conformance.outcomes import REFUSALS, Refused, refused_draws
 from pressgauge.conformance.plugin import MEASUREMENTS
-from pressgauge.conformance.smoke import require_first
+from pressgauge.conformance.smoke import concerns, require_dtype, require_first
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.trained import trained_model
 from pressgauge.measuring.subjects import KINDS
@@ -75,6 +75,8 @@ def obey(law: Law, subject: Any) -> None:
     REFUSALS.clear()
     try:
         with refused_draws():
+            if "dtype" in given and isinstance(subject, Subject):
+                require_dtype(subject, DTYPE)
             law(**given)
     except Refused as refusal:
         pytest.skip(f"not applicable: the subject refuses: {refusal}")
@@ -134,6 +136,8 @@ def judged_by_all(subject: Subject) -> dict[str, tuple[str, str]]:
     not applicable."""
     found, applicable = {}, []
     for name, law in LAWS.items():
+        if not concerns(Path(inspect.getfile(law)).stem, subject):
+            continue
         try:
             require_first(name, subject)
             applicable.append(law)

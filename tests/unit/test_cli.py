@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pressgauge import KnormPress, Perplexity, Press, perplexity
 from pressgauge.bench import sweep
 from pressgauge.bench.row import Row
 from pressgauge.cli import app
+from pressgauge.formats import size
 from pressgauge.models import load
 from pressgauge.presses import PRESSES
 from pressgauge.reference.language import document
@@ -29,14 +31,15 @@ def run(*arguments: str, width: int = 80) -> Result:
 
 def table(result: Result) -> dict[str, list[str]]:
     """Lines of the table that begin with a number: their other cells, by ratio."""
-    lines = [line.split() for line in result.stdout.splitlines()]
+    # Intervals and sizes have spaces.
+    lines = [re.sub(r" (?=\[|[-+][\d.,]+\]|[KM]?i?[Bb])", "_", line).split() for line in result.stdout.splitlines()]
     return {cells[0]: cells[1:] for cells in lines if cells and cells[0].replace(".", "").isdigit()}
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
     """Rows in a file written by ``--json``."""
     data = json.loads(path.read_text(encoding="utf-8"))
-    assert list(data) == ["rows"]
+    assert list(data) == ["rows", "provenance"]
     return list(data["rows"])
 
 
@@ -53,10 +56,10 @@ def test_measure_shows_a_row_per_ratio_and_writes_them_all(tmp_path: Path) -> No
         assert (row["press"], row["schedule"], row["prune_after"], row["skip_layers"]) == ("knorm", "budget", 32, [0])
         assert (row["model"], row["text"], row["dtype"], row["device"]) == ("reference", "reference", "float32", "cpu")
         assert ppl == f"{row['ppl']:.3f}"
-        assert change == ("uncompressed" if row["keep_ratio"] == 1 else f"{row['ppl_change']:+.1%}")
+        assert change == ("uncompressed" if row["keep_ratio"] == 1 else Row.from_dict(row).change.replace(" ", "_"))
         assert accuracy == f"{row['accuracy']:.1%}"
         assert affected == f"{row['affected_tokens']}/190"
-        assert kv_bytes == f"{row['kv_bytes']:,}"
+        assert kv_bytes == size(row["kv_bytes"]).replace(" ", "_")
         # Layer 0 is skipped; the others hold ceil(r * 96).
         assert row["held"] == [96] + 2 * [round(row["keep_ratio"] * 96 + 0.49)]
 
@@ -346,19 +349,43 @@ def test_verdicts_follow_the_bands(tmp_path: Path) -> None:
     usual, path, report = tmp_path / "usual.json", tmp_path / "rows.json", tmp_path / "report"
     options = (*SMALL, "--keep-ratios", "0.9,0.5")
     assert run(*options, "--json", str(usual)).exit_code == 0
-    low, high = sorted(100 * row["ppl_change"] for row in rows(usual)[1:])
-    first, second = f"{low / 2:.2f}", f"{(low + high) / 2:.2f}"
+    largest = max(100 * end for row in rows(usual)[1:] for end in row["ppl_interval"])
+    low = min(100 * end for row in rows(usual)[1:] for end in row["ppl_interval"])
+    assert -100 < low < 0 < largest
+    first, second = "0", f"{largest + 1:.2f}"
     result = run(*options, "--bands", f"{first},{second}", "--json", str(path), "--report", str(report))
     assert result.exit_code == 0, result.stderr
     name = f"within +{float(second):g} %"
-    expected = [name if 100 * row["ppl_change"] == low else "above" for row in rows(usual)[1:]]
+    expected = ["cannot be told" if row["ppl_interval"][0] < 0 else name for row in rows(usual)[1:]]
     assert [row["verdict"] for row in rows(path)] == ["uncompressed", *expected]
     assert rows(path)[0]["bands"] == pytest.approx([float(first) / 100, float(second) / 100])
     assert rows(usual)[0]["bands"] == [0.2, 0.3]
     for one, other in zip(rows(usual), rows(path), strict=True):
         assert {**one, "bands": None, "verdict": None} == {**other, "bands": None, "verdict": None}
     assert f"below +{float(first):g} %, up to +{float(second):g} %, above" in " ".join(result.stdout.split())
-    assert name in (report / "report.html").read_text(encoding="utf-8")
+    page = (report / "report.html").read_text(encoding="utf-8")
+    assert all(f">{verdict}</td>" in page for verdict in expected)
+
+
+def test_files_of_results_are_compared_and_reported(tmp_path: Path) -> None:
+    """``compare`` shows the change of each cell that two files share and what else differs; ``report`` writes the page
+    from files."""
+    one, other, page = tmp_path / "one.json", tmp_path / "other.json", tmp_path / "page"
+    assert run(*SMALL, "--keep-ratios", "0.5", "--json", str(one)).exit_code == 0
+    assert run(*SMALL, "--keep-ratios", "0.5,0.3", "--dtype", "float64", "--json", str(other)).exit_code == 0
+    result = CliRunner().invoke(app, ["compare", str(one), str(other)], env={"COLUMNS": "120"})
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    (line,) = (line for line in lines if "knorm, budget, 0.5 from 16" in line)
+    assert re.search(r" [-+]0.0% \[[-+]0.0, [-+]0.0\] *$", line), line
+    assert "differs: dtype: float32 and float64" in lines
+    assert "only in the second file: reference on reference: knorm, budget, 0.3 from 16, layers skipped: 0" in lines
+    result = CliRunner().invoke(app, ["report", str(one), str(other), "--to", str(page)])
+    assert result.exit_code == 0, result.stderr
+    assert (page / "report.html").read_text(encoding="utf-8").count("<td>0.3</td>") == 1
+    broken = CliRunner().invoke(app, ["compare", str(one), str(page / "report.html")])
+    assert (broken.exit_code, broken.stdout) == (2, "")
+    assert "report.html' must be a file that `pressgauge measure --json` of this version wrote" in broken.stderr
 
 
 def test_a_report_is_a_page_with_its_figures(tmp_path: Path) -> None:
@@ -394,16 +421,19 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "no ratio": (("--keep-ratios", "none"), "--keep-ratios must name at least one ratio"),
     "press among others": (
         ("--press", "knorm,pyramid"),
-        f"press must be one of {', '.join(PRESSES)}, got 'pyramid'",
+        f"press must be one of {', '.join(PRESSES)}, or package.module:name of one of your own, got 'pyramid'",
     ),
-    "press left out": (("--press", "knorm,"), "--press must be names with commas between them, got 'knorm,'"),
+    "press left out": (
+        ("--press", "knorm,"),
+        "names with commas between them, such as knorm,snapkv(recent=32), got 'knorm,'",
+    ),
     "second model": (("--model", "reference,/no/such/model"), "model '/no/such/model' could not be loaded"),
     "second text": (("--text", "reference,bible"), "text must be reference, wikitext-2, pg-19 or the path of a file"),
     "no folder for the report": (("--report", "/no/such/folder/report"), "--report must be in a folder that exists"),
     "a file for the report": (("--report", __file__), "--report must be a folder, got the file"),
     "press": (
         ("--press", "pyramid"),
-        f"press must be one of {', '.join(PRESSES)}, got 'pyramid'",
+        f"press must be one of {', '.join(PRESSES)}, or package.module:name of one of your own, got 'pyramid'",
     ),
     "schedule": (("--schedule", "always"), "schedule must be one of budget, step, prefill, got 'always'"),
     "prune after": (("--prune-after", "-1"), "prune_after must be at least 0, got -1"),

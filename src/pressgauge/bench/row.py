@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
+from pressgauge.bench.intervals import Blocks, Sums, change, sums
 from pressgauge.bench.quantities import BANDS, Column, Quantity, declared
-from pressgauge.formats import DASH, number, percent, ratio, size
+from pressgauge.formats import DASH, interval, number, percent, ratio, size
 from pressgauge.likelihood import Perplexity
 from pressgauge.presses.base import Press
 from pressgauge.timing import Ratio, Timing
@@ -14,16 +15,34 @@ from pressgauge.timing import Ratio, Timing
 
 @dataclass(frozen=True)
 class Source:
-    """Model, text, dtype and device of a measurement, by the names that a user gave."""
+    """What was measured and where.
+
+    Attributes:
+        model, text: the names that a user gave.
+        dtype, device: dtype and device of the model.
+        samples, tokens: samples of the text, and tokens of each.
+        prompt: tokens of a sample that are fed in one pass.
+        text_sha256: digest of the samples' token ids.
+        weights_sha256: digest of the model's configuration and weights.
+        parameters: parameters of the model.
+    """
 
     model: str
     text: str
     dtype: str
     device: str
+    samples: int
+    tokens: int
+    prompt: int
+    text_sha256: str
+    weights_sha256: str
+    parameters: int
 
 
 CHANGELESS = ("uncompressed", "vacuous", "not a number")
 """Verdicts of rows without a meaningful change in perplexity."""
+UNTOLD = "cannot be told"
+"""Verdict if the interval of the change crosses a limit, or there is none."""
 MEMORY = {
     "device": "peak memory allocated on the device in a run, including the model",
     "cache": "the bytes of the cache's storage at the end of a run",
@@ -80,7 +99,7 @@ class Row:
             "the exponential of the mean NLL of the scored tokens",
             better="less",
             page=Column("perplexity", lambda row: number(row.ppl, 4)),
-            terminal=Column("perplexity", lambda row: f"{row.ppl:.3f}"),
+            terminal=Column("ppl", lambda row: f"{row.ppl:.3f}"),
             drawn=True,
         ),
     ]
@@ -91,8 +110,24 @@ class Row:
             "rise of perplexity relative to the uncompressed run",
             "share",
             "less",
-            page=Column("change", lambda row: DASH if row.verdict in CHANGELESS else percent(row.ppl_change, "+")),
+            page=Column("change", lambda row: DASH if row.verdict in CHANGELESS else row.change),
             terminal=Column("change", lambda row: row.change),
+            interval="ppl_interval",
+        ),
+    ]
+    ppl_interval: Annotated[
+        tuple[float, float] | None,
+        Quantity(
+            "interval of the change",
+            "paired 95 % confidence interval of the change in perplexity; missing if there are too few tokens",
+            "share",
+        ),
+    ]
+    ppl_interval_units: Annotated[
+        str,
+        Quantity(
+            "units of the interval",
+            "what the interval is over: samples, or with fewer than five of them blocks of their tokens",
         ),
     ]
     accuracy: Annotated[
@@ -145,7 +180,7 @@ class Row:
             "bytes",
             "less",
             page=Column("keys and values", lambda row: size(row.kv_bytes)),
-            terminal=Column("KV bytes", lambda row: f"{row.kv_bytes:,}"),
+            terminal=Column("KV size", lambda row: size(row.kv_bytes)),
             drawn=True,
         ),
     ]
@@ -242,37 +277,59 @@ class Row:
             timed=True,
         ),
     ] = None
+    nll_sums: Annotated[
+        Blocks, Quantity("sums of the NLL", "sums over blocks of scored tokens, a list per sample", "nats")
+    ] = ()
+    token_counts: Annotated[
+        Blocks, Quantity("tokens of the sums", "scored tokens of each block, a list per sample", "tokens")
+    ] = ()
+    samples: int = 0
+    tokens: int = 0
+    prompt: int = 0
+    text_sha256: str = ""
+    weights_sha256: str = ""
+    parameters: int = 0
     warnings: tuple[str, ...] = ()
     bands: tuple[float, ...] = BANDS
 
     @property
     def band(self) -> int | None:
-        """Band of the change in perplexity: 0 below the first of ``bands``, 1 up to the second, and so on; None if
-        there is no verdict."""
+        """Band that contains the change in perplexity and its interval: 0 below the first of ``bands``, 1 up to the
+        second, and so on; None if there is no verdict, or the interval crosses a limit."""
         finite = math.isfinite(self.ppl) and math.isfinite(self.ppl_change)
-        if self.keep_ratio == 1 or not finite or self.vacuous or self.warnings:
+        if self.keep_ratio == 1 or not finite or self.vacuous or self.warnings or self.ppl_interval is None:
             return None
+        found = {self._band_of(change) for change in (self.ppl_change, *self.ppl_interval)}
+        return found.pop() if len(found) == 1 else None
+
+    def _band_of(self, change: float) -> int:
         first, *others = self.bands
-        return 0 if self.ppl_change < first else 1 + sum(self.ppl_change > band for band in others)
+        return 0 if change < first else 1 + sum(change > band for band in others)
 
     @property
     def verdict(self) -> str:
         """``uncompressed``; ``not a number`` if the perplexity is NaN or infinite; ``vacuous``; ``no verdict`` if there
-        are warnings; otherwise the band, by default ``within +20 %``, ``within +30 %`` or ``above``."""
+        are warnings; ``cannot be told`` if the interval of the change crosses a limit, or there is none; otherwise the
+        band, by default ``within +20 %``, ``within +30 %`` or ``above``."""
         if self.keep_ratio == 1:
             return "uncompressed"
         if not (math.isfinite(self.ppl) and math.isfinite(self.ppl_change)):
             return "not a number"
         if self.vacuous:
             return "vacuous"
-        if self.band is None:
+        if self.warnings:
             return "no verdict"
-        return band_names(self.bands)[self.band]
+        return UNTOLD if self.band is None else band_names(self.bands)[self.band]
 
     @property
     def change(self) -> str:
-        """The change in perplexity as a percentage, or the verdict if there is none."""
-        return self.verdict if self.verdict in CHANGELESS else f"{self.ppl_change:+.1%}"
+        """The change in perplexity with its interval, or the verdict if there is none."""
+        return self.verdict if self.verdict in CHANGELESS else interval(self.ppl_change, self.ppl_interval)
+
+    @property
+    def sums(self) -> Sums:
+        """NLL of the scored tokens, for intervals and pooling."""
+        return Sums(self.nll_sums, self.token_counts)
 
     @property
     def memory(self) -> str:
@@ -290,21 +347,27 @@ class Row:
         """The fields and the verdict, for JSON, which has neither NaN nor infinity.
 
         Non-finite numbers are None, like missing values, and ``not_finite`` lists them by name: ``NaN``, ``Infinity``
-        or ``-Infinity``.
+        or ``-Infinity``. A sum of NLL that is not finite is read back as NaN.
         """
         values = asdict(self)
         strange = {name: at for name, at in values.items() if isinstance(at, float) and not math.isfinite(at)}
         # As Python's own JSON and JavaScript write them.
         names = {name: "NaN" if math.isnan(at) else f"{'-' * (at < 0)}Infinity" for name, at in strange.items()}
-        return values | dict.fromkeys(strange) | {"not_finite": names, "verdict": self.verdict}
+        sums = [[number if math.isfinite(number) else None for number in sample] for sample in self.nll_sums]
+        return values | dict.fromkeys(strange) | {"nll_sums": sums, "not_finite": names, "verdict": self.verdict}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Row":
         """The row from the JSON of its ``as_dict``."""
         values: dict[str, Any] = {field.name: data[field.name] for field in fields(cls)}
         values |= {name: float(strange) for name, strange in data["not_finite"].items()}
-        lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        return cls(**(values | lists))
+        values["nll_sums"] = [[math.nan if at is None else at for at in sample] for sample in values["nll_sums"]]
+        return cls(**{name: _tuples(value) for name, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    """Lists of a JSON as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 QUANTITIES = declared(Row)
@@ -325,10 +388,21 @@ def make_row(
     press: Press,
     source: Source,
     result: Perplexity,
-    uncompressed_ppl: float,
+    uncompressed: Row | None = None,
     timing: Timing | None = None,
 ) -> Row:
-    """The row of one result."""
+    """The row of one result.
+
+    Args:
+        name: name of the press.
+        press: the press.
+        source: model, text, dtype and device.
+        result: perplexity under the press.
+        uncompressed: row that it is compared with; by default itself.
+        timing: times, if they were taken.
+    """
+    own = sums(result.nll, result.scored)
+    against = change(own if uncompressed is None else uncompressed.sums, own)
     return Row(
         press=name,
         schedule=press.schedule,
@@ -336,7 +410,11 @@ def make_row(
         prune_after=press.prune_after,
         skip_layers=press.skipped,
         **asdict(source),
-        ppl_change=result.ppl / uncompressed_ppl - 1,
+        ppl_change=0.0 if uncompressed is None else result.ppl / uncompressed.ppl - 1,
+        ppl_interval=against.interval,
+        ppl_interval_units=against.units,
+        nll_sums=own.nll,
+        token_counts=own.tokens,
         **_measured(result),
         **({} if timing is None else _measured(timing)),
     )

@@ -169,6 +169,7 @@ def run_sweep(
         model, tokenizer = load(name, device=plan.device, dtype=plan.dtype, trust_remote_code=plan.trust_remote_code)
         resolved = {name: tuple(meet(press, model)[0] for press in presses) for name, presses in plan.presses.items()}
         weights = fingerprint(model) if journal is not None else ""
+        parameters = sum(weight.numel() for weight in model.parameters())
         for text in plan.texts:
             ids = samples[name, text].to(plan.device)
             where = f"{name} on {text}"
@@ -176,15 +177,25 @@ def run_sweep(
                 replace(plan, presses=resolved),
                 journal,
                 model,
-                weights,
                 ids,
-                Source(name, text, plan.dtype, str(plan.device)),
+                Source(
+                    name,
+                    text,
+                    plan.dtype,
+                    str(plan.device),
+                    ids.shape[0],
+                    ids.shape[1],
+                    plan.prompt,
+                    digest(ids.tolist()),
+                    weights,
+                    parameters,
+                ),
             )
             base = measure.row("uncompressed", None, None, advance)
             warnings = _warnings(base, model, unknown_share(ids, tokenizer))
             for label, presses in resolved.items():
                 found = [measure.renamed(base, label, presses[0])]
-                found += [measure.row(label, press, base.ppl, advance) for press in presses[1:]]
+                found += [measure.row(label, press, base, advance) for press in presses[1:]]
                 rows += [replace(row, warnings=warnings, bands=plan.bands) for row in found]
                 if pictures and len(presses) > 1:
                     tightest = min(presses, key=lambda press: press.keep_ratio)
@@ -225,7 +236,6 @@ class _Measurement:
     plan: Plan
     journal: Journal | None
     model: PreTrainedModel
-    weights: str
     ids: Tensor
     source: Source
 
@@ -235,9 +245,6 @@ class _Measurement:
             {
                 "press": None if press is None else {"class": type(press).__name__, **asdict(press)},
                 "source": asdict(self.source),
-                "weights": self.weights,
-                "ids": self.ids.tolist(),
-                "prompt": self.plan.prompt,
                 "timing": self.plan.timing,
                 "device": device_name(self.plan.device),
                 "threads": torch.get_num_threads(),
@@ -264,7 +271,7 @@ class _Measurement:
             f"finite), so no press can be compared with it: {way_out}"
         )
 
-    def row(self, name: str, press: Press | None, base: float | None, advance: Callable[[str, int], None]) -> Row:
+    def row(self, name: str, press: Press | None, base: Row | None, advance: Callable[[str, int], None]) -> Row:
         """Measure a press, or no press if None, unless the journal has the result."""
         what = f"{self.source.model} on {self.source.text}: {name}"
         what += "" if press is None else f" {press.keep_ratio:g}"
@@ -283,7 +290,7 @@ class _Measurement:
             prompt, new = self.plan.timed(press)
             timing = measure_timing(self.model, self.ids[:1, :prompt], press, new, advance=lambda: advance(what, 1))
         shown = press or next(iter(self.plan.presses.values()))[0]
-        row = make_row(name, shown, self.source, result, base or result.ppl, timing)
+        row = make_row(name, shown, self.source, result, base, timing)
         if self.journal is not None:
             self.journal.add(key, row)
         return row

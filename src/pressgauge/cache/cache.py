@@ -127,7 +127,7 @@ class PressedCache(_Readings, DynamicCache):
         Raises:
             ValueError: if it is not empty, is a subclass or offloads, or the press does not support the model.
         """
-        if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
+        if type(cache) is not DynamicCache or cache.offloading:
             raise ValueError(
                 f"a press cannot compress a {type(cache).__name__} of this kind (a subclass, or with offloading): "
                 "pass a plain DynamicCache, or none at all"
@@ -152,7 +152,6 @@ class PressedCache(_Readings, DynamicCache):
         unpadded: bool,
     ) -> None:
         self.layers: list[Any] = layers
-        self.layer_class_to_replicate = None
         self.press = press
         self.config = config
         self.ledger = Ledger(press, prompt_length)
@@ -232,7 +231,7 @@ class PressedCache(_Readings, DynamicCache):
         if any(type(layer) is DynamicLayer for layer in self.layers):
             held.add(self.ledger.columns)
         if len(held) > 1:
-            implementation = getattr(self.config.get_text_config(decoder=True), "_attn_implementation", None)
+            implementation = self.config.get_text_config(decoder=True)._attn_implementation
             if tokens > 1:
                 raise ValueError(
                     f"after an eviction, layers hold different numbers of entries ({min(held)} to {max(held)}), and a "

@@ -62,11 +62,6 @@ class Entries:
         """Entries in storage, those of the last pass included."""
         return self.storage.used
 
-    def _offset(self) -> Tensor | int:
-        """Offset between column number and position in the row."""
-        padding = self.ledger.padding
-        return torch.tensor(padding, device=self.device)[:, None, None] if any(padding) else 0
-
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Add entries and return all keys and values, in the order of storage.
 
@@ -105,22 +100,22 @@ class Entries:
 
     def _own_positions(self, start: int, tokens: int, rows: int, heads: int) -> Tensor:
         positions = torch.arange(start, start + tokens, device=self.device)
-        if any(self.ledger.padding):
-            positions = (positions - self._offset()).clamp(min=-1)
+        padding = self.ledger.padding
+        if any(padding):
+            positions = (positions - torch.tensor(padding, device=self.device)[:, None, None]).clamp(min=-1)
         return positions.expand(rows, heads, tokens)
 
     def _rank(self, keys: Tensor, positions: Tensor) -> Tensor:
         return rank_entries(self.press, keys, positions.long(), self.index, self._votes, first=not self._ranked)
 
     def _rank_new(self) -> None:
-        """Rank the entries added since the last eviction."""
+        """Rank the entries added since the last eviction; the caller updates ``_ranked``."""
         storage = self.storage
         if "ranks" not in storage or self._ranked == storage.used:
             return
         new = slice(self._ranked, storage.used)
         keys, positions = (storage[name][:, :, new] for name in ("keys", "positions"))
         storage.put("ranks", self._ranked, self._rank(keys, positions))
-        self._ranked = storage.used
 
     def observe(self, queries: Tensor, scale: float) -> None:
         """Update the attention state with the queries of the last pass, for presses that need it.

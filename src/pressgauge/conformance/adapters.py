@@ -1,79 +1,81 @@
-"""Adapters for the conventions of compressors, one class each.
+"""Adapters for the conventions of compressors, one class each, and their recognition.
 
 An adapter starts a compressor, applies it to a model, and passes it the entries of a pass. To add a convention, write
 its class here and list it in ``ADAPTERS``.
 """
 
 import functools
+import inspect
 import types
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache
 
+from pressgauge.conformance import architectures
+from pressgauge.conformance.adapter import Adapter, Layers
 from pressgauge.conformance.masked_attention import attend, attention
 
-Layers = list[tuple[Tensor, Tensor]]
-"""Keys ``[B, K, N, D]`` and values ``[B, K, N, D']`` of each layer."""
+ALONE = {"side by side": "it serves one model and one cache at a time"}
 
 
-class Adapter(ABC):
-    """A compressor applied to a model, independent of its convention.
+class InstanceAdapter(Adapter):
+    """A ``transformers.Cache``; the factory is called anew for each sequence."""
 
-    Args:
-        compressor: result of a subject's factory.
-        model: the model.
-    """
-
-    kind: ClassVar[str]
-    """Name of the convention in ``declares``."""
-    words: ClassVar[str]
-    """Description of the convention."""
-    schedule: ClassVar[str]
-    """Schedule expected of a subject that declares none."""
-    supplies_positions: ClassVar[bool] = False
-    """Whether the caller supplies true positions."""
-    exact: ClassVar[bool] = True
-    """Whether attention is transformers' own.
-
-    If so, an uncompressed run is bit-identical to one with a ``DynamicCache``.
-    """
-    between_passes: ClassVar[bool] = False
-    """Whether the compressor is called between passes."""
-    declines_batches: ClassVar[bool] = False
-    """Whether it may decline batches of several rows, since it cannot see padding."""
-    beyond: ClassVar[Mapping[str, str]] = {}
-    """Features outside the convention, with reasons; laws about them are not applicable."""
-    shared: ClassVar[str] = ""
-    """Phrase for findings: what further sequences through one compressor share."""
-
-    def __init__(self, compressor: Any, model: Any) -> None:
-        self.compressor, self.model = compressor, model
+    kind, words, schedule = "instance", "a transformers cache made by the factory", "budget"
+    declines_batches, made_anew = True, True
 
     @staticmethod
-    @abstractmethod
     def fits(compressor: object) -> bool:
-        """Whether an object follows this convention and none listed before it."""
+        return isinstance(compressor, Cache)
 
     def start(self) -> Any:
-        """Create an empty cache."""
-        return DynamicCache(config=self.model.config)
+        return self.compressor()
 
-    def at_work(self) -> AbstractContextManager[Any]:
-        """Context manager in which the model runs with the compressor."""
-        return nullcontext()
 
-    def compress(self, layers: Layers) -> Layers:
-        """Compressed entries to store after a pass, for a convention called between passes.
+class MakerAdapter(Adapter):
+    """A function of the model that makes a transformers cache, or an object with ``.cache(model)``."""
 
-        Raises:
-            NotImplementedError: for other conventions.
-        """
-        raise NotImplementedError(f"{self.kind} is not called between passes")
+    kind, words, schedule = "maker", "a function of the model that makes a transformers cache", "budget"
+    declines_batches = True
+
+    @staticmethod
+    def fits(compressor: object) -> bool:
+        own = getattr(compressor, "cache", None)
+        return _parameters(own)[:1] == ["model"] if callable(own) else _makes(compressor) == "cache"
+
+    def start(self) -> Any:
+        make = getattr(self.compressor, "cache", self.compressor)
+        return make(self.model)
+
+
+class CacheAdapter(Adapter):
+    """An object with ``.cache(config)``, which returns a transformers cache."""
+
+    kind, words, schedule = "cache", "a transformers cache", "budget"
+    declines_batches = True
+
+    @staticmethod
+    def fits(compressor: object) -> bool:
+        return callable(getattr(compressor, "cache", None))
+
+    def start(self) -> Any:
+        return self.compressor.cache(self.model.config)
+
+
+class GenerateAdapter(Adapter):
+    """A function ``generate(model, input_ids, max_new_tokens=...) -> tokens``, which shows no cache."""
+
+    kind, words, schedule = "generate", "a function that generates tokens", "budget"
+    declines_batches, sees_model = True, True
+    opaque = "a function that generates shows its tokens only"
+
+    @staticmethod
+    def fits(compressor: object) -> bool:
+        return "max_new_tokens" in _parameters(compressor)
 
 
 class FunctionAdapter(Adapter):
@@ -92,7 +94,9 @@ class FunctionAdapter(Adapter):
     @staticmethod
     def fits(compressor: object) -> bool:
         kinds = types.FunctionType | types.MethodType | types.BuiltinFunctionType | functools.partial  # type: ignore[type-arg]
-        return isinstance(compressor, kinds)
+        return (
+            isinstance(compressor, kinds) and not _is_context(compressor) and _parameters(compressor)[:1] != ["model"]
+        )
 
     def at_work(self) -> AbstractContextManager[Any]:
         return attention(self.model, bottom_right)
@@ -101,25 +105,39 @@ class FunctionAdapter(Adapter):
         return self.compressor(layers)  # type: ignore[no-any-return]  # third-party; validated by the session
 
 
-class CacheAdapter(Adapter):
-    """An object with ``.cache(config)``, which returns a transformers cache."""
+class PatchAdapter(Adapter):
+    """A patch of a model in place: ``obj(model)`` or ``obj.patch(model)``, and an undo.
 
-    kind, words, schedule = "cache", "a transformers cache", "budget"
-    declines_batches = True
+    The undo is what the patch returns, a function or an object with ``undo``, ``remove`` or ``restore``, or such a
+    method of ``obj`` itself.
+    """
+
+    kind, words, schedule = "patch", "a patch of a model", "prefill"
+    sees_model = True
+    beyond: ClassVar[Mapping[str, str]] = ALONE
+    shared = "in one patch "
 
     @staticmethod
     def fits(compressor: object) -> bool:
-        return callable(getattr(compressor, "cache", None))
+        return callable(getattr(compressor, "patch", None)) or _makes(compressor) == "undo"
 
-    def start(self) -> Any:
-        return self.compressor.cache(self.model.config)
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        undo = _undo(getattr(self.compressor, "patch", self.compressor)(self.model), self.compressor, self.model)
+        if undo is None:
+            raise ValueError(f"the patch returns nothing that undoes it, and has none of {', '.join(UNDO)}")
+        try:
+            yield
+        finally:
+            undo()
 
 
 class ContextAdapter(Adapter):
-    """An object used as ``with obj(model):``."""
+    """An object, or a function made by ``contextlib.contextmanager``, used as ``with obj(model):``."""
 
     kind, words, schedule = "context", "a context manager around a model", "prefill"
-    beyond: ClassVar[Mapping[str, str]] = {"side by side": "a context serves one model and one cache at a time"}
+    sees_model = True
+    beyond: ClassVar[Mapping[str, str]] = ALONE
     shared = "in one context "
 
     @staticmethod
@@ -131,9 +149,21 @@ class ContextAdapter(Adapter):
 
 
 ADAPTERS: dict[str, type[Adapter]] = {
-    adapter.kind: adapter for adapter in (FunctionAdapter, CacheAdapter, ContextAdapter)
+    adapter.kind: adapter
+    for adapter in (
+        InstanceAdapter,
+        MakerAdapter,
+        CacheAdapter,
+        GenerateAdapter,
+        FunctionAdapter,
+        PatchAdapter,
+        ContextAdapter,
+    )
 }
 """Adapters by kind; the first that fits is used."""
+
+UNDO = ("undo", "remove", "restore")
+"""Methods that undo a patch."""
 
 
 def adapter_of(compressor: object) -> type[Adapter]:
@@ -146,9 +176,57 @@ def adapter_of(compressor: object) -> type[Adapter]:
         if adapter.fits(compressor):
             return adapter
     raise ValueError(
-        f"the factory returned a {type(compressor).__name__}: it has to return an object with .cache(config), one that "
-        "is used as `with obj(model):`, or a function compress(layers) -> layers"
+        f"the factory returned a {type(compressor).__name__}: it has to return a transformers cache, an object with "
+        ".cache(config) or .cache(model), one that is used as `with obj(model):`, a patch obj(model) that returns its "
+        "undo, or a function compress(layers) -> layers or generate(model, input_ids, max_new_tokens)"
     )
+
+
+def _parameters(function: Any) -> list[str]:
+    """Names of the parameters of a callable, without ``self``; none if they are unknown."""
+    try:
+        return list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return []
+
+
+def _is_context(compressor: object) -> bool:
+    """Whether it is made by ``contextlib.contextmanager``: a generator in a wrapper."""
+    while isinstance(compressor, functools.partial):
+        compressor = compressor.func
+    wrapped: Any = compressor if hasattr(compressor, "__wrapped__") else type(compressor).__call__
+    return hasattr(wrapped, "__wrapped__") and inspect.isgeneratorfunction(inspect.unwrap(wrapped))
+
+
+def _makes(compressor: Any) -> str:
+    """What a callable returns for a model: ``cache``, ``undo``, or nothing of the two; tried on a model of its own."""
+    if not callable(compressor) or _is_context(compressor) or _parameters(compressor)[:1] != ["model"]:
+        return ""
+    model = architectures.build("llama")
+    try:
+        made = compressor(model)
+    except Exception:
+        # A law reports it.
+        return ""
+    if isinstance(made, Cache):
+        return "cache"
+    if hasattr(made, "__enter__") or not (undo := _undo(made, compressor, model)):
+        return ""
+    undo()
+    return "undo"
+
+
+def _undo(made: Any, compressor: Any, model: Any) -> Any:
+    """Function that undoes a patch which returned ``made``; None if there is none."""
+    if isinstance(made, types.FunctionType | types.MethodType | functools.partial):
+        return made
+    if isinstance(made, list | tuple) and made and all(hasattr(handle, "remove") for handle in made):
+        return lambda: [handle.remove() for handle in made]
+    for owner in (made, compressor):
+        for name in UNDO:
+            if callable(method := getattr(owner, name, None)):
+                return functools.partial(method, model) if _parameters(method)[:1] == ["model"] else method
+    return made if callable(made) else None
 
 
 def bottom_right(

@@ -157,16 +157,20 @@ def shared(architecture: str) -> Model:
     return guarded(_built(architecture))
 
 
-def tokens(rows: int, length: int, seed: int = 0, vocabulary: int = VOCABULARY) -> torch.Tensor:
+def tokens(rows: int, length: int, seed: int = 0, size: int = VOCABULARY) -> torch.Tensor:
     """Random token ids ``[rows, length]``, without the first three, which may be special."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(3, vocabulary, (rows, length), generator=generator)
+    return torch.randint(3, size, (rows, length), generator=generator)
+
+
+def vocabulary(model: Model) -> int:
+    """Number of tokens that a model knows."""
+    return int(model.config.get_text_config(decoder=True).vocab_size)
 
 
 def text(model: Model, rows: int, length: int, seed: int = 0) -> torch.Tensor:
     """Random token ids ``[rows, length]`` of a model's vocabulary, on the CPU."""
-    vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    return tokens(rows, length, seed, vocabulary)
+    return tokens(rows, length, seed, vocabulary(model))
 
 
 @cache

@@ -1,18 +1,19 @@
 """Checks shared by several laws: counts, threshold, attention."""
 
+import functools
+
 import torch
 from torch import Tensor
 
 from pressgauge.conformance import oracle
 from pressgauge.conformance.masked_attention import masked_logits
+from pressgauge.conformance.precision import MULTIPLE, tolerance
 from pressgauge.conformance.read_back import check_attention_to_what_is_read_back
-from pressgauge.conformance.session import Departure, Trace, note
+from pressgauge.conformance.session import Departure, Pass, Trace, not_applicable, note
 from pressgauge.conformance.severity import Severity
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited
 
-EXACT = 1e-10
-"""Error tolerance in float64, relative to the largest logit."""
 TELLING_APART = 2.0**-9
 """Relative difference below which unequal scores may be ranked in either order."""
 
@@ -70,9 +71,21 @@ def off(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     return (found - expected).abs().amax(dim=(0, 2)) / expected.abs().max()
 
 
+def comparable(dtype: torch.dtype) -> None:
+    """Skip a law that compares two runs of a model, unless it is in float64."""
+    if dtype != torch.float64:
+        not_applicable(f"two runs in {dtype} may choose differently between nearly equal entries")
+
+
 def wrong_tokens(found: torch.Tensor, expected: torch.Tensor) -> list[int]:
-    """Tokens whose logits are NaN or off by more than ``EXACT``."""
-    return torch.nonzero(~(off(found, expected) < EXACT))[:, 0].tolist()
+    """Tokens whose logits are NaN or off by more than the tolerance of their dtype.
+
+    Not applicable to two runs in another dtype than float64: their last bits may differ, and with them the choice
+    between two nearly equal entries.
+    """
+    if found.dtype == expected.dtype:
+        comparable(found.dtype)
+    return torch.nonzero(~(off(found, expected) < tolerance(found.dtype)))[:, 0].tolist()
 
 
 def check_same_logits(trace: Trace, found: torch.Tensor, expected: torch.Tensor, finding: str) -> None:
@@ -96,17 +109,45 @@ def check_same_logits(trace: Trace, found: torch.Tensor, expected: torch.Tensor,
     note(sentence.rstrip(","))
 
 
-def _before_their_pass(trace: Trace, tables: list[Tensor]) -> list[Tensor]:
-    """``evicted_at`` as if each pass evicted earlier tokens before attention."""
-    starts = {one.end: one.start for one in trace.passes}
+def _before_their_pass(
+    trace: Trace, tables: list[Tensor], passes: list[Pass] | None = None, own: bool = False
+) -> list[Tensor]:
+    """``evicted_at`` as if passes evicted tokens before attention.
+
+    Args:
+        trace: the run.
+        tables: ``evicted_at`` per layer.
+        passes: those passes; all by default.
+        own: whether a pass evicts its own tokens, too, and not only earlier ones.
+    """
     result = []
     for table in tables:
         early = table.clone()
-        for end, start in starts.items():
-            old = torch.arange(table.shape[-1]) < start
-            early[(table == end) & old] = start
+        tokens = torch.arange(table.shape[-1]).expand_as(table)
+        for one in trace.passes if passes is None else passes:
+            gone = table == one.end
+            early = torch.where(gone & (tokens < one.start), one.start, early)
+            if own:
+                # From its own time on, no query attends to it.
+                early = torch.where(gone & (tokens >= one.start), tokens, early)
         result.append(early)
     return result
+
+
+def expected_logits(trace: Trace, tables: list[Tensor]) -> Tensor:
+    """Logits ``[B, T, V]`` of attention to the held entries, from the oracle; in float64.
+
+    For a subject that declares to evict before it attends, those of attention to what is held after each pass. The
+    prompt, or every pass of several tokens, may attend to all that precedes; the nearest of the three counts.
+    """
+    masked = functools.partial(masked_logits, trace.model, trace.ids, stored=trace.subject.entries_dtype)
+    if trace.subject.declares.attends == "before eviction":
+        return masked(tables)
+    choices = trace.passes, trace.passes[1:], [one for one in trace.passes if one.length == 1]
+    candidates = [masked(_before_their_pass(trace, tables, passes, own=True)) for passes in choices]
+    found = torch.stack([one.logits[:, -1] for one in trace.passes], dim=1)
+    last = [one.end - 1 for one in trace.passes]
+    return min(candidates, key=lambda logits: float((logits[:, last] - found).abs().max().nan_to_num(torch.inf)))
 
 
 def check_attention(trace: Trace) -> None:
@@ -120,7 +161,8 @@ def check_attention(trace: Trace) -> None:
         check_attention_to_what_is_read_back(trace)
         return
     audit = audited(trace)
-    expected = masked_logits(trace.model, trace.ids, audit.evicted_at)
+    tables = audit.evicted_at
+    expected = expected_logits(trace, tables)
     wrong = wrong_tokens(trace.logits, expected)
     if not wrong:
         return
@@ -129,12 +171,29 @@ def check_attention(trace: Trace) -> None:
     number = next(n for n, one in enumerate(trace.passes) if token < one.end)
     one = trace.passes[number]
     counts = [keys.shape[2] for keys, _ in trace.passes[number - 1].held] if number else [0]
-    early = masked_logits(trace.model, trace.ids, _before_their_pass(trace, audit.evicted_at))
-    reason = "they are not those of attention to the held entries and, causally, to the pass itself"
-    if token not in wrong_tokens(trace.logits, early):
-        reason = "they are those of attention to the entries held after the pass, so it evicts before attention"
+    masked = functools.partial(masked_logits, trace.model, trace.ids, stored=trace.subject.entries_dtype)
+    if trace.subject.declares.attends == "before eviction":
+        reason = "they are not those of attention to the held entries and, causally, to the pass itself"
+        if token not in wrong_tokens(trace.logits, masked(_before_their_pass(trace, tables))):
+            reason = "they are those of attention to the entries held after the pass, so it evicts before attention"
+    else:
+        reason = "they are not those of attention to the entries held after the pass"
+        if token not in wrong_tokens(trace.logits, masked(tables)):
+            reason = "they are those of attention to the entries held before it, so it evicts after attention"
     ambiguous = f" ({audit.ambiguous} entries match several tokens)" if audit.ambiguous else ""
     raise Departure(
         f"the logits of token {token} in pass {number} (tokens {one.start} to {one.end - 1}, {max(counts)} entries "
-        f"held before it) are off by {float(error[token]):.2g} of the largest: {reason}{ambiguous}"
+        f"held before it) are off by {float(error[token]):.2g} of the largest{allowance(trace.logits)}: {reason}"
+        f"{ambiguous}"
+    )
+
+
+def allowance(logits: Tensor) -> str:
+    """The tolerance in words, for findings; nothing in float64."""
+    if logits.dtype == torch.float64:
+        return ""
+    name = str(logits.dtype).removeprefix("torch.")
+    return (
+        f" (allowed are {tolerance(logits.dtype):.2g}, {MULTIPLE} times the error of models without a compressor in "
+        f"{name})"
     )

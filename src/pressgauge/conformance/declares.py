@@ -4,8 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
+
 from pressgauge.conformance import oracle
 from pressgauge.conformance.adapters import ADAPTERS
+from pressgauge.conformance.precision import DTYPES
 from pressgauge.conformance.quantisation import check_quantisation
 from pressgauge.conformance.reading import Reader, reader_of
 
@@ -25,6 +28,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "storage": ("any",),
     "nan": ("any",),
     "trends": (True, False),
+    "attends": ("after eviction",),
     "simulated": (True, False),
     "unbiased": (True, False),
 }
@@ -95,6 +99,9 @@ class Declares:
         read: ``(cache, index) -> keys, values``, the entries of a layer ``[B, K, N, D]``, dequantised; may be declared
             as ``(layer) -> keys, values``. By default they are the layer's attributes ``keys`` and ``values``.
         after_pass: function of the cache, called after every pass.
+        dtypes: the supported dtypes, by name; all by default. The laws run in the first.
+        attends: ``before eviction``, or ``after eviction`` if a pass attends to the entries held after it; a prompt may
+            attend to all.
     """
 
     kind: str
@@ -132,6 +139,8 @@ class Declares:
     reports: Mapping[str, Callable[[Any, Any], float]] = field(default_factory=dict)
     read: Reader | None = None
     after_pass: Callable[[Any], object] | None = None
+    dtypes: tuple[torch.dtype, ...] = ()
+    attends: str = "before eviction"
 
     @property
     def scored(self) -> bool:
@@ -197,6 +206,10 @@ def read_declares(given: Mapping[str, Any], kind: str) -> Declares:
         _check_score(_named("score", score, {**SCORES, **VOTES}))
     if "read" in values:
         values["read"] = reader_of(values["read"])
+    dtypes = values.get("dtypes", ())
+    if isinstance(dtypes, str) or not set(dtypes) <= set(DTYPES):
+        raise ValueError(f"declares dtypes must be a tuple of {', '.join(DTYPES)}, got {dtypes!r}")
+    values["dtypes"] = tuple(DTYPES[name] for name in dtypes)
     if not callable(values.get("after_pass", print)):
         raise ValueError(f"declares after_pass must be a function of the cache, got {values['after_pass']!r}")
     if (target := values.get("target")) is not None:

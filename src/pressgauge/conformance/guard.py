@@ -28,7 +28,11 @@ def fingerprint(model: PreTrainedModel) -> Fingerprint:
     configs = {}
     for name, module in model.named_modules(remove_duplicate=False):
         own = vars(module)
-        parts[f"module {name or 'model'}"] = (frozenset(own), [len(own[hooks]) for hooks in HOOKS], module.training)
+        parts[f"module {name}" if name else "the model"] = (
+            frozenset(own),
+            [len(own[hooks]) for hooks in HOOKS],
+            module.training,
+        )
         for key, tensor in (*own["_parameters"].items(), *own["_buffers"].items()):
             if tensor is not None:
                 bits = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()

@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from pressgauge.conformance.precision import in_dtype, rounded
+
 
 @contextmanager
 def attention(model: PreTrainedModel, function: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
@@ -44,7 +46,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, sees: Tensor, scaling: flo
 
 
 @torch.no_grad()
-def masked_logits(model: PreTrainedModel, ids: Tensor, tables: list[Tensor], mask: Tensor | None = None) -> Tensor:
+def masked_logits(
+    model: PreTrainedModel,
+    ids: Tensor,
+    tables: list[Tensor],
+    mask: Tensor | None = None,
+    stored: torch.dtype | None = None,
+) -> Tensor:
     """Oracle of rule 1: logits ``[B, T, V]`` on the CPU, from one forward pass without a cache.
 
     Query t of a layer attends to key j if and only if ``j <= t < evicted_at[b, k, j]``.
@@ -54,16 +62,20 @@ def masked_logits(model: PreTrainedModel, ids: Tensor, tables: list[Tensor], mas
         ids: ``[B, T]``.
         tables: ``evicted_at`` per layer, ``[B, K, T]``.
         mask: ``[B, T]``, 0 at padding; None if nothing is padded.
+        stored: dtype to which entries are rounded; None for that of the model.
     """
+    # In float64, whatever the model under test is in.
+    model = in_dtype(model, torch.float64)
 
     def masked(
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **_: Any
     ) -> tuple[Tensor, None]:
+        key, value = (rounded(tensor, stored).to(query.dtype) for tensor in (key, value))
         time = torch.arange(query.shape[2], device=query.device)
         table = tables[module.layer_idx].to(query.device)
         sees = (time <= time[:, None]) & (time[:, None] < table[:, :, None, :])
         # A padding query would attend to nothing. Its output does not matter, but must not be NaN.
-        sees = sees | torch.eye(len(time), dtype=torch.bool, device=query.device)
+        sees = sees | (torch.eye(len(time), dtype=torch.bool, device=query.device) & ~sees.any(-1, keepdim=True))
         return attend(query, key, value, sees, scaling), None
 
     ids, mask = ids.to(model.device), None if mask is None else mask.to(model.device)

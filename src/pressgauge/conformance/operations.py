@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from pressgauge.conformance import architectures
-from pressgauge.conformance.checks import EXACT, check_attention
+from pressgauge.conformance.checks import check_attention, comparable
 from pressgauge.conformance.outcomes import DECLINES, REFUSALS, Departure, Refused, Unreadable, not_applicable
+from pressgauge.conformance.precision import EXACT
 from pressgauge.conformance.reading import Entries, layers_of
 from pressgauge.conformance.session import Pass, Session, Trace
 from pressgauge.conformance.subjects import Subject
@@ -243,6 +244,7 @@ def off(found: Tensor, expected: Tensor) -> Tensor:
 
 def tolerance(subject: Subject, model: Any, ids: Tensor, reference: Reference, mask: Tensor | None = None) -> float:
     """Relative error of logits that is allowed between two runs: twice the subject's own, if it alters entries."""
+    comparable(subject.model_dtype)
     if subject.declares.entries == "kept" or not reference.passes:
         return EXACT
     logits = torch.cat([one.logits for one in reference.passes], dim=1)
@@ -392,13 +394,24 @@ def flaws() -> dict[str, str]:
     return found
 
 
-def inherits(cache: Any, name: str) -> bool:
+def _inherits(cache: Any, name: str) -> bool:
     """Whether a cache and its layers have an operation from transformers unchanged."""
     owners = [type(cache), *(type(layer) for layer in layers_of(cache).values())]
     return all(
         str(getattr(getattr(owner, name, None), "__module__", "")).partition(".")[0] == "transformers"
         for owner in owners
     )
+
+
+def excused(cache: Any, name: str, flaw: str = "") -> str:
+    """Why an operation is no matter of the subject; empty if it is.
+
+    Args:
+        cache: its cache.
+        name: the method.
+        flaw: key of ``flaws``; the method's name by default.
+    """
+    return flaws().get(flaw or name, "") if _inherits(cache, name) else ""
 
 
 def copied(session: Session) -> Session:
@@ -556,3 +569,16 @@ def _check_taken(now: State, before: State, rows: list[int], when: str) -> None:
             "",
         )
         raise Departure(f"{when} does not leave the rows {rows} of what was held: {difference}{others}")
+
+
+def rows_are_independent(subject: Subject, model: Any) -> bool:
+    """Whether the subject accepts several rows, and gives a row of a batch what it gives it alone."""
+    moment = moments(subject)[1]
+    ids = architectures.text(model, 2, sum(moment.passes))
+    together = fresh(subject, model, ids, moment.passes, moment.options)
+    alone = fresh(subject, model, ids[1:], moment.passes, moment.options)
+    if not together.complete:
+        return False
+    allowed = tolerance(subject, model, ids, together)
+    pairs = zip(together.passes, alone.passes, strict=False)
+    return all(bool((off(one.logits[1:], other.logits) <= allowed).all()) for one, other in pairs)

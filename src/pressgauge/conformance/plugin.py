@@ -131,7 +131,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     cases that held.
     """
     from pressgauge.conformance.outcomes import NOTES, REFUSALS, Refused, not_applicable, refused_draws
-    from pressgauge.conformance.smoke import require_first
+    from pressgauge.conformance.smoke import require_dtype, require_first
     from pressgauge.conformance.subjects import Subject
 
     REFUSALS.clear()
@@ -140,6 +140,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     try:
         if option(pyfuncitem.config, "subject") and isinstance(subject, Subject):
             require_first(pyfuncitem.originalname, subject)
+        if "dtype" in pyfuncitem.funcargs and isinstance(subject, Subject):
+            require_dtype(subject, pyfuncitem.funcargs["dtype"])
         with refused_draws():
             return (yield)
     except Refused as refusal:

@@ -22,6 +22,7 @@ from pressgauge.conformance.outcomes import Unreadable as Unreadable
 from pressgauge.conformance.outcomes import not_applicable as not_applicable
 from pressgauge.conformance.outcomes import note as note
 from pressgauge.conformance.outcomes import refusals
+from pressgauge.conformance.precision import rounded
 from pressgauge.conformance.reading import Entries as Entries
 from pressgauge.conformance.reading import entries_of, layers_of
 from pressgauge.conformance.subjects import Subject
@@ -68,7 +69,12 @@ class Session:
     """
 
     def __init__(self, subject: Subject, compressor: Any, model: PreTrainedModel) -> None:
-        self.adapter = subject.adapter(compressor, model)
+        model = subject.model_of(model)
+        # A function over the cache is applied to the model that runs; others look at one in the declared dtype.
+        self.adapter = subject.adapter(compressor, model if subject.adapter.between_passes else subject.shown(model))
+        self._stored = subject.entries_dtype
+        if self.adapter.opaque:
+            not_applicable(self.adapter.opaque)
         self.declares = subject.declares
         self.supplies_positions = self.adapter.supplies_positions or subject.declares.positions == "caller"
         self.model: Any = model
@@ -114,6 +120,8 @@ class Session:
         cache = self.cache
 
         def recording(keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> Any:
+            dtypes = keys.dtype, values.dtype
+            keys, values = rounded(keys, self._stored), rounded(values, self._stored)
             given = keys.clone(), values.clone()
             self._arrived.setdefault(layer, []).append((given[0].cpu(), given[1].cpu()))
             self._devices[layer] = keys.device
@@ -124,9 +132,21 @@ class Session:
             for name, before, after in zip(("keys", "values"), given, (keys, values), strict=True):
                 if not _same(before, after):
                     raise Departure(f"update wrote to the {name} that were passed to layer {layer}")
-            return result
+            return self._widened(result, given, dtypes, layer)
 
         cache.update = recording
+
+    def _widened(self, result: Any, given: Entries, dtypes: tuple[torch.dtype, ...], layer: int) -> Any:
+        """What ``update`` returned, in the model's dtypes if the entries were passed in another."""
+        if self._stored is None:
+            return result
+        for name, mine, own in zip(("keys", "values"), result, given, strict=True):
+            if mine.dtype != own.dtype:
+                raise Departure(
+                    f"update was passed {name} of layer {layer} in {own.dtype} and returned them in {mine.dtype}, with "
+                    "which attention of a model in the first dtype fails"
+                )
+        return tuple(tensor.to(dtype) for tensor, dtype in zip(result, dtypes, strict=True))
 
     @contextmanager
     def _watched_positions(self) -> Iterator[None]:
@@ -397,6 +417,7 @@ def run(
         compressor = subject(model=model, prompt_length=lengths[0], **options)
     result = Trace(subject, options, model, ids)
     with Session(subject, compressor, model) as session:
+        result.model = session.model
         for length in lengths:
             end = session.seen + length
             session.feed(ids[:, session.seen : end], None if mask is None else mask[:, :end])

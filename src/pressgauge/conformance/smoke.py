@@ -17,7 +17,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from pressgauge.conformance import architectures, oracle
+from pressgauge.conformance.generating import PROMPT, check_compresses, tokens_of
 from pressgauge.conformance.outcomes import OF_OTHERS, Departure, Refused, Vacuous, not_applicable
+from pressgauge.conformance.precision import rounding
 from pressgauge.conformance.session import Trace, run
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.versions import CACHE, CACHE_NAMES, using
@@ -45,6 +47,9 @@ def check_runs(subject: Subject) -> None:
         Departure: if it crashes, its cache cannot be read, or was not used.
         Refused: if it declines a text in passes and in one pass, with a ratio of .5 and of 1.
     """
+    if subject.adapter.opaque:
+        _check_generates(subject)
+        return
     refused = []
     for lengths in (_passes(LENGTHS[0]), [LENGTHS[0]]):
         for keep_ratio in (0.5, 1.0):
@@ -60,6 +65,17 @@ def check_runs(subject: Subject) -> None:
             _check_used(trace)
             return
     raise refused[0]
+
+
+def _check_generates(subject: Subject) -> None:
+    """Raise ``Departure`` if a function does not continue a prompt."""
+    model = architectures.under_test("llama")
+    try:
+        tokens_of(subject, model, architectures.text(model, 1, PROMPT), keep_ratio=0.5, prune_after=8)
+    except (Refused, Departure):
+        raise
+    except Exception as error:
+        raise Departure(_crash(error, f"with keep_ratio 0.5 and a prompt of {PROMPT} tokens")) from error
 
 
 def _crash(error: Exception, when: str) -> str:
@@ -111,6 +127,9 @@ def check_acts(subject: Subject) -> None:
         Departure: if it declares evictions, and evicts nothing.
         Refused: if it declines.
     """
+    if subject.adapter.opaque:
+        check_compresses(subject)
+        return
     declares, claims = subject.declares, set()
     for length in LENGTHS:
         lengths = _passes(length)
@@ -145,7 +164,7 @@ def check_alters(subject: Subject) -> None:
     Raises:
         Departure: if every held entry is one that was passed in.
     """
-    if subject.declares.entries not in ALTERED:
+    if subject.declares.entries not in ALTERED or subject.adapter.opaque:
         return
     for length in LENGTHS:
         trace = _run(subject, 0.5, _passes(length))
@@ -186,7 +205,7 @@ def _as_a_dynamic_cache(trace: Trace) -> bool:
 
 
 def _plain_logits(trace: Trace) -> Tensor:
-    cache = DynamicCache(config=trace.model.config)
+    cache = rounding(DynamicCache(config=trace.model.config), trace.subject.entries_dtype)
     ids = trace.ids.to(trace.model.device)
     ends = list(accumulate(trace.lengths))
     passes = [ids[:, end - length : end] for end, length in zip(ends, trace.lengths, strict=True)]
@@ -198,6 +217,24 @@ FIRST: dict[str, Callable[[Subject], None]] = {
     "test_something_is_evicted_or_altered": check_acts,
 }
 """Laws that come first, and their checks: if one finds something, the following laws are not applicable."""
+
+OPAQUE = "test_generating"
+"""File of the laws for functions that generate."""
+
+
+def concerns(file: str, subject: Any) -> bool:
+    """Whether the laws of a file, named without its ending, concern a subject.
+
+    Laws for functions that generate concern no other subjects, and only they and those that come first concern such
+    functions.
+    """
+    return file == "test_smoke" or not isinstance(subject, Subject) or bool(subject.adapter.opaque) == (file == OPAQUE)
+
+
+def require_dtype(subject: Subject, dtype: Any) -> None:
+    """Skip a law about a dtype that a subject does not declare."""
+    if subject.declares.dtypes and dtype not in subject.declares.dtypes:
+        not_applicable(f"the subject declares other dtypes than {dtype}")
 
 
 @functools.cache

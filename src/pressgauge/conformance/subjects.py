@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from pressgauge.conformance import architectures, oracle
-from pressgauge.conformance.adapters import ADAPTERS, Adapter, adapter_of
+from pressgauge.conformance.adapter import Adapter
+from pressgauge.conformance.adapters import ADAPTERS, adapter_of
 from pressgauge.conformance.declares import Declares, read_declares
 from pressgauge.conformance.outcomes import DECLINES, Refused, refusals
+from pressgauge.conformance.precision import in_dtype
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -53,15 +56,41 @@ class Subject:
                 options.pop(option, None)
         known = {"prompt_length": prompt_length}
         if model is not None:
-            known |= {"model": model, "dtype": model.dtype, "device": model.device}
+            own = self.shown(model)
+            known |= {"model": own, "dtype": own.dtype, "device": own.device}
         given = {name: value for name, value in known.items() if value is not None and name in named_by(self.factory)}
         with refusals(*DECLINES):
-            return self.factory(keep_ratio=keep_ratio, **{**given, **self.options, **options})
+            create = functools.partial(self.factory, keep_ratio=keep_ratio, **{**given, **self.options, **options})
+            return create if self.adapter.made_anew else create()
 
     @property
     def adapter(self) -> type[Adapter]:
         """Adapter of the convention that it follows."""
         return ADAPTERS[self.declares.kind]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype in which the laws run."""
+        return self.declares.dtypes[0] if self.declares.dtypes else torch.float64
+
+    def shown(self, model: Any) -> Any:
+        """The model, or a copy in the first declared dtype if its own is not declared."""
+        declared = self.declares.dtypes
+        return in_dtype(model, self.dtype) if declared and model.dtype not in declared else model
+
+    def model_of(self, model: Any) -> Any:
+        """The model that runs: ``shown`` for a subject that works on the model itself, else the model."""
+        return self.shown(model) if self.adapter.sees_model else model
+
+    @property
+    def model_dtype(self) -> torch.dtype:
+        """Dtype of the models that run."""
+        return self.dtype if self.adapter.sees_model else torch.float64
+
+    @property
+    def entries_dtype(self) -> torch.dtype | None:
+        """Dtype in which a float64 model passes its entries; None for float64."""
+        return None if self.adapter.sees_model or not self.declares.dtypes else self.dtype
 
     @property
     def schedule(self) -> str:

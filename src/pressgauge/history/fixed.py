@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
@@ -29,13 +30,13 @@ class _Slots:
 
 @lru_cache(maxsize=8)
 def slots(
-    budget: Budget, written: str, passes: tuple[int, ...], prompt_length: int | None, padding: tuple[int, ...]
+    budget: Budget, ratio: Fraction, passes: tuple[int, ...], prompt_length: int | None, padding: tuple[int, ...]
 ) -> list[_Slots]:
     """Eviction slots of each row.
 
     Args:
         budget: budget of the press.
-        written: ``keep_ratio`` as written, a cache key of its own: budgets that compare equal may differ in it.
+        ratio: ``budget.exact_ratio``, a cache key of its own: budgets that compare equal may differ in it.
         passes: tokens of each pass.
         prompt_length: columns of the prompt; by default the first pass is the prompt.
         padding: columns of padding, per row.

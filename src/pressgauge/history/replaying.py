@@ -77,7 +77,7 @@ def replay(
         return replay_changing(press, keys, layer, passes, Ledger(press, prompt_length), pads, queries, scale)
     # Attributes added by a subclass do not affect when it evicts and how many entries.
     budget = Budget(**{field.name: getattr(press, field.name) for field in fields(Budget)})
-    places = slots(budget, str(press.keep_ratio), tuple(passes), prompt_length, tuple(pads))
+    places = slots(budget, press.exact_ratio, tuple(passes), prompt_length, tuple(pads))
     if not any(slot.seen for slot in places):
         return History(rows, heads, keys.device).evicted_at(columns, pads)
     positions = torch.arange(columns, device=keys.device) - torch.tensor(pads, device=keys.device)[:, None, None]

@@ -1,6 +1,8 @@
 """``H2OPress``."""
 
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
 from numbers import Real
 from typing import ClassVar
 
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from pressgauge.presses.attention_scores import AttentionSums, Votes
 from pressgauge.presses.base import Press
-from pressgauge.rules import exact_floor
+from pressgauge.rules import as_written, exact_floor
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,14 @@ class H2OPress(Press):
         if not 0 <= float(self.recent_share) <= 1:
             raise ValueError(f"recent_share must be in [0, 1], got {self.recent_share}")
 
+    @cached_property
+    def _exact_share(self) -> Fraction:
+        """``recent_share`` as the decimal value written."""
+        return as_written(self.recent_share)
+
     def newest(self, kept: int) -> int:
         """Number of protected newest tokens: ``recent_share`` of ``kept``, or what the sinks leave."""
-        return max(self.recent, min(exact_floor(self.recent_share, kept), kept - self.sinks))
+        return max(self.recent, min(exact_floor(self._exact_share, kept), kept - self.sinks))
 
     def votes(self) -> Votes:
         """Cumulative attention."""

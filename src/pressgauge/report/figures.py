@@ -124,8 +124,15 @@ def _panel(name: str, title: str, rows: Sequence[Row]) -> _Panel:
         "\n".join(filter(None, (unit, quantity.direction))),
         lambda row: None if (value := given(row)) is None else value / one,
         ratio,
-        attrgetter(interval) if interval else lambda row: None,
+        _ppl_ratio if name == "ppl" else attrgetter(interval) if interval else lambda row: None,
     )
+
+
+def _ppl_ratio(row: Row) -> tuple[float, float] | None:
+    """Interval of a perplexity relative to uncompressed; None in the uncompressed row."""
+    if row.keep_ratio == 1 or row.ppl_interval is None:
+        return None
+    return 1 + row.ppl_interval[0], 1 + row.ppl_interval[1]
 
 
 def _panels(rows: Sequence[Row]) -> Iterator[_Panel]:
@@ -298,6 +305,9 @@ def trade_off(rows: Sequence[Row]) -> Figure:
                 if fast and row.tpot_interval:
                     ends = [1 / end for end in row.tpot_interval]
                     axes.plot(ends, [100 * row.ppl_change] * 2, color=colour, linewidth=0.8, alpha=0.6)
+                if row.ppl_interval:
+                    ends = [100 * end for end in row.ppl_interval]
+                    axes.plot([gain] * 2, ends, color=colour, linewidth=0.8, alpha=0.6)
                 shown.append((row, gain, 100 * row.ppl_change))
             _marks(axes, [x for _, x, _ in shown], [y for _, _, y in shown], [row for row, _, _ in shown], number)
             points += [(x, y) for _, x, y in shown]

@@ -10,9 +10,10 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pressgauge.bench.comparing import Contest, contests
 from pressgauge.bench.files import write_files
 from pressgauge.bench.quantities import BANDS
-from pressgauge.bench.row import MEMORY, QUANTITIES, Row, band_names, bands_in_words
+from pressgauge.bench.row import MEMORY, QUANTITIES, UNTOLD, Row, band_names, bands_in_words
 from pressgauge.formats import percent, ratio
 from pressgauge.report import figures
 
@@ -49,7 +50,7 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
     at: dict[str, list[str]] = {}
     for row in line:
         at.setdefault(row.verdict, []).append(f"{row.keep_ratio:g}")
-    real = [row for row in line if row.band is not None]
+    real = [row for row in line if row.verdict in (*band_names(row.bands), UNTOLD)]
     rest = f" Vacuous at {', '.join(at['vacuous'])}: no result there." if "vacuous" in at else ""
     if "not a number" in at:
         rest += f" At {', '.join(at['not a number'])} the perplexity is not a number or infinite."
@@ -58,22 +59,37 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
     if not real:
         return f"{name}: {'only the uncompressed run was measured' if not rest else 'no result'}.{rest}"
     names = band_names(line[0].bands)
-    verdicts = [f"{word} at {', '.join(at[word])}" for word in names if word in at]
+    verdicts = [f"{word} at {', '.join(at[word])}" for word in (*names, UNTOLD) if word in at]
     within = [row for row in real if row.band == 0]
     best = within[-1] if within else real[0]
     memory = figures.relative(best, rows, lambda row: row.kv_bytes)
-    facts = [f"perplexity changes by {percent(best.ppl_change, '+')}"]
+    facts = [f"perplexity changes by {best.change}"]
     facts += [] if memory is None else [f"keys and values take {memory:.0%} of the memory"]
-    if best.tpot_ratio is not None:
-        facts.append(f"a later token takes {best.tpot_ratio:.2f} times as long")
+    if best.tpot_ratio is not None and best.tpot_interval is not None:
+        times = f"{best.tpot_interval[0]:.2f} to {best.tpot_interval[1]:.2f}"
+        facts.append(
+            f"no difference in the time of a later token can be told ({times} times)"
+            if best.tpot_interval[0] <= 1 <= best.tpot_interval[1]
+            else f"a later token takes {best.tpot_ratio:.2f} times as long ({times})"
+        )
     which = f"smallest ratio {names[0]}" if within else "largest ratio"
     return f"{name}: {'; '.join(verdicts)}. At the {which}, {best.keep_ratio:g}, {', '.join(facts)}.{rest}"
+
+
+def _told(contest: Contest) -> str:
+    """Sentence about two presses at the same ratio."""
+    better, worse, ratio = contest.better.press, contest.worse.press, f"{contest.better.keep_ratio:g}"
+    if not contest.told or contest.change.interval is None:
+        return f"Between {better} and {worse} at {ratio} no difference can be told."
+    low, high = contest.change.interval
+    higher = f"{percent(low)} to {percent(high)}"
+    return f"{better} loses less than {worse} at {ratio}: perplexity under {worse} is higher by {higher}."
 
 
 def _kind(row: Row) -> str:
     """CSS class of a verdict, for its colour."""
     if row.band is None:
-        return "bad" if row.verdict == "not a number" else "neutral"
+        return {"not a number": "bad", UNTOLD: "between"}.get(row.verdict, "neutral")
     return "within" if row.band == 0 else "bad" if row.band == len(row.bands) else "between"
 
 
@@ -132,6 +148,7 @@ def write_report(
             "columns": [name for name in names if name not in shared],
             "rows": [{name: COLUMNS[name](row) for name in names} for row in own],
             "kinds": [_kind(row) for row in own],
+            "contests": [_told(one) for one in contests(own)],
             "summaries": [summary(name, line, own) for name, line in figures.series(own).items()],
             "timed": timed,
             "noise": _noise(own),

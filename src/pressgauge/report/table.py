@@ -7,13 +7,15 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from pressgauge.bench.row import MEMORY, QUANTITIES, Row, bands_in_words
+from pressgauge.bench.comparing import Comparison
+from pressgauge.bench.row import MEMORY, QUANTITIES, UNTOLD, Row, band_names, bands_in_words
+from pressgauge.formats import DASH, interval, number
 
 
 def _colour(row: Row) -> str | None:
-    """Colour of a change: green in the first band, red above all, yellow between."""
+    """Colour of a change: green in the first band, red above all, yellow between or if the band cannot be told."""
     if row.band is None:
-        return "red" if row.verdict == "not a number" else None
+        return {"not a number": "red", UNTOLD: "yellow"}.get(row.verdict)
     return "green" if row.band == 0 else "red" if row.band == len(row.bands) else "yellow"
 
 
@@ -21,7 +23,7 @@ def _table(title: str, caption: str, rows: Sequence[Row], *, timed: bool) -> Tab
     columns = {name: one.terminal for name, one in QUANTITIES.items() if one.terminal and one.timed == timed}
     # With this box and padding, complete cells fit 80 columns.
     table = Table(title=title, caption=caption, box=box.SIMPLE, padding=0)
-    for heading in ("keep ratio", *(column.heading for column in columns.values())):
+    for heading in ("keep\nratio", *(column.heading for column in columns.values())):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         cells = {name: column.text(row) for name, column in columns.items()}
@@ -35,9 +37,12 @@ def _table(title: str, caption: str, rows: Sequence[Row], *, timed: bool) -> Tab
 def make_table(rows: Sequence[Row]) -> Table:
     """Table of perplexity and cache: the rows of one press on one text."""
     first = rows[0]
-    caption = "affected: scored tokens that met an eviction; held: entries per KV head, emptiest to fullest layer"
-    if any(row.band is not None for row in rows):
+    caption = "ppl: perplexity; affected: scored tokens that met an eviction; held: entries per KV head, emptiest to"
+    caption += " fullest layer"
+    if any(row.verdict in (*band_names(row.bands), UNTOLD) for row in rows):
         caption += f"\nbands of change: {bands_in_words(first.bands)}"
+    if any(row.ppl_interval and row.keep_ratio < 1 for row in rows):
+        caption += f"\nin brackets: paired 95 % confidence interval, over {first.ppl_interval_units}"
     if any(row.verdict == "not a number" for row in rows):
         caption += "\nnot a number: the press makes the perplexity NaN or infinite"
     if any(row.vacuous for row in rows):
@@ -66,3 +71,31 @@ def make_tables(rows: Sequence[Row]) -> Iterator[Table]:
         yield make_table(same)
         if same[0].ttft is not None:
             yield make_timing_table(same)
+
+
+def make_comparison(found: Comparison) -> Table:
+    """Table of the measurements that two files of results share."""
+    caption = "change: from the first file to the second, with its paired 95 % confidence interval"
+    table = Table(caption=caption, box=box.SIMPLE, padding=0)
+    for heading in ("measurement", "ppl", "ppl", "change"):
+        table.add_column(heading, justify="left" if heading == "measurement" else "right")
+    for cell in found.cells:
+        change = DASH if cell.change is None else interval(cell.change.change, cell.change.interval)
+        table.add_row(escape(_cell(cell.before)), number(cell.before.ppl, 4), number(cell.after.ppl, 4), change)
+    return table
+
+
+def comparison_notes(found: Comparison) -> Iterator[str]:
+    """What two files of results do not share, a line each."""
+    if any(cell.change is None for cell in found.cells):
+        yield f"{DASH}: the files scored other tokens, so their perplexities cannot be compared"
+    for name, (one, other) in found.differences.items():
+        yield f"differs: {name}: {one} and {other}"
+    for rows, which in ((found.missing, "first"), (found.new, "second")):
+        yield from (f"only in the {which} file: {_cell(row)}" for row in rows)
+
+
+def _cell(row: Row) -> str:
+    skipped = ",".join(map(str, row.skip_layers)) or "none"
+    settings = f"{row.schedule}, {row.keep_ratio:g} from {row.prune_after}, layers skipped: {skipped}"
+    return f"{row.model} on {row.text}: {row.press}, {settings}"

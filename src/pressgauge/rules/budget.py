@@ -3,10 +3,12 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
+from functools import cached_property
 from numbers import Real
 from typing import Literal, get_args
 
-from pressgauge.rules.numbers import exact_ceil, whole_number
+from pressgauge.rules.numbers import as_written, exact_ceil, whole_number
 
 Schedule = Literal["budget", "step", "prefill"]
 
@@ -62,6 +64,11 @@ class Budget:
         if self.schedule == "prefill" and self.interval != 1:
             raise ValueError(f"interval must be 1 with schedule 'prefill', which acts only once, got {self.interval}")
 
+    @cached_property
+    def exact_ratio(self) -> Fraction:
+        """``keep_ratio`` as the decimal value written."""
+        return as_written(self.keep_ratio)
+
     @property
     def skipped(self) -> tuple[int, ...]:
         """``skip_layers`` as layer indices.
@@ -90,9 +97,9 @@ class Budget:
         if held <= self.prune_after:
             return held
         if self.schedule == "budget":
-            size = max(self.prune_after, self.sinks + self.recent, exact_ceil(self.keep_ratio, seen))
+            size = max(self.prune_after, self.sinks + self.recent, exact_ceil(self.exact_ratio, seen))
         else:
-            size = max(1, self.sinks + self.recent, exact_ceil(self.keep_ratio, held))
+            size = max(1, self.sinks + self.recent, exact_ceil(self.exact_ratio, held))
         return min(size, held)
 
 

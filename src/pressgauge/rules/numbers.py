@@ -3,29 +3,30 @@
 import operator
 from collections.abc import Iterable
 from fractions import Fraction
-from functools import lru_cache
 
 
-@lru_cache(maxsize=256)
-def _as_written(ratio: str) -> Fraction:
-    return Fraction(ratio)
+def as_written(ratio: float) -> Fraction:
+    """The decimal value of ``ratio`` as written.
+
+    >>> as_written(0.07)
+    Fraction(7, 100)
+    """
+    return Fraction(str(ratio))
 
 
-def exact_ceil(ratio: float, count: int) -> int:
-    """Ceiling of ``ratio * count``, exact for the decimal value as written.
+def exact_ceil(ratio: Fraction, count: int) -> int:
+    """Ceiling of ``ratio * count``.
 
     >>> import math
-    >>> exact_ceil(0.07, 100), math.ceil(0.07 * 100)
+    >>> exact_ceil(as_written(0.07), 100), math.ceil(0.07 * 100)
     (7, 8)
     """
-    fraction = _as_written(str(ratio))
-    return -(-fraction.numerator * count // fraction.denominator)
+    return -(-ratio.numerator * count // ratio.denominator)
 
 
-def exact_floor(ratio: float, count: int) -> int:
-    """Floor of ``ratio * count``, exact for the decimal value as written."""
-    fraction = _as_written(str(ratio))
-    return fraction.numerator * count // fraction.denominator
+def exact_floor(ratio: Fraction, count: int) -> int:
+    """Floor of ``ratio * count``."""
+    return ratio.numerator * count // ratio.denominator
 
 
 def whole_number(name: str, value: object, least: int | None) -> int:

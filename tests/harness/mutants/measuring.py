@@ -228,13 +228,18 @@ def verdict_by_what_is_above(real: Any) -> Any:
     return property(verdict)
 
 
+def band_of_the_estimate(real: Any) -> Any:
+    """The verdict is that of the change, however wide its interval is."""
+    return property(lambda self: 0 if self.ppl_change < 0.2 else 1 if self.ppl_change <= 0.3 else 2)
+
+
 def first_base_line_for_all(real: Any) -> Any:
     """The first uncompressed perplexity is used for the whole sweep."""
     known = []
 
-    def make_row(name: str, press: Any, source: Any, result: Perplexity, base: float, times: Any = None) -> Row:
-        known.append(base)
-        row: Row = real(name, press, source, result, known[0], times)
+    def make_row(name: str, press: Any, source: Any, result: Perplexity, base: Any, times: Any = None) -> Row:
+        known.extend([] if base is None else [base])
+        row: Row = real(name, press, source, result, base and known[0], times)
         return row
 
     return make_row
@@ -243,7 +248,7 @@ def first_base_line_for_all(real: Any) -> Any:
 def nominal_size(real: Any) -> Any:
     """The nominal ratio, applied to all layers."""
 
-    def make_row(name: str, press: Any, source: Any, result: Perplexity, base: float, times: Any = None) -> Row:
+    def make_row(name: str, press: Any, source: Any, result: Perplexity, base: Any, times: Any = None) -> Row:
         row: Row = real(name, press, source, result, base, times)
         columns = result.nll.shape[1] + 1
         entries = round(press.keep_ratio * columns) if result.compressing else columns
@@ -500,6 +505,11 @@ MEASURING = [
         "measure-base-line", "one baseline for all models", "plausible",
         None, laws.test_a_change_is_relative_to_the_uncompressed_run_of_the_same_model_and_text,
         breaks=replacing(sweep, "make_row", first_base_line_for_all),
+    ),
+    Mutant(
+        "measure-verdict-point", "a verdict ignores the interval of its change", "the reports: 3 samples decided",
+        None, laws.test_a_verdict_needs_its_interval_in_one_band,
+        breaks=replacing(Row, "band", band_of_the_estimate),
     ),
     Mutant(
         "measure-verdict", "a NaN perplexity is in the first band", "plausible",

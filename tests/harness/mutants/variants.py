@@ -8,9 +8,12 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from harness.mutants.compressors import Boundary, ByScore, FloatCeiling, Floor, LaterWins, Rounded
+from harness.mutants.declared import RIGHT_DECLARED
+from harness.mutants.kept import KEPT, NEWEST
 from harness.mutants.plain import HOOKED, SOUND, Layers, Plain, plain
 from harness.mutants.right_quantised import RIGHT_QUANTISED
 from harness.mutants.smoke import READ
+from harness.mutants.ways_in import RIGHT_WAYS_IN
 from pressgauge import StreamingLLMPress
 from pressgauge.conformance.subjects import subject_of
 
@@ -98,6 +101,8 @@ DYNAMIC = subject_of(
 VARIANTS = [
     SOUND,
     HOOKED,
+    KEPT,
+    NEWEST,
     plain(ByScore, order="any"),
     plain(LaterWins, ties="any"),
     plain(FloorFromP, boundary=">=", rounding=lambda ratio, count: int(ratio * count)),
@@ -108,6 +113,8 @@ VARIANTS = [
     subject_of("by hand", by_hand, {"score": "position"}),
     DYNAMIC,
     READ,
+    *RIGHT_WAYS_IN,
+    *RIGHT_DECLARED,
     subject_of(
         "transformers' sliding window",
         SlidingWindow,

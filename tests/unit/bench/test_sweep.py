@@ -188,7 +188,7 @@ def test_a_resumed_sweep_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """A resumed sweep measures nothing in the journal again, and gives the same rows."""
     path = tmp_path / "journal"
     wanted = plan()
-    whole = run_sweep(wanted, prepare(wanted)).rows
+    whole = run_sweep(wanted, prepare(wanted), journal(tmp_path / "another")).rows
     left = 2
 
     def interrupted(*args: Any) -> Any:
@@ -282,6 +282,8 @@ ROW = Row(
     "cpu",
     3.0000000000000004,
     0.1,
+    (0.05, 0.1 + 0.2),
+    "8 blocks of 1 sample",
     0.5,
     9,
     8,
@@ -289,6 +291,8 @@ ROW = Row(
     (4, 3),
     5,
     False,
+    nll_sums=((1.1, 2.2), (3.3,)),
+    token_counts=((2.0, 2.0), (1.0,)),
 )
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from pressgauge import H2OPress, KnormPress, replay
+from pressgauge import H2OPress, KeyDiffPress, KnormPress, Press, SnapKVPress, TOVAPress, replay
+from support.accelerator import accelerator
 
 KEYS = torch.zeros(2, 1, 6, 4)
 WORDS: list[tuple[type[Exception], dict[str, Any], str]] = [
@@ -71,3 +72,49 @@ def test_rows_of_padding_only_and_columns_of_all_are_replayed() -> None:
     table = replay(press, KEYS, [5, 1], padding=[0, 6])
     assert table[1].tolist() == [[0] * 6]
     assert (table[0] == torch.iinfo(torch.int32).max).sum() == 3
+
+
+PRESSES: list[Press] = [
+    KnormPress(0.5, prune_after=2, recent=1),
+    KnormPress(0.5, prune_after=20),
+    KnormPress(0.5, prune_after=2, skip_layers=(0,)),
+    KeyDiffPress(0.5, prune_after=2, recent=2),
+    H2OPress(0.5, prune_after=2),
+    SnapKVPress(0.5, prune_after=2, recent=2),
+    TOVAPress(0.5, prune_after=2),
+]
+
+
+@pytest.mark.parametrize("padding", [[0, 0], [0, 3]], ids=["whole rows", "padding"])
+@pytest.mark.parametrize("press", PRESSES, ids=lambda press: f"{type(press).__name__}-{press.prune_after}")
+def test_a_replay_runs_on_the_device_of_its_keys(press: Press, padding: list[int]) -> None:
+    """Its table is there, and equals that of the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    keys, queries = (torch.randn(2, heads, 12, 4, generator=generator) for heads in (2, 4))
+    expected = replay(press, keys, [5, 1, 1, 3, 1, 1], padding=padding, queries=queries)
+    with accelerator() as device:
+        keys, queries = keys.to(device), queries.to(device)
+        table = replay(press, keys, [5, 1, 1, 3, 1, 1], padding=padding, queries=queries)
+        assert table.device == device
+        assert table.cpu().equal(expected)
+
+
+@pytest.mark.parametrize("press", [KnormPress, KeyDiffPress])
+def test_a_replay_has_the_prompt_that_it_is_given(press: type[Press]) -> None:
+    """A press that evicts after the prompt does so at its end, in whatever pass that is."""
+    keys = torch.randn(1, 1, 8, 4, generator=torch.Generator().manual_seed(0))
+    for prompt, end in ((None, 3), (3, 3), (5, 6), (6, 6)):
+        table = replay(press(0.5, prune_after=1, schedule="prefill"), keys, [3, 3, 1, 1], prompt_length=prompt)
+        assert set(table.flatten().tolist()) == {end, torch.iinfo(torch.int32).max}
+
+
+def test_products_are_scaled_by_the_root_of_the_dimension() -> None:
+    """Unless another scaling factor is given, under which other entries are evicted here."""
+    generator = torch.Generator().manual_seed(0)
+    keys, queries = (4 * torch.randn(1, 2, 40, 9, generator=generator) for _ in range(2))
+    own, same, *others = (
+        replay(H2OPress(0.4, prune_after=2), keys, [30, *[1] * 10], queries=queries, scale=scale)
+        for scale in (None, 1 / 3, 9**-1.5, 3.0, -4.5)
+    )
+    assert own.equal(same)
+    assert not any(own.equal(other) for other in others)

@@ -1,5 +1,6 @@
 """What a press refuses, in which words, and how exactly fixed scores have to be fixed."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from pressgauge import KnormPress, Press
 from pressgauge.conformance import architectures
-from pressgauge.presses.base import check_fixed, check_press
+from pressgauge.presses.base import check_fixed, check_press, rank_entries
 
 STATES = torch.zeros(1, 2, 3, 4)
 
@@ -113,6 +114,59 @@ def test_scores_of_padding_slots_may_be_anything() -> None:
     check([[[1e9, 5.0, 1.0, 1.0]]], lambda positions: torch.ones(positions.shape), positions)
     with pytest.raises(ValueError, match="the entry at position 0 was 2 "):
         check([[[1e9, 5.0, 2.0, 1.0]]], lambda positions: torch.ones(positions.shape), positions)
+
+
+def test_the_first_token_widens_what_scores_may_change_by() -> None:
+    """The largest score of a head counts wherever it is, as at position 0."""
+    check([[[4096.0, 1.0, 1.0, 1.0]]], lambda positions: torch.where(positions == 0, 4096.0, 1.75))
+
+
+def test_scores_of_another_shape_are_refused() -> None:
+    """With the shape that they must have and the one that they have."""
+    positions = torch.arange(4).expand(2, 3, 4)
+    press = Scripted(0.5, scores=lambda positions: positions[..., :1])
+    rule = "[batch, KV heads, entries] with one score per key, got"
+    with pytest.raises(ValueError, match=said(f"the scores of Scripted must be [2, 3, 4], {rule} [2, 3, 1]")):
+        rank_entries(press, torch.zeros(2, 3, 4, 1), positions, 0)
+    nothing: Any = lambda positions: 0.5  # noqa: E731
+    with pytest.raises(TypeError, match=re.escape(f"the scores of Scripted must be a tensor {rule} 0.5")):
+        rank_entries(Scripted(0.5, scores=nothing), torch.zeros(2, 3, 4, 1), positions, 0)
+
+
+def test_a_score_that_was_no_number_must_not_become_one() -> None:
+    """Nor the other way round."""
+    ones, nans = torch.ones, lambda shape: torch.full(shape, math.nan)
+    for before, after in ((math.nan, ones), (1.0, nans)):
+        with pytest.raises(ValueError, match="the entry at position 0 was "):
+            check([[[before] * 4]], lambda positions, after=after: after(positions.shape))  # type: ignore[misc]
+    check([[[math.nan] * 4]], lambda positions: nans(positions.shape))
+
+
+@pytest.mark.parametrize(("steps", "refused"), [(4, False), (5, True)])
+def test_narrow_scores_may_differ_in_their_last_two_bits(steps: int, refused: bool) -> None:
+    """In bfloat16, by 4 steps of the largest score."""
+    press = Scripted(0.5, scores=lambda positions: torch.full(positions.shape, 1 + steps / 128).bfloat16(), asked=([],))
+    given = press, torch.ones(1, 1, 4).bfloat16(), torch.zeros(1, 1, 4, 1), torch.arange(4)[None, None], 7
+    if not refused:
+        check_fixed(*given)
+        return
+    with pytest.raises(ValueError, match="the entry at position 0 was 1 "):
+        check_fixed(*given)
+
+
+@pytest.mark.parametrize("odd", [math.inf, -math.inf, math.nan])
+def test_infinite_scores_do_not_widen_what_others_may_change_by(odd: float) -> None:
+    """Neither does a NaN; both have to be the same again."""
+    small = 2.0**-10
+
+    def after(positions: Tensor) -> Tensor:
+        return torch.where(positions == 0, odd, small)
+
+    check([[[odd, small, small, small]]], after)
+    with pytest.raises(ValueError, match="the entry at position 1 was "):
+        check([[[odd, small * 1.125, small, small]]], after)
+    with pytest.raises(ValueError, match="the entry at position 1 was "):
+        check([[[1.0, small * 1.125, small, small]]], lambda positions: after(positions), [[[-1, 1, 2, 3]]])
 
 
 @pytest.mark.parametrize(

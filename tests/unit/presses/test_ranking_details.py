@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pressgauge.presses.ranking import lowest
+from pressgauge.presses.ranking import lowest, rank, spare
+from pressgauge.rules import Budget, Ledger
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -13,3 +14,33 @@ def test_the_lowest_ranked_entries_are_named_in_ascending_order(count: int) -> N
     ranks = torch.stack([torch.randperm(7, generator=generator) for _ in range(6)]).view(2, 3, 7)
     expected = [[sorted(sorted(range(7), key=head.__getitem__)[:count]) for head in row] for row in ranks.tolist()]
     assert lowest(ranks, count).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_scores_are_rounded_to_ten_bits_half_to_even(dtype: torch.dtype, sign: int) -> None:
+    """Scores that are equal then rank by position; the steps between 1 and 2 are of 2 ** -9."""
+    step = 2.0**-9
+    for score, rounded in ((0.25, 0), (0.5, 0), (0.75, 1), (1.5, 2), (2.5, 2), (3.5, 4)):
+        if dtype == torch.float16 and score % 0.5:
+            continue
+        scores = sign * (1 + step * torch.tensor([score, rounded - 1, rounded, rounded + 1], dtype=torch.float64))
+        ranks = rank(scores.to(dtype)[None, None], torch.arange(4)[None, None])[0, 0].tolist()
+        ascending = sorted(range(4), key=ranks.__getitem__)
+        assert ascending == ([1, 2, 0, 3] if sign > 0 else [3, 2, 0, 1])
+
+
+@pytest.mark.parametrize("padding", [[0, 0, 0], [0, 2, 0], [1, 2, 0], [0, 0, 7]])
+def test_the_newest_tokens_of_each_row_are_spared(padding: list[int]) -> None:
+    """They rank above all others, counted in the row's own tokens, and padding slots stay last."""
+    budget = Budget(0.5, prune_after=2, recent=2)
+    ledger = Ledger(budget)
+    ledger.feed(8, padding)
+    positions = (torch.arange(8) - torch.tensor(padding)[:, None, None]).clamp(min=-1)
+    ranks = rank(torch.zeros(3, 1, 8), positions)
+    most = torch.iinfo(torch.int64).max
+    expected = [
+        [[most if column >= max(6, pad) else rank for column, rank in enumerate(head)] for head in row]
+        for row, pad in zip(ranks.tolist(), padding, strict=True)
+    ]
+    assert spare(budget, ranks, positions, ledger).tolist() == expected

@@ -33,6 +33,8 @@ BASE = Row(
     device="cpu",
     ppl=4.0,
     ppl_change=0.0,
+    ppl_interval=(0.0, 0.0),
+    ppl_interval_units="24 blocks of 3 samples",
     accuracy=0.5,
     scored_tokens=511,
     affected_tokens=0,
@@ -56,7 +58,8 @@ TIMES: dict[str, Any] = {
 
 def pressed(ratio: float, change: float, **changes: Any) -> Row:
     """A row that compresses."""
-    numbers = {"keep_ratio": ratio, "ppl": 4 * (1 + change), "ppl_change": change, "kv_bytes": int(ratio * (1 << 20))}
+    numbers: dict[str, Any] = {"keep_ratio": ratio, "ppl": 4 * (1 + change), "kv_bytes": int(ratio * (1 << 20))}
+    numbers |= {"ppl_change": change, "ppl_interval": (change - 0.05, change + 0.05)}
     return replace(BASE, **{**numbers, "affected_tokens": 400, "evictions": 100, **changes})
 
 
@@ -285,8 +288,9 @@ def test_a_trade_off_is_of_speed_where_every_row_has_times_and_of_memory_elsewhe
     fast = figures.trade_off(rows(**TIMES)).axes[0]
     assert "speed" in fast.get_xlabel()
     assert sum(points(fast), ()) == pytest.approx((2, 10, 2, 50))
-    bars = [sorted(x for x, _ in path(line)) for line in fast.lines if line.get_alpha()]
-    assert bars == [[1.25, 2.5]] * 2
+    bars = [path(line) for line in fast.lines if line.get_alpha()]
+    assert [sorted(x for x, _ in bar) for bar in bars[::2]] == [[1.25, 2.5]] * 2
+    assert [y for bar in bars[1::2] for _, y in bar] == pytest.approx([5, 15, 45, 55])
     small = figures.trade_off([*rows(), *rows("random", **TIMES)]).axes[0]
     assert "memory" in small.get_xlabel()
     for axes, inside in ((fast, (2.0, 10.0)), (small, (0.5, 10.0))):

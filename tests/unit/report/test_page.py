@@ -34,6 +34,8 @@ UNCOMPRESSED = Row(
     device="cpu",
     ppl=4.0,
     ppl_change=0.0,
+    ppl_interval=(0.0, 0.0),
+    ppl_interval_units="24 blocks of 3 samples",
     accuracy=0.5,
     scored_tokens=3069,
     affected_tokens=0,
@@ -47,12 +49,15 @@ GOOD = replace(
     keep_ratio=0.7,
     ppl=4.4,
     ppl_change=0.1,
+    ppl_interval=(0.05, 0.15),
     affected_tokens=2874,
     evictions=12_345,
     held=(1024, 717),
     kv_bytes=734_003,
 )
-BAD = replace(GOOD, keep_ratio=0.3, ppl=4000.0, ppl_change=999.0, accuracy=0.123, kv_bytes=314_573)
+BAD = replace(
+    GOOD, keep_ratio=0.3, ppl=4000.0, ppl_change=999.0, ppl_interval=(900.0, 1100.0), accuracy=0.123, kv_bytes=314_573
+)
 VACUOUS = replace(UNCOMPRESSED, keep_ratio=0.9, vacuous=True)
 TIMES: dict[str, Any] = {
     "ttft_ratio": 1.01,
@@ -230,7 +235,7 @@ def test_the_table_has_every_number_of_every_row(tmp_path: Path) -> None:
         "schedule": "budget",
         "keep ratio": "0.7",
         "perplexity": "4.400",
-        "change": "+10.0%",
+        "change": "+10.0% [+5.0, +15.0]",
         "verdict": "within +20 %",
         "accuracy": "50.0%",
         "affected / scored": "2,874 / 3,069",
@@ -244,8 +249,8 @@ def test_the_table_has_every_number_of_every_row(tmp_path: Path) -> None:
     }
     assert [(row["perplexity"], row["change"], row["verdict"]) for row in page.cells] == [
         ("4.000", DASH, "uncompressed"),
-        ("4.400", "+10.0%", "within +20 %"),
-        ("4,000", "+99,900%", "above"),
+        ("4.400", "+10.0% [+5.0, +15.0]", "within +20 %"),
+        ("4,000", "+99,900% [+90,000, +110,000]", "above"),
     ]
     assert "prune after 64, skip layers 0, dtype float32, device cpu" in page.text
     assert all(name in page.text and value in page.text for name, value in PROVENANCE.items())
@@ -262,13 +267,16 @@ def test_settings_that_differ_are_columns(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("plain_pictures")
 def test_a_verdict_is_a_word_and_a_colour(tmp_path: Path) -> None:
     """A verdict has a colour by its class and a word in its cell."""
-    between = replace(GOOD, ppl_change=0.25)
+    between = replace(GOOD, ppl_change=0.25, ppl_interval=(0.22, 0.28))
+    untold = replace(GOOD, ppl_interval=(0.1, 0.22))
     broken = replace(BAD, ppl=math.nan, ppl_change=math.nan)
-    page = write(tmp_path, [UNCOMPRESSED, VACUOUS, GOOD, between, BAD, broken])
-    words = ["uncompressed", "vacuous", "within +20 %", "within +30 %", "above", "not a number"]
+    page = write(tmp_path, [UNCOMPRESSED, VACUOUS, GOOD, between, untold, BAD, broken])
+    words = ["uncompressed", "vacuous", "within +20 %", "within +30 %", "cannot be told", "above", "not a number"]
     assert [row["verdict"] for row in page.cells] == words
     classes = [str(attributes.get("class")) for tag, attributes in page.tags if tag == "td" and attributes]
-    assert classes == [f"verdict {kind}" for kind in ("neutral", "neutral", "within", "between", "bad", "bad")]
+    assert classes == [
+        f"verdict {kind}" for kind in ("neutral", "neutral", "within", "between", "between", "bad", "bad")
+    ]
     colours = "".join(page.styles)
     assert all(re.search(rf"^{name} {{ color: var", colours, re.M) for name in (".within", ".between", ".bad"))
 
@@ -348,7 +356,7 @@ def test_warnings_are_shown_once_and_replace_verdicts(tmp_path: Path) -> None:
     assert "There is no verdict on this text." in page.warnings[0]
     assert "the model <guesses>" in page.warnings[0]
     assert [row["verdict"] for row in page.cells] == ["uncompressed", "no verdict", "no verdict"] * 2
-    assert page.cells[1]["change"] == "+10.0%"
+    assert page.cells[1]["change"] == "+10.0% [+5.0, +15.0]"
     assert not write(tmp_path, [UNCOMPRESSED, GOOD]).warnings
 
 
@@ -399,22 +407,27 @@ def test_models_and_texts_have_sections_with_their_own_rows_and_pictures(tmp_pat
         (
             [UNCOMPRESSED, GOOD, BAD],
             "knorm: within +20 % at 0.7; above at 0.3. At the smallest ratio within +20 %, 0.7, perplexity "
-            "changes by +10.0%, keys and values take 70% of the memory.",
+            "changes by +10.0% [+5.0, +15.0], keys and values take 70% of the memory.",
         ),
         (
-            [UNCOMPRESSED, GOOD, replace(GOOD, keep_ratio=0.5, ppl_change=0.15, kv_bytes=1 << 19)],
-            "knorm: within +20 % at 0.7, 0.5. At the smallest ratio within +20 %, 0.5, perplexity changes by +15.0%, "
-            "keys and values take 50% of the memory.",
+            [
+                UNCOMPRESSED,
+                GOOD,
+                replace(GOOD, keep_ratio=0.5, ppl_change=0.15, ppl_interval=(0.14, 0.16), kv_bytes=1 << 19),
+            ],
+            "knorm: within +20 % at 0.7, 0.5. At the smallest ratio within +20 %, 0.5, perplexity changes by "
+            "+15.0% [+14.0, +16.0], keys and values take 50% of the memory.",
         ),
         (
             [GOOD, replace(BAD, **TIMES), VACUOUS],
             "knorm: within +20 % at 0.7; above at 0.3. At the smallest ratio within +20 %, 0.7, perplexity "
-            "changes by +10.0%. Vacuous at 0.9: no result there.",
+            "changes by +10.0% [+5.0, +15.0]. Vacuous at 0.9: no result there.",
         ),
         (
             [UNCOMPRESSED, GOOD, replace(BAD, ppl=math.nan)],
-            "knorm: within +20 % at 0.7. At the smallest ratio within +20 %, 0.7, perplexity changes by +10.0%, "
-            "keys and values take 70% of the memory. At 0.3 the perplexity is not a number or infinite.",
+            "knorm: within +20 % at 0.7. At the smallest ratio within +20 %, 0.7, perplexity changes by "
+            "+10.0% [+5.0, +15.0], keys and values take 70% of the memory. At 0.3 the perplexity is not a "
+            "number or infinite.",
         ),
         (
             [UNCOMPRESSED, replace(BAD, ppl=math.inf)],
@@ -426,8 +439,19 @@ def test_models_and_texts_have_sections_with_their_own_rows_and_pictures(tmp_pat
         ),
         (
             [UNCOMPRESSED, replace(BAD, **TIMES)],
-            "knorm: above at 0.3. At the largest ratio, 0.3, perplexity changes by +99,900%, "
-            "keys and values take 30% of the memory, a later token takes 0.91 times as long.",
+            "knorm: above at 0.3. At the largest ratio, 0.3, perplexity changes by +99,900% [+90,000, +110,000], "
+            "keys and values take 30% of the memory, no difference in the time of a later token can be told "
+            "(0.90 to 1.02 times).",
+        ),
+        (
+            [UNCOMPRESSED, replace(BAD, **{**TIMES, "tpot_interval": (0.9, 0.93)})],
+            "knorm: above at 0.3. At the largest ratio, 0.3, perplexity changes by +99,900% [+90,000, +110,000], "
+            "keys and values take 30% of the memory, a later token takes 0.91 times as long (0.90 to 0.93).",
+        ),
+        (
+            [UNCOMPRESSED, replace(GOOD, ppl_interval=(0.05, 0.25)), BAD],
+            "knorm: above at 0.3; cannot be told at 0.7. At the largest ratio, 0.7, perplexity changes by "
+            "+10% [+5, +25], keys and values take 70% of the memory.",
         ),
     ],
 )
@@ -487,13 +511,13 @@ def test_a_new_report_replaces_only_the_old_one(tmp_path: Path) -> None:
 def test_a_report_of_a_real_measurement(tmp_path: Path) -> None:
     """A report can be written of real rows, ``evicted_at`` and correlations."""
     model, ids = architectures.shared("llama"), architectures.tokens(1, 60)
-    source = Source("tiny", "noise", "float64", "cpu")
-    base = perplexity(model, ids)
+    source = Source("tiny", "noise", "float64", "cpu", 2, 20, 1, "text", "weights", 9)
+    uncompressed = make_row("knorm", KnormPress(1), source, perplexity(model, ids))
     rows, maps = [], {}
     for keep_ratio in (1, 0.5):
         press = KnormPress(keep_ratio, prune_after=20)
         result = perplexity(model, ids, press)
-        rows.append(make_row("knorm", press, source, result, base.ppl))
+        rows.append(make_row("knorm", press, source, result, uncompressed))
         maps["tiny on noise: knorm, keep ratio 0.5"] = result.evicted_at
     page = write(tmp_path, rows, maps=maps, correlations={"tiny on noise": norm_attention(model, ids)})
     assert page.cells[1]["held"] == "30"

@@ -10,11 +10,12 @@ import torch
 from rich.console import Console
 
 from pressgauge import KnormPress, Perplexity, Press, perplexity
+from pressgauge.bench.intervals import change, sums
 from pressgauge.bench.row import Row, Source, make_row
 from pressgauge.conformance import architectures
 from pressgauge.report.table import make_table, make_timing_table
 
-SOURCE = Source("tiny", "noise", "float64", "cpu")
+SOURCE = Source("tiny", "noise", "float64", "cpu", 2, 20, 1, "text", "weights", 9)
 
 ROW = Row(
     press="knorm",
@@ -25,6 +26,8 @@ ROW = Row(
     **asdict(SOURCE),
     ppl=31.6,
     ppl_change=0.25,
+    ppl_interval=(0.24, 0.26),
+    ppl_interval_units="24 blocks of 3 samples",
     accuracy=0.5,
     scored_tokens=3069,
     affected_tokens=1533,
@@ -38,6 +41,11 @@ ROW = Row(
 def result(press: Press | None) -> Perplexity:
     """A small real result."""
     return perplexity(architectures.shared("llama"), architectures.tokens(2, 20), press)
+
+
+def made(press: Press, mine: Perplexity, base: Perplexity) -> Row:
+    """Row of a result, compared with that of an uncompressed run."""
+    return make_row("knorm", press, SOURCE, mine, make_row("knorm", press, SOURCE, base))
 
 
 def shown(*rows: Row, width: int = 80) -> list[str]:
@@ -57,7 +65,9 @@ def test_a_row_has_the_numbers_of_its_press_and_its_result() -> None:
     """Each field has the value of its name."""
     press = KnormPress(0.5, prune_after=6, skip_layers=(2,), schedule="step")
     mine, base = result(press), result(None)
-    row = make_row("knorm", press, SOURCE, mine, base.ppl)
+    row = made(press, mine, base)
+    own = sums(mine.nll, mine.scored)
+    against = change(sums(base.nll, base.scored), own)
     assert row == Row(
         press="knorm",
         schedule="step",
@@ -67,6 +77,10 @@ def test_a_row_has_the_numbers_of_its_press_and_its_result() -> None:
         **asdict(SOURCE),
         ppl=mine.ppl,
         ppl_change=mine.ppl / base.ppl - 1,
+        ppl_interval=against.interval,
+        ppl_interval_units=against.units,
+        nll_sums=own.nll,
+        token_counts=own.tokens,
         accuracy=mine.accuracy,
         scored_tokens=38,
         affected_tokens=mine.affected_tokens,
@@ -81,7 +95,7 @@ def test_a_row_has_the_numbers_of_its_press_and_its_result() -> None:
 def test_a_skipped_layer_is_shown_to_hold_everything() -> None:
     """The number held is shown per layer, including skipped ones."""
     press = KnormPress(0.5, prune_after=6, skip_layers=(2,))
-    assert make_row("knorm", press, SOURCE, result(press), result(None).ppl).held == (10, 10, 20)
+    assert made(press, result(press), result(None)).held == (10, 10, 20)
 
 
 @pytest.mark.parametrize(("ppl", "change"), [(1.05, "+5.0%"), (0.5, "-50.0%"), (1.0, "+0.0%"), (4.0, "+300.0%")])
@@ -90,22 +104,22 @@ def test_change_is_relative_to_the_uncompressed_perplexity(ppl: float, change: s
     press = KnormPress(0.5, prune_after=6)
     of = result(press)
     compressed, base = (replace(of, nll=torch.full_like(of.nll, x)) for x in (float(torch.tensor(ppl).log()), 0.0))
-    row = make_row("knorm", press, SOURCE, compressed, base.ppl)
+    row = made(press, compressed, base)
     assert row.ppl_change == pytest.approx(ppl - 1, abs=1e-6)
-    assert row.change == change
+    assert row.change.partition(" ")[0] == change
 
 
 def test_the_row_of_ratio_1_is_called_uncompressed() -> None:
     """The row of ratio 1 is called uncompressed, not vacuous."""
     press = KnormPress(1, prune_after=6)
-    row = make_row("knorm", press, SOURCE, result(press), result(press).ppl)
+    row = made(press, result(press), result(press))
     assert (row.change, row.vacuous, row.ppl_change) == ("uncompressed", False, 0.0)
 
 
 def test_a_row_that_evicted_nothing_is_called_vacuous_and_not_unchanged() -> None:
     """A row without evictions is called vacuous, instead of a change of 0 %."""
     press = KnormPress(0.5, prune_after=20)
-    row = make_row("knorm", press, SOURCE, result(press), result(None).ppl)
+    row = made(press, result(press), result(None))
     assert (row.change, row.vacuous) == ("vacuous", True)
     assert row.ppl_change == pytest.approx(0, abs=1e-9)
 
@@ -118,6 +132,9 @@ def test_a_row_as_a_dict_has_every_field_and_is_json() -> None:
         **data,
         "skip_layers": [0],
         "held": [1024, 717, 717],
+        "ppl_interval": [0.24, 0.26],
+        "nll_sums": [],
+        "token_counts": [],
         "warnings": [],
         "bands": [0.2, 0.3],
     }
@@ -147,8 +164,13 @@ def test_a_nan_perplexity_has_no_verdict(changes: dict[str, Any]) -> None:
 
 def test_a_warning_replaces_the_verdict_and_not_the_change() -> None:
     """A warning replaces the verdict, is shown in full under the table, and leaves the change."""
-    row = replace(ROW, ppl_change=-0.447, warnings=("the text [is] in another language", "the model guesses"))
-    assert (row.verdict, row.change) == ("no verdict", "-44.7%")
+    row = replace(
+        ROW,
+        ppl_change=-0.447,
+        ppl_interval=(-0.46, -0.44),
+        warnings=("the text [is] in another language", "the model guesses"),
+    )
+    assert (row.verdict, row.change) == ("no verdict", "-44.7% [-46.0, -44.0]")
     assert replace(row, vacuous=True).verdict == "vacuous"
     assert replace(row, keep_ratio=1.0).verdict == "uncompressed"
     text = " ".join(" ".join(shown(row)).split())
@@ -159,12 +181,14 @@ def test_a_warning_replaces_the_verdict_and_not_the_change() -> None:
 
 @pytest.mark.parametrize("bands", [(0.2,), (0.2, 0.3), (0.05, 0.2, 0.4)])
 def test_a_change_has_the_colour_of_its_band(bands: tuple[float, ...]) -> None:
-    """A change is green within the first band, red above the last and yellow between; a table of times has no
-    colours."""
-    rows = [replace(ROW, ppl_change=change, bands=bands) for change in (bands[0] - 0.01, bands[-1], bands[-1] + 0.01)]
+    """A change is green within the first band, red above the last, and yellow between or where it cannot be told; a
+    table of times has no colours."""
+    changes = (bands[0] - 0.01, bands[-1], bands[-1] + 0.01)
+    rows = [replace(ROW, ppl_change=change, ppl_interval=(change, change), bands=bands) for change in changes]
+    rows.append(replace(ROW, ppl_interval=(-1.0, 9.0), bands=bands))
     between = "yellow" if len(bands) > 1 else "red"
     given = [str(cell).split("]")[0] for cell in make_table(rows).columns[2].cells]
-    assert given == ["[green", f"[{between}", "[red"]
+    assert given == ["[green", f"[{between}", "[red", "[yellow"]
     assert "[green]" not in str(list(make_timing_table(rows).columns[2].cells))
 
 
@@ -174,14 +198,14 @@ def test_a_table_of_eighty_columns_shows_every_cell_in_full(width: int) -> None:
     rows = [
         replace(ROW, keep_ratio=1.0, ppl_change=0.0, affected_tokens=0, held=(1024, 1024, 1024)),
         ROW,
-        replace(ROW, keep_ratio=0.55, ppl=1234.5678, ppl_change=99.5, held=(64, 64, 64)),
+        replace(ROW, keep_ratio=0.55, ppl=1234.5678, ppl_change=99.5, ppl_interval=(88.0, 110.0), held=(64, 64, 64)),
         replace(ROW, keep_ratio=0.9, vacuous=True, affected_tokens=0),
     ]
     lines = [cells(line) for line in shown(*rows, width=width)]
-    assert ["1", "31.600", "uncompressed", "50.0%", "0/3069", "1024", "12,582,912"] in lines
-    assert ["0.7", "31.600", "+25.0%", "50.0%", "1533/3069", "717-1024", "12,582,912"] in lines
-    assert ["0.55", "1234.568", "+9950.0%", "50.0%", "1533/3069", "64", "12,582,912"] in lines
-    assert ["0.9", "31.600", "vacuous", "50.0%", "0/3069", "717-1024", "12,582,912"] in lines
+    assert "1 31.600 uncompressed 50.0% 0/3069 1024 12.0 MiB".split() in lines
+    assert "0.7 31.600 +25.0% [+24.0, +26.0] 50.0% 1533/3069 717-1024 12.0 MiB".split() in lines
+    assert "0.55 1234.568 +9,950% [+8,800, +11,000] 50.0% 1533/3069 64 12.0 MiB".split() in lines
+    assert "0.9 31.600 vacuous 50.0% 0/3069 717-1024 12.0 MiB".split() in lines
 
 
 def test_a_table_explains_vacuous_rows() -> None:

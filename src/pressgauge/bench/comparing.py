@@ -1,0 +1,110 @@
+"""Comparisons of results: two files cell by cell, and presses with each other."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from pressgauge.bench.intervals import LEVEL, Change, change
+from pressgauge.bench.results import Results
+from pressgauge.bench.row import UNTOLD, Row
+
+CELL = ("model", "text", "press", "schedule", "keep_ratio", "prune_after", "skip_layers")
+"""Fields that identify a measurement in two files."""
+DETERMINANTS = ("dtype", "device", "samples", "tokens", "prompt", "text_sha256", "weights_sha256")
+"""Fields on which a result may depend besides."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The same measurement in two files.
+
+    Attributes:
+        before, after: its rows.
+        change: change in perplexity from one to the other; None if they scored other tokens.
+    """
+
+    before: Row
+    after: Row
+    change: Change | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two files of results.
+
+    Attributes:
+        cells: measurements that both have.
+        missing, new: measurements that only the first or only the second has.
+        differences: what differs in their provenance, with both values.
+    """
+
+    cells: tuple[Cell, ...]
+    missing: tuple[Row, ...]
+    new: tuple[Row, ...]
+    differences: dict[str, tuple[str, str]]
+
+
+def _key(row: Row) -> tuple[object, ...]:
+    return tuple(getattr(row, name) for name in CELL)
+
+
+def compare(before: Results, after: Results) -> Comparison:
+    """Compare two files of results, cell by cell."""
+    old, new = ({_key(row): row for row in results.rows} for results in (before, after))
+    cells = tuple(_cell(old[key], new[key]) for key in old if key in new)
+    names = dict.fromkeys([*before.provenance, *after.provenance])
+    differences = {
+        name: values
+        for name in names
+        if len(set(values := (before.provenance.get(name, "missing"), after.provenance.get(name, "missing")))) > 1
+    }
+    for cell in cells:
+        pairs = {name: (str(getattr(cell.before, name)), str(getattr(cell.after, name))) for name in DETERMINANTS}
+        differences |= {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    return Comparison(
+        cells,
+        tuple(row for key, row in old.items() if key not in new),
+        tuple(row for key, row in new.items() if key not in old),
+        differences,
+    )
+
+
+def _cell(before: Row, after: Row) -> Cell:
+    same = before.text_sha256 == after.text_sha256 and before.token_counts == after.token_counts
+    return Cell(before, after, change(before.sums, after.sums) if same else None)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Two presses at the same ratio.
+
+    Attributes:
+        better, worse: rows of the press with the lower and with the higher perplexity.
+        change: change in perplexity from the better one to the worse one.
+    """
+
+    better: Row
+    worse: Row
+    change: Change
+
+    @property
+    def told(self) -> bool:
+        """Whether the interval excludes no difference."""
+        return self.change.interval is not None and self.change.interval[0] > 0
+
+
+def contests(rows: Sequence[Row]) -> list[Contest]:
+    """All pairs of presses at the same ratio, on one text under one model.
+
+    Intervals are simultaneous (Bonferroni): the chance that any of them misses its true difference is at most 5 %.
+    """
+    pairs = list(_pairs(rows))
+    level = 1 - (1 - LEVEL) / max(1, len(pairs))
+    return [Contest(one, other, change(one.sums, other.sums, level)) for one, other in pairs]
+
+
+def _pairs(rows: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
+    real = [row for row in rows if row.band is not None or row.verdict == UNTOLD]
+    for one, other in combinations(real, 2):
+        if one.keep_ratio == other.keep_ratio and one.press != other.press:
+            yield (one, other) if one.ppl <= other.ppl else (other, one)

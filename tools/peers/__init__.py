@@ -1,0 +1,1 @@
+"""Third-party compressors against the laws: ``docs/peers.md`` and ``docs/peers/``."""
