@@ -105,8 +105,8 @@ def check_first_layer(subject: Subject, model: architectures.Model) -> None:
             own, also = arrived[index][:, :, :old], other.arrived(0)[index][:, :, :old]
             # Projections of other lengths may be rounded otherwise before they arrive.
             found = other.passes[-1].held[0][index][:, :, :old] - (also - own)
-            what = f"{name} of the first layer are read back otherwise when fed as {feeding!r} than as {next(iter(FEEDINGS))!r},"
-            check_same_entries(found, expected[index][:, :, :old], own, what)
+            what = f"{name} of the first layer are read back otherwise when fed as {feeding!r} than as"
+            check_same_entries(found, expected[index][:, :, :old], own, f"{what} {next(iter(FEEDINGS))!r},")
 
 
 def test_passes_do_not_matter_while_nothing_is_evicted(subject: Subject, one_model: architectures.Model) -> None:
