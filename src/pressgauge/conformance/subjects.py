@@ -54,7 +54,7 @@ class Subject:
         for option in ("prune_after", "skip_layers"):
             if not getattr(self.declares, option):
                 options.pop(option, None)
-        known = {"prompt_length": prompt_length}
+        known: dict[str, Any] = {"prompt_length": prompt_length}
         if model is not None:
             own = self.shown(model)
             known |= {"model": own, "dtype": own.dtype, "device": own.device}
