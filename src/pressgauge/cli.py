@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from pressgauge.bench.naming import make, parse
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
 from pressgauge.models import DTYPES, check_dtype, check_model_name
@@ -91,14 +93,6 @@ def _split(option: str, text: str) -> tuple[str, ...]:
     return names
 
 
-def _press_names(text: str) -> tuple[str, ...]:
-    chosen = _split("--press", text)
-    for name in chosen:
-        if name not in PRESSES:
-            raise ValueError(f"press must be one of {', '.join(PRESSES)}, got {name!r}")
-    return chosen
-
-
 def _check_places(json_file: Path | None, report: Path | None, resume: bool) -> None:
     """Raise ``ValueError`` if results cannot be written to the given paths."""
     if json_file is not None and json_file == report:
@@ -156,7 +150,14 @@ def measure(
     text: Annotated[
         str, typer.Option(help="reference, wikitext-2, pg-19, or a text file; several with commas")
     ] = "reference",
-    press: Annotated[str, typer.Option(help=", ".join(PRESSES) + "; several with commas")] = "knorm",
+    press: Annotated[
+        str,
+        typer.Option(
+            help=", ".join(PRESSES)
+            + ", or your_module:YourPress; several with commas, with options of their own such as "
+            "'snapkv(recent=32)'"
+        ),
+    ] = "knorm",
     keep_ratios: Annotated[str, typer.Option(help="shares of the tokens that are kept")] = "1.0,0.9,0.8,0.7",
     prune_after: Annotated[int, typer.Option(help="a layer with this many entries or fewer evicts nothing")] = 512,
     skip_layers: Annotated[
@@ -165,6 +166,14 @@ def measure(
     schedule: Annotated[
         str | None, typer.Option(help="budget, step or prefill (default: prefill for snapkv, else budget)")
     ] = None,
+    sinks: Annotated[
+        int | None, typer.Option(help="first tokens that are never evicted (default: the press's)")
+    ] = None,
+    recent: Annotated[
+        int | None, typer.Option(help="last tokens that are never evicted (default: the press's)")
+    ] = None,
+    interval: Annotated[int | None, typer.Option(help="evict after every k-th later pass (default: 1)")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of random (default: 0)")] = None,
     prompt: Annotated[
         int | None,
         typer.Option(help="tokens fed in one pass (default: 1; 3/4 of them if a press acts under prefill)"),
@@ -194,13 +203,17 @@ def measure(
         skipped = _layers(skip_layers)
         check_dtype(dtype)
         limits = _bands(bands)
-        names = _press_names(press)
+        named = parse(press)
         # A ratio of 1 always comes first, since changes are relative to it.
         ratios = list(dict.fromkeys([1.0, *ratios]))
         options: dict[str, Any] = {"prune_after": prune_after, "skip_layers": skipped}
         options |= {} if schedule is None else {"schedule": schedule}
+        shared = {"sinks": sinks, "recent": recent, "interval": interval}
+        named = tuple(one.given(**shared, seed=seed if one.name == "random" else None) for one in named)
+        known = {field.name for field in fields(Budget)}
         for ratio in ratios:
-            Budget(ratio, **options)
+            for one in named:
+                Budget(ratio, **options | {name: value for name, value in one.options.items() if name in known})
         whole_number("samples", samples, 1)
         whole_number("tokens", tokens, 2)
         check_prompt(None, 1 if prompt is None else prompt, tokens)
@@ -215,7 +228,7 @@ def measure(
         from pressgauge.bench.sweep import Plan, prepare, run_sweep
         from pressgauge.models import pick_device
 
-        presses = {name: tuple(PRESSES[name](ratio, **options) for ratio in ratios) for name in names}
+        presses = {one.label: make(one, ratios, options) for one in named}
         if prompt is None:
             prompt = usual_prompt([one.schedule for several in presses.values() for one in several], tokens)
         plan = Plan(

@@ -8,6 +8,7 @@ from pressgauge.conformance import architectures
 from pressgauge.conformance.checks import check_attention, check_same_logits, wrong_tokens
 from pressgauge.conformance.operations import copied
 from pressgauge.conformance.quantised import settled
+from pressgauge.conformance.rotation import check_rotation
 from pressgauge.conformance.session import Departure, Refused, Session, not_applicable, note, run
 from pressgauge.conformance.severity import check_same_entries
 from pressgauge.conformance.subjects import Subject
@@ -49,14 +50,19 @@ def test_logits_are_those_of_attention_to_the_held_entries(subject: Subject, mod
 
 
 def test_a_token_is_rotated_by_the_number_of_tokens_seen(subject: Subject, model: architectures.Model) -> None:
-    """Rule 6: a query's position is the number of tokens seen before it, never the number held (C3)."""
+    """Rule 6: a query's position is the number of tokens seen before it, never the number held (C3). If keys are
+    declared as rotated anew, it is the number held, and held keys are rotated by the positions 0, 1, 2, ..."""
     ids = architectures.text(model, 1, LENGTH)
+    anew = subject.declares.positions == "rerotated"
     for lengths in ([14] + [1] * (LENGTH - 14), FEEDINGS["prompt, answer, prompt, answer"]):
         trace = run(subject, model, ids, lengths, keep_ratio=0.5, prune_after=4)
         for number, one in enumerate(trace.passes):
             if one.positions is None:
                 not_applicable("the model does not tell by which positions it rotates")
+            held = max(keys.shape[2] for keys, _ in trace.passes[number - 1].held) if number else 0
             expected = torch.arange(one.start, one.end)
+            if anew:
+                expected = torch.arange(held, held + one.length)
             given = one.positions[0].cpu()
             if not torch.equal(given, expected):
                 place = int(torch.nonzero(given != expected)[0])
@@ -64,8 +70,10 @@ def test_a_token_is_rotated_by_the_number_of_tokens_seen(subject: Subject, model
                 raise Departure(
                     f"token {one.start + place} was rotated by position {int(given[place])} in pass {number}; "
                     f"{one.start + place} tokens were seen before it, and {min(before)} to {max(before)} entries were "
-                    "held"
+                    f"held{', and keys are declared as rotated anew' if anew else ''}"
                 )
+        if anew and subject.declares.entries == "kept":
+            check_rotation(trace)
 
 
 def test_later_tokens_change_no_earlier_logit(subject: Subject, one_model: architectures.Model) -> None:
@@ -97,8 +105,8 @@ def check_first_layer(subject: Subject, model: architectures.Model) -> None:
             own, also = arrived[index][:, :, :old], other.arrived(0)[index][:, :, :old]
             # Projections of other lengths may be rounded otherwise before they arrive.
             found = other.passes[-1].held[0][index][:, :, :old] - (also - own)
-            what = f"{name} of the first layer are read back otherwise when fed as {feeding!r} than as {next(iter(FEEDINGS))!r},"
-            check_same_entries(found, expected[index][:, :, :old], own, what)
+            what = f"{name} of the first layer are read back otherwise when fed as {feeding!r} than as"
+            check_same_entries(found, expected[index][:, :, :old], own, f"{what} {next(iter(FEEDINGS))!r},")
 
 
 def test_passes_do_not_matter_while_nothing_is_evicted(subject: Subject, one_model: architectures.Model) -> None:

@@ -31,6 +31,8 @@ def model(dtype: torch.dtype) -> architectures.Model:
 
 def dtype_of(subject: Subject) -> torch.dtype:
     """Dtype in which a subject is weighed: that with which quantised caches are usually compared."""
+    if subject.declares.dtypes:
+        return subject.dtype
     return torch.float16 if subject.declares.quantised else torch.float32
 
 

@@ -274,7 +274,7 @@ def test_permuting_heads_permutes_the_result(subject: Subject) -> None:
 
 
 def test_scaling_a_head_by_a_power_of_two_changes_nothing(subject: Subject) -> None:
-    """Scores by norms or directions of keys do not depend on the scale of a head, nor do the codes of a quantised cache."""
+    """Scores by norms or directions of keys do not depend on the scale of a head, nor do codes of a quantised cache."""
     if subject.declares.quantised:
         check_scaled_head(subject)
     if subject.declares.quantised and not subject.declares.scored:

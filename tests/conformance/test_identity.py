@@ -81,7 +81,8 @@ def check_all_held(trace: Trace) -> None:
                 held.positions, torch.arange(end).expand_as(held.positions[..., :1].expand(-1, -1, end))
             ):
                 raise Departure(
-                    f"nothing may be evicted, but layer {layer} does not hold the {end} tokens seen by pass {number}, in order"
+                    f"nothing may be evicted, but layer {layer} does not hold the {end} tokens seen by pass {number}, "
+                    "in order"
                 )
 
 
@@ -136,8 +137,8 @@ def test_a_ratio_of_one_changes_nothing_in_any_dtype(subject: Subject, dtype: to
 
 
 def test_generate_with_a_ratio_of_one_is_unchanged(subject: Subject, one_model: architectures.Model) -> None:
-    """Rule 7: with keep_ratio 1, ``model.generate`` gives the tokens of the plain model; with a quantised cache, those of
-    a greedy loop of passes with the same cache."""
+    """Rule 7: with keep_ratio 1, ``model.generate`` gives the tokens of the plain model; with a quantised cache, those
+    of a greedy loop of passes with the same cache."""
     provided_for(subject, "generate")
     if subject.declares.quantised:
         check_greedy_loop(subject, one_model)

@@ -1,6 +1,6 @@
 """Laws about what quantised caches read back."""
 
-from pressgauge.conformance.quantised import fed, feedings, length_of, quantised_only
+from pressgauge.conformance.quantised import ACROSS, fed, feedings, length_of, quantised_only
 from pressgauge.conformance.quantised_checks import (
     check_feedings,
     check_levels,
@@ -21,14 +21,14 @@ def test_entries_have_no_more_levels_than_their_bits(subject: Subject) -> None:
 def test_entries_are_within_half_a_step(subject: Subject) -> None:
     """The error of each number is at most half a step of its own group, or the declared error, however it was fed."""
     quantised_only(subject)
-    for feeding in feedings(length_of(subject)):
+    for feeding in (*feedings(length_of(subject)), ACROSS):
         check_within_a_step(subject, feeding)
 
 
 def test_what_is_read_back_never_changes(subject: Subject) -> None:
     """An entry is quantised once: later passes change nothing of what is read back, to the bit."""
     quantised_only(subject)
-    for feeding in list(feedings(length_of(subject)))[1:]:
+    for feeding in (*list(feedings(length_of(subject)))[1:], ACROSS):
         check_written_once(fed(subject, feeding), feeding)
 
 

@@ -95,6 +95,14 @@ def test_unknown_conventions_are_refused() -> None:
             "declares score must be one of knorm, position, keydiff, h2o, snapkv, tova or a function, got 'snap'",
         ),
         ({"takes": ["window"]}, "declares takes must name sinks, recent or interval, got 'window'"),
+        (
+            {"dtypes": ("half",)},
+            "declares dtypes must be a tuple of float64, float32, float16, bfloat16, got ('half',)",
+        ),
+        (
+            {"dtypes": "float16"},
+            "declares dtypes must be a tuple of float64, float32, float16, bfloat16, got 'float16'",
+        ),
         ({"takes": "sinks"}, "declares takes must be a tuple of names, got 'sinks'"),
         (
             {"score": lambda keys, layer, head: lambda position: keys[position][0]},

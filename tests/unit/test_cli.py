@@ -421,16 +421,19 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "no ratio": (("--keep-ratios", "none"), "--keep-ratios must name at least one ratio"),
     "press among others": (
         ("--press", "knorm,pyramid"),
-        f"press must be one of {', '.join(PRESSES)}, got 'pyramid'",
+        f"press must be one of {', '.join(PRESSES)}, or package.module:name of one of your own, got 'pyramid'",
     ),
-    "press left out": (("--press", "knorm,"), "--press must be names with commas between them, got 'knorm,'"),
+    "press left out": (
+        ("--press", "knorm,"),
+        "names with commas between them, such as knorm,snapkv(recent=32), got 'knorm,'",
+    ),
     "second model": (("--model", "reference,/no/such/model"), "model '/no/such/model' could not be loaded"),
     "second text": (("--text", "reference,bible"), "text must be reference, wikitext-2, pg-19 or the path of a file"),
     "no folder for the report": (("--report", "/no/such/folder/report"), "--report must be in a folder that exists"),
     "a file for the report": (("--report", __file__), "--report must be a folder, got the file"),
     "press": (
         ("--press", "pyramid"),
-        f"press must be one of {', '.join(PRESSES)}, got 'pyramid'",
+        f"press must be one of {', '.join(PRESSES)}, or package.module:name of one of your own, got 'pyramid'",
     ),
     "schedule": (("--schedule", "always"), "schedule must be one of budget, step, prefill, got 'always'"),
     "prune after": (("--prune-after", "-1"), "prune_after must be at least 0, got -1"),

@@ -2,8 +2,9 @@
 
 Runs are paired: only differences of the NLL of the same token enter. With ``LEAST_SAMPLES`` samples or more, samples
 are the units, and the interval is Student's t for a ratio of sums. With fewer, the units are blocks of consecutive
-tokens, since the NLLs of neighbours are correlated (Künsch 1989), and the interval is a studentised bootstrap (Hall,
-"The Bootstrap and Edgeworth Expansion", 1992). It is then one for these samples, and not for other texts.
+tokens, since the NLLs of neighbours are correlated (Künsch, "The jackknife and the bootstrap for general stationary
+observations", 1989), and the standard error is that of a bootstrap of blocks. The interval is then one for these
+samples, and not for other texts.
 """
 
 import math
@@ -112,27 +113,23 @@ def _grown(difference: float) -> float:
     return float(np.expm1(min(difference, 700.0)))
 
 
-def _ratio(differences: Numbers, counts: Numbers) -> tuple[Numbers, Numbers]:
-    """Ratio of sums over the last axis, and its standard error."""
-    units = differences.shape[-1]
-    mean = differences.sum(-1) / counts.sum(-1)
-    rest = differences - mean[..., None] * counts
-    return mean, np.sqrt(units / (units - 1) * (rest**2).sum(-1)) / counts.sum(-1)
-
-
 def _student(differences: Numbers, counts: Numbers, level: float) -> tuple[float, float]:
-    mean, error = _ratio(differences, counts)
-    margin = student.ppf((1 + level) / 2, len(counts) - 1) * error
-    return float(mean - margin), float(mean + margin)
+    units = len(counts)
+    mean = differences.sum() / counts.sum()
+    rest = differences - mean * counts
+    error = math.sqrt(units / (units - 1) * (rest**2).sum()) / counts.sum()
+    return _around(mean, error, units, level)
 
 
 def _bootstrap(differences: Numbers, counts: Numbers, level: float) -> tuple[float, float]:
-    mean, error = _ratio(differences, counts)
-    if error == 0:
-        return float(mean), float(mean)
-    drawn = np.random.default_rng(0).integers(0, len(counts), (RESAMPLES, len(counts)))
-    means, errors = _ratio(differences[drawn], counts[drawn])
-    # A resample of one block, repeated, has no error and says nothing.
-    there = errors > 0
-    low, high = np.quantile((means[there] - mean) / errors[there], [(1 - level) / 2, (1 + level) / 2])
-    return float(mean - high * error), float(mean - low * error)
+    blocks = len(counts)
+    drawn = np.random.default_rng(0).integers(0, blocks, (RESAMPLES, blocks))
+    means = differences[drawn].sum(-1) / counts[drawn].sum(-1)
+    # Resamples vary less than samples do, by a factor of 1 - 1 / blocks in the variance.
+    error = means.std() * math.sqrt(blocks / (blocks - 1))
+    return _around(differences.sum() / counts.sum(), error, blocks, level)
+
+
+def _around(mean: float, error: float, units: int, level: float) -> tuple[float, float]:
+    margin = student.ppf((1 + level) / 2, units - 1) * error
+    return float(mean - margin), float(mean + margin)

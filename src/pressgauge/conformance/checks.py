@@ -9,7 +9,7 @@ from pressgauge.conformance import oracle
 from pressgauge.conformance.masked_attention import masked_logits
 from pressgauge.conformance.precision import MULTIPLE, tolerance
 from pressgauge.conformance.read_back import check_attention_to_what_is_read_back
-from pressgauge.conformance.session import Departure, Trace, not_applicable, note
+from pressgauge.conformance.session import Departure, Pass, Trace, not_applicable, note
 from pressgauge.conformance.severity import Severity
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited
@@ -109,20 +109,22 @@ def check_same_logits(trace: Trace, found: torch.Tensor, expected: torch.Tensor,
     note(sentence.rstrip(","))
 
 
-def _before_their_pass(trace: Trace, tables: list[Tensor], first: int = 0, own: bool = False) -> list[Tensor]:
-    """``evicted_at`` as if each pass evicted tokens before attention.
+def _before_their_pass(
+    trace: Trace, tables: list[Tensor], passes: list[Pass] | None = None, own: bool = False
+) -> list[Tensor]:
+    """``evicted_at`` as if passes evicted tokens before attention.
 
     Args:
         trace: the run.
         tables: ``evicted_at`` per layer.
-        first: number of passes that evict after attention.
+        passes: those passes; all by default.
         own: whether a pass evicts its own tokens, too, and not only earlier ones.
     """
     result = []
     for table in tables:
         early = table.clone()
         tokens = torch.arange(table.shape[-1]).expand_as(table)
-        for one in trace.passes[first:]:
+        for one in trace.passes if passes is None else passes:
             gone = table == one.end
             early = torch.where(gone & (tokens < one.start), one.start, early)
             if own:
@@ -135,13 +137,14 @@ def _before_their_pass(trace: Trace, tables: list[Tensor], first: int = 0, own: 
 def expected_logits(trace: Trace, tables: list[Tensor]) -> Tensor:
     """Logits ``[B, T, V]`` of attention to the held entries, from the oracle; in float64.
 
-    For a subject that declares to evict before it attends, those of attention to what is held after each pass; after a
-    prompt that attends to all its tokens, if they are nearer.
+    For a subject that declares to evict before it attends, those of attention to what is held after each pass. The
+    prompt, or every pass of several tokens, may attend to all that precedes; the nearest of the three counts.
     """
     masked = functools.partial(masked_logits, trace.model, trace.ids, stored=trace.subject.entries_dtype)
     if trace.subject.declares.attends == "before eviction":
         return masked(tables)
-    candidates = [masked(_before_their_pass(trace, tables, first, own=True)) for first in (0, 1)]
+    choices = trace.passes, trace.passes[1:], [one for one in trace.passes if one.length == 1]
+    candidates = [masked(_before_their_pass(trace, tables, passes, own=True)) for passes in choices]
     found = torch.stack([one.logits[:, -1] for one in trace.passes], dim=1)
     last = [one.end - 1 for one in trace.passes]
     return min(candidates, key=lambda logits: float((logits[:, last] - found).abs().max().nan_to_num(torch.inf)))

@@ -22,7 +22,8 @@ class QuantisedAudit(Audit):
         if keys.shape[2] == own_keys.shape[2]:
             # Usually all tokens are held, in order.
             far = [relative(mine, own) for mine, own in ((keys, own_keys), (values, own_values))]
-            if all(bool((~(distance > limit)).all()) for distance, limit in zip(far, self.limits, strict=True)):
+            doubtful = (far[0] > self.limits[0]) | (far[1] > self.limits[1])
+            if not doubtful.any() or (min(self.limits) == FARTHEST and self._own(layer, number, doubtful)):
                 return Held(torch.arange(one.end).expand(keys.shape[:3]), 0)
         far = [distances(mine, own) for mine, own in ((keys, own_keys), (values, own_values))]
         both = far[0].nan_to_num(0).square() + far[1].nan_to_num(0).square()
@@ -47,13 +48,23 @@ class QuantisedAudit(Audit):
                     )
                 index = 0 if least[0] > self.limits[0] else 1
                 raise Departure(
-                    f"{where}, entry {place} has a {('key', 'value')[index]} that was never passed in; the nearest is that of token "
-                    f"{tokens[index]}, at a relative distance of {least[index]:.2g}, and what is declared allows "
-                    f"{self.limits[index]:.2g}"
+                    f"{where}, entry {place} has a {('key', 'value')[index]} that was never passed in; the nearest is "
+                    f"that of token {tokens[index]}, at a relative distance of {least[index]:.2g}, and what is "
+                    f"declared allows {self.limits[index]:.2g}"
                 )
         two = both.topk(min(2, both.shape[-1]), dim=-1, largest=False).values
         ambiguous = int((two[..., -1] < 1.2 * two[..., 0]).sum()) if two.shape[-1] == 2 else 0
         return Held(nearest.masked_fill(padding, GONE), ambiguous)
+
+    def _own(self, layer: int, number: int, doubtful: Tensor) -> bool:
+        """Whether the entries marked in ``[B, K, T]`` are nearest to their own token, however far."""
+        places = torch.nonzero(doubtful)
+        total = torch.zeros(len(places), doubtful.shape[2], dtype=torch.float64)
+        for read, own in zip(self.checked(layer, number), self.trace.arrived(layer, number + 1), strict=True):
+            row, head, place = places.unbind(1)
+            difference = read[row, head, place].double()[:, None] - own[row, head].double()
+            total += (difference.norm(dim=-1) / usual_norm(own)[row, head]).square()
+        return torch.equal(total.argmin(-1), places[:, 2])
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -64,7 +75,8 @@ class QuantisedAudit(Audit):
 
 def relative(read: Tensor, arrived: Tensor) -> Tensor:
     """Distance of vectors ``[B, K, T, D]`` from those that arrived, relative to the usual norm: ``[B, K, T]``."""
-    return (read.double() - arrived.double()).norm(dim=-1) / usual_norm(arrived)
+    errors: Tensor = (read.double() - arrived.double()).norm(dim=-1)
+    return errors / usual_norm(arrived)
 
 
 def distances(read: Tensor, arrived: Tensor) -> Tensor:

@@ -77,10 +77,12 @@ def expected_error(declares: Any) -> tuple[float, float]:
 def grouped(x: Tensor, axis: str, group: int | None) -> Tensor:
     """Numbers ``[B, K, T, D]`` by group, ``[..., numbers of a group]``; tokens that fill no group are left out."""
     if axis == "token":
-        return x.unflatten(-1, (-1, min(group or x.shape[-1], x.shape[-1])))
+        by_channels: Tensor = x.unflatten(-1, (-1, min(group or x.shape[-1], x.shape[-1])))
+        return by_channels
     size = group or x.shape[2]
     whole = x.shape[2] // size * size
-    return x[:, :, :whole].unflatten(2, (-1, size)).movedim(3, -1)
+    by_tokens: Tensor = x[:, :, :whole].unflatten(2, (-1, size)).movedim(3, -1)
+    return by_tokens
 
 
 def ungrouped(x: Tensor, axis: str) -> Tensor:
@@ -99,4 +101,5 @@ def half_steps(x: Tensor, bits: float) -> Tensor:
     magnitude = torch.maximum(high.abs(), low.abs())
     asymmetric, symmetric = (high - low) / max(2**bits - 1, 1), magnitude / max(2 ** (bits - 1) - 1, 1)
     half = torch.maximum(asymmetric, symmetric) / 2
-    return (half * (1.02 + 2.0 ** (bits - 10)) + magnitude * ROUNDING).expand_as(x)
+    largest: Tensor = (half * (1.02 + 2.0 ** (bits - 10)) + magnitude * ROUNDING).expand_as(x)
+    return largest

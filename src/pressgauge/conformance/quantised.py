@@ -5,7 +5,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pressgauge.conformance.nearest import relative
 from pressgauge.conformance.quantisation import pair
 from pressgauge.conformance.read_back import ReadBack, read_back
 from pressgauge.conformance.scripted import scripted
@@ -65,8 +64,20 @@ def _fed(subject: Subject, feeding: str, length: int) -> Trace:
     return feed(subject, *entries(length), feedings(length)[feeding])
 
 
+ACROSS = "across 128 and 256 tokens"
+"""A feeding of a longer text, since storage often grows there."""
+
+
+@cache
+def _fed_across(subject: Subject) -> Trace:
+    lengths = [120, *[4] * 5, 100, *[4] * 10]
+    return feed(subject, *entries(sum(lengths)), lengths)
+
+
 def fed(subject: Subject, feeding: str) -> Trace:
-    """Trace of a subject on the same entries, fed in one of the ways of ``feedings``."""
+    """Trace of a subject on the same entries, fed in one of the ways of ``feedings``, or ``ACROSS``."""
+    if feeding == ACROSS:
+        return _fed_across(subject)
     return _fed(subject, feeding, length_of(subject))
 
 
@@ -128,22 +139,3 @@ def arrived(trace: Trace, layer: int, index: int) -> Tensor:
 def read(layer: ReadBack, index: int) -> Tensor:
     """Keys (0) or values (1) of a layer, ``[B, K, T, D]``."""
     return layer.keys if index == 0 else layer.values
-
-
-def error_of(subject: Subject) -> tuple[float, float]:
-    """Relative errors of keys and values, root mean squares over tokens that must be quantised, after one pass."""
-    trace = fed(subject, "whole")
-    found = []
-    for index in (0, 1):
-        old = settled(subject, index, trace.passes[-1].end)
-        errors = [
-            relative_errors(read(layer, index), arrived(trace, number, index))[:, :, :old]
-            for number, layer in enumerate(after(trace))
-        ]
-        found.append(float(torch.cat(errors).square().mean().sqrt()) if old else 0.0)
-    return found[0], found[1]
-
-
-def relative_errors(found: Tensor, own: Tensor) -> Tensor:
-    """Error of each entry ``[B, K, T]``, relative to the usual norm of its head."""
-    return relative(found, own)

@@ -61,8 +61,8 @@ def check_bytes(subject: Subject) -> None:
     declares = subject.declares
     taken, plain = bytes_per_token(subject), 2 * HEAD * torch.float16.itemsize
     sentence = (
-        f"a token takes {taken:.4g} bytes in each layer and KV head ({HEAD} numbers in float16), {plain / taken:.3g} times "
-        f"less than the {plain} of a DynamicCache"
+        f"a token takes {taken:.4g} bytes in each layer and KV head ({HEAD} numbers in float16), "
+        f"{plain / taken:.3g} times less than the {plain} of a DynamicCache"
         if taken > 0
         else "no token takes more memory"
     )

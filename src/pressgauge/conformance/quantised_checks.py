@@ -53,7 +53,9 @@ def check_levels(subject: Subject) -> None:
 
 
 def _relative(found: Tensor, own: Tensor) -> Tensor:
-    return (found.double() - own.double()).norm(dim=-1) / own.double().norm(dim=-1).clamp(min=1e-30)
+    errors, norms = (x.norm(dim=-1) for x in (found.double() - own.double(), own.double()))
+    relative: Tensor = errors / norms.clamp(min=1e-30)
+    return relative
 
 
 def distinct(groups: Tensor) -> Tensor:
@@ -144,9 +146,9 @@ def check_half_steps(found: Tensor, own: Tensor, known: tuple[float, int | None,
         row, head, token, channel = torch.nonzero(excess == excess.max())[0].tolist()
         raise Departure(
             f"{what}: channel {channel} of token {token} (row {row}, KV head {head}) is read back as "
-            f"{float(found[row, head, token, channel]):.4g} instead of {float(own[row, head, token, channel]):.4g}, off "
-            f"by {float(excess.max()) / 2:.2g} steps of {bits:g} bits over its own group of {group or 'all'} numbers; "
-            "right is half a step"
+            f"{float(found[row, head, token, channel]):.4g} instead of {float(own[row, head, token, channel]):.4g}, "
+            f"off by {float(excess.max()) / 2:.2g} steps of {bits:g} bits over its own group of {group or 'all'} "
+            "numbers; right is half a step"
         )
 
 
@@ -161,8 +163,8 @@ def check_declared_error(found: Tensor, own: Tensor, declared: float, what: str)
     if not (error <= 1.15 * declared and most <= 3 * declared):
         row, head, token = torch.nonzero(errors.nan_to_num(torch.inf) == most)[0].tolist()
         raise Departure(
-            f"{what} are read back with a relative error of {error:.2g} (root mean square), and of {most:.2g} for token "
-            f"{token} (row {row}, KV head {head}); {declared:.2g} is declared"
+            f"{what} are read back with a relative error of {error:.2g} (root mean square), and of {most:.2g} for "
+            f"token {token} (row {row}, KV head {head}); {declared:.2g} is declared"
         )
 
 
@@ -217,8 +219,8 @@ def check_feedings(subject: Subject) -> None:
                     which = (feeding, "fed whole") if bool(also[:, :, token].any()) else ("fed whole", feeding)
                     raise Departure(
                         f"of {where}, token {token} is exact {which[0]} and quantised {which[1]}: "
-                        f"{int(also.all(1).sum())} of {old} are exact when fed {feeding}, {int(exact.all(1).sum())} when "
-                        "fed whole"
+                        f"{int(also.all(1).sum())} of {old} are exact when fed {feeding}, {int(exact.all(1).sum())} "
+                        "when fed whole"
                     )
                 check_same_entries(
                     read(two, index)[:, :, :old],
@@ -235,7 +237,7 @@ def check_residual(subject: Subject) -> None:
         Departure: if they are not.
     """
     declared, sinks = subject.declares.residual, subject.declares.sinks
-    counts = {}
+    counts: dict[str, set[int]] = {}
     for feeding in feedings(quantised.length_of(subject)):
         trace = fed(subject, feeding)
         for number, one in enumerate(trace.passes):
@@ -254,8 +256,8 @@ def check_residual(subject: Subject) -> None:
                     if exact.any():
                         raise Departure(
                             f"{where}: token {sinks + int(torch.nonzero(exact)[0])} is exact in layer {depth}, and "
-                            f"{int(exact.sum())} of the {old - sinks} that are older than the newest {one.end - old}; a "
-                            f"residual of {declared} is declared"
+                            f"{int(exact.sum())} of the {old - sinks} that are older than the newest {one.end - old}; "
+                            f"a residual of {declared} is declared"
                         )
     if declared is None:
         ranges = ", ".join(f"{min(each)} to {max(each)} of the {name}" for name, each in counts.items())

@@ -79,9 +79,9 @@ def check_heads(subject: Subject) -> None:
     keys, values = entries(length)
     louder = [x * torch.tensor([1.0, 40.0, 1.0])[:, None, None] for x in (keys, values)]
     lengths = prompt_and_tokens(length)
-    one, two = (feed(subject, *each, lengths) for each in ((keys, values), louder))
+    one, two = (feed(subject, *each, lengths) for each in ((keys, values), (louder[0], louder[1])))
     others = (slice(None), [0, 2])
-    what = "{name} of layer {layer} in KV heads 0 and 2 are read back otherwise when those of KV head 1 are 40 times louder,"
+    what = "{name} of layer {layer} in KV heads 0 and 2 are read back otherwise when KV head 1 is 40 times louder,"
     compare(two, one, (others, others), what)
     # Keys and values have scales of their own.
     for index, changed in ((0, (keys, values * 40)), (1, (keys * 40, values))):
@@ -132,14 +132,13 @@ def check_padding(subject: Subject) -> None:
     lengths = prompt_and_tokens(length)
     together = feed(subject, keys, values, lengths, mask)
     for row, padding in enumerate(PADDING):
-        own = [x[row : row + 1, :, padding:] for x in (keys, values)]
-        alone = feed(subject, *own, prompt_and_tokens(length - padding))
+        own = slice(row, row + 1), slice(None), slice(padding, None)
+        alone = feed(subject, keys[own], values[own], prompt_and_tokens(length - padding))
         what = (
-            f"{{name}} of layer {{layer}} of row {row}, with {padding} padding slots before them, are read back otherwise "
-            "than without padding,"
+            f"{{name}} of layer {{layer}} of row {row}, with {padding} padding slots before them, are read back "
+            "otherwise than without padding,"
         )
-        picked = (slice(row, row + 1), slice(None), slice(padding, None))
-        compare(together, alone, (picked, slice(None)), what)
+        compare(together, alone, (own, slice(None)), what)
 
 
 def check_causal(subject: Subject) -> None:
@@ -155,7 +154,7 @@ def check_causal(subject: Subject) -> None:
         louder = [x.clone() for x in (keys, values)]
         for x in louder:
             x[:, :, split:] *= 20
-        one, two = (feed(subject, *each, lengths) for each in ((keys, values), louder))
+        one, two = (feed(subject, *each, lengths) for each in ((keys, values), (louder[0], louder[1])))
         for index, name in enumerate(NAMES):
             size = block(subject, index)
             own = (slice(None), slice(None), slice(0, split // size * size))
@@ -245,7 +244,8 @@ def _check_extreme(subject: Subject, trace: Trace, kind: str, usual: list[float]
                 row, head, token, channel = torch.nonzero(wrong)[0].tolist()
                 raise Departure(
                     f"{what}: channel {channel} of token {token} (KV head {head}) is read back as "
-                    f"{float(found[row, head, token, channel])}, and arrived as {float(own[row, head, token, channel]):.4g}"
+                    f"{float(found[row, head, token, channel])}, and arrived as "
+                    f"{float(own[row, head, token, channel]):.4g}"
                 )
     for number, layer in enumerate(after(trace)):
         for index, name in enumerate(NAMES):
@@ -275,7 +275,8 @@ def _check_relative(kind: str, found: Tensor, own: Tensor, usual: float, what: s
         if float(cosine.min()) < 0.2 or float(quiet.max()) > 2:
             raise Departure(
                 f"{what} of tokens 50 times louder than the first pass are read back with a cosine similarity of "
-                f"{float(cosine.min()):.2g} and {float(quiet.max()):.2g} times their norm; values beyond a range saturate"
+                f"{float(cosine.min()):.2g} and {float(quiet.max()):.2g} times their norm; values beyond a range "
+                "saturate"
             )
         return
     if not error <= 1.5 * usual + 2e-3:
@@ -309,7 +310,7 @@ def check_inner_products(subject: Subject) -> None:
     generator = torch.Generator().manual_seed(12)
     for seed in seeds:
         model, ids = scripted(keys, values=values)
-        options = {} if seed is None else {"seed": seed}
+        options: dict[str, Any] = {} if seed is None else {"seed": seed}
         trace = run(subject, model, ids, [length], keep_ratio=1, **options)
         layer = after(trace)[0]
         for index in (0, 1):

@@ -1,6 +1,6 @@
 """What a trained model notices of a quantised cache: NLL, KL divergence and top-1 agreement."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -56,7 +56,11 @@ def noticed(logits: Tensor, plain: Tensor, ids: Tensor, prompt: int) -> Noticed:
     return Noticed(nll, divergence, agreement)
 
 
-def check_model_notices(subject: Subject, model: Any, ids: Tensor, passes: list[int]) -> None:
+Judge = Callable[[Mapping[str, tuple[Any, Any]]], tuple[list[str], list[str]]]
+"""Test of a family of comparisons, which gives sentences on those that fall and on the others."""
+
+
+def check_model_notices(subject: Subject, model: Any, ids: Tensor, passes: list[int], judged: Judge) -> None:
     """Check that a model notices quantisation, and the more the fewer bits.
 
     Args:
@@ -64,6 +68,7 @@ def check_model_notices(subject: Subject, model: Any, ids: Tensor, passes: list[
         model: a trained model.
         ids: texts ``[B, T]``.
         passes: lengths of passes; the first is the prompt.
+        judged: ``trends.judged``, which needs scipy.
 
     Raises:
         Departure: if it does not.
@@ -84,7 +89,7 @@ def check_model_notices(subject: Subject, model: Any, ids: Tensor, passes: list[
                 f"nats, and that of the uncompressed model from itself in one pass is {floor:.1g}: nothing quantised "
                 "reaches attention"
             )
-    _check_trend(found)
+    _check_trend(found, judged)
 
 
 def _settings(subject: Subject) -> Mapping[str, dict[str, Any]]:
@@ -96,9 +101,7 @@ def _settings(subject: Subject) -> Mapping[str, dict[str, Any]]:
     return {f"bits={each}": {"bits": each} for each in numbers}
 
 
-def _check_trend(found: Mapping[str, Noticed]) -> None:
-    from pressgauge.conformance.trends import judged
-
+def _check_trend(found: Mapping[str, Noticed], judged: Judge) -> None:
     family = {}
     for (name, one), (other, two) in pairwise(found.items()):
         family[f"KL divergence from {name} to {other}"] = (one.divergence.numpy(), two.divergence.numpy())

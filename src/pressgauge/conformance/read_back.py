@@ -11,13 +11,11 @@ from transformers import DynamicCache
 from pressgauge.conformance.adapters import bottom_right
 from pressgauge.conformance.audit import GONE, Audit
 from pressgauge.conformance.masked_attention import attention
+from pressgauge.conformance.precision import tolerance
 from pressgauge.conformance.session import Departure, Trace, note
 from pressgauge.conformance.severity import Severity
 from pressgauge.conformance.traces import audited
 from pressgauge.conformance.versions import using
-
-NEAR = 1e-10
-"""Error tolerance in float64, relative to the largest logit."""
 
 
 @dataclass(frozen=True)
@@ -57,24 +55,24 @@ def read_back(audit: Audit, number: int, layer: int) -> ReadBack:
 
 
 class Replayed(DynamicCache):
-    """A cache that hands out given entries before or instead of those that arrive.
+    """A cache that hands out given entries instead of those that arrive.
 
     Args:
         before: entries of each layer before the pass, ``[B, K, N, D]``.
-        instead: entries handed out instead of the pass's own; None for these.
+        own: those of the pass.
     """
 
-    def __init__(self, before: list[tuple[Tensor, Tensor]], instead: list[tuple[Tensor, Tensor]] | None) -> None:
+    def __init__(self, before: list[tuple[Tensor, Tensor]], own: list[tuple[Tensor, Tensor]]) -> None:
         super().__init__()
-        self.before, self.instead = before, instead
+        self.before, self.own = before, own
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """The entries of a layer that a pass attends to."""
-        own = (keys, values) if self.instead is None else self.instead[layer]
-        old = self.before[layer]
-        both = (torch.cat([a.to(keys.device), b.to(keys.device)], dim=2) for a, b in zip(old, own, strict=True))
-        all_keys, all_values = both
-        return all_keys, all_values
+        parts = zip(self.before[layer_idx], self.own[layer_idx], strict=True)
+        keys, values = (torch.cat(pair, dim=2).to(key_states) for pair in parts)
+        return keys, values
 
 
 SEEN = {
@@ -94,9 +92,10 @@ def attended(audit: Audit, number: int) -> Iterator[tuple[str, Tensor]]:
     old = [_of_held(held, held) for held in before]
     aged = [_of_held(now, held) for held, now in zip(before, after, strict=True)]
     own = [(now.keys[:, :, one.start :], now.values[:, :, one.start :]) for now in after]
-    ways = {"originals": (old, None), "own originals": (aged, None), "read back": (aged, own)}
-    for name, (earlier, instead) in ways.items():
-        yield name, _logits(trace, number, Replayed(earlier, instead))
+    arrived = [one.arrived[layer] for layer in layers]
+    ways = {"originals": (old, arrived), "own originals": (aged, arrived), "read back": (aged, own)}
+    for name, (earlier, new) in ways.items():
+        yield name, _logits(trace, number, Replayed(earlier, new))
 
 
 def _with_evicted(audit: Audit, number: int, layer: int) -> ReadBack:
@@ -169,7 +168,7 @@ def check_attention_to_what_is_read_back(trace: Trace, first: int = 0) -> None:
         for name, logits in attended(audit, number):
             logits = logits[:, start:]
             errors[name] = float((found - logits).abs().max() / logits.abs().max())
-            if errors[name] < NEAR:
+            if errors[name] < tolerance(found.dtype):
                 break
         else:
             name, least = min(errors.items(), key=lambda pair: pair[1])

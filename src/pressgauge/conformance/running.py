@@ -1,8 +1,9 @@
 """Location of the laws, and running them on a compressor."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from pressgauge.references import look_here
 
 FOLDERS = {"conformance": "test_counts.py", "measuring": "test_evaluators.py"}
 """Packages whose laws are tests, and one file of each."""
@@ -38,9 +39,7 @@ def run(kind: str, subject: str, options: Sequence[str] = ()) -> int:
     """
     import pytest
 
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        # As with `python -m pytest`, modules in the working directory can be imported.
-        sys.path.insert(0, str(Path.cwd()))
+    look_here()
     plugins = ["-p", "pressgauge.conformance.plugin", "-p", "no:cacheprovider", "-rN"]
     laws = folder("conformance" if kind == "subject" else "measuring")
     return int(pytest.main([str(laws), *plugins, f"--pressgauge-{kind}", subject, *options]))

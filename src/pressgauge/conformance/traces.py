@@ -46,7 +46,8 @@ def run_scripted(subject: Subject, keys: Tensor, lengths: list[int], compressor:
     queries, values = None, None
     if subject.declares.quantised:
         keys = keys.repeat(*[1] * (keys.dim() - 1), WIDE // keys.shape[-1])
-        values = normal_entries(*keys.shape[-4:-1], seed=keys.shape[-2], dtype=keys.dtype)[1]
+        rows, heads, length, _ = keys.shape[-4:]
+        values = normal_entries(rows, heads, length, seed=length, dtype=keys.dtype)[1]
     if subject.declares.votes:
         queries = torch.stack([queries_of(own) for own in keys]) if keys.dim() == 5 else queries_of(keys)
     model, ids = scripted(keys, queries, values)

@@ -190,7 +190,7 @@ class UnclippedFrozenScale(FrozenScale):
     """What exceeds the scale of the first pass becomes NaN."""
 
     def encode(self, x: Tensor) -> Parts:
-        codes, scale = super().encode(x)
+        scale = super().encode(x)[1]
         return (x / scale).to(torch.float8_e4m3fn).where(x.abs() <= 448 * scale, torch.tensor(torch.nan)), scale
 
 
@@ -242,7 +242,7 @@ class GroupsOverRows(PerChannel):
     """Groups run over the flattened tokens of all rows."""
 
     def encode(self, x: Tensor) -> Parts:
-        rows, heads, tokens, size = x.shape
+        rows, tokens = x.shape[0], x.shape[2]
         flat = x.movedim(2, 0).flatten(0, 1)[None].transpose(1, 2)  # [1, K, T * B, D]
         packed, step, low = super().encode(flat)
         step, low = (each.repeat_interleave(self.block, dim=2) for each in (step, low))
@@ -452,16 +452,19 @@ class NoiseFromOneSketch(Rotated):
 class StaleReading(PackedLayer):
     """What was read back once is handed to attention again, without the newest change of its tokens."""
 
+    earlier: tuple[Tensor, Tensor] | None = None
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.write(key_states, value_states)
-        entries = self.read()
-        if getattr(self, "cached", None) is not None:
-            old = self.cached[0].shape[2]
-            entries = tuple(  # type: ignore[assignment]
-                torch.cat([then * 1.1, now[:, :, old:]], dim=2) for then, now in zip(self.cached, entries, strict=True)
-            )
-        self.cached = self.read()
-        return entries
+        (keys, values), earlier = self.read(), self.earlier
+        self.earlier = (keys, values)
+        if earlier is None:
+            return keys, values
+        old = earlier[0].shape[2]
+        stale = [
+            torch.cat([then * 1.1, now[:, :, old:]], dim=2) for then, now in zip(earlier, (keys, values), strict=True)
+        ]
+        return stale[0], stale[1]
 
 
 class OriginalsForAttention(PackedLayer):
@@ -469,8 +472,8 @@ class OriginalsForAttention(PackedLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.write(key_states, value_states)
-        old = getattr(self, "full", (key_states[:, :, :0], value_states[:, :, :0]))
-        self.full = tuple(torch.cat(pair, dim=2) for pair in zip(old, (key_states, value_states), strict=True))
+        keys, values = getattr(self, "full", (key_states[:, :, :0], value_states[:, :, :0]))
+        self.full = torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
         return self.full
 
 
@@ -508,6 +511,17 @@ class Fake(PackedLayer):
 
     def read_back(self, index: int) -> Tensor:
         return torch.cat([*self.stored[index][:1], self.recent[index]], dim=2)
+
+
+class LosesAtGrowth(PackedLayer):
+    """When storage grows beyond 128 tokens, the first tokens get the step of the third."""
+
+    def store(self, index: int, parts: Parts) -> None:
+        before = self.stored[index][0].shape[2] if self.stored[index] else 0
+        super().store(index, parts)
+        packed, step, low = self.stored[index]
+        if before <= 128 < packed.shape[2]:
+            self.stored[index] = packed, torch.cat([step[:, :, 2:3].expand_as(step[:, :, :2]), step[:, :, 2:]], 2), low
 
 
 class ReorderedWithoutScales(PackedLayer):
@@ -678,6 +692,7 @@ QUANTISED: list[Mutant] = [
     mutant("stale-reading", StaleReading, ATTENTION, INT4, int4(StaleReading)),
     mutant("originals-for-attention", OriginalsForAttention, ATTENTION, INT4, int4(OriginalsForAttention)),
     mutant("shared-by-copies", SharedByCopies, COPY, INT4, int4(SharedByCopies)),
+    mutant("loses-at-growth", LosesAtGrowth, ONCE, INT4, int4(LosesAtGrowth)),
     mutant("fake", Fake, BYTES, INT4, int4(Fake), "sglang PR 22777"),
     mutant(
         "ratio-by-formula",

@@ -3,6 +3,7 @@
 from harness.mutants.attention_scores import ATTENTION_SCORES
 from harness.mutants.benchmarks import BENCHMARKS
 from harness.mutants.compressors import COMPRESSORS
+from harness.mutants.declared import DECLARED
 from harness.mutants.evaluators import EVALUATORS
 from harness.mutants.kept_alive import KEPT_ALIVE
 from harness.mutants.measuring import MEASURING
@@ -19,6 +20,7 @@ from harness.mutants.ways_in import WAYS_IN
 MUTANTS: list[Mutant] = [
     *SMOKE,
     *WAYS_IN,
+    *DECLARED,
     *COMPRESSORS,
     *ATTENTION_SCORES,
     *ONEPASS,

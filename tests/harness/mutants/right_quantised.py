@@ -22,13 +22,15 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """Codes ``[..., D]`` packed into bytes ``[..., D * bits / 8]``; the first code is in the lowest bits."""
     each = codes.to(torch.uint8).unflatten(-1, (-1, 8 // bits))
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
-    return (each << shifts).sum(-1, dtype=torch.uint8)
+    packed: Tensor = (each << shifts).sum(-1, dtype=torch.uint8)
+    return packed
 
 
 def unpack(packed: Tensor, bits: int) -> Tensor:
     """Inverse of ``pack``, as float32."""
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-    return ((packed[..., None] >> shifts) & (2**bits - 1)).flatten(-2).float()
+    codes: Tensor = (packed[..., None] >> shifts) & (2**bits - 1)
+    return codes.flatten(-2).float()
 
 
 class Codec:
@@ -69,7 +71,8 @@ class PerToken(Codec):
     def decode(self, parts: Parts) -> Tensor:
         packed, step, low = parts
         codes = unpack(packed, self.bits).unflatten(-1, (step.shape[-1], -1))
-        return (codes * step[..., None] + low[..., None]).flatten(-2)
+        decoded: Tensor = codes * step[..., None] + low[..., None]
+        return decoded.flatten(-2)
 
 
 class PerChannel(Codec):
@@ -91,7 +94,8 @@ class PerChannel(Codec):
     def decode(self, parts: Parts) -> Tensor:
         packed, step, low = parts
         codes = unpack(packed, self.bits).unflatten(2, (-1, self.block))
-        return (codes * step[:, :, :, None] + low[:, :, :, None]).flatten(2, 3)
+        decoded: Tensor = codes * step[:, :, :, None] + low[:, :, :, None]
+        return decoded.flatten(2, 3)
 
 
 class Symmetric(Codec):
@@ -136,7 +140,8 @@ class Ternary(Codec):
 def rotation(size: int, seed: int = 0) -> Tensor:
     """Random orthogonal matrix ``[D, D]``, float32."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.linalg.qr(torch.randn((size, size), generator=generator, dtype=torch.float64))[0].float()
+    orthogonal: Tensor = torch.linalg.qr(torch.randn((size, size), generator=generator, dtype=torch.float64))[0]
+    return orthogonal.float()
 
 
 @cache
@@ -170,7 +175,8 @@ class Rotated(Codec):
         size = packed.shape[-1] * 8 // self.bits
         levels = codebook(self.bits).to(packed.device)
         units = levels[unpack(packed, self.bits).long()] / size**0.5
-        return units @ rotation(size, self.seed).to(packed.device).T * norm
+        decoded: Tensor = units @ rotation(size, self.seed).to(packed.device).T * norm
+        return decoded
 
 
 class PackedLayer(DynamicLayer):

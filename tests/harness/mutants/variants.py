@@ -8,6 +8,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from harness.mutants.compressors import Boundary, ByScore, FloatCeiling, Floor, LaterWins, Rounded
+from harness.mutants.declared import RIGHT_DECLARED
 from harness.mutants.kept import KEPT, NEWEST
 from harness.mutants.plain import HOOKED, SOUND, Layers, Plain, plain
 from harness.mutants.right_quantised import RIGHT_QUANTISED
@@ -113,6 +114,7 @@ VARIANTS = [
     DYNAMIC,
     READ,
     *RIGHT_WAYS_IN,
+    *RIGHT_DECLARED,
     subject_of(
         "transformers' sliding window",
         SlidingWindow,

@@ -87,7 +87,7 @@ def test_an_interval_over_samples_is_that_of_the_paired_t_test() -> None:
 
 
 def test_an_interval_over_blocks_is_near_that_of_another_bootstrap() -> None:
-    """With many blocks, the studentised interval is near scipy's percentile interval of the blocks' means."""
+    """With many blocks, the interval is near scipy's percentile interval of the blocks' means."""
     before, after = simulated(2, 64 * 40, np.random.default_rng(2))
     means = (after - before).view(-1, 64).mean(dim=1).numpy()
     other = bootstrap((means,), np.mean, method="percentile", rng=np.random.default_rng(3)).confidence_interval

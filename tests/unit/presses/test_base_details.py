@@ -133,6 +133,27 @@ def test_scores_of_another_shape_are_refused() -> None:
         rank_entries(Scripted(0.5, scores=nothing), torch.zeros(2, 3, 4, 1), positions, 0)
 
 
+def test_a_score_that_was_no_number_must_not_become_one() -> None:
+    """Nor the other way round."""
+    ones, nans = torch.ones, lambda shape: torch.full(shape, math.nan)
+    for before, after in ((math.nan, ones), (1.0, nans)):
+        with pytest.raises(ValueError, match="the entry at position 0 was "):
+            check([[[before] * 4]], lambda positions, after=after: after(positions.shape))  # type: ignore[misc]
+    check([[[math.nan] * 4]], lambda positions: nans(positions.shape))
+
+
+@pytest.mark.parametrize(("steps", "refused"), [(4, False), (5, True)])
+def test_narrow_scores_may_differ_in_their_last_two_bits(steps: int, refused: bool) -> None:
+    """In bfloat16, by 4 steps of the largest score."""
+    press = Scripted(0.5, scores=lambda positions: torch.full(positions.shape, 1 + steps / 128).bfloat16(), asked=([],))
+    given = press, torch.ones(1, 1, 4).bfloat16(), torch.zeros(1, 1, 4, 1), torch.arange(4)[None, None], 7
+    if not refused:
+        check_fixed(*given)
+        return
+    with pytest.raises(ValueError, match="the entry at position 0 was 1 "):
+        check_fixed(*given)
+
+
 @pytest.mark.parametrize("odd", [math.inf, -math.inf, math.nan])
 def test_infinite_scores_do_not_widen_what_others_may_change_by(odd: float) -> None:
     """Neither does a NaN; both have to be the same again."""

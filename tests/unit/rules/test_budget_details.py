@@ -2,7 +2,7 @@
 
 import pytest
 
-from pressgauge.rules import UNPRUNABLE, Budget, check_prompt
+from pressgauge.rules import UNPRUNABLE, Budget, Ledger, check_prompt
 
 
 @pytest.mark.parametrize(("longest", "refused"), [(7, True), (8, True), (9, False), (None, False)])
@@ -49,3 +49,18 @@ def test_a_single_entry_can_be_retained() -> None:
     assert Budget(0.01, 0, schedule="step").target(10, 10) == 1
     assert Budget(0.01, 0, schedule="prefill").target(10, 10) == 1
     assert Budget(0.01, 0, schedule="step").target(200, 101) == 2
+
+
+def test_a_ledger_is_finished_where_nothing_is_evicted_any_more() -> None:
+    """From the start at a ratio of 1, and after the prompt with schedule ``prefill``."""
+    for budget, expected in (
+        (Budget(1), [True, True, True]),
+        (Budget(0.5, 2), [False, False, False]),
+        (Budget(0.5, 2, schedule="prefill"), [False, False, True]),
+    ):
+        ledger = Ledger(budget)
+        found = [ledger.finished]
+        for length in (8, 1):
+            ledger.feed(length, [0])
+            found.append(ledger.finished)
+        assert found == expected
