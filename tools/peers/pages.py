@@ -11,8 +11,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 TABLE = """# Third-party compressors
 
-Each package runs against all {laws} laws in an environment of its own, by the call that its README documents, and is
-held to what its README promises. `nox -s "peers(NAME)"` installs a package, verifies its findings, runs the laws, and
+Each package runs against all {laws} laws on a tiny Llama, in an environment of its own, by the call that its README
+documents, and is held to what its README promises. `nox -s "peers(NAME)"` installs a package, verifies its findings, runs the laws, and
 writes this table and the package's page. The environments and their pins are in `tests/peers/packages.toml`, the
 adapters in `tests/peers/packages/`. Findings that the laws report are listed in `tests/peers/known/` with their cause;
 a run fails if one is not listed, or no longer occurs. The scripts in `tests/peers/verify/` verify the findings with

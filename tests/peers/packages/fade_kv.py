@@ -20,6 +20,7 @@ declared(
     lambda window: {
         **QUANTISES,
         "bits": 4,
+        "sinks": 4,
         "residual": window,
         "after_pass": lambda cache: reassign_tiers_by_position(cache, len(cache)),
         "read": lambda cache, index: cache._materialize(index),

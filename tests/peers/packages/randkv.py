@@ -7,8 +7,8 @@ from randkv.transformers import RandKVCache
 
 from peers.packages.adapt import NEITHER, declared
 
-BUDGET = 24
-BUFFER = 4
+BUDGET = 64
+BUFFER = 8
 
 
 def factory(keep_ratio: float, model: Any, prompt_length: int) -> Any:
@@ -18,8 +18,9 @@ def factory(keep_ratio: float, model: Any, prompt_length: int) -> Any:
 
 
 def target(seen: int, held: int) -> int:
-    """ "Immediately after eviction K + r positions; between rounds it can grow to K + 2r - 1"."""
-    return held if held < BUDGET + 2 * BUFFER else BUDGET + BUFFER
+    """"Immediately after eviction K + r positions; between rounds it can grow to K + 2r - 1"."""
+    first = seen == held and held > BUDGET + BUFFER
+    return BUDGET + BUFFER if first or held >= BUDGET + 2 * BUFFER else held
 
 
 # "Batch size one"; "every head receives an independent draw"; "a recent buffer is excluded from selection".
