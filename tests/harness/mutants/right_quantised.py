@@ -411,7 +411,7 @@ def kivi(layer: Callable[..., DynamicLayer] = WritesAfterwards, bits: int = 2, *
     """Subject of KIVI (Liu et al., 2024): keys per channel in groups of 8 tokens, values per token, 4 newest exact."""
     names: dict[Any, str] = {WritesAfterwards: f"KIVI, {bits} bits", PackedLayer: f"KIVI, {bits} bits, written first"}
     return quantised(
-        names.get(layer) or getattr(layer, "__name__", "KIVI"),
+        names.get(layer, getattr(layer, "__name__", "KIVI")),
         lambda: layer(PerChannel(bits, 8), PerToken(bits, 8), 4),
         **{"bits": bits, "group": 8, "axis": ("channel", "token"), "residual": 4, "padding": None, **declares},
     )
