@@ -221,6 +221,7 @@ MUTATED = {
             "unit/test_decoder_refusals.py",
             "unit/test_likelihood_details.py",
             "unit/test_likelihood_devices.py",
+            "unit/test_decoder_devices.py",
             "harness/test_accelerator.py",
         ),
     ),

@@ -13,6 +13,7 @@ from pressgauge.conformance.operations import (
     Moment,
     Reference,
     attempt,
+    attends,
     check_crop,
     check_rows,
     check_same,
@@ -54,6 +55,7 @@ def test_a_crop_leaves_the_tokens_before_it(subject: Subject, one_model: archite
         ids = architectures.text(one_model, 1, seen + NEW)
         ids, new = ids[:, :seen], ids[:, seen:]
         untouched = fresh(subject, one_model, torch.cat([ids, new], dim=1), moment.passes + GOING_ON, moment.options)
+        right = attends(subject, one_model, torch.cat([ids, new], dim=1), moment, untouched)
         counts = _counts(subject, moment, untouched)
         while counts:
             with started(subject, one_model, moment.options, moment.passes[0]) as session:
@@ -66,7 +68,7 @@ def test_a_crop_leaves_the_tokens_before_it(subject: Subject, one_model: archite
                     refused, before = attempt(session, when, _crop(count))
                     if not refused:
                         done += 1
-                        check_crop(subject, session, moment, before, ids, new, count, when)
+                        check_crop(subject, session, moment, before, ids, new, count, when, right)
                         break
                     refusals.append(refused)
                 else:

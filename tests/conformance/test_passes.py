@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pressgauge.conformance import architectures
 from pressgauge.conformance.checks import check_attention, check_counts
-from pressgauge.conformance.operations import go_on, in_words, started
+from pressgauge.conformance.operations import go_on, in_words, started, state
 from pressgauge.conformance.outcomes import Departure, Refused, not_applicable
 from pressgauge.conformance.precision import tolerance
 from pressgauge.conformance.session import Trace, provided_for, run
@@ -125,7 +125,7 @@ def test_hundreds_of_passes_follow_the_schedule(subject: Subject) -> None:
 
 def test_the_mask_is_announced_for_the_keys_that_are_returned(subject: Subject, one_model: architectures.Model) -> None:
     """In every layer and pass, ``get_mask_sizes`` announces the number of keys that ``update`` then returns to
-    attention."""
+    attention, and all layers have seen the same number of tokens."""
     provided_for(subject, "operations")
     if subject.adapter.kind == "context":
         not_applicable("a context around the model may give its layers masks of their own")
@@ -164,6 +164,9 @@ def _check_announced(
                     announced[layer] = mask_sizes(session.cache, session.seen, length, layer, model.device)[0]
             with in_words(f"pass {number} of {length} tokens"):
                 session.feed(ids[:, session.seen : session.seen + length])
+            seen = state(session, f"after pass {number}").lengths[: len(returned)]
+            if len(set(seen)) > 1 and not session.supplies_positions:
+                raise Departure(f"after pass {number} get_seq_length of the layers is {seen}, of one text")
             for layer, count in returned.items():
                 if announced[layer] != count:
                     raise Departure(

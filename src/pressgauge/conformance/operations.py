@@ -255,6 +255,17 @@ def tolerance(subject: Subject, model: Any, ids: Tensor, reference: Reference, m
     return max(EXACT, 2 * float(error.nan_to_num(0).max()))
 
 
+@cache
+def own_error(subject: Subject, model: Any, keep_ratio: float, prune_after: int) -> float:
+    """Twice the relative error of a subject's logits on a text beyond any residual; 0 if it alters nothing."""
+    if subject.declares.entries == "kept":
+        return 0.0
+    lengths = (ALTERED_PROMPT, 1, 1)
+    ids = architectures.text(model, 1, sum(lengths))
+    long = fresh(subject, model, ids, lengths, {"keep_ratio": keep_ratio, "prune_after": prune_after})
+    return tolerance(subject, model, ids, long)
+
+
 def check_same(
     subject: Subject,
     session: Session,
@@ -348,6 +359,7 @@ def check_survivors(trace: Trace, passes: list[Pass], ids: Tensor, kept: int, wh
     left = trace.passes[kept - 1].end
     old, new = audited(replace(trace, passes=passes, ids=ids, audit=None)), audited(trace)
     with _prefixed(when):
+        new = audited(trace)
         for layer in range(trace.layers):
             held, now = old.alive[layer][-1][..., :left], new.alive[layer][kept - 1][..., :left]
             # Entries that only cropped passes evicted may return, as if these had never been fed.
@@ -438,6 +450,7 @@ def check_crop(
     new: Tensor,
     count: int,
     when: str,
+    attends: bool,
 ) -> None:
     """Check what a crop by ``count`` tokens left, and that the cache goes on.
 
@@ -450,6 +463,7 @@ def check_crop(
         new: ``[1, q]``, the tokens to be fed next.
         count: number of tokens removed.
         when: description for findings.
+        attends: whether the subject attends to what it holds without any operation.
 
     Raises:
         Departure: if entries, lengths or logits are wrong.
@@ -481,9 +495,21 @@ def check_crop(
         reference = fresh(subject, model, whole, lengths, moment.options)
         allowed = tolerance(subject, model, whole, reference)
         check_same(subject, session, accepted, reference, kept, when, allowed)
-    if subject.declares.matchable and before.held and left and accepted:
+    if attends and before.held and left and accepted:
         with _prefixed(when):
-            check_attention(replace(trace, ids=whole[:, : session.seen]))
+            check_attention(replace(trace, ids=whole[:, : session.seen], audit=None))
+
+
+def attends(subject: Subject, model: Any, ids: Tensor, moment: Moment, reference: Reference) -> bool:
+    """Whether logits without any operation are those of attention to the held entries, by a law about attention."""
+    if not subject.declares.matchable or not reference.passes:
+        return False
+    seen = reference.passes[-1].end
+    try:
+        check_attention(Trace(subject, moment.options, model, ids[:, :seen], reference.passes))
+    except Departure:
+        return False
+    return True
 
 
 def check_rows(

@@ -396,6 +396,13 @@ class MaskInOneLayer(KeptLayer):
         return length + (self.index == 2 and offset > 0), offset
 
 
+class LengthHeld(KeptLayer):
+    """The length of all layers but the first is the number held."""
+
+    def get_seq_length(self) -> int:
+        return self.keys.shape[2] if self.index and self.is_initialized else self.seen
+
+
 # Models and layers
 
 
@@ -576,6 +583,7 @@ OPERATIONS = [
     _mutant(MaskOfSeen, ANNOUNCED, "transformers PR 48280", "announces"),
     _mutant(MaskWithoutQuery, EAGER, "adaptivekv 0.1"),
     _mutant(MaskInOneLayer, ANNOUNCED, "transformers PR 48280", "layer 2"),
+    _mutant(LengthHeld, ANNOUNCED, "plausible", "get_seq_length of the layers"),
     _mutant(WidthOfTheFirst, MODELS, "plausible", "crashes"),
     _mutant(DepthOfTheFirst, MODELS, "plausible"),
     _mutant(RatioOfTheFirst, MODELS, "plausible"),

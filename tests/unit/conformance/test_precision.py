@@ -1,5 +1,7 @@
 """Tolerances in narrow dtypes, and caches that store their entries in one."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -25,7 +27,7 @@ def test_the_tolerance_is_above_the_error_of_a_model(dtype: torch.dtype, low: fl
 def test_two_runs_in_a_narrow_dtype_are_not_compared() -> None:
     """Logits of two runs in float16 are not compared, while those of float64 are."""
     logits = torch.ones(1, 3, 2)
-    with pytest.raises(pytest.skip.Exception, match="two runs in torch.float16 may choose differently"):
+    with pytest.raises(pytest.skip.Exception, match=r"two runs in torch\.float16 may choose differently"):
         wrong_tokens(logits.half(), logits.half())
     assert wrong_tokens(logits.double(), logits.double() * 2) == [0, 1, 2]
 
@@ -47,6 +49,7 @@ def test_entries_are_rounded_where_they_are_stored() -> None:
     returned, _ = cache.update(keys, keys, 0)
     assert returned.dtype == torch.float64
     assert torch.equal(returned, torch.ones_like(keys))
-    assert cache.layers[0].keys.dtype == torch.float16
+    layer: Any = cache.layers[0]
+    assert layer.keys.dtype == torch.float16
     assert rounded(keys.half(), torch.bfloat16).dtype == torch.float16
     assert rounded(keys, None) is keys

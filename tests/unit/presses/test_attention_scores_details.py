@@ -18,7 +18,8 @@ def observe(votes: LastQueries, *lengths: int) -> None:
 def test_queries_that_left_the_window_are_not_remembered() -> None:
     """At any time no more than the window and the rest of the pass that its oldest query came in."""
     query = 2 * 4 * 8
-    for most, lengths, remembered in ((2, (1, 1, 1), 2), (2, (1,), 1), (3, (2, 2), 4), (3, (2, 1, 2), 3), (2, (5,), 2)):
+    cases = ((2, (1, 1, 1), 2), (2, (1,), 1), (3, (2, 2), 4), (3, (2, 1, 2), 3), (2, (5,), 2), (2, (1, 1, 1, 3), 2))
+    for most, lengths, remembered in cases:
         votes = LastQueries(most)
         observe(votes, *lengths)
         assert votes.nbytes == remembered * query
