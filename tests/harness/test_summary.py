@@ -13,13 +13,14 @@ from torch import Tensor
 from conformance import test_smoke
 from harness.mutants.compressors import BeforehandLayer, cached, with_layers
 from harness.mutants.plain import Plain, plain
+from harness.mutants.ways_in import GENERATING
 from pressgauge.cache import PressedLayer
 from pressgauge.conformance import architectures, session
 from pressgauge.conformance.checks import check_attention, check_counts
 from pressgauge.conformance.known import Known
 from pressgauge.conformance.outcomes import Departure, Vacuous
 from pressgauge.conformance.session import run
-from pressgauge.conformance.smoke import require_first
+from pressgauge.conformance.smoke import concerns, require_first
 from pressgauge.conformance.subjects import Subject, subject_of
 from pressgauge.conformance.summary import KNOWN, NOTED, REFUSED, Laws
 from pressgauge.conformance.versions import CACHE, CACHE_NAMES
@@ -303,6 +304,15 @@ def test_a_vacuous_subject_is_named_in_the_first_line() -> None:
 def test_a_compressor_that_acts_has_no_obstacle() -> None:
     """No law is left out for a compressor that runs and evicts."""
     require_first("test_another", cached(with_layers(PressedLayer)))
+
+
+def test_laws_of_other_kinds_are_left_out() -> None:
+    """Laws for quantised entries, and for functions that generate, concern no other subjects; those that come first
+    concern all."""
+    evicting = cached(with_layers(PressedLayer))
+    files = ("test_smoke", "test_counts", "test_quantised", "test_quantised_inputs", "test_generating")
+    assert [concerns(file, evicting) for file in files] == [True, True, False, False, False]
+    assert [concerns(file, GENERATING) for file in files] == [True, False, False, False, True]
 
 
 def test_an_ignored_cache_is_the_first_finding(monkeypatch: pytest.MonkeyPatch) -> None:
