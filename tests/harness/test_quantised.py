@@ -8,11 +8,15 @@ import torch
 
 from harness.mutants.quantised import Unbiased
 from harness.mutants.right_quantised import (
+    BLOCKS,
     KIVI,
     UNDECLARED,
+    WAITING,
+    FlushesBlocks,
     PackedLayer,
     PerToken,
     Rotated,
+    blocks,
     of_bits,
     pack,
     quantised,
@@ -20,8 +24,8 @@ from harness.mutants.right_quantised import (
 )
 from pressgauge.conformance.declares import read_declares
 from pressgauge.conformance.quantisation import grouped, half_steps, ungrouped
-from pressgauge.conformance.quantised_checks import check_levels, check_residual, inferred
-from pressgauge.conformance.quantised_inputs import check_inner_products
+from pressgauge.conformance.quantised_checks import check_feedings, check_levels, check_residual, inferred
+from pressgauge.conformance.quantised_inputs import check_inner_products, check_rows
 from pressgauge.conformance.session import NOTES, Departure
 from pressgauge.conformance.severity import Severity, check_same_entries
 
@@ -99,6 +103,25 @@ def test_a_declaration_that_contradicts_what_is_seen_is_a_finding() -> None:
     wrong = quantised("wrong", lambda: PackedLayer(PerToken(4, 8), PerToken(4, 8), 2), residual=3)
     with pytest.raises(Departure, match="the newest 2 are exact; 3 are declared"):
         check_residual(wrong)
+
+
+def test_tokens_that_wait_to_be_quantised_together_are_no_finding() -> None:
+    """More exact tokens than the residual, up to a declared block or as many again, break no law; those beyond what is
+    declared are noted."""
+    for subject, noted in ((WAITING, ["up to 11 of the newest tokens are exact, and 6 are declared"]), (BLOCKS, [])):
+        NOTES.clear()
+        check_levels(subject)
+        check_residual(subject)
+        check_feedings(subject)
+        assert [sentence.partition(" as the residual")[0] for sentence in NOTES] == noted
+    late = quantised("late", lambda: FlushesBlocks(PerToken(4, 8), PerToken(4, 8), 6, 9), bits=4, residual=6)
+    with pytest.raises(Departure, match="is exact in layer 0, and .* that are older than the newest 6; a residual of"):
+        check_residual(late)
+
+
+def test_rows_of_a_long_residual_are_judged() -> None:
+    """A batch of texts beyond a residual and a block of 128 tokens is not too long for the scripted model."""
+    check_rows(blocks(128))
 
 
 def test_severity_tells_noise_from_a_fault() -> None:
