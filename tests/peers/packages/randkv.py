@@ -18,7 +18,7 @@ def factory(keep_ratio: float, model: Any, prompt_length: int) -> Any:
 
 
 def target(seen: int, held: int) -> int:
-    """"Immediately after eviction K + r positions; between rounds it can grow to K + 2r - 1"."""
+    """ "Immediately after eviction K + r positions; between rounds it can grow to K + 2r - 1"."""
     first = seen == held and held > BUDGET + BUFFER
     return BUDGET + BUFFER if first or held >= BUDGET + 2 * BUFFER else held
 
