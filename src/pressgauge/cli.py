@@ -345,11 +345,23 @@ PYTEST = Annotated[list[str] | None, typer.Argument(metavar="[-- PYTEST...]", he
 FUNCTION = Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="the measuring function")]
 
 
-def _audit(kind: str, subject: str, options: list[str] | None) -> None:
+KNOWN = Annotated[
+    Path | None, typer.Option("--known", metavar="FILE", help="TOML file of known findings, which do not fail the run")
+]
+SUMMARY = Annotated[
+    list[Path] | None,
+    typer.Option("--summary", metavar="FILE", help="write the outcomes to this file, .json or .md; may be repeated"),
+]
+
+
+def _audit(kind: str, subject: str, options: list[str] | None, known: Path | None, summary: list[Path] | None) -> None:
+    given = [*(["--pressgauge-known", str(known)] if known else [])]
+    for path in summary or []:
+        given += ["--pressgauge-summary", str(path)]
     try:
         from pressgauge.conformance.running import run
 
-        code = run(kind, subject, options or ())
+        code = run(kind, subject, [*given, *(options or ())])
     except (ValueError, ModuleNotFoundError) as error:
         _fail(error)
     raise typer.Exit(code)
@@ -359,26 +371,28 @@ def _audit(kind: str, subject: str, options: list[str] | None) -> None:
 def compressor(
     subject: Annotated[str, typer.Argument(metavar="MODULE:FACTORY", help="the factory of the compressor")],
     options: PYTEST = None,
+    known: KNOWN = None,
+    summary: SUMMARY = None,
 ) -> None:
     """Run every law on a compressor, and list broken laws with their findings, laws that hold, and those not
     applicable."""
-    _audit("subject", subject, options)
+    _audit("subject", subject, options, known, summary)
 
 
 @audit.command()
-def evaluator(function: FUNCTION, options: PYTEST = None) -> None:
+def evaluator(function: FUNCTION, options: PYTEST = None, known: KNOWN = None, summary: SUMMARY = None) -> None:
     """Run every law on a function that computes perplexity or accuracy, and name the mistakes that explain its
     figures."""
-    _audit("evaluator", function, options)
+    _audit("evaluator", function, options, known, summary)
 
 
 @audit.command()
-def benchmark(function: FUNCTION, options: PYTEST = None) -> None:
+def benchmark(function: FUNCTION, options: PYTEST = None, known: KNOWN = None, summary: SUMMARY = None) -> None:
     """Run every law on a function that measures times, and name the mistakes that explain its figures."""
-    _audit("benchmark", function, options)
+    _audit("benchmark", function, options, known, summary)
 
 
 @audit.command()
-def memory(function: FUNCTION, options: PYTEST = None) -> None:
+def memory(function: FUNCTION, options: PYTEST = None, known: KNOWN = None, summary: SUMMARY = None) -> None:
     """Run every law on a function that measures memory, and name the mistakes that explain its figures."""
-    _audit("memory", function, options)
+    _audit("memory", function, options, known, summary)

@@ -1,7 +1,9 @@
 """The summary of a run with ``--subject``: outcomes by law, with models, crashes and refusals."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,14 +13,16 @@ from torch import Tensor
 from conformance import test_smoke
 from harness.mutants.compressors import BeforehandLayer, cached, with_layers
 from harness.mutants.plain import Plain, plain
+from harness.mutants.ways_in import GENERATING
 from pressgauge.cache import PressedLayer
 from pressgauge.conformance import architectures, session
 from pressgauge.conformance.checks import check_attention, check_counts
+from pressgauge.conformance.known import Known
 from pressgauge.conformance.outcomes import Departure, Vacuous
-from pressgauge.conformance.plugin import NOTED, REFUSED, Laws
 from pressgauge.conformance.session import run
-from pressgauge.conformance.smoke import require_first
+from pressgauge.conformance.smoke import concerns, require_first
 from pressgauge.conformance.subjects import Subject, subject_of
+from pressgauge.conformance.summary import KNOWN, NOTED, REFUSED, Laws
 from pressgauge.conformance.versions import CACHE, CACHE_NAMES
 from support.laws import judged_by_all, words
 
@@ -48,7 +52,7 @@ def reported(
     )
 
 
-def summary(*reports: pytest.TestReport) -> list[str]:
+def summary(*reports: pytest.TestReport, known: tuple[Known, ...] = (), keyword: str = "") -> list[str]:
     """Lines of the summary."""
     lines: list[str] = []
     terminal: Any = type(
@@ -59,11 +63,22 @@ def summary(*reports: pytest.TestReport) -> list[str]:
             "write_line": lambda self, line, **colours: lines.append(" ".join(line.split())),
         },
     )()
-    laws = Laws()
+    laws = collected(*reports, known=known)
+    laws.pytest_terminal_summary(terminal, config(keyword))
+    return lines
+
+
+def collected(*reports: pytest.TestReport, known: tuple[Known, ...] = ()) -> Laws:
+    """The collector after these reports."""
+    laws = Laws(["subject: mine:factory"], list(known))
     for report in reports:
         laws.pytest_runtest_logreport(report)
-    laws.pytest_terminal_summary(terminal)
-    return lines
+    return laws
+
+
+def config(keyword: str = "") -> Any:
+    """A configuration of pytest with ``-k``."""
+    return SimpleNamespace(getoption=lambda name: keyword if name == "keyword" else "")
 
 
 def test_a_finding_lists_its_models() -> None:
@@ -102,6 +117,76 @@ def test_notes_are_listed_below_their_law() -> None:
         reported("test_a_law", "-neox", noted=("the peak is 3 MB",)),
         reported("test_another", "", "pressgauge.conformance.session.Departure: too many", noted=("by rounding",)),
     )[:5] == ["broken another", "too many", "note: by rounding", "held a law", "note: the peak is 3 MB"]
+
+
+ROWS = Known("rows are independent", "row * has other logits", "one scale for all")
+"""A known finding."""
+
+
+def as_known(name: str, finding: str, case: str = "") -> pytest.TestReport:
+    """Report of a law whose finding is known."""
+    report = reported(name, case, skipped="known")
+    report.user_properties.append((KNOWN, [finding, ROWS.reason]))
+    return report
+
+
+def test_a_known_finding_is_shown_as_known() -> None:
+    """A known finding is listed with its reason, is not broken, and another finding of its law is."""
+    known = as_known("test_rows_are_independent", "row 1 has other logits", "-llama")
+    assert summary(known, known=(ROWS,)) == [
+        "known rows are independent",
+        "row 1 has other logits (llama) (known: one scale for all)",
+        "0 laws broken, 1 known, 0 held, 0 not applicable",
+    ]
+    other = reported("test_rows_are_independent", "-neox", "pressgauge.conformance.outcomes.Departure: a crash")
+    assert summary(known, other, known=(ROWS,))[:3] == [
+        "broken rows are independent",
+        "a crash (neox)",
+        "row 1 has other logits (llama) (known: one scale for all)",
+    ]
+
+
+def test_an_entry_that_matches_nothing_is_named() -> None:
+    """A known finding that was not made is named, unless its law was left out by ``-k``."""
+    sentence = "not found a known finding: rows are independent: row * has other logits"
+    assert summary(reported("test_a_law"), known=(ROWS,))[0] == sentence
+    assert summary(reported("test_rows_are_independent"), known=(ROWS,), keyword="rows")[0] == sentence
+    assert summary(reported("test_a_law"), known=(ROWS,), keyword="a_law")[0] == "held a law"
+
+
+def test_the_summary_is_written_as_json_and_markdown() -> None:
+    """Both files list every law with its outcome and findings."""
+    laws = collected(
+        reported("test_a_law", "-llama", "pressgauge.conformance.session.Departure: too | many"),
+        as_known("test_rows_are_independent", "row 1 has other logits"),
+        reported("test_another", noted=("the peak is 3 MB",)),
+        reported("test_idle", skipped="nothing to see"),
+        known=(ROWS, Known("another", "*", "old")),
+    )
+    whole = json.loads(laws.as_json(config()))
+    assert whole["counts"] == {"broken": 1, "known": 1, "held": 1, "not applicable": 1}
+    assert [(law["law"], law["outcome"]) for law in whole["laws"]] == [
+        ("a law", "broken"),
+        ("rows are independent", "known"),
+        ("another", "held"),
+        ("idle", "not applicable"),
+    ]
+    assert whole["laws"][0]["findings"] == [{"finding": "too | many", "cases": ["llama"]}]
+    assert whole["laws"][1]["known"][0]["reason"] == "one scale for all"
+    assert whole["laws"][2]["notes"] == ["the peak is 3 MB"]
+    assert whole["laws"][3]["reasons"] == ["nothing to see"]
+    assert whole["known findings that were not made"] == [{"law": "another", "pattern": "*", "reason": "old"}]
+    lines = laws.as_markdown().splitlines()
+    assert lines[0].startswith("subject: mine:factory; pressgauge ")
+    assert lines[1] == "1 laws broken, 1 known, 1 held, 1 not applicable"
+    assert lines[3:] == [
+        "| law | outcome | finding |",
+        "| --- | --- | --- |",
+        "| a law | broken | too \\| many (llama) |",
+        "| rows are independent | known | row 1 has other logits (known: one scale for all) |",
+        "| another | held |  |",
+        "| idle | not applicable | nothing to see |",
+    ]
 
 
 def test_crashes_differ_from_findings() -> None:
@@ -219,6 +304,15 @@ def test_a_vacuous_subject_is_named_in_the_first_line() -> None:
 def test_a_compressor_that_acts_has_no_obstacle() -> None:
     """No law is left out for a compressor that runs and evicts."""
     require_first("test_another", cached(with_layers(PressedLayer)))
+
+
+def test_laws_of_other_kinds_are_left_out() -> None:
+    """Laws for quantised entries, and for functions that generate, concern no other subjects; those that come first
+    concern all."""
+    evicting = cached(with_layers(PressedLayer))
+    files = ("test_smoke", "test_counts", "test_quantised", "test_quantised_inputs", "test_generating")
+    assert [concerns(file, evicting) for file in files] == [True, True, False, False, False]
+    assert [concerns(file, GENERATING) for file in files] == [True, False, False, False, True]
 
 
 def test_an_ignored_cache_is_the_first_finding(monkeypatch: pytest.MonkeyPatch) -> None:

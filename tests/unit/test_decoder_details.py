@@ -8,6 +8,7 @@ import transformers
 
 from pressgauge import KnormPress, generate, perplexity
 from pressgauge.conformance import architectures
+from pressgauge.decoder import _processors
 from pressgauge.likelihood import Method
 from support.zoo import specimens
 
@@ -91,3 +92,22 @@ def test_padding_of_a_batch_reaches_the_decoder_of_a_wrapper() -> None:
     for row, length in enumerate(lengths):
         alone = perplexity(model, batch[row : row + 1, 20 - length :], press, length - 10, "stepwise")
         torch.testing.assert_close(both.nll[row], alone.nll[0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_logits_are_divided_by_the_temperature(temperature: float) -> None:
+    """Before softmax, for every temperature."""
+    logits = torch.tensor([[1.0, -2.0, 3.0]])
+    processors: Any = _processors(temperature, None, None)
+    assert processors(torch.zeros(1, 1, dtype=torch.long), logits.clone()).equal(logits / temperature)
+
+
+def test_a_model_without_a_generation_configuration_generates() -> None:
+    """Without a token that ends a row, and without one for padding."""
+    model = architectures.build("llama")
+    ids = architectures.tokens(2, 6)
+    expected = generate(model, ids, None, 3, eos_token_id=[])
+    model.generation_config = None
+    found = generate(model, ids, None, 3)
+    assert found.tokens.equal(expected.tokens)
+    assert found.generated == 2 * 3

@@ -22,7 +22,6 @@ from pressgauge.conformance.reading import Entries, layers_of
 from pressgauge.conformance.session import Pass, Session, Trace
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited
-from pressgauge.conformance.traces import audited
 
 PROMPT = 12
 ALTERED_PROMPT = 140

@@ -1,9 +1,7 @@
 """pytest plugin of the laws: options, header and summary."""
 
 import os
-import re
 from collections.abc import Generator
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
+
+from pressgauge.conformance.known import Known, known_finding, read
+from pressgauge.conformance.summary import KNOWN, NOTED, REFUSED, Laws, finding_of, in_words
 
 # Modules that import torch and transformers are imported where tests run, since the import takes as long as many tests.
 # With pytest-xdist, the controller process only distributes tests.
@@ -28,12 +29,6 @@ settings.register_profile("nightly", ANEW, max_examples=500, suppress_health_che
 
 MEASUREMENTS = {"evaluator": "evaluator", "benchmark": "benchmark", "memory": "memory figure"}
 """Kinds of measuring functions."""
-
-REFUSED = "refused"
-"""Name of the report property that lists a subject's refusals."""
-
-NOTED = "noted"
-"""Name of the report property that lists observations which break no law."""
 
 
 def load_profile() -> None:
@@ -57,6 +52,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add(
         "model", metavar="M", help="run laws about what a model computes on this one: an architecture, a folder, or "
         "a name on the hub",
+    )  # fmt: skip
+    add("known", metavar="FILE", type=Path, help="TOML file of known findings, which do not fail the run")
+    add(
+        "summary", metavar="FILE", type=Path, action="append", default=[], help="write the outcomes of the laws to "
+        "this file, .json or .md; may be repeated",
     )  # fmt: skip
     add("device", default="cpu", help="device that model-level tests run on: cpu, cuda or mps")
 
@@ -91,11 +91,42 @@ def pytest_configure(config: pytest.Config) -> None:
         # With two workers on two cores, more threads would compete. A single thread is also bit-reproducible.
         torch.set_num_threads(1)
     # Fail with one sentence before collection if a name is not found.
-    if _audited(config):
+    if audited := _audited(config):
         if config.getoption("tbstyle") == "auto":
             # Each finding is one line, and is listed in the summary.
             config.option.tbstyle = "no"
-        config.pluginmanager.register(Laws(), "pressgauge-laws")
+        config.stash[KNOWN_FINDINGS] = _known(config)
+        laws = Laws(audited, config.stash[KNOWN_FINDINGS], _summaries(config))
+        config.pluginmanager.register(laws, "pressgauge-laws")
+
+
+KNOWN_FINDINGS: pytest.StashKey[list[Known]] = pytest.StashKey()
+
+
+def _known(config: pytest.Config) -> list[Known]:
+    """Known findings of ``--pressgauge-known``.
+
+    Raises:
+        pytest.UsageError: if the file cannot be read, or has another format.
+    """
+    path: Path | None = option(config, "known")
+    try:
+        return read(path) if path else []
+    except ValueError as error:
+        raise pytest.UsageError(f"--known: {error}") from None
+
+
+def _summaries(config: pytest.Config) -> list[Path]:
+    """Files of ``--pressgauge-summary``.
+
+    Raises:
+        pytest.UsageError: if one is neither JSON nor Markdown, or its folder does not exist.
+    """
+    paths: list[Path] = option(config, "summary")
+    for path in paths:
+        if path.suffix not in (".json", ".md") or not path.parent.is_dir():
+            raise pytest.UsageError(f"--summary must be a .json or .md file in a folder that exists, got {path}")
+    return paths
 
 
 def _audited(config: pytest.Config) -> list[str]:
@@ -154,123 +185,15 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         pyfuncitem.user_properties.append((NOTED, list(dict.fromkeys(NOTES))))
 
 
-@dataclass
-class Law:
-    """Outcome of one law over all its cases."""
-
-    words: str
-    place: tuple[str, int]
-    """File and line, which give the order of the summary."""
-    held: int = 0
-    broken: dict[str, list[str]] = field(default_factory=dict)
-    """Findings, each with its models or dtypes if there are several."""
-    refused: list[str] = field(default_factory=list)
-    """The subject's messages about cases that were not checked."""
-    not_applicable: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    """Observations that break no law."""
-
-
-class Laws:
-    """Collector of the laws' outcomes, printed in the summary: broken, held, not applicable."""
-
-    def __init__(self) -> None:
-        self.laws: dict[str, Law] = {}
-        self.vacuous: dict[str, list[str]] = {}
-        """Findings that a subject does nothing, each with its cases."""
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        file, line, name = report.location
-        if Path(file).parent.name not in ("conformance", "measuring", "laws"):
-            return
-        name = name.partition("[")[0]
-        law = self.laws.setdefault(name, Law(name.removeprefix("test_").replace("_", " "), (file, line or 0)))
-        law.notes += _listed(report, NOTED)
-        if report.failed:
-            finding = _finding(report)
-            law.broken.setdefault(finding, []).append(_case(report))
-            if _kind(report) == "Vacuous":
-                self.vacuous.setdefault(finding, []).append(_case(report))
-        elif report.skipped:
-            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-            law.not_applicable.append(reason.removeprefix("Skipped: ").removeprefix("not applicable: "))
-        elif report.when == "call":
-            law.held += 1
-            law.refused += _listed(report, REFUSED)
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        write = terminalreporter
-        write.section("laws")
-        # Those that come first are in a file of their own.
-        laws = sorted(self.laws.values(), key=lambda law: (Path(law.place[0]).name != "test_smoke.py", law.place))
-        broken = [law for law in laws if law.broken]
-        held = [law for law in laws if law.held and not law.broken]
-        idle = [law for law in laws if not law.held and not law.broken]
-        for finding, cases in self.vacuous.items():
-            write.write_line(f"vacuous         {_with_cases(finding, cases)}", red=True)
-        for law in broken:
-            write.write_line(f"broken          {law.words}", red=True)
-            for finding, cases in law.broken.items():
-                write.write_line(f"                {_with_cases(finding, cases)}")
-            self._write_notes(write, law)
-        for law in held:
-            write.write_line(f"held            {law.words}", green=True)
-            for reason in dict.fromkeys(law.not_applicable):
-                write.write_line(f"                but for some models: {reason}")
-            for sentence in dict.fromkeys(law.refused):
-                write.write_line(f"                but for cases that the subject refuses: {sentence}")
-            self._write_notes(write, law)
-        groups: dict[tuple[str, ...], list[Law]] = {}
-        for law in idle:
-            groups.setdefault(tuple(dict.fromkeys(law.not_applicable)), []).append(law)
-        for reasons, some in groups.items():
-            for law in some:
-                write.write_line(f"not applicable  {law.words}", yellow=True)
-            for reason in reasons:
-                write.write_line(f"                {reason}")
-        write.write_line(f"{len(broken)} laws broken, {len(held)} held, {len(idle)} not applicable")
-
-    @staticmethod
-    def _write_notes(write: pytest.TerminalReporter, law: Law) -> None:
-        for sentence in dict.fromkeys(law.notes):
-            write.write_line(f"                note: {sentence}")
-
-
-def _listed(report: pytest.TestReport, name: str) -> list[str]:
-    """Sentences in the report property of this name."""
-    values: list[Any] = [value for what, value in report.user_properties if what == name]
-    return [sentence for sentences in values for sentence in sentences]
-
-
-def _case(report: pytest.TestReport) -> str:
-    """Model or dtype of a case, if the law is parametrised."""
-    parameters = report.location[2].partition("[")[2].removesuffix("]")
-    # A subject is named package.module:factory, with its options in parentheses if they are varied.
-    options = re.search(r":[^-(]*\((.*)\)", parameters)
-    rest = parameters.replace(options[0], ":") if options else parameters
-    model = "-".join(part for part in rest.split("-") if ":" not in part)
-    return ", ".join(part for part in (options[1] if options else "", model) if part)
-
-
-def _with_cases(finding: str, cases: list[str]) -> str:
-    which = ", ".join(case for case in cases if case)
-    return f"{finding}{f' ({which})' if which else ''}"
-
-
-def _first_line(report: pytest.TestReport) -> str:
-    crash = getattr(report.longrepr, "reprcrash", None)
-    message = crash.message if crash is not None else str(report.longrepr)
-    return next((line for line in message.splitlines() if line.strip()), "no message")
-
-
-def _kind(report: pytest.TestReport) -> str:
-    """Class of a failure."""
-    return _first_line(report).partition(": ")[0].rpartition(".")[2]
-
-
-def _finding(report: pytest.TestReport) -> str:
-    """First line of a failure's message."""
-    line, kind = _first_line(report), _kind(report)
-    if kind in ("Departure", "Unreadable", "Vacuous"):
-        return line.partition(": ")[2]
-    return f"it crashes: {line}" if kind.endswith(("Error", "Exception")) and kind != "AssertionError" else line
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A known finding does not fail the run."""
+    report = yield
+    known: list[Known] = item.config.stash.get(KNOWN_FINDINGS, [])
+    if report.failed and (one := known_finding(known, in_words(item.name), finding_of(report))):
+        report.user_properties.append((KNOWN, [finding_of(report), one.reason]))
+        report.outcome = "skipped"
+        report.wasxfail = f"known: {one.reason}"
+    return report

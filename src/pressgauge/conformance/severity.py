@@ -9,6 +9,8 @@ from pressgauge.conformance.session import NOTES, Departure, Trace, note
 
 NOISE = 0.01
 """Deviations below this share of the subject's own quantisation error are notes."""
+ARITHMETIC = 1e-12
+"""Deviations below this share are those of this comparison in float64."""
 FLIPS = 1e-3
 """Share of numbers that may differ by one code, by rounding otherwise than in another shape."""
 
@@ -58,9 +60,9 @@ def check_same_entries(found: Tensor, expected: Tensor, arrived: Tensor, sentenc
     """
     change = (found.double() - expected.double()).abs()
     change = torch.where(found.isnan() & expected.isnan(), 0, change).nan_to_num(torch.inf)
-    if not bool(change.any()):
-        return
     own = root_mean_square(expected.double() - arrived.double())
+    if not float(change.max() if change.numel() else 0) > ARITHMETIC * own:
+        return
     differing = change > NOISE * own
     share, most = float(differing.double().mean()), float(change.max())
     sizes = f"by up to {most:.2g}"

@@ -225,10 +225,14 @@ OPAQUE = "test_generating"
 def concerns(file: str, subject: Any) -> bool:
     """Whether the laws of a file, named without its ending, concern a subject.
 
-    Laws for functions that generate concern no other subjects, and only they and those that come first concern such
-    functions.
+    Those that come first concern all, those for functions that generate only such functions, which no others concern,
+    and those for quantised entries only subjects that declare them.
     """
-    return file == "test_smoke" or not isinstance(subject, Subject) or bool(subject.adapter.opaque) == (file == OPAQUE)
+    if file == "test_smoke" or not isinstance(subject, Subject):
+        return True
+    if file.startswith("test_quantised") and not subject.declares.quantised:
+        return False
+    return bool(subject.adapter.opaque) == (file == OPAQUE)
 
 
 def require_dtype(subject: Subject, dtype: Any) -> None:

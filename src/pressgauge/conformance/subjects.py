@@ -54,13 +54,15 @@ class Subject:
         for option in ("prune_after", "skip_layers"):
             if not getattr(self.declares, option):
                 options.pop(option, None)
-        known = {"prompt_length": prompt_length}
+        known: dict[str, Any] = {"prompt_length": prompt_length}
         if model is not None:
             own = self.shown(model)
             known |= {"model": own, "dtype": own.dtype, "device": own.device}
         given = {name: value for name, value in known.items() if value is not None and name in named_by(self.factory)}
         with refusals(*DECLINES):
-            create = functools.partial(self.factory, keep_ratio=keep_ratio, **{**given, **self.options, **options})
+            if takes(self.factory, "keep_ratio"):
+                given["keep_ratio"] = keep_ratio
+            create = functools.partial(self.factory, **{**given, **self.options, **options})
             return create if self.adapter.made_anew else create()
 
     @property
@@ -169,6 +171,28 @@ def named_by(factory: Callable[..., Any]) -> set[str]:
     return names
 
 
+def takes(factory: Callable[..., Any], option: str) -> bool:
+    """Whether a factory takes an option, by its name or as one of any."""
+    if option in named_by(factory):
+        return True
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError:
+        return True
+    return any(one.kind is one.VAR_KEYWORD for one in parameters)
+
+
+def _filled(given: Mapping[str, Any], factory: Callable[..., Any]) -> dict[str, Any]:
+    """Declarations of quantised entries, with what the signature of the factory says: no eviction without an option of
+    it."""
+    found = dict(given)
+    if found.get("entries") == "quantised":
+        found |= {option: None for option in ("prune_after", "skip_layers") if not takes(factory, option)}
+        if not takes(factory, "keep_ratio"):
+            found.setdefault("target", lambda seen, held: held)
+    return found
+
+
 def subject_of(
     name: str,
     factory: Callable[..., Any],
@@ -190,7 +214,7 @@ def subject_of(
         ValueError: if a declaration is invalid, or the factory returns no known kind of compressor.
     """
     declared: Any = getattr(factory, "declares", {}) if declares is None else declares
-    given = dict(declared(**options) if callable(declared) else declared)
+    given = _filled(declared(**options) if callable(declared) else declared, factory)
     first = Subject(name, factory, read_declares(given, given.get("kind", "cache")), version, options)
     try:
         kind = given.get("kind") or adapter_of(_example(first)).kind

@@ -53,7 +53,8 @@ class CropsEntries(KeptLayer):
 
     def survivors(self, count: int) -> Tensor:
         index = torch.arange(self.keys.shape[2], device=self.device)
-        return (index < self.keys.shape[2] - count).expand(self.positions.shape)
+        left: Tensor = (index < self.keys.shape[2] - count).expand(self.positions.shape)
+        return left
 
 
 class CropsToEmpty(NewestLayer):

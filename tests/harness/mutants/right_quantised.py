@@ -255,9 +255,9 @@ class PackedLayer(DynamicLayer):
         if left < 0:
             raise ValueError(f"cannot remove {-tokens_to_remove} tokens of {held}")
         for codec, recent in zip(self.codecs, self.recent, strict=False):
-            whole = held - recent.shape[2]
-            if left < whole and left % codec.block:
-                raise ValueError(f"cannot crop to {left} tokens, which divides a group of {codec.block} tokens")
+            stored = min(left, held - recent.shape[2])
+            if stored > max(0, left - self.residual) // codec.block * codec.block:
+                raise ValueError(f"cannot crop to {left} tokens: {stored} of them are quantised, and would be exact")
         for index, recent in enumerate(self.recent):
             whole, block = held - recent.shape[2], self.codecs[index].block
             if left < whole:
@@ -409,8 +409,9 @@ def quantised(name: str, layer: Callable[..., DynamicLayer], **declares: Any) ->
 
 def kivi(layer: Callable[..., DynamicLayer] = WritesAfterwards, bits: int = 2, **declares: Any) -> Subject:
     """Subject of KIVI (Liu et al., 2024): keys per channel in groups of 8 tokens, values per token, 4 newest exact."""
+    names: dict[Any, str] = {WritesAfterwards: f"KIVI, {bits} bits", PackedLayer: f"KIVI, {bits} bits, written first"}
     return quantised(
-        f"KIVI, {bits} bits" if layer is WritesAfterwards else getattr(layer, "__name__", "KIVI"),
+        names.get(layer, getattr(layer, "__name__", "KIVI")),
         lambda: layer(PerChannel(bits, 8), PerToken(bits, 8), 4),
         **{"bits": bits, "group": 8, "axis": ("channel", "token"), "residual": 4, "padding": None, **declares},
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from pressgauge import KnormPress
 from pressgauge.conformance import architectures
@@ -119,3 +120,37 @@ def test_a_subject_that_refuses_everything_breaks_no_law() -> None:
     assert {what for what, _ in outcomes.values()} == {"not applicable"}
     drawn = outcomes["every layer retains the number its schedule sets"][1]
     assert drawn == ("the subject refuses: NotImplementedError: not this model (in every drawn case, or nearly every)")
+
+
+def test_a_factory_of_quantised_caches_needs_no_options_of_evictions() -> None:
+    """A cache that only quantises is made without ratio, threshold and skipped layers, and is held to evict nothing;
+    what its factory names it gets."""
+    made: list[dict[str, Any]] = []
+
+    class Maker:
+        def cache(self, config: Any) -> DynamicCache:
+            return DynamicCache(config=config)
+
+    def factory(bits: int = 4) -> Maker:
+        made.append({"bits": bits})
+        return Maker()
+
+    def evicting(keep_ratio: float, bits: int = 4) -> Maker:
+        made.append({"keep_ratio": keep_ratio})
+        return Maker()
+
+    subject = subject_of("mine", factory, {"entries": "quantised"}, bits=2)
+    subject(0.5, prune_after=8, skip_layers=(1,))
+    assert made[-1] == {"bits": 2}
+    assert subject.declares.target is not None
+    assert (subject.declares.target(9, 8), subject.declares.prune_after, subject.declares.skip_layers) == (
+        8,
+        False,
+        False,
+    )
+    subject = subject_of("mine", evicting, {"entries": "quantised"})
+    subject(0.5, prune_after=8, skip_layers=(1,))
+    assert made[-1] == {"keep_ratio": 0.5}
+    assert subject.declares.target is None
+    with pytest.raises(ValueError, match="has to take keep_ratio"):
+        subject_of("mine", evicting, {})
