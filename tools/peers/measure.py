@@ -86,4 +86,3 @@ def measure(package: str) -> Measured:
     releases = {name: version(name) for name in [*names, "transformers", "torch"]}
     scripts = verified(package)
     return Measured(releases, {subject: laws_of(subject) for subject in about["subjects"]}, scripts)
-
