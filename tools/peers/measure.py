@@ -1,26 +1,24 @@
 """Run the laws and the scripts that verify findings, for the package of this environment."""
 
 import inspect
+import json
 import os
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from tools.peers.measured import PACKAGES, PEERS, Law, Measured, Verified
 
 ROOT = PEERS.parents[1]
-MOST = 200
-"""Characters of a finding on a page."""
 
 
 class _Kept:
-    """A plugin of pytest that keeps the laws' outcomes and the scripts' docstrings."""
+    """A plugin of pytest that keeps the scripts' docstrings, and which of them failed."""
 
     def __init__(self) -> None:
-        self.laws: dict[str, Any] = {}
         self.scripts: dict[str, str] = {}
         self.failed: list[str] = []
 
@@ -31,10 +29,6 @@ class _Kept:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             self.failed.append(report.nodeid)
-
-    def pytest_unconfigure(self, config: pytest.Config) -> None:
-        laws = config.pluginmanager.get_plugin("pressgauge-laws")
-        self.laws = getattr(laws, "laws", {})
 
 
 def _run(arguments: list[str]) -> _Kept:
@@ -50,21 +44,22 @@ def laws_of(subject: str) -> dict[str, Law]:
 
 
 def _laws(subject: str) -> dict[str, Law]:
-    given = ["--pressgauge-subject", f"peers.packages.{subject}", "--pressgauge-model", "llama"]
-    folder = str(ROOT / "tests" / "conformance")
-    # As from the wheel, without the fixtures of this project's own tests.
-    laws = _run([folder, "--confcutdir", folder, "-p", "pressgauge.conformance.plugin", *given]).laws
-    if not laws:
-        raise RuntimeError(f"no law ran against {subject}")
-    found = {}
-    for law in sorted(laws.values(), key=lambda one: one.place):
-        if law.broken:
-            found[law.words] = Law("broken", [short(finding) for finding in law.broken])
-        elif law.held:
-            found[law.words] = Law("held")
-        else:
-            found[law.words] = Law("not applicable", [short(reason) for reason in dict.fromkeys(law.not_applicable)])
-    return found
+    folder = str(PEERS.parent / "conformance")
+    with TemporaryDirectory() as place:
+        summary = Path(place) / "laws.json"
+        given = {"subject": f"peers.packages.{subject}", "model": "llama", "summary": str(summary)}
+        options = [part for name, value in given.items() for part in (f"--pressgauge-{name}", value)]
+        # As from the wheel, without the fixtures of this project's own tests.
+        _run([folder, "--confcutdir", folder, "-p", "pressgauge.conformance.plugin", *options])
+        laws = json.loads(summary.read_text(encoding="utf-8"))["laws"]
+    return {
+        one["law"]: Law(one["outcome"], [_line(each["finding"]) for each in one["findings"]] or one["reasons"])
+        for one in laws
+    }
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def verified(package: str) -> list[Verified]:
@@ -91,9 +86,3 @@ def measure(package: str) -> Measured:
     releases = {name: version(name) for name in [*names, "transformers", "torch"]}
     scripts = verified(package)
     return Measured(releases, {subject: laws_of(subject) for subject in about["subjects"]}, scripts)
-
-
-def short(text: str) -> str:
-    """A finding in one line, without paths."""
-    line = " ".join(text.replace(str(Path.home()), "~").split())
-    return line if len(line) <= MOST else f"{line[:MOST].rstrip()} ..."

@@ -1,22 +1,25 @@
 """``docs/peers.md``, a line per package, and a page each, written from what was measured."""
 
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from pathlib import Path
 
-from peers.known import Known, known
+from peers.known import known
+from pressgauge.conformance.known import Known, known_finding, unmatched
 from tools.peers.measured import OUTCOMES, PACKAGES, Law, Measured, read
 
 DOCS = Path(__file__).parents[2] / "docs"
+MOST = 200
+"""Characters of a finding on a page."""
 
 TABLE = """# Third-party compressors
 
 Each package runs against all {laws} laws on a tiny Llama, in an environment of its own, by the call that its README
-documents, and is held to what its README promises. `nox -s "peers(NAME)"` installs a package, verifies its findings, runs the laws, and
-writes this table and the package's page. The environments and their pins are in `tests/peers/packages.toml`, the
-adapters in `tests/peers/packages/`. Findings that the laws report are listed in `tests/peers/known/` with their cause;
-a run fails if one is not listed, or no longer occurs. The scripts in `tests/peers/verify/` verify the findings with
-torch and transformers alone. [kvpress's presses](peers/kvpress.md) have their own page.
+documents, and is held to what its README promises. `nox -s "peers(NAME)"` installs a package, verifies its findings,
+runs the laws, and writes this table and the package's page. The environments and their pins are in
+`tests/peers/packages.toml`, the adapters in `tests/peers/packages/`. Findings of the laws are listed in
+`tests/peers/known/` with their cause; a run fails if one is not listed, or no longer occurs. The scripts in
+`tests/peers/verify/` verify findings with torch and transformers alone. [kvpress's presses](peers/kvpress.md) have
+their own page.
 
 A package that was found to be wrong in one way may be right in others: the laws are about all uses of a cache, of which
 some are rare. Releases may have changed since.
@@ -75,13 +78,9 @@ def _broken(laws: dict[str, Law], listed: list[Known]) -> Iterator[str]:
     yield "| broken law | first finding | cause |"
     yield "| --- | --- | --- |"
     for name, law in broken.items():
-        reasons = [one.reason for one in listed if one.law == name and _matches(law.findings, one.pattern)]
-        finding = law.findings[0].replace("|", "/").replace("`", "")
-        yield f"| {name} | `{finding}` | {cell(reasons[0] if reasons else '')} |"
-
-
-def _matches(findings: list[str], pattern: str) -> bool:
-    return any(fnmatchcase(finding, pattern.replace("[", "[[]")) for finding in findings)
+        one = known_finding(listed, name, law.findings[0])
+        finding = short(law.findings[0]).replace("|", "/").replace("`", "")
+        yield f"| {name} | `{finding}` | {cell(one.reason if one else '')} |"
 
 
 def differences(measured: Measured) -> list[str]:
@@ -89,20 +88,15 @@ def differences(measured: Measured) -> list[str]:
     wrong = []
     for subject, laws in measured.subjects.items():
         listed = known(subject)
-        for name, law in laws.items():
-            patterns = [one.pattern for one in listed if one.law == name]
-            if law.result == "broken":
-                wrong += [
-                    f"{subject}: not listed: {name}: {finding}"
-                    for finding in law.findings
-                    if not any(_matches([finding], pattern) for pattern in patterns)
-                ]
-        wrong += [
-            f"{subject}: listed, and not found: {one.law}: {one.pattern}"
-            for one in listed
-            if not _matches(laws[one.law].findings if one.law in laws else [], one.pattern)
-        ]
+        found = [(name, one) for name, law in laws.items() if law.result == "broken" for one in law.findings]
+        wrong += [f"{subject}: not listed: {law}: {one}" for law, one in found if not known_finding(listed, law, one)]
+        wrong += [f"{subject}: listed, and not found: {one}" for one in unmatched(listed, found)]
     return wrong
+
+
+def short(text: str) -> str:
+    """A finding, cut to what a cell holds."""
+    return text if len(text) <= MOST else f"{text[:MOST].rstrip()} ..."
 
 
 def _counts(measured: Measured, subject: str) -> str:

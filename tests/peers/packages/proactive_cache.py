@@ -8,15 +8,13 @@ from torch import Tensor
 
 from peers.packages.adapt import NEITHER, declared
 
-DEFAULT = 256
-"""Budget of ``apply`` by default."""
 
-
-def factory(keep_ratio: float) -> Callable[..., Any]:
-    """The README's calls, without profiling: sinks and recent tokens are retained."""
+def factory(keep_ratio: float, prompt_length: int) -> Callable[..., Any]:
+    """The README's calls, without profiling: a budget of a share of the prompt, for sinks and recent tokens."""
+    budget = 10**6 if keep_ratio == 1 else int(keep_ratio * prompt_length)
 
     def generate(model: Any, input_ids: Tensor, max_new_tokens: int) -> Any:
-        ProactiveCache.apply(model, budget=int(keep_ratio * DEFAULT))
+        ProactiveCache.apply(model, budget=budget)
         try:
             return model.generate(input_ids, max_new_tokens=max_new_tokens, do_sample=False)
         finally:
