@@ -177,11 +177,13 @@ EXTREMES = (
     "zeros",
     "1e-4",
     "1e4",
+    "1e5",
     "an outlier channel",
     "6e4 in float16",
-    "NaN in one entry",
     "later tokens 50 times louder",
+    "NaN in one entry",
 )
+"""Kinds of entries, finite ones first."""
 
 
 def extreme(kind: str, length: int) -> tuple[Tensor, Tensor]:
@@ -195,7 +197,7 @@ def extreme(kind: str, length: int) -> tuple[Tensor, Tensor]:
             x = x[..., :1].expand_as(x).clone()
         elif kind == "zeros":
             x = torch.zeros_like(x)
-        elif kind in ("1e-4", "1e4"):
+        elif kind in ("1e-4", "1e4", "1e5"):
             x = x * float(kind)
         elif kind == "an outlier channel":
             x[..., 5] *= 300
@@ -209,14 +211,19 @@ def extreme(kind: str, length: int) -> tuple[Tensor, Tensor]:
     return found[0], found[1]
 
 
+class NotFinite(Departure):
+    """Something finite is read back as infinite or NaN."""
+
+
 def check_extremes(subject: Subject) -> None:
     """Check what is read back of extreme entries.
 
     Raises:
-        Departure: naming the kinds for which it is wrong, with the first finding.
+        Departure: listing the kinds for which it is wrong; first those of which something finite is read back as
+            infinite or NaN, and NaN in an entry last.
     """
     length = length_of(subject)
-    findings = {}
+    findings: dict[str, Departure] = {}
     usual = _errors(feed(subject, *extreme("", length), [length - 10, 1, 1, 1, 7]), length)
     for kind in EXTREMES:
         keys, values = extreme(kind, length)
@@ -224,9 +231,10 @@ def check_extremes(subject: Subject) -> None:
             trace = feed(subject, keys, values, [length - 10, 1, 1, 1, 7])
             _check_extreme(subject, trace, kind, usual)
         except Departure as finding:
-            findings[kind] = str(finding)
+            findings[kind] = finding
     if findings:
-        raise Departure(f"{', '.join(findings)}: {next(iter(findings.values()))}")
+        first = sorted(findings, key=lambda kind: ("NaN" in kind, not isinstance(findings[kind], NotFinite)))
+        raise Departure("; ".join(f"{kind}: {findings[kind]}" for kind in first))
 
 
 def _errors(trace: Trace, length: int) -> list[float]:
@@ -248,7 +256,7 @@ def _check_extreme(subject: Subject, trace: Trace, kind: str, usual: list[float]
             wrong = ~found.isfinite() & ~own.isnan().any(-1, keepdim=True)
             if wrong.any():
                 row, head, token, channel = torch.nonzero(wrong)[0].tolist()
-                raise Departure(
+                raise NotFinite(
                     f"{what}: channel {channel} of token {token} (KV head {head}) is read back as "
                     f"{float(found[row, head, token, channel])}, and arrived as "
                     f"{float(own[row, head, token, channel]):.4g}"
