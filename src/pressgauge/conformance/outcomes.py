@@ -1,5 +1,6 @@
 """What a law says of a subject: a finding, a refusal, or that it is not applicable."""
 
+import dis
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,13 +62,16 @@ def refused_draws() -> Iterator[None]:
 
 @contextmanager
 def refusals(*kinds: type[BaseException]) -> Iterator[None]:
-    """Convert exceptions of these kinds that carry a subject's own message to ``Refused``."""
+    """Convert exceptions of these kinds that carry a subject's own message to ``Refused``.
+
+    What the interpreter or a function in C raises, such as "too many values to unpack", is a crash.
+    """
     try:
         yield
     except Departure:
         raise
     except kinds as error:
-        if not str(error) or (isinstance(error, AssertionError) and _raised_in(error) in OF_OTHERS):
+        if not str(error) or not _by_statement(error) or (isinstance(error, AssertionError) and _raised_in(error) in OF_OTHERS):
             raise
         REFUSALS.append(_sentence(error))
         raise Refused(REFUSALS[-1]) from error
@@ -75,6 +79,17 @@ def refusals(*kinds: type[BaseException]) -> Iterator[None]:
 
 def _sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".strip().rstrip(":").splitlines()[0]
+
+
+def _by_statement(error: BaseException) -> bool:
+    """Whether an error was raised by a ``raise`` or ``assert`` of Python code."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return True
+    instruction = trace.tb_frame.f_code.co_code[trace.tb_lasti]
+    return dis.opname[instruction] in ("RAISE_VARARGS", "RERAISE")
 
 
 def _raised_in(error: BaseException) -> str:
