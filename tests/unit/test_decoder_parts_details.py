@@ -11,6 +11,7 @@ from pressgauge import KnormPress, decoder, generate, likelihood, perplexity
 from pressgauge.conformance import architectures
 from pressgauge.models import interface, support
 from pressgauge.models.support import Support
+from support.zoo import specimens
 
 PRESS = KnormPress(0.5, prune_after=4)
 
@@ -108,3 +109,26 @@ def test_windows_hold_in_one_pass_what_they_hold_in_decoding(tokens: int) -> Non
     stepwise, onepass = (perplexity(model, ids, None, 3, method) for method in ("stepwise", "onepass"))
     assert stepwise.held == onepass.held == (tokens, *[min(tokens, 7)] * (len(onepass.held) - 1))
     assert len(onepass.held) > 1
+
+
+def test_layers_without_keys_have_tables_of_one_head() -> None:
+    """In one pass as in decoding, with no eviction in them."""
+    model = architectures.hybrid()
+    press = KnormPress(0.5, prune_after=4, skip_layers="unprunable")
+    ids = architectures.tokens(1, 12)
+    stepwise, onepass = (perplexity(model, ids, press, 3, method) for method in ("stepwise", "onepass"))
+    for layer in architectures.LINEAR:
+        assert stepwise.evicted_at[layer].shape == onepass.evicted_at[layer].shape == (1, 1, 12)
+    assert all(map(torch.equal, stepwise.evicted_at, onepass.evicted_at))
+
+
+@pytest.mark.skipif("gemma3n_text" not in specimens.names(), reason="transformers has no Gemma 3n")
+def test_layers_that_read_the_keys_of_others_hold_nothing() -> None:
+    """They have no entries of their own, in one pass as in decoding."""
+    model = specimens.build("gemma3n_text, shared keys")
+    ids = architectures.text(model, 1, 12)
+    stepwise, onepass = (perplexity(model, ids, None, 3, method) for method in ("stepwise", "onepass"))
+    own = len(stepwise.held)
+    assert stepwise.kv_bytes == onepass.kv_bytes > 0
+    assert onepass.held[:own] == stepwise.held
+    assert not any(onepass.held[own:])
