@@ -42,5 +42,5 @@ def test_a_compressor_at_work_does_not_meet_probes() -> None:
     subject = subject_of("patching", Patching, declares)
     with started(subject, architectures.shared("llama"), {"keep_ratio": 1.0}, 9) as session:
         with pytest.raises(IndexError):
-            DynamicCache().update(*[torch.ones(1, 1, 3, 2)] * 2, 0)
+            DynamicCache().update(torch.ones(1, 1, 3, 2), torch.ones(1, 1, 3, 2), 0)
         assert isinstance(excused(session.cache, "reset"), str)
