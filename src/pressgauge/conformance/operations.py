@@ -109,6 +109,8 @@ def state(session: Session, when: str) -> State:
 
 def started(subject: Subject, model: Any, options: dict[str, Any], prompt: int) -> Session:
     """A session of a new compressor, for a prompt of ``prompt`` tokens."""
+    # Known from now on: a compressor may change transformers' classes while it is at work.
+    flaws()
     return Session(subject, subject(model=model, prompt_length=prompt, **options), model)
 
 

@@ -114,10 +114,10 @@ def test_a_read_that_fails_is_a_finding_in_words() -> None:
 class Halves(QuantizedLayer):
     """transformers' layer with float16 numbers for codes."""
 
-    def _quantize(self, tensor: Tensor, axis: int) -> Any:
+    def _quantize(self, tensor: Tensor, axis: int = 0) -> Any:
         return tensor.half()
 
-    def _dequantize(self, q_tensor: Any) -> Tensor:
+    def _dequantize(self, q_tensor: Tensor) -> Any:
         return q_tensor.float()
 
 
