@@ -84,7 +84,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[..., None]]:
     nox.options = SimpleNamespace()
     nox.Session = Session
     nox.project = SimpleNamespace(
-        load_toml=lambda path: PROJECT,
+        load_toml=lambda path: tomllib.loads((ROOT / path).read_text(encoding="utf-8")),
         dependency_groups=lambda project, *names: [each for name in names for each in dependency_group(name)],
     )
     monkeypatch.setitem(sys.modules, "nox", nox)
@@ -100,7 +100,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[..., None]]:
 def test_every_session_installs_with_a_lock(found: dict[str, Callable[..., None]], tmp_path: Path, name: str) -> None:
     """Every session except ``newest`` pins all its requirements and the dependencies of the package with a lock."""
     session = Session(tmp_path)
-    parameters = {"train": ["reference"], "mutate": ["hold"]}.get(name, [])
+    parameters = {"train": ["reference"], "mutate": ["hold"], "peers": ["kvpress"]}.get(name, [])
     assert len(inspect.signature(found[name]).parameters) == 1 + len(parameters)
     found[name](session, *parameters)
     (arguments,) = session.installed

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +29,15 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+def _ids(value: ast.expr) -> list[str]:
+    """Ids of a parametrised session: a list, or that of the third-party packages."""
+    if ast.unparse(value) == "list(PEERS)":
+        packages = tomllib.loads((ROOT / "tests" / "peers" / "packages.toml").read_text(encoding="utf-8"))
+        return ["kvpress", *packages]
+    found: list[str] = ast.literal_eval(value)
+    return found
+
+
 def sessions() -> set[str]:
     """Sessions of ``noxfile.py``, parsed without nox."""
     names = set()
@@ -38,5 +48,5 @@ def sessions() -> set[str]:
             names.add(node.name)
             for decorator in node.decorator_list:
                 ids = [word.value for word in getattr(decorator, "keywords", []) if word.arg == "ids"]
-                names |= {f"{node.name}({name})" for value in ids for name in ast.literal_eval(value)}
+                names |= {f"{node.name}({name})" for value in ids for name in _ids(value)}
     return names
