@@ -222,6 +222,7 @@ MUTATED = {
             "unit/test_likelihood_details.py",
             "unit/test_likelihood_devices.py",
             "unit/test_decoder_devices.py",
+            "unit/test_decoder_parts_details.py",
             "harness/test_accelerator.py",
         ),
     ),

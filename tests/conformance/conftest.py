@@ -16,15 +16,8 @@ from .ours import one_per_press, ours_by_default
 EVERYWHERE = ("knorm-budget", "streaming-llm-prefill", "plain-KnormPress-step", "compress-function")
 """Presses that run on every architecture. The others run on one, since a press does not depend on the model."""
 
-LONG = (
-    "test_a_crop_leaves_the_tokens_before_it",
-    "test_rows_of_a_padded_batch_continue_as_the_rows_they_were",
-    "test_two_operations_leave_a_cache_as_fresh",
-    "test_operations_in_any_order_leave_a_cache_as_fresh",
-    "test_lengths_around_128_and_256_are_no_exception",
-    "test_hundreds_of_passes_follow_the_schedule",
-)
-"""Laws that run our presses under their own schedules only, since they take a second each."""
+LONG = ("test_bytes", "test_models", "test_operations", "test_passes")
+"""Files of laws that run our presses under their own schedules only, since many of them take a second each."""
 
 
 def _name(value: Any) -> str:
@@ -35,7 +28,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every law runs on every subject, and laws about what a model computes on several models."""
     reference, asked = (option(metafunc.config, name) for name in ("subject", "model"))
     subjects = find(reference) if reference else ours_by_default()
-    if not reference and metafunc.function.__name__ in LONG:
+    if not reference and Path(metafunc.module.__file__).stem in LONG:
         subjects = one_per_press()
     everywhere = [asked] if asked else list(architectures.ARCHITECTURES)
     if "trained" in metafunc.fixturenames and not reference:

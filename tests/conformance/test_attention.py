@@ -7,7 +7,7 @@ import torch
 from pressgauge.conformance import architectures
 from pressgauge.conformance.checks import check_attention, check_same_logits, wrong_tokens
 from pressgauge.conformance.operations import copied
-from pressgauge.conformance.quantised import settled
+from pressgauge.conformance.quantised import after, settled
 from pressgauge.conformance.rotation import check_rotation
 from pressgauge.conformance.session import Departure, Refused, Session, not_applicable, note, run
 from pressgauge.conformance.severity import check_same_entries
@@ -101,7 +101,7 @@ def check_first_layer(subject: Subject, model: architectures.Model) -> None:
     arrived, expected = runs[0].arrived(0), runs[0].passes[-1].held[0]
     for feeding, other in zip(list(FEEDINGS)[1:], runs[1:], strict=True):
         for index, name in enumerate(("keys", "values")):
-            old = settled(subject, index, LENGTH)
+            old = min(settled(subject, index, after(each)) for each in (runs[0], other))
             own, also = arrived[index][:, :, :old], other.arrived(0)[index][:, :, :old]
             # Projections of other lengths may be rounded otherwise before they arrive.
             found = other.passes[-1].held[0][index][:, :, :old] - (also - own)

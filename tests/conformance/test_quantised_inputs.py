@@ -42,8 +42,8 @@ def test_no_scale_is_made_with_later_tokens(subject: Subject) -> None:
 
 
 def test_extreme_entries_are_read_back(subject: Subject) -> None:
-    """Constants and zeros are read back as such; entries of 1e-4 and 1e4, of an outlier channel and of 6e4 in float16
-    with the usual error; louder ones than the first pass saturate; a NaN stays in its entry."""
+    """Constants and zeros are read back as such; entries of 1e-4, 1e4 and 1e5, of an outlier channel and of 6e4 in
+    float16 with the usual error; louder ones than the first pass saturate; a NaN stays in its entry."""
     quantised_only(subject)
     check_extremes(subject)
 

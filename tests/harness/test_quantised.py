@@ -8,22 +8,31 @@ import torch
 
 from harness.mutants.quantised import Unbiased
 from harness.mutants.right_quantised import (
+    BLOCKS,
     KIVI,
+    RING,
     UNDECLARED,
+    WAITING,
+    FlushesBlocks,
     PackedLayer,
     PerToken,
     Rotated,
+    blocks,
+    int4,
     of_bits,
     pack,
     quantised,
     unpack,
 )
+from pressgauge.conformance import architectures
 from pressgauge.conformance.declares import read_declares
 from pressgauge.conformance.quantisation import grouped, half_steps, ungrouped
-from pressgauge.conformance.quantised_checks import check_levels, check_residual, inferred
-from pressgauge.conformance.quantised_inputs import check_inner_products
-from pressgauge.conformance.session import NOTES, Departure
+from pressgauge.conformance.quantised_checks import check_feedings, check_levels, check_residual, inferred
+from pressgauge.conformance.quantised_inputs import check_extremes, check_inner_products, check_rows
+from pressgauge.conformance.session import NOTES, Departure, run
 from pressgauge.conformance.severity import Severity, check_same_entries
+from pressgauge.conformance.strategies import normal_keys
+from pressgauge.conformance.traces import audited, run_scripted
 
 
 @pytest.mark.parametrize(
@@ -101,20 +110,91 @@ def test_a_declaration_that_contradicts_what_is_seen_is_a_finding() -> None:
         check_residual(wrong)
 
 
+def test_tokens_that_wait_to_be_quantised_together_are_no_finding() -> None:
+    """More exact tokens than the residual, up to a declared block or as many again, break no law; those beyond what is
+    declared are noted."""
+    for subject, noted in ((WAITING, ["up to 11 of the newest tokens are exact, and 6 are declared"]), (BLOCKS, [])):
+        NOTES.clear()
+        check_levels(subject)
+        check_residual(subject)
+        check_feedings(subject)
+        assert [sentence.partition(" as the residual")[0] for sentence in NOTES] == noted
+    late = quantised("late", lambda: FlushesBlocks(PerToken(4, 8), PerToken(4, 8), 6, 9), bits=4, residual=6)
+    with pytest.raises(Departure, match=r"is exact in layer 0, and .* that are older than the newest 6; a residual of"):
+        check_residual(late)
+
+
+def test_rows_of_a_long_residual_are_judged() -> None:
+    """A batch of texts beyond a residual and a block of 128 tokens is not too long for the scripted model."""
+    check_rows(blocks(128))
+
+
+def test_kinds_of_extreme_entries_are_listed() -> None:
+    """Of a cache whose scales are in float16, and in which NaN spreads, all kinds that it reads back wrongly are
+    listed: what is finite and does not come back so first, and NaN last."""
+
+    class Scales(PerToken):
+        def decode(self, parts: Any) -> torch.Tensor:
+            packed, step, low = parts
+            entries = super().decode((packed, step.half().float(), low.half().float()))
+            return entries + 0 * entries.sum()
+
+        def range(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            low, step = super().range(x)
+            return low, step.clamp(min=1e-3)
+
+    with pytest.raises(Departure) as finding:
+        check_extremes(int4(codec=Scales))
+    kinds = re.findall(r"(?:^|; )([^:;]+): (?:keys|values) of layer", str(finding.value))
+    assert kinds == ["1e5", "1e-4", "NaN in one entry"]
+    assert re.match(
+        r"1e5: keys of layer 0: channel \d+ of token \d+ \(KV head \d\) is read back as", str(finding.value)
+    )
+
+
 def test_severity_tells_noise_from_a_fault() -> None:
     """A deviation of a thousandth of the own error is noted, one of its size is a finding that states both."""
-    arrived = torch.randn(4, 1000)
-    read = arrived + 0.1 * torch.randn(4, 1000)
+    arrived, errors = torch.randn((2, 4, 1000), generator=torch.Generator().manual_seed(0))
+    read = arrived + 0.1 * errors
     NOTES.clear()
     check_same_entries(read + 1e-5, read, arrived, "keys are read back otherwise,")
     assert len(NOTES) == 1
-    assert re.search(r"by up to 1e-05, 0.0001 of its own quantisation error \(root mean square 0\.\d+\)", NOTES[0])
+    assert re.search(
+        r"by up to 1e-05, (?:0.0001|9\.\de-05) of its own quantisation error \(root mean square 0\.\d+\)", NOTES[0]
+    )
     with pytest.raises(Departure, match=r"by up to 0\.2, [12]\.?\d* of its own quantisation error .*, in 1e\+02 %"):
         check_same_entries(read + 0.2, read, arrived, "keys are read back otherwise,")
     assert Severity(0.5).is_noise(0.004)
     assert not Severity(0.5).is_noise(0.1)
     assert not Severity(0.0).is_noise(1e-12)
     assert Severity(0.5).beside(0.1) == ", 0.2 of what its quantisation changes (0.5),"
+    assert Severity(0.0).beside(0.1) == ", where its quantisation changes nothing,"
+    assert Severity(0.0, quantised=False).beside(0.1) == ""
+
+
+def test_the_own_error_is_none_where_nothing_is_quantised_yet() -> None:
+    """Of a text within the residual the own error is 0, not the rounding of attention; of a longer one it is more."""
+    model = architectures.shared("llama")
+    for subject, exact in (
+        (quantised("long", lambda: PackedLayer(PerToken(4, 8), PerToken(4, 8), 99)), True),
+        (RING, False),
+    ):
+        trace = run(subject, model, architectures.text(model, 1, 20), [15, 1, 1, 1, 1, 1])
+        assert (Severity.of_logits(trace).own == 0) is exact
+
+
+def test_an_entry_that_is_not_finite_is_called_so() -> None:
+    """A finite key that is read back as infinite has no distance from any token, which the finding does not give."""
+
+    class Overflowing(PackedLayer):
+        def read_back(self, index: int) -> torch.Tensor:
+            entries = super().read_back(index).clone()
+            entries[:, 1, 4, :2] = torch.inf
+            return entries
+
+    trace = run_scripted(int4(Overflowing), normal_keys(9), [9], keep_ratio=1)
+    with pytest.raises(Departure, match=r"KV head 1, entry 4 has a key that is not finite \(2 of 32 numbers\)"):
+        audited(trace).match(0, 0, None)
 
 
 def test_a_single_code_that_is_rounded_otherwise_is_noise() -> None:

@@ -7,12 +7,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from _pytest._code.code import ReprFileLocation
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
-from conformance import test_smoke
+from conformance import test_bytes, test_smoke
 from harness.mutants.compressors import BeforehandLayer, cached, with_layers
 from harness.mutants.plain import Plain, plain
+from harness.mutants.right_quantised import quantised
 from harness.mutants.ways_in import GENERATING
 from pressgauge.cache import PressedLayer
 from pressgauge.conformance import architectures, session
@@ -289,6 +292,79 @@ def test_laws_with_the_same_reason_share_it() -> None:
     """Laws that are not applicable for the same reason are listed together, with the reason once."""
     reports = [reported(f"test_{name}", skipped=reason) for name, reason in (("a", "no"), ("b", ""), ("c", "no"))]
     assert summary(*reports)[-4:-1] == ["not applicable a", "not applicable c", "no"]
+
+
+def test_laws_that_meet_the_same_crash_are_folded() -> None:
+    """Laws that find nothing but the same crash, whatever its numbers and its place, are not applicable but for the
+    first, which says how many there are; another crash, and a law that finds more, stay broken."""
+    crash, departure = "RuntimeError: size {} and {}", "pressgauge.conformance.session.Departure: "
+    reports = [
+        reported("test_a", "-llama", crash.format(3, 4)),
+        reported("test_a", "-neox", crash.format(5, 14)),
+        reported("test_b", "", f"{departure}a reset crashes: {crash.format(7, 8)}"),
+        reported("test_c", "", "IndexError: size 3 and 4"),
+        reported("test_d", "-llama", crash.format(3, 4)),
+        reported("test_d", "-neox", f"{departure}too many"),
+        reported("test_e", "-llama", crash.format(1, 2)),
+        reported("test_e", "-neox"),
+    ]
+    lines = summary(*reports)
+    assert lines[:4] == [
+        "broken a",
+        "it crashes: RuntimeError: size 3 and 4 (llama)",
+        "it crashes: RuntimeError: size 5 and 14 (neox)",
+        "the same crash stops 2 more laws",
+    ]
+    assert [line for line in lines if line.startswith("broken")] == ["broken a", "broken c", "broken d"]
+    assert lines[-4:] == [
+        "not applicable b",
+        "not applicable e",
+        "the same crash as in: a",
+        "3 laws broken, 0 held, 2 not applicable",
+    ]
+    laws = json.loads(collected(*reports).as_json(config()))["laws"]
+    assert [(law["law"], law["findings"], law["reasons"]) for law in laws if law["outcome"] == "not applicable"] == [
+        ("b", [], ["the same crash as in: a"]),
+        ("e", [], ["the same crash as in: a"]),
+    ]
+
+
+def test_a_crash_beyond_a_window_comes_first() -> None:
+    """A crash of a cache with a window of 128 tokens, which short texts do not reach, is the first finding."""
+
+    class Windowed(Plain):
+        """Crashes beyond 128 tokens."""
+
+        def layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+            if keys.shape[2] > 128:
+                raise IndexError("a bug beyond the window")
+            return super().layer(index, keys, values)
+
+    subject = plain(Windowed)
+    with pytest.raises(Departure, match=r"passes of \[124, .*: IndexError: a bug beyond the window"):
+        test_smoke.test_it_runs_and_its_cache_can_be_read(subject)
+    with pytest.raises(pytest.skip.Exception, match="comes first is broken: it runs and its cache can be read"):
+        require_first("test_another", subject)
+
+
+def test_the_memory_of_a_vacuous_subject_is_weighed() -> None:
+    """A cache that quantises a copy which is never read, beside the originals, is vacuous and takes more memory than
+    none; its other laws are not applicable."""
+
+    class Copies(DynamicLayer):
+        copy: Any = None
+
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            keys, values = super().update(key_states, value_states, *args, **kwargs)
+            self.copy = (keys * 8).round().to(torch.int8), (values * 8).round().to(torch.int8)
+            return keys, values
+
+    subject = quantised("copies", Copies, bits=8)
+    outcomes = {name: what for name, (what, _) in judged_by_all(subject).items() if what != "not applicable"}
+    assert outcomes == {
+        words(test_smoke.test_something_is_evicted_or_altered): "broken",
+        words(test_bytes.test_a_compressed_cache_takes_less_memory_than_an_uncompressed_one): "broken",
+    }
 
 
 def test_a_vacuous_subject_is_named_in_the_first_line() -> None:

@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from pressgauge.conformance import architectures
 from pressgauge.conformance.outcomes import REFUSALS, Refused, refused_draws
 from pressgauge.conformance.plugin import MEASUREMENTS
-from pressgauge.conformance.smoke import concerns, require_dtype, require_first
+from pressgauge.conformance.smoke import MEMORY, concerns, require_acts, require_dtype, require_first
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.trained import trained_model
 from pressgauge.measuring.subjects import KINDS
@@ -143,7 +143,13 @@ def judged_by_all(subject: Subject) -> dict[str, tuple[str, str]]:
             applicable.append(law)
         except pytest.skip.Exception as reason:
             found[words(law)] = "not applicable", _line(reason).removeprefix("not applicable: ")
-    return {**judged_by(applicable, subject), **found}
+    applied = judged_by(applicable, subject)
+    try:
+        require_acts(subject)
+    except pytest.skip.Exception as reason:
+        held = [words(law) for law in applicable if law.__name__ in MEMORY and applied[words(law)][0] == "held"]
+        found |= {name: ("not applicable", _line(reason).removeprefix("not applicable: ")) for name in held}
+    return {**applied, **found}
 
 
 def _line(error: BaseException) -> str:

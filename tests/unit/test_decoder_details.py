@@ -100,6 +100,8 @@ def test_logits_are_divided_by_the_temperature(temperature: float) -> None:
     logits = torch.tensor([[1.0, -2.0, 3.0]])
     processors: Any = _processors(temperature, None, None)
     assert processors(torch.zeros(1, 1, dtype=torch.long), logits.clone()).equal(logits / temperature)
+    assert len(_processors(1.0, None, 1)) == 0
+    assert len(_processors(1.0, 3, 0.5)) == 2
 
 
 def test_a_model_without_a_generation_configuration_generates() -> None:

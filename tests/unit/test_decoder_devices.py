@@ -29,3 +29,18 @@ def test_tokens_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert int(expected[3]) < 2 * 5
     with accelerator() as device:
         assert all(map(torch.equal, generated(device), expected))
+
+
+def test_a_seed_is_that_of_a_generator_on_the_device_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampling on a GPU needs one there."""
+    made: list[torch.device] = []
+    own = torch.Generator
+
+    def noted(device: torch.device) -> torch.Generator:
+        made.append(device)
+        return own(device=device)
+
+    model, ids = architectures.shared("llama"), architectures.tokens(1, 5)
+    monkeypatch.setattr(torch, "Generator", noted)
+    generate(model, ids, None, 2, temperature=1.0, seed=3)
+    assert made == [ids.device]

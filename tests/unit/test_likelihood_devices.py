@@ -24,25 +24,28 @@ def test_logits_are_scored_where_they_are() -> None:
         assert all(map(torch.equal, result, expected))
 
 
-class OnApple:
-    """Logits that state Apple's device, and note where they are copied to."""
+class Noted:
+    """Logits that state a device, and note which blocks are copied where."""
 
-    device = SimpleNamespace(type="mps")
+    def __init__(self, logits: Tensor, device: Any, copied: list[tuple[int, torch.device]]) -> None:
+        self.logits, self.dtype, self.device, self.copied = logits, logits.dtype, device, copied
 
-    def __init__(self, logits: Tensor, copied: list[torch.device]) -> None:
-        self.logits, self.dtype, self.copied = logits, logits.dtype, copied
-
-    def __getitem__(self, index: Any) -> "OnApple":
-        return OnApple(self.logits[index], self.copied)
+    def __getitem__(self, index: Any) -> "Noted":
+        return Noted(self.logits[index], self.device, self.copied)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        self.copied.append(device)
+        self.copied.append((self.logits.shape[0], device))
         return self.logits.to(device, dtype)
 
 
 def test_apples_devices_score_on_the_cpu() -> None:
-    """They have no float64, so that each block of logits is copied."""
-    copied: list[torch.device] = []
-    logits: Any = OnApple(LOGITS, copied)
-    assert all(map(torch.equal, _score(logits, TARGETS), _score(LOGITS, TARGETS)))
-    assert copied == [torch.device("cpu")] * 4
+    """They have no float64, so that the logits are copied, 64 tokens at a time; others score on their own device."""
+    expected = _score(LOGITS, TARGETS)
+    for apple in (True, False):
+        copied: list[tuple[int, torch.device]] = []
+        with accelerator() as device:
+            logits: Any = Noted(LOGITS, SimpleNamespace(type="mps"), copied)
+            if not apple:
+                logits = Noted(LOGITS.to(device), device, copied)
+            assert all(map(torch.equal, _score(logits, TARGETS), expected))
+            assert copied == [(64, torch.device("cpu") if apple else device), (6, copied[0][1])] * 2

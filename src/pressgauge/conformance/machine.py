@@ -25,6 +25,7 @@ from pressgauge.conformance.operations import (
     tolerance,
     truncated,
 )
+from pressgauge.conformance.outcomes import REFUSALS, Refused
 from pressgauge.conformance.subjects import Subject
 
 LONGEST = 60
@@ -219,13 +220,17 @@ def run_machine(subject: Subject, model: architectures.Model, batches: bool) -> 
 
     Raises:
         Departure: if an operation crashes, or a cache ends otherwise than a fresh one fed the same rows.
+        Refused: if the subject refuses the prompt of every batch.
     """
 
     class Bound(Machine):
         """The machine of this subject."""
 
     Bound.subject, Bound.model, Bound.batches = subject, model, batches
+    Bound.started = False
     run_state_machine_as_test(Bound, settings=MACHINE)
+    if not Bound.started:
+        raise Refused(REFUSALS[-1])
 
 
 class Machine(RuleBasedStateMachine):
@@ -234,6 +239,8 @@ class Machine(RuleBasedStateMachine):
     subject: Subject
     model: architectures.Model
     batches: bool
+    started: bool
+    """Whether the prompt of a batch was accepted."""
     batch: Batch | None = None
 
     @initialize(rows=st.sampled_from([2, 3, 1]), options=st.sampled_from([(0.5, 4), (1.0, 0), (0.5, 20), (0.3, 9)]))
@@ -241,15 +248,19 @@ class Machine(RuleBasedStateMachine):
         """Draw options and a prompt."""
         given = {"keep_ratio": options[0], "prune_after": options[1]}
         self.batch = Batch(self.subject, self.model, given, rows if self.batches else 1)
+        type(self).started |= self.batch.accepts
 
-    @precondition(lambda self: self.batch is not None and self.batch.accepts)
+    @precondition(lambda self: self.batch is not None)
     @rule(data=st.data(), what=st.sampled_from(["feed", *OPERATIONS]))
     def act(self, data: st.DataObject, what: str) -> None:
         """Draw a pass or an operation.
 
-        It is one rule, since Hypothesis would run few of several rules in each example.
+        It is one rule, since Hypothesis would run few of several rules in each example. After a refused pass it does
+        nothing: without a rule, Hypothesis would fail.
         """
         assert self.batch is not None
+        if not self.batch.accepts:
+            return
         batch, rows = self.batch, self.batch.rows
         if what == "crop":
             batch.crop(data.draw(st.integers(1, 12)))

@@ -40,6 +40,12 @@ class QuantisedAudit(Audit):
             if len(missing := torch.nonzero((own > limit) & ~padding)):
                 row, head, place = missing[0].tolist()
                 where = f"after pass {number} ({one.end} tokens seen), layer {layer}, row {row}, KV head {head}"
+                for name, entry in (("key", keys), ("value", values)):
+                    if not (finite := entry[row, head, place].isfinite()).all():
+                        raise Departure(
+                            f"{where}, entry {place} has a {name} that is not finite ({int((~finite).sum())} of "
+                            f"{len(finite)} numbers)"
+                        )
                 tokens = [int(each[row, head, place].nan_to_num(torch.inf).argmin()) for each in far]
                 least = [float(each[row, head, place].nan_to_num(torch.inf).amin()) for each in far]
                 if tokens[0] != tokens[1] and all(x <= y for x, y in zip(least, self.limits, strict=True)):

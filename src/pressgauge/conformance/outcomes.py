@@ -71,7 +71,11 @@ def refusals(*kinds: type[BaseException]) -> Iterator[None]:
     except Departure:
         raise
     except kinds as error:
-        if not str(error) or not _by_statement(error) or (isinstance(error, AssertionError) and _raised_in(error) in OF_OTHERS):
+        if (
+            not str(error)
+            or not _by_statement(error)
+            or (isinstance(error, AssertionError) and _raised_in(error) in OF_OTHERS)
+        ):
             raise
         REFUSALS.append(_sentence(error))
         raise Refused(REFUSALS[-1]) from error

@@ -162,7 +162,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     cases that held.
     """
     from pressgauge.conformance.outcomes import NOTES, REFUSALS, Refused, not_applicable, refused_draws
-    from pressgauge.conformance.smoke import require_dtype, require_first
+    from pressgauge.conformance.smoke import MEMORY, require_acts, require_dtype, require_first
     from pressgauge.conformance.subjects import Subject
 
     REFUSALS.clear()
@@ -174,7 +174,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         if "dtype" in pyfuncitem.funcargs and isinstance(subject, Subject):
             require_dtype(subject, pyfuncitem.funcargs["dtype"])
         with refused_draws():
-            return (yield)
+            result = yield
+        if option(pyfuncitem.config, "subject") and pyfuncitem.originalname in MEMORY:
+            require_acts(subject)
+        return result
     except Refused as refusal:
         ours = not any(option(pyfuncitem.config, name) for name in ("subject", "model", *MEASUREMENTS))
         if ours and not (isinstance(subject, Subject) and subject.adapter.declines_batches):

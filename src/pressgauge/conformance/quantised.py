@@ -53,7 +53,7 @@ def feedings(length: int) -> dict[str, list[int]]:
 def length_of(subject: Subject) -> int:
     """Number of tokens of which a few dozen are quantised, as far as is declared."""
     declared = subject.declares.residual
-    length = 56 + (declared or 0) + 2 * max(block(subject, index) for index in (0, 1))
+    length = 56 + (declared or 0) + most_behind(subject) + largest_block(subject)
     if declared is None and unaltered(_fed(subject, "whole", length)):
         return LONG
     return length
@@ -112,6 +112,19 @@ def block(subject: Subject, index: int) -> int:
     return (pair(declares.group)[index] or 1) if pair(declares.axis)[index] == "channel" else 1
 
 
+def largest_block(subject: Subject) -> int:
+    """Number of tokens that are declared to be quantised together, of keys or of values."""
+    return max(block(subject, index) for index in (0, 1))
+
+
+def most_behind(subject: Subject) -> int:
+    """Number of tokens that may be exact beyond the declared residual, until they are quantised together.
+
+    A cache may wait for a block of keys or of values, or for as many tokens as its residual.
+    """
+    return max(subject.declares.residual or 0, largest_block(subject))
+
+
 def newest_exact(layers: list[ReadBack], index: int) -> int:
     """Number of newest tokens whose keys (0) or values (1) are exact in all layers, rows and heads."""
     exact = torch.stack([layer.exact[index].flatten(0, 1).all(0) for layer in layers]).all(0)
@@ -125,10 +138,21 @@ def residual(subject: Subject, index: int) -> int:
     return newest_exact(after(fed(subject, "whole")), index) if declared is None else declared
 
 
-def settled(subject: Subject, index: int, seen: int) -> int:
-    """Number of oldest tokens, of ``seen``, whose keys (0) or values (1) must be quantised; in whole groups."""
-    size = block(subject, index)
-    return max(0, seen - residual(subject, index)) // size * size
+def settled(subject: Subject, index: int, layers: list[ReadBack]) -> int:
+    """Number of oldest tokens whose keys (0) or values (1) are beyond the residual; in whole groups.
+
+    Args:
+        subject: the subject.
+        index: 0 for keys, 1 for values.
+        layers: what is read back of each layer. Tokens that still wait to be quantised with the next ones are left
+            out, but no more than may wait.
+    """
+    size, seen = block(subject, index), layers[0].keys.shape[2]
+    left = seen - residual(subject, index)
+    waiting = newest_exact(layers, index)
+    if subject.declares.residual is not None and waiting < subject.declares.residual + most_behind(subject):
+        left = min(left, seen - waiting)
+    return max(0, left) // size * size
 
 
 def arrived(trace: Trace, layer: int, index: int) -> Tensor:

@@ -30,10 +30,11 @@ def check_levels(subject: Subject) -> None:
     declares = subject.declares
     for feeding in ("whole", "from a single token on"):
         trace = fed(subject, feeding)
-        for number, layer in enumerate(after(trace)):
+        layers = after(trace)
+        for number, layer in enumerate(layers):
             for index, name in enumerate(NAMES):
                 bits, group, axis = (pair(each)[index] for each in (declares.bits, declares.group, declares.axis))
-                old = settled(subject, index, trace.passes[-1].end)
+                old = settled(subject, index, layers)
                 found, own = read(layer, index)[:, :, :old], arrived(trace, number, index)[:, :, :old]
                 if not old:
                     raise Departure(f"{name} are exact for all {trace.passes[-1].end} tokens fed {feeding}")
@@ -104,12 +105,13 @@ def check_within_a_step(subject: Subject, feeding: str) -> None:
     """
     declares = subject.declares
     trace = fed(subject, feeding)
-    for number, layer in enumerate(after(trace)):
+    layers = after(trace)
+    for number, layer in enumerate(layers):
         for index, name in enumerate(NAMES):
             bits, group, axis = (pair(each)[index] for each in (declares.bits, declares.group, declares.axis))
             found, own = read(layer, index), arrived(trace, number, index)
             what = f"{name} of layer {number}, fed {feeding}"
-            old = settled(subject, index, trace.passes[-1].end)
+            old = settled(subject, index, layers)
             if declares.error is not None:
                 check_declared_error(found[:, :, :old], own[:, :, :old], declares.error, what)
             elif bits is not None and axis:
@@ -211,7 +213,7 @@ def check_feedings(subject: Subject) -> None:
         trace = fed(subject, feeding)
         for number, (one, two) in enumerate(zip(whole, other, strict=True)):
             for index, name in enumerate(NAMES):
-                old = settled(subject, index, trace.passes[-1].end)
+                old = min(settled(subject, index, layers) for layers in (whole, other))
                 where = f"{name} of layer {number} beyond the newest {trace.passes[-1].end - old}"
                 exact, also = one.exact[index][:, :, :old], two.exact[index][:, :, :old]
                 if (exact != also).any():
@@ -231,13 +233,14 @@ def check_feedings(subject: Subject) -> None:
 
 
 def check_residual(subject: Subject) -> None:
-    """Check that the newest entries are exact after every pass, and older ones are not.
+    """Check that the newest entries are exact after every pass, and older ones are not, but for a block of them.
 
     Raises:
         Departure: if they are not.
     """
     declared, sinks = subject.declares.residual, subject.declares.sinks
     counts: dict[str, set[int]] = {}
+    most, waiting = (declared or 0) + quantised.most_behind(subject), 0
     for feeding in feedings(quantised.length_of(subject)):
         trace = fed(subject, feeding)
         for number, one in enumerate(trace.passes):
@@ -250,7 +253,8 @@ def check_residual(subject: Subject) -> None:
                 where = f"{name} after pass {number} ({one.end} tokens seen, fed {feeding})"
                 if newest < min(declared, one.end):
                     raise Departure(f"{where}: the newest {newest} are exact; {min(declared, one.end)} are declared")
-                old = settled(subject, index, one.end)
+                old = settled(subject, index, layers)
+                waiting = max(waiting, min(newest, most))
                 for depth, layer in enumerate(layers):
                     exact = layer.exact[index][:, :, sinks:old].flatten(0, 1).any(0)
                     if exact.any():
@@ -259,6 +263,12 @@ def check_residual(subject: Subject) -> None:
                             f"{int(exact.sum())} of the {old - sinks} that are older than the newest {one.end - old}; "
                             f"a residual of {declared} is declared"
                         )
+    size = quantised.largest_block(subject)
+    if declared is not None and waiting >= declared + size:
+        note(
+            f"up to {waiting} of the newest tokens are exact, and {declared} are declared as the residual: they are "
+            "quantised in blocks"
+        )
     if declared is None:
         ranges = ", ".join(f"{min(each)} to {max(each)} of the {name}" for name, each in counts.items())
         not_applicable(f"the subject declares no residual; the newest {ranges} are exact")

@@ -32,6 +32,9 @@ def compare(
 ) -> None:
     """Check that two traces read the same entries back.
 
+    If their texts have different lengths, a block of tokens may be full in one of them only: tokens that are exact in
+    one and quantised in the other are left out.
+
     Args:
         found, expected: the traces.
         picked: index of ``[B, K, T, D]`` that picks the entries in each.
@@ -43,10 +46,13 @@ def compare(
     """
     for layer, (one, two) in enumerate(zip(after(found), after(expected), strict=True)):
         for index in index_of:
+            both = one.exact[index][picked[0]] == two.exact[index][picked[1]]
+            if found.passes[-1].end == expected.passes[-1].end:
+                both = torch.ones_like(both)
             check_same_entries(
-                read(one, index)[picked[0]],
-                read(two, index)[picked[1]],
-                arrived(expected, layer, index)[picked[1]],
+                read(one, index)[picked[0]][both],
+                read(two, index)[picked[1]][both],
+                arrived(expected, layer, index)[picked[1]][both],
                 sentence.format(name=NAMES[index], layer=layer),
             )
 
@@ -171,11 +177,13 @@ EXTREMES = (
     "zeros",
     "1e-4",
     "1e4",
+    "1e5",
     "an outlier channel",
     "6e4 in float16",
-    "NaN in one entry",
     "later tokens 50 times louder",
+    "NaN in one entry",
 )
+"""Kinds of entries, finite ones first."""
 
 
 def extreme(kind: str, length: int) -> tuple[Tensor, Tensor]:
@@ -189,7 +197,7 @@ def extreme(kind: str, length: int) -> tuple[Tensor, Tensor]:
             x = x[..., :1].expand_as(x).clone()
         elif kind == "zeros":
             x = torch.zeros_like(x)
-        elif kind in ("1e-4", "1e4"):
+        elif kind in ("1e-4", "1e4", "1e5"):
             x = x * float(kind)
         elif kind == "an outlier channel":
             x[..., 5] *= 300
@@ -203,14 +211,19 @@ def extreme(kind: str, length: int) -> tuple[Tensor, Tensor]:
     return found[0], found[1]
 
 
+class NotFinite(Departure):
+    """Something finite is read back as infinite or NaN."""
+
+
 def check_extremes(subject: Subject) -> None:
     """Check what is read back of extreme entries.
 
     Raises:
-        Departure: naming the kinds for which it is wrong, with the first finding.
+        Departure: listing the kinds for which it is wrong; first those of which something finite is read back as
+            infinite or NaN, and NaN in an entry last.
     """
     length = length_of(subject)
-    findings = {}
+    findings: dict[str, Departure] = {}
     usual = _errors(feed(subject, *extreme("", length), [length - 10, 1, 1, 1, 7]), length)
     for kind in EXTREMES:
         keys, values = extreme(kind, length)
@@ -218,9 +231,10 @@ def check_extremes(subject: Subject) -> None:
             trace = feed(subject, keys, values, [length - 10, 1, 1, 1, 7])
             _check_extreme(subject, trace, kind, usual)
         except Departure as finding:
-            findings[kind] = str(finding)
+            findings[kind] = finding
     if findings:
-        raise Departure(f"{', '.join(findings)}: {next(iter(findings.values()))}")
+        first = sorted(findings, key=lambda kind: ("NaN" in kind, not isinstance(findings[kind], NotFinite)))
+        raise Departure("; ".join(f"{kind}: {findings[kind]}" for kind in first))
 
 
 def _errors(trace: Trace, length: int) -> list[float]:
@@ -234,15 +248,23 @@ def _errors(trace: Trace, length: int) -> list[float]:
     ]
 
 
+def _reached_by_nan(own: Tensor, axis: str | None) -> Tensor:
+    """Whether a number shares a token with a NaN, or a channel, if scales are of channels; in the shape of ``own``."""
+    reached = own.isnan().any(-1, keepdim=True)
+    if axis == "channel":
+        reached = reached | own.isnan().any(-2, keepdim=True)
+    return reached.expand_as(own)
+
+
 def _check_extreme(subject: Subject, trace: Trace, kind: str, usual: list[float]) -> None:
     declares = subject.declares
     for number, held in enumerate(trace.passes[-1].held):
         for index, name in enumerate(NAMES):
             what, found, own = f"{name} of layer {number}", held[index], arrived(trace, number, index)
-            wrong = ~found.isfinite() & ~own.isnan().any(-1, keepdim=True)
+            wrong = ~found.isfinite() & ~_reached_by_nan(own, pair(declares.axis)[index])
             if wrong.any():
                 row, head, token, channel = torch.nonzero(wrong)[0].tolist()
-                raise Departure(
+                raise NotFinite(
                     f"{what}: channel {channel} of token {token} (KV head {head}) is read back as "
                     f"{float(found[row, head, token, channel])}, and arrived as "
                     f"{float(own[row, head, token, channel]):.4g}"
@@ -255,6 +277,10 @@ def _check_extreme(subject: Subject, trace: Trace, kind: str, usual: list[float]
                 if kind == "NaN in one entry":
                     found, own = (x[:, [0, 2]] for x in (found, own))
                 check_half_steps(found, own, (bits, group, axis), what)
+            if axis == "channel":
+                # A NaN is in the group of a channel: the numbers of other tokens in it are lost as well.
+                lost = own.isnan().any(-2, keepdim=True)
+                found, own = (x.masked_fill(lost, 0) for x in (found, own))
             _check_relative(kind, found, own, usual[index], what)
 
 
@@ -312,9 +338,10 @@ def check_inner_products(subject: Subject) -> None:
         model, ids = scripted(keys, values=values)
         options: dict[str, Any] = {} if seed is None else {"seed": seed}
         trace = run(subject, model, ids, [length], keep_ratio=1, **options)
-        layer = after(trace)[0]
+        layers = after(trace)
+        layer = layers[0]
         for index in (0, 1):
-            old = quantised.settled(subject, index, length)
+            old = quantised.settled(subject, index, layers)
             found, own = (x[:, :, :old].double() for x in (read(layer, index), arrived(trace, 0, index)))
             queries = torch.randn((64, *own.shape), generator=generator, dtype=torch.float64)
             true, kept = ((queries * x).sum(-1) for x in (own, found))

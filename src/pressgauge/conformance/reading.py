@@ -51,15 +51,20 @@ def read_attributes(cache: Any, index: int) -> Entries:
     keys, values = layer.keys, layer.values
     if hasattr(layer, "_quantized_keys"):
         # In quantised layers these attributes hold only the newest entries; the others precede them.
+        old = layer._dequantize(layer._quantized_keys), layer._dequantize(layer._quantized_values)
+        # They are reordered by the next update only.
+        old = getattr(layer, "_apply_pending_reorder", lambda *entries: entries)(*old)
         keys, values = (
-            torch.cat([layer._dequantize(rest), *([newest] if newest.dim() == 4 else [])], dim=2)
-            for rest, newest in ((layer._quantized_keys, keys), (layer._quantized_values, values))
+            torch.cat([rest, *([newest] if newest.dim() == 4 else [])], dim=2)
+            for rest, newest in zip(old, (keys, values), strict=True)
         )
     return keys, values
 
 
 def entries_of(cache: Any, index: int, read: Reader | None) -> Entries:
     """Current entries of a layer, as declared or from its attributes.
+
+    A layer without entries that says so, as those of transformers after a reset, holds ``[0, 0, 0, 0]``.
 
     Raises:
         Unreadable: if there are none of the shapes ``[B, K, N, D]`` and ``[B, K, N, D']``.
@@ -68,6 +73,8 @@ def entries_of(cache: Any, index: int, read: Reader | None) -> Entries:
     try:
         keys, values = (read or read_attributes)(cache, index)
     except Exception as error:
+        if getattr(layers_of(cache).get(index), "is_initialized", True) is False:
+            return torch.zeros(0, 0, 0, 0), torch.zeros(0, 0, 0, 0)
         raise Unreadable(_unreadable(cache, index, f"{way} raises {type(error).__name__}: {error}")) from error
     for name, tensor in (("keys", keys), ("values", values)):
         if not isinstance(tensor, Tensor) or tensor.dim() != 4:

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pressgauge.conformance import devices
 from pressgauge.conformance.strategies import HEADS, LAYERS
 
-TOKENS = (256, 1024)
+TOKENS = (256, 1024, 4096)
 """Vocabulary sizes. With powers of 4, RMSNorm scales ones to powers of 2, without rounding."""
 
 
@@ -85,9 +85,14 @@ def scripted(keys: Tensor, queries: Tensor | None = None, values: Tensor | None 
             TOKENS. NaN are the same in every layer.
         queries: ``[B, H, T, D]``, or of each layer, finite; zeros with H = HEADS by default.
         values: ``[B, HEADS, T, D]``, finite.
+
+    Raises:
+        ValueError: if there are more tokens.
     """
     rows, heads, tokens, dimension = keys.shape[-4:]
-    known = next(known for known in TOKENS if rows * tokens <= known)
+    known = next((known for known in TOKENS if rows * tokens <= known), None)
+    if known is None:
+        raise ValueError(f"at most {TOKENS[-1]} tokens can be scripted, got {rows} rows of {tokens}")
     group = 1 if queries is None else queries.shape[-3] // heads
     model = _model(keys.dtype, known, devices.chosen(), group, dimension)
     ids = torch.arange(rows * tokens).view(rows, tokens)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pressgauge.conformance.precision import tolerance
 from pressgauge.conformance.session import NOTES, Departure, Trace, note
 
 NOISE = 0.01
@@ -17,23 +18,29 @@ FLIPS = 1e-3
 
 @dataclass(frozen=True)
 class Severity:
-    """The subject's own quantisation error, in the units of the deviations that are judged; 0 if it is exact."""
+    """The subject's own quantisation error, in the units of the deviations that are judged."""
 
     own: float
+    """0 if it is exact."""
+    quantised: bool = True
+    """Whether the subject declares its entries as quantised."""
 
     @classmethod
     def of_logits(cls, trace: Trace) -> "Severity":
         """Largest error of logits that quantisation causes, relative to the largest logit; 0 for other subjects."""
         if not trace.subject.declares.quantised:
-            return cls(0.0)
+            return cls(0.0, quantised=False)
         with torch.no_grad():
             plain = trace.model(trace.ids.to(trace.model.device), use_cache=False).logits.cpu()
-        return cls(float((trace.logits - plain).abs().max() / plain.abs().max()))
+        error = float((trace.logits - plain).abs().max() / plain.abs().max())
+        return cls(error if not error < tolerance(plain.dtype) else 0.0)
 
     def beside(self, deviation: float) -> str:
         """Phrase that relates a deviation to the subject's own error; empty if there is none."""
-        if not self.own > 0:
+        if not self.quantised:
             return ""
+        if not self.own > 0:
+            return ", where its quantisation changes nothing,"
         return f", {deviation / self.own:.2g} of what its quantisation changes ({self.own:.2g}),"
 
     def is_noise(self, deviation: float) -> bool:

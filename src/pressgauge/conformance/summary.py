@@ -38,10 +38,16 @@ class Law:
     not_applicable: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Observations that break no law."""
+    stopped_by: str = ""
+    """Another law with the same crash, if this one says nothing else."""
+    stops: int = 0
+    """Number of laws that are stopped by its crash."""
 
     @property
     def outcome(self) -> str:
         """``broken``, ``known``, ``held`` or ``not applicable``."""
+        if self.stopped_by:
+            return "not applicable"
         if self.broken:
             return "broken"
         return "known" if self.known else "held" if self.held else "not applicable"
@@ -49,9 +55,25 @@ class Law:
     @property
     def findings(self) -> list[str]:
         """Findings with their cases; known ones with their reasons."""
+        if self.stopped_by:
+            return []
         found = [_with_cases(finding, cases) for finding, cases in self.broken.items()]
         known = [f"{_with_cases(finding, cases)} (known: {why})" for (finding, why), cases in self.known.items()]
-        return found + known
+        same = f"the same crash stops {self.stops} more law{'s' if self.stops > 1 else ''}"
+        return found + known + [same] * bool(self.stops)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it is not applicable, each reason once."""
+        stopped = [f"the same crash as in: {self.stopped_by}"] if self.stopped_by else []
+        return list(dict.fromkeys(stopped + self.not_applicable))
+
+    @property
+    def crash(self) -> str:
+        """Type and message of the crash that is all that was found, with numbers replaced; empty if there is more."""
+        found = [re.search(r"crashes: (\w+(?:: .*)?)$", finding, re.DOTALL) for finding in self.broken]
+        kinds = {re.sub(r"\d+", "N", one[1]) if one else "" for one in found}
+        return kinds.pop() if len(kinds) == 1 and not self.known else ""
 
 
 RELEASES = ("pressgauge", "torch", "transformers")
@@ -101,9 +123,15 @@ class Laws:
             law.refused += _listed(report, REFUSED)
 
     def in_order(self) -> list[Law]:
-        """Laws by outcome, and those that come first before the others."""
+        """Laws by outcome, and those that come first before the others. Of laws with the same crash, the first one is
+        broken, and the others are not applicable: one cause, one finding."""
         # They are in a file of their own.
         places = {law.words: (Path(law.place[0]).name != "test_smoke.py", law.place) for law in self.laws.values()}
+        first: dict[str, Law] = {}
+        for law in sorted(self.laws.values(), key=lambda law: places[law.words]):
+            law.stopped_by, law.stops = "", 0
+            if law.crash and (leader := first.setdefault(law.crash, law)) is not law:
+                law.stopped_by, leader.stops = leader.words, leader.stops + 1
         return sorted(self.laws.values(), key=lambda law: (OUTCOMES.index(law.outcome), places[law.words]))
 
     def unmatched(self, selected: bool) -> list[Known]:
@@ -131,7 +159,7 @@ class Laws:
 
     def counts(self) -> dict[str, int]:
         """Number of laws by outcome."""
-        outcomes = [law.outcome for law in self.laws.values()]
+        outcomes = [law.outcome for law in self.in_order()]
         return {outcome: outcomes.count(outcome) for outcome in OUTCOMES}
 
     def as_json(self, config: pytest.Config) -> str:
@@ -140,12 +168,16 @@ class Laws:
             {
                 "law": law.words,
                 "outcome": law.outcome,
-                "findings": [{"finding": finding, "cases": _cases(cases)} for finding, cases in law.broken.items()],
+                "findings": [
+                    {"finding": finding, "cases": _cases(cases)}
+                    for finding, cases in law.broken.items()
+                    if not law.stopped_by
+                ],
                 "known": [
                     {"finding": finding, "reason": why, "cases": _cases(cases)}
                     for (finding, why), cases in law.known.items()
                 ],
-                "reasons": list(dict.fromkeys(law.not_applicable)),
+                "reasons": law.reasons,
                 "refused": list(dict.fromkeys(law.refused)),
                 "notes": list(dict.fromkeys(law.notes)),
             }
@@ -167,7 +199,7 @@ class Laws:
         lines = [*(f"{subject}; {releases}  " for subject in self.subjects), self._counted(), ""]
         lines += ["| law | outcome | finding |", "| --- | --- | --- |"]
         for law in self.in_order():
-            said = law.findings or (list(dict.fromkeys(law.not_applicable)) if not law.held else [])
+            said = law.findings or (law.reasons if law.outcome == "not applicable" else [])
             cells = [law.words, law.outcome, "; ".join(said)]
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
         return "\n".join(lines) + "\n"
@@ -205,7 +237,7 @@ class Laws:
         groups: dict[tuple[str, ...], list[Law]] = {}
         for law in laws:
             if law.outcome == "not applicable":
-                groups.setdefault(tuple(dict.fromkeys(law.not_applicable)), []).append(law)
+                groups.setdefault(tuple(law.reasons), []).append(law)
         for reasons, some in groups.items():
             for law in some:
                 write.write_line(f"not applicable  {law.words}", yellow=True)

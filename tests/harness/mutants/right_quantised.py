@@ -283,6 +283,23 @@ class PackedLayer(DynamicLayer):
         self.each(lambda part: part[indices.to(part.device)])
 
 
+class FlushesBlocks(PackedLayer):
+    """Keys and values wait until there are a residual and a block of them, as in tiny-turboquant's cache."""
+
+    def __init__(self, keys: Codec, values: Codec, residual: int, block: int) -> None:
+        super().__init__(keys, values, residual)
+        self.flushed = block
+
+    def age(self, index: int) -> None:
+        held, residual = self.recent[index].shape[2], self.residual
+        self.residual = held - max(0, held - residual) // self.flushed * self.flushed
+        super().age(index)
+        self.residual = residual
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise NotImplementedError("blocks cannot be cropped")
+
+
 class WritesAfterwards(PackedLayer):
     """Attention sees a pass before it is quantised."""
 
@@ -439,6 +456,26 @@ def rotated(layer: Callable[..., DynamicLayer] = PackedLayer, codec: Callable[..
     return quantised(name, lambda: layer(codec(4), codec(4)), bits=4, error=0.11, residual=0)
 
 
+def blocks(residual: int, layer: Callable[..., DynamicLayer] = FlushesBlocks) -> Subject:
+    """Subject of keys per channel and values per token, both quantised in blocks of as many tokens as the residual."""
+    return quantised(
+        f"blocks of {residual}" if layer is FlushesBlocks else layer.__name__,
+        lambda: layer(PerChannel(4, residual), PerToken(4, 32), residual, residual),
+        **{"bits": 4, "group": (residual, 32), "axis": ("channel", "token"), "residual": residual, "padding": None},
+    )
+
+
+WAITING = quantised(
+    "a ring that is emptied by halves",
+    lambda: FlushesBlocks(PerToken(4, 8), PerToken(4, 8), 6, 6),
+    bits=4,
+    group=8,
+    axis="token",
+    residual=6,
+    padding=None,
+)
+"""As many tokens as the residual wait, of which no declaration says so."""
+BLOCKS = blocks(8)
 INT8 = quantised("int8", lambda: PackedLayer(Symmetric(), Symmetric()), bits=8, axis="token", residual=0)
 INT4 = int4()
 KIVI = kivi()
@@ -488,6 +525,8 @@ RIGHT_QUANTISED = [
     KIVI,
     KIVI_FIRST,
     RING,
+    WAITING,
+    BLOCKS,
     FLOAT8,
     ROTATED,
     TERNARY,

@@ -69,6 +69,13 @@ class SlidingWindow:
         return cache
 
 
+class AnyRatio(SlidingWindow):
+    """The same, whatever the ratio is."""
+
+    def __init__(self, keep_ratio: float) -> None:
+        super().__init__(0.5)
+
+
 class FloorFromP(Floor, Boundary):
     """Evicts at P entries, and rounds down."""
 
@@ -118,6 +125,17 @@ VARIANTS = [
     subject_of(
         "transformers' sliding window",
         SlidingWindow,
+        {
+            "prune_after": None,
+            "skip_layers": None,
+            "score": "position",
+            "storage": "any",
+            "target": lambda seen, held: min(held, WINDOW_SIZE - 1),
+        },
+    ),
+    subject_of(
+        "transformers' sliding window at any ratio",
+        AnyRatio,
         {
             "prune_after": None,
             "skip_layers": None,

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import QuantizedLayer
 
 from pressgauge.conformance import architectures
 from pressgauge.conformance.declares import read_declares
 from pressgauge.conformance.outcomes import Unreadable
-from pressgauge.conformance.reading import layers_of, reader_of
+from pressgauge.conformance.reading import entries_of, layers_of, reader_of
 from pressgauge.conformance.session import run
 from pressgauge.conformance.subjects import Subject, subject_of
 
@@ -108,6 +109,55 @@ def test_a_read_that_fails_is_a_finding_in_words() -> None:
     subject = storing(in_list, read=lambda layer: layer.packed)
     with pytest.raises(Unreadable, match="declares read raises AttributeError: 'Packed' object has no attribute"):
         run(subject, model, architectures.text(model, 1, 9), [7, 1, 1])
+
+
+class Halves(QuantizedLayer):
+    """transformers' layer with float16 numbers for codes."""
+
+    def _quantize(self, tensor: Tensor, axis: int = 0) -> Any:
+        return tensor.half()
+
+    def _dequantize(self, q_tensor: Tensor) -> Any:
+        return q_tensor.float()
+
+
+def halves(residual: int) -> tuple[Any, Any, Tensor]:
+    """A cache of one ``Halves`` that was passed three rows of 5 tokens, the layer, and the keys."""
+    layer = Halves(residual_length=residual)
+    keys = torch.arange(15.0).view(3, 1, 5, 1).expand(3, 1, 5, 4)
+    layer.update(keys[:, :, :4], -keys[:, :, :4])
+    layer.update(keys[:, :, 4:], -keys[:, :, 4:])
+    cache = DynamicCache()
+    cache.layers = [layer]
+    return cache, layer, keys
+
+
+@pytest.mark.skipif(
+    not hasattr(QuantizedLayer, "_apply_pending_reorder"), reason="this release of transformers defers no reorder"
+)
+@pytest.mark.parametrize("residual", [1, 3])
+def test_a_deferred_reorder_is_read_as_done(residual: int) -> None:
+    """Codes that transformers' quantised layer reorders in the next update are read in their new order, with and
+    without exact entries behind them."""
+    cache, layer, keys = halves(residual)
+    order = [2, 0, 0]
+    layer.reorder_cache(torch.tensor(order))
+    read = entries_of(cache, 0, None)
+    assert torch.equal(read[0], keys[order])
+    assert torch.equal(read[1], -keys[order])
+
+
+def test_a_layer_that_was_reset_holds_nothing() -> None:
+    """A layer that says that it is not initialised is read as empty, whatever it left in its attributes, and one that
+    does not say so cannot be read."""
+    cache, layer, _ = halves(3)
+    stale = layer._quantized_keys
+    layer.reset()
+    layer.keys, layer.values, layer._quantized_keys, layer.is_initialized = None, None, stale, False
+    assert [part.numel() for part in entries_of(cache, 0, None)] == [0, 0]
+    del layer.is_initialized
+    with pytest.raises(Unreadable):
+        entries_of(cache, 0, None)
 
 
 def test_a_cache_without_layers_has_none() -> None:
