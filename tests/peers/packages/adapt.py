@@ -28,6 +28,9 @@ def written_once(codec: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Ca
         found = []
         for index, (keys, values) in enumerate(layers):
             before = done.get(index, 0)
+            if keys.shape[2] <= before:
+                # Another sequence.
+                before = 0
             keys, values = keys.clone(), values.clone()
             keys[:, :, before:], values[:, :, before:] = codec(keys[:, :, before:], values[:, :, before:])
             done[index] = keys.shape[2]
