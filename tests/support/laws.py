@@ -3,18 +3,16 @@
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis.errors import FlakyFailure
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pressgauge.conformance import architectures
+from pressgauge.conformance.masked_attention import registrations_undone
 from pressgauge.conformance.outcomes import REFUSALS, Refused, refused_draws
 from pressgauge.conformance.plugin import MEASUREMENTS
 from pressgauge.conformance.smoke import MEMORY, concerns, require_acts, require_dtype, require_first
@@ -82,23 +80,11 @@ def obey(law: Law, subject: Any) -> None:
         pytest.skip(f"not applicable: the subject refuses: {refusal}")
 
 
-@contextmanager
-def _cleared() -> Iterator[None]:
-    """Context that removes attention functions left registered by a subject."""
-    mappings = [functions._global_mapping for functions in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS)]
-    before = [dict(mapping) for mapping in mappings]
-    try:
-        yield
-    finally:
-        for mapping, sound in zip(mappings, before, strict=True):
-            mapping.clear()
-            mapping.update(sound)
-
-
 def failure(law: Law, subject: Any) -> BaseException | None:
     """Exception that a law raises for a subject: its finding, the reason for not being applicable, or a crash."""
     try:
-        with _cleared():
+        # A subject may leave attention functions registered.
+        with registrations_undone():
             obey(law, subject)
     except FlakyFailure as failed:
         # A mutant with state may behave differently in the next run; the first failure counts.

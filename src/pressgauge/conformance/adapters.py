@@ -17,7 +17,7 @@ from transformers import Cache
 
 from pressgauge.conformance import architectures
 from pressgauge.conformance.adapter import Adapter, Layers
-from pressgauge.conformance.masked_attention import attend, attention
+from pressgauge.conformance.masked_attention import attend, attention, registrations_undone
 
 ALONE = {"side by side": "it serves one model and one cache at a time"}
 
@@ -203,16 +203,17 @@ def _makes(compressor: Any) -> str:
     if not callable(compressor) or _is_context(compressor) or _parameters(compressor)[:1] != ["model"]:
         return ""
     model = architectures.build("llama")
-    try:
-        made = compressor(model)
-    except Exception:
-        # A law reports it.
-        return ""
-    if isinstance(made, Cache):
-        return "cache"
-    if hasattr(made, "__enter__") or not (undo := _undo(made, compressor, model)):
-        return ""
-    undo()
+    with registrations_undone():
+        try:
+            made = compressor(model)
+        except Exception:
+            # A law reports it.
+            return ""
+        if isinstance(made, Cache):
+            return "cache"
+        if hasattr(made, "__enter__") or not (undo := _undo(made, compressor, model)):
+            return ""
+        undo()
     return "undo"
 
 

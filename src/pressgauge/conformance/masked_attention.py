@@ -14,6 +14,19 @@ from pressgauge.conformance.precision import in_dtype, rounded
 
 
 @contextmanager
+def registrations_undone() -> Iterator[None]:
+    """Context that removes what is registered in it for attention and its masks."""
+    mappings = [functions._global_mapping for functions in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS)]
+    before = [dict(mapping) for mapping in mappings]
+    try:
+        yield
+    finally:
+        for mapping, own in zip(mappings, before, strict=True):
+            mapping.clear()
+            mapping.update(own)
+
+
+@contextmanager
 def attention(model: PreTrainedModel, function: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
     """Use ``function``, which builds its own masks, as the model's attention in this context."""
     before = model.config._attn_implementation
