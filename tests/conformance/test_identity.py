@@ -176,9 +176,13 @@ def check_greedy_loop(subject: Subject, model: architectures.Model) -> None:
         Departure: if it does not.
     """
     ids = architectures.text(model, 1, 11)
-    with Session(subject, subject(keep_ratio=1.0, prune_after=0), model) as session:
+
+    def started() -> Any:
+        return subject(keep_ratio=1.0, prune_after=0, model=model, prompt_length=ids.shape[1])
+
+    with Session(subject, started(), model) as session:
         tokens = session.generate(ids, NEW)[0, 11:].tolist()
-    with Session(subject, subject(keep_ratio=1.0, prune_after=0), model) as session:
+    with Session(subject, started(), model) as session:
         expected = [int(session.feed(ids)[0, -1].argmax())]
         while len(expected) < NEW:
             expected.append(int(session.feed(torch.tensor([expected[-1:]]))[0, -1].argmax()))
