@@ -15,6 +15,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
 from rich.progress import track
@@ -116,7 +117,10 @@ def outcomes(suite: int, own: bool, number: int) -> dict[str, tuple[str, str]]:
     if own:
         found |= {words(law): ("not run", "") for law in concerned}
         concerned = [this.mutants[number].law]
-    return found | judged_by(concerned, subject)
+    with pytest.MonkeyPatch.context() as patch:
+        if number < len(this.mutants):
+            this.mutants[number].breaks(patch)
+        return found | judged_by(concerned, subject)
 
 
 def measure(suite: int, own: bool) -> tuple[Matrix, Matrix]:

@@ -248,20 +248,12 @@ def _errors(trace: Trace, length: int) -> list[float]:
     ]
 
 
-def _reached_by_nan(own: Tensor, axis: str | None) -> Tensor:
-    """Whether a number shares a token with a NaN, or a channel, if scales are of channels; in the shape of ``own``."""
-    reached = own.isnan().any(-1, keepdim=True)
-    if axis == "channel":
-        reached = reached | own.isnan().any(-2, keepdim=True)
-    return reached.expand_as(own)
-
-
 def _check_extreme(subject: Subject, trace: Trace, kind: str, usual: list[float]) -> None:
     declares = subject.declares
     for number, held in enumerate(trace.passes[-1].held):
         for index, name in enumerate(NAMES):
             what, found, own = f"{name} of layer {number}", held[index], arrived(trace, number, index)
-            wrong = ~found.isfinite() & ~_reached_by_nan(own, pair(declares.axis)[index])
+            wrong = ~found.isfinite() & ~own.isnan().any(-1, keepdim=True)
             if wrong.any():
                 row, head, token, channel = torch.nonzero(wrong)[0].tolist()
                 raise NotFinite(
@@ -277,10 +269,6 @@ def _check_extreme(subject: Subject, trace: Trace, kind: str, usual: list[float]
                 if kind == "NaN in one entry":
                     found, own = (x[:, [0, 2]] for x in (found, own))
                 check_half_steps(found, own, (bits, group, axis), what)
-            if axis == "channel":
-                # A NaN is in the group of a channel: the numbers of other tokens in it are lost as well.
-                lost = own.isnan().any(-2, keepdim=True)
-                found, own = (x.masked_fill(lost, 0) for x in (found, own))
             _check_relative(kind, found, own, usual[index], what)
 
 
