@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +29,10 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+PACKAGES = ["kvpress", *tomllib.loads((ROOT / "tests" / "peers" / "packages.toml").read_text(encoding="utf-8"))]
+"""Third-party packages with a session each."""
+
+
 def sessions() -> set[str]:
     """Sessions of ``noxfile.py``, parsed without nox."""
     names = set()
@@ -38,5 +43,7 @@ def sessions() -> set[str]:
             names.add(node.name)
             for decorator in node.decorator_list:
                 ids = [word.value for word in getattr(decorator, "keywords", []) if word.arg == "ids"]
-                names |= {f"{node.name}({name})" for value in ids for name in ast.literal_eval(value)}
+                # The only ids that are no literal are those of the packages.
+                listed = [ast.literal_eval(each) if isinstance(each, ast.List) else PACKAGES for each in ids]
+                names |= {f"{node.name}({name})" for some in listed for name in some}
     return names
