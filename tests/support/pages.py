@@ -29,13 +29,8 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-def _ids(value: ast.expr) -> list[str]:
-    """Ids of a parametrised session: a list, or that of the third-party packages."""
-    if ast.unparse(value) == "list(PEERS)":
-        packages = tomllib.loads((ROOT / "tests" / "peers" / "packages.toml").read_text(encoding="utf-8"))
-        return ["kvpress", *packages]
-    found: list[str] = ast.literal_eval(value)
-    return found
+PACKAGES = ["kvpress", *tomllib.loads((ROOT / "tests" / "peers" / "packages.toml").read_text(encoding="utf-8"))]
+"""Third-party packages with a session each."""
 
 
 def sessions() -> set[str]:
@@ -48,5 +43,7 @@ def sessions() -> set[str]:
             names.add(node.name)
             for decorator in node.decorator_list:
                 ids = [word.value for word in getattr(decorator, "keywords", []) if word.arg == "ids"]
-                names |= {f"{node.name}({name})" for value in ids for name in _ids(value)}
+                # The only ids that are no literal are those of the packages.
+                listed = [ast.literal_eval(each) if isinstance(each, ast.List) else PACKAGES for each in ids]
+                names |= {f"{node.name}({name})" for some in listed for name in some}
     return names
