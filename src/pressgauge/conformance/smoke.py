@@ -5,7 +5,7 @@ If one fails, no other law is applicable: one cause, one finding.
 
 import functools
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -100,14 +100,15 @@ def _crash(error: Exception, when: str) -> str:
             f"the compressor never received a cache: {kind}; in transformers {transformers.__version__} models and "
             f"layers take it as {CACHE!r}"
         )
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _of_others(frame.filename)]
-    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    frames = traceback.walk_tb(error.__traceback__)
+    own = [(frame.f_code.co_filename, line) for frame, line in frames if not _of_others(frame.f_globals)]
+    place = f" ({Path(own[-1][0]).name}, line {own[-1][1]})" if own else ""
     return f"it does not run on a tiny Llama {when}: {kind}{place}"
 
 
-def _of_others(file: str) -> bool:
-    """Whether a file belongs to torch, transformers or this package."""
-    return any(part in OF_OTHERS for part in Path(file).parts)
+def _of_others(module: Mapping[str, Any]) -> bool:
+    """Whether a module, by its globals, belongs to torch, transformers or this package."""
+    return str(module.get("__name__", "")).partition(".")[0] in OF_OTHERS
 
 
 @torch.no_grad()
