@@ -7,9 +7,10 @@ import torch
 from pressgauge.conformance import architectures
 from pressgauge.conformance.checks import check_attention, check_same_logits, wrong_tokens
 from pressgauge.conformance.operations import copied
+from pressgauge.conformance.outcomes import Departure, Refused, not_applicable, note
 from pressgauge.conformance.quantised import after, settled
 from pressgauge.conformance.rotation import check_rotation
-from pressgauge.conformance.session import Departure, Refused, Session, not_applicable, note, run
+from pressgauge.conformance.session import Session, run
 from pressgauge.conformance.severity import check_same_entries
 from pressgauge.conformance.subjects import Subject
 

@@ -7,7 +7,7 @@ import torch
 
 from pressgauge import formats
 from pressgauge.conformance import architectures
-from pressgauge.conformance.session import Departure, not_applicable, note
+from pressgauge.conformance.outcomes import Departure, not_applicable, note
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.weighing import UNCOMPRESSED, Weight, weigh
 

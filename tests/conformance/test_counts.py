@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pressgauge.conformance import architectures, oracle
 from pressgauge.conformance.checks import check_counts, check_threshold
-from pressgauge.conformance.session import Departure, not_applicable, run
+from pressgauge.conformance.outcomes import Departure, not_applicable
+from pressgauge.conformance.session import run
 from pressgauge.conformance.strategies import FEW, normal_keys, options_of, pass_lists, pruning
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import drawn, run_scripted

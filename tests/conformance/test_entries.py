@@ -12,8 +12,9 @@ from torch import Tensor
 from pressgauge.conformance.audit import GONE, Audit
 from pressgauge.conformance.checks import TELLING_APART, check_counts
 from pressgauge.conformance.oracle import NEVER, Attention
+from pressgauge.conformance.outcomes import Departure, not_applicable
 from pressgauge.conformance.quantised_inputs import check_scaled_head
-from pressgauge.conformance.session import Departure, Trace, not_applicable
+from pressgauge.conformance.session import Trace
 from pressgauge.conformance.strategies import (
     DIMENSION,
     FEW,

@@ -9,9 +9,10 @@ from transformers import Cache, DynamicCache
 
 from pressgauge.conformance import architectures
 from pressgauge.conformance.checks import allowance, expected_logits, follows_its_own_rule, off, wrong_tokens
+from pressgauge.conformance.outcomes import Departure, Refused, not_applicable
 from pressgauge.conformance.precision import EXACT, rounding, tolerance
 from pressgauge.conformance.read_back import check_attention_to_what_is_read_back
-from pressgauge.conformance.session import Departure, Refused, Session, Trace, not_applicable, provided_for, run
+from pressgauge.conformance.session import Session, Trace, provided_for, run
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited
 from pressgauge.conformance.versions import using

@@ -14,7 +14,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pressgauge.conformance import architectures, devices
 from pressgauge.conformance.guard import difference, fingerprint, functions, replaced
-from pressgauge.conformance.session import Departure, Session, Trace, not_applicable, provided_for, run
+from pressgauge.conformance.outcomes import Departure, not_applicable
+from pressgauge.conformance.session import Session, Trace, provided_for, run
 from pressgauge.conformance.strategies import FEW, normal_keys, options_of, pruning
 from pressgauge.conformance.subjects import Subject, named_by
 from pressgauge.conformance.traces import drawn, run_scripted

@@ -1,5 +1,6 @@
 """Laws about quantised caches on chosen entries: other rows and heads, padding, extremes, later tokens, queries."""
 
+from pressgauge.conformance.outcomes import not_applicable
 from pressgauge.conformance.quantised import quantised_only
 from pressgauge.conformance.quantised_inputs import (
     check_causal,
@@ -9,7 +10,7 @@ from pressgauge.conformance.quantised_inputs import (
     check_padding,
     check_rows,
 )
-from pressgauge.conformance.session import not_applicable, provided_for
+from pressgauge.conformance.session import provided_for
 from pressgauge.conformance.subjects import Subject
 
 

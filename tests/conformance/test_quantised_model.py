@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from pressgauge.conformance.outcomes import not_applicable
 from pressgauge.conformance.quantised import quantised_only
 from pressgauge.conformance.quantised_bytes import check_bytes
 from pressgauge.conformance.quantised_model import check_model_notices
-from pressgauge.conformance.session import not_applicable
 from pressgauge.conformance.subjects import Subject
 from pressgauge.texts import load_text
 

@@ -7,7 +7,8 @@ import torch
 from pressgauge.conformance import architectures
 from pressgauge.conformance.checks import check_same_logits, comparable
 from pressgauge.conformance.oracle import NEVER
-from pressgauge.conformance.session import Departure, Trace, not_applicable, provided_for, run
+from pressgauge.conformance.outcomes import Departure, not_applicable
+from pressgauge.conformance.session import Trace, provided_for, run
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pressgauge.conformance.session import Departure, not_applicable, run
+from pressgauge.conformance.outcomes import Departure, not_applicable
+from pressgauge.conformance.session import run
 from pressgauge.conformance.subjects import Subject
 from pressgauge.texts import load_text
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from conformance.ours import SUBJECTS
 from pressgauge.conformance.audit import Audit
 from pressgauge.conformance.oracle import NEVER
+from pressgauge.conformance.outcomes import Departure
 from pressgauge.conformance.scripted import scripted
-from pressgauge.conformance.session import Departure, Pass, Trace
+from pressgauge.conformance.session import Pass, Trace
 from pressgauge.conformance.strategies import HEADS
 from pressgauge.conformance.versions import cache_of
 

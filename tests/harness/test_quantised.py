@@ -26,10 +26,11 @@ from harness.mutants.right_quantised import (
 )
 from pressgauge.conformance import architectures
 from pressgauge.conformance.declares import read_declares
+from pressgauge.conformance.outcomes import NOTES, Departure
 from pressgauge.conformance.quantisation import grouped, half_steps, ungrouped
 from pressgauge.conformance.quantised_checks import check_feedings, check_levels, check_residual, inferred
 from pressgauge.conformance.quantised_inputs import check_extremes, check_inner_products, check_rows
-from pressgauge.conformance.session import NOTES, Departure, run
+from pressgauge.conformance.session import run
 from pressgauge.conformance.severity import Severity, check_same_entries
 from pressgauge.conformance.strategies import normal_keys
 from pressgauge.conformance.traces import audited, run_scripted

@@ -6,7 +6,7 @@ about the device, and no figure changes with it.
 
 import math
 
-from pressgauge.conformance.session import Departure, not_applicable
+from pressgauge.conformance.outcomes import Departure, not_applicable
 from pressgauge.measuring.benchmarks import (
     FIGURES,
     RATIOS,

@@ -5,7 +5,7 @@ from itertools import pairwise
 from statistics import fmean
 
 from pressgauge.conformance import guard
-from pressgauge.conformance.session import Departure, Refused, not_applicable
+from pressgauge.conformance.outcomes import Departure, Refused, not_applicable
 from pressgauge.measuring.calls import (
     COMPRESSED,
     PRUNE_AFTER,

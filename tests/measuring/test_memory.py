@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pressgauge.conformance.session import DECLINES, Departure, not_applicable
+from pressgauge.conformance.outcomes import DECLINES, Departure, not_applicable
 from pressgauge.measuring.byte_counts import Count
 from pressgauge.measuring.byte_mistakes import finding
 from pressgauge.measuring.footprints import Footprint, Reading, Scenario

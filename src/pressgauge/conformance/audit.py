@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from pressgauge.conformance.oracle import NEVER
-from pressgauge.conformance.session import Departure, Entries, Trace
+from pressgauge.conformance.outcomes import Departure
+from pressgauge.conformance.reading import Entries
+from pressgauge.conformance.session import Trace
 
 GONE = -1
 

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from pressgauge.conformance import oracle
 from pressgauge.conformance.masked_attention import masked_logits
+from pressgauge.conformance.outcomes import Departure, not_applicable, note
 from pressgauge.conformance.precision import MULTIPLE, tolerance
 from pressgauge.conformance.read_back import check_attention_to_what_is_read_back
-from pressgauge.conformance.session import Departure, Pass, Trace, not_applicable, note
+from pressgauge.conformance.session import Pass, Trace
 from pressgauge.conformance.severity import Severity
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from pressgauge.conformance.audit import GONE, Audit, Held
+from pressgauge.conformance.outcomes import Departure
 from pressgauge.conformance.quantisation import expected_error
-from pressgauge.conformance.session import Departure
 
 FARTHEST = 0.95
 """Largest relative distance between an entry and its token; that of zero is 1, of another token usually 1.4."""

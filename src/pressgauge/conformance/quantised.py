@@ -5,10 +5,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from pressgauge.conformance.outcomes import Departure, not_applicable
 from pressgauge.conformance.quantisation import pair
 from pressgauge.conformance.read_back import ReadBack, read_back
 from pressgauge.conformance.scripted import scripted
-from pressgauge.conformance.session import Departure, Trace, not_applicable, run
+from pressgauge.conformance.session import Trace, run
 from pressgauge.conformance.strategies import HEADS, normal_entries
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited

@@ -5,9 +5,9 @@ import functools
 import torch
 
 from pressgauge.conformance import architectures
+from pressgauge.conformance.outcomes import Departure, not_applicable, note
 from pressgauge.conformance.quantisation import pair
 from pressgauge.conformance.quantised import NAMES
-from pressgauge.conformance.session import Departure, not_applicable, note
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.weighing import weigh
 

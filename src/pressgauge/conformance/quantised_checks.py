@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from pressgauge.conformance import quantised
+from pressgauge.conformance.outcomes import Departure, not_applicable, note
 from pressgauge.conformance.quantisation import grouped, half_steps, pair, ungrouped, usual_error
 from pressgauge.conformance.quantised import NAMES, after, arrived, fed, feedings, read, settled
-from pressgauge.conformance.session import Departure, Trace, not_applicable, note
+from pressgauge.conformance.session import Trace
 from pressgauge.conformance.severity import check_same_entries, root_mean_square
 from pressgauge.conformance.subjects import Subject
 

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from pressgauge.conformance import quantised
 from pressgauge.conformance.nearest import relative
+from pressgauge.conformance.outcomes import Departure, note
 from pressgauge.conformance.quantisation import expected_error, pair
 from pressgauge.conformance.quantised import NAMES, after, arrived, block, entries, feed, length_of, read
 from pressgauge.conformance.quantised_checks import check_half_steps
 from pressgauge.conformance.scripted import scripted
-from pressgauge.conformance.session import Departure, Trace, note, run
+from pressgauge.conformance.session import Trace, run
 from pressgauge.conformance.severity import check_same_entries, root_mean_square
 from pressgauge.conformance.strategies import HEADS, normal_entries
 from pressgauge.conformance.subjects import Subject

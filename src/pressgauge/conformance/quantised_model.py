@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from pressgauge.conformance.session import Departure, note, run
+from pressgauge.conformance.outcomes import Departure, note
+from pressgauge.conformance.session import run
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.versions import using
 

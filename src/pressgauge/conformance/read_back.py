@@ -11,8 +11,9 @@ from transformers import DynamicCache
 from pressgauge.conformance.adapters import bottom_right
 from pressgauge.conformance.audit import GONE, Audit
 from pressgauge.conformance.masked_attention import attention
+from pressgauge.conformance.outcomes import Departure, note
 from pressgauge.conformance.precision import tolerance
-from pressgauge.conformance.session import Departure, Trace, note
+from pressgauge.conformance.session import Trace
 from pressgauge.conformance.severity import Severity
 from pressgauge.conformance.traces import audited
 from pressgauge.conformance.versions import using

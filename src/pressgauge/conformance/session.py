@@ -13,18 +13,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
-from pressgauge.conformance.outcomes import DECLINES as DECLINES
-from pressgauge.conformance.outcomes import NOTES as NOTES
-from pressgauge.conformance.outcomes import REFUSALS as REFUSALS
-from pressgauge.conformance.outcomes import Departure as Departure
-from pressgauge.conformance.outcomes import Refused as Refused
-from pressgauge.conformance.outcomes import Unreadable as Unreadable
-from pressgauge.conformance.outcomes import not_applicable as not_applicable
-from pressgauge.conformance.outcomes import note as note
-from pressgauge.conformance.outcomes import refusals
+from pressgauge.conformance.outcomes import (
+    DECLINES,
+    Departure,
+    not_applicable,
+    refusals,
+)
 from pressgauge.conformance.precision import rounded
-from pressgauge.conformance.reading import Entries as Entries
-from pressgauge.conformance.reading import entries_of, layers_of
+from pressgauge.conformance.reading import Entries, entries_of, layers_of
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.versions import CACHE, using
 

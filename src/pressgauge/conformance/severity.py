@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pressgauge.conformance.outcomes import NOTES, Departure, note
 from pressgauge.conformance.precision import tolerance
-from pressgauge.conformance.session import NOTES, Departure, Trace, note
+from pressgauge.conformance.session import Trace
 
 NOISE = 0.01
 """Deviations below this share of the subject's own quantisation error are notes."""

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pressgauge.conformance.audit import Audit
 from pressgauge.conformance.nearest import QuantisedAudit
+from pressgauge.conformance.outcomes import Refused, not_applicable
 from pressgauge.conformance.scripted import queries_of, scripted
-from pressgauge.conformance.session import Refused, Trace, not_applicable, run
+from pressgauge.conformance.session import Trace, run
 from pressgauge.conformance.strategies import WIDE, key_tensors, normal_entries, normal_keys
 from pressgauge.conformance.subjects import Subject
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from pressgauge.conformance.session import Departure
+from pressgauge.conformance.outcomes import Departure
 from pressgauge.measuring.clock import SECOND, Device, Pass, Script, scripted
 from pressgauge.measuring.subjects import Measurement, attributes_of, read_declares
 from pressgauge.models import load

@@ -4,7 +4,7 @@ import math
 import weakref
 from typing import Any
 
-from pressgauge.conformance.session import Departure
+from pressgauge.conformance.outcomes import Departure
 from pressgauge.measuring.diagnosis import Diagnosis, right, same
 from pressgauge.measuring.evaluators import Call, Declares, Evaluator
 from pressgauge.measuring.known import Text, bag, text_of

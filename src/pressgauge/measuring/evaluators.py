@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pressgauge import KnormPress
-from pressgauge.conformance.session import DECLINES, Departure, Refused
+from pressgauge.conformance.outcomes import DECLINES, Departure, Refused
 from pressgauge.measuring.known import BOS, Text, tokenizer
 from pressgauge.measuring.record import Record, recording
 from pressgauge.measuring.subjects import Measurement, attributes_of, read_declares

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pressgauge.conformance.session import Departure
+from pressgauge.conformance.outcomes import Departure
 from pressgauge.measuring.counters import Read
 from pressgauge.measuring.known import word_tokenizer
 from pressgauge.measuring.meter import Meter, Run
