@@ -128,18 +128,20 @@ def _sentence(error: Exception) -> str:
     return str(error)
 
 
-def _fail(error: Exception) -> NoReturn:
-    """Print the message of an error and exit with code 2."""
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(_sentence(error))}", highlight=False, soft_wrap=True)
-    raise typer.Exit(2) from None
-
-
 def _expected(error: Exception) -> bool:
     """Whether an error has a message for the user, about arguments or the machine."""
     # The last is torch's, compared by name to avoid its import.
     return (
         isinstance(error, ValueError | TypeError | OSError | ImportError) or type(error).__name__ == "OutOfMemoryError"
     )
+
+
+def _fail(error: Exception) -> NoReturn:
+    """Print the message of an error and exit with code 2; an error without one for the user is raised again."""
+    if not _expected(error):
+        raise error
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(_sentence(error))}", highlight=False, soft_wrap=True)
+    raise typer.Exit(2) from None
 
 
 @app.command()
@@ -271,8 +273,6 @@ def measure(
         if journal is not None:
             journal.close()
     except Exception as error:
-        if not _expected(error):
-            raise
         _fail(error)
     except KeyboardInterrupt:
         kept = "; finished results are kept, and --resume continues from them" if json_file or report else ""
@@ -303,8 +303,6 @@ def compare(
 
         found = comparing.compare(read_results(before), read_results(after))
     except Exception as error:
-        if not _expected(error):
-            raise
         _fail(error)
     if found.cells:
         console.print(make_comparison(found))
@@ -332,8 +330,6 @@ def report_of(
         rows = [row for results in found for row in results.rows]
         page = write_report(to.resolve(), rows, maps={}, correlations={}, provenance=provenance)
     except Exception as error:
-        if not _expected(error):
-            raise
         _fail(error)
     Console().print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
 

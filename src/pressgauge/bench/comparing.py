@@ -6,7 +6,7 @@ from itertools import combinations
 
 from pressgauge.bench.intervals import LEVEL, Change, change
 from pressgauge.bench.results import Results
-from pressgauge.bench.row import UNTOLD, Row
+from pressgauge.bench.row import Row
 
 CELL = ("model", "text", "press", "schedule", "keep_ratio", "prune_after", "skip_layers")
 """Fields that identify a measurement in two files."""
@@ -104,7 +104,6 @@ def contests(rows: Sequence[Row]) -> list[Contest]:
 
 
 def _pairs(rows: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
-    real = [row for row in rows if row.band is not None or row.verdict == UNTOLD]
-    for one, other in combinations(real, 2):
+    for one, other in combinations([row for row in rows if row.judged], 2):
         if one.keep_ratio == other.keep_ratio and one.press != other.press:
             yield (one, other) if one.ppl <= other.ppl else (other, one)

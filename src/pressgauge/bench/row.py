@@ -293,11 +293,20 @@ class Row:
     bands: tuple[float, ...] = BANDS
 
     @property
+    def finite(self) -> bool:
+        """Whether the perplexity and its change are finite."""
+        return math.isfinite(self.ppl) and math.isfinite(self.ppl_change)
+
+    @property
+    def judged(self) -> bool:
+        """Whether the verdict is one on the change: a band, or that it cannot be told."""
+        return self.keep_ratio < 1 and self.finite and not self.vacuous and not self.warnings
+
+    @property
     def band(self) -> int | None:
         """Band that contains the change in perplexity and its interval: 0 below the first of ``bands``, 1 up to the
         second, and so on; None if there is no verdict, or the interval crosses a limit."""
-        finite = math.isfinite(self.ppl) and math.isfinite(self.ppl_change)
-        if self.keep_ratio == 1 or not finite or self.vacuous or self.warnings or self.ppl_interval is None:
+        if not self.judged or self.ppl_interval is None:
             return None
         found = {self._band_of(change) for change in (self.ppl_change, *self.ppl_interval)}
         return found.pop() if len(found) == 1 else None
@@ -313,7 +322,7 @@ class Row:
         band, by default ``within +20 %``, ``within +30 %`` or ``above``."""
         if self.keep_ratio == 1:
             return "uncompressed"
-        if not (math.isfinite(self.ppl) and math.isfinite(self.ppl_change)):
+        if not self.finite:
             return "not a number"
         if self.vacuous:
             return "vacuous"

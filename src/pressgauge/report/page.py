@@ -50,7 +50,7 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
     at: dict[str, list[str]] = {}
     for row in line:
         at.setdefault(row.verdict, []).append(f"{row.keep_ratio:g}")
-    real = [row for row in line if row.verdict in (*band_names(row.bands), UNTOLD)]
+    real = [row for row in line if row.judged]
     rest = f" Vacuous at {', '.join(at['vacuous'])}: no result there." if "vacuous" in at else ""
     if "not a number" in at:
         rest += f" At {', '.join(at['not a number'])} the perplexity is not a number or infinite."

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pressgauge.bench.comparing import Comparison
-from pressgauge.bench.row import MEMORY, QUANTITIES, UNTOLD, Row, band_names, bands_in_words
+from pressgauge.bench.row import MEMORY, QUANTITIES, UNTOLD, Row, bands_in_words
 from pressgauge.formats import DASH, interval, number
 
 
@@ -39,7 +39,7 @@ def make_table(rows: Sequence[Row]) -> Table:
     first = rows[0]
     caption = "ppl: perplexity; affected: scored tokens that met an eviction; held: entries per KV head, emptiest to"
     caption += " fullest layer"
-    if any(row.verdict in (*band_names(row.bands), UNTOLD) for row in rows):
+    if any(row.judged for row in rows):
         caption += f"\nbands of change: {bands_in_words(first.bands)}"
     if any(row.ppl_interval and row.keep_ratio < 1 for row in rows):
         caption += f"\nin brackets: paired 95 % confidence interval, over {first.ppl_interval_units}"
