@@ -5,7 +5,6 @@ With names of suites, such as ``"quantised caches"``, the other sections of the 
 which takes minutes instead of an hour, a mutant meets only the law that must kill it, and what is right is not run.
 """
 
-import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -31,7 +30,7 @@ from harness.mutants.right import RIGHT  # noqa: E402
 from harness.mutants.variants import VARIANTS  # noqa: E402
 from pressgauge.conformance.smoke import concerns  # noqa: E402
 from pressgauge.conformance.subjects import Subject  # noqa: E402
-from support.laws import LAWS, MEASURING, Law, judged_by, words  # noqa: E402
+from support.laws import LAWS, MEASURING, Law, file_of, judged_by, words  # noqa: E402
 
 DOCS = Path(__file__).parents[1] / "docs"
 COLORS = {
@@ -81,12 +80,8 @@ def is_quantised(subject: Any) -> bool:
 
 def _compressors(what: str, quantised: bool) -> Suite:
     right = [subject for subject in VARIANTS if is_quantised(subject) == quantised]
-    laws = [law for law in LAWS.values() if any(concerns(_file(law), subject) for subject in right)]
+    laws = [law for law in LAWS.values() if any(concerns(file_of(law), subject) for subject in right)]
     return Suite(what, "conformance", laws, right, quantised)
-
-
-def _file(law: Law) -> str:
-    return Path(inspect.getfile(law)).stem
 
 
 def _measuring(what: str, kind: str) -> Suite:
@@ -112,7 +107,7 @@ def outcomes(suite: int, own: bool, number: int) -> dict[str, tuple[str, str]]:
         number: number of the subject.
     """
     this, subject = SUITES[suite], SUITES[suite].subjects[number]
-    concerned = [law for law in this.laws if concerns(_file(law), subject)]
+    concerned = [law for law in this.laws if concerns(file_of(law), subject)]
     found = {words(law): ("not applicable", "the law concerns others") for law in this.laws}
     if own:
         found |= {words(law): ("not run", "") for law in concerned}

@@ -1,4 +1,4 @@
-"""Objects by name: ``package.module:name``, from the working directory, too."""
+"""Objects by name: ``package.module:name``."""
 
 import functools
 import importlib
@@ -13,17 +13,32 @@ def look_here() -> None:
         sys.path.insert(0, str(Path.cwd()))
 
 
-def find(reference: str) -> Any:
-    """Import the object named ``package.module:name``.
+def parts(reference: str) -> tuple[str, str]:
+    """Module and path within it of the object named ``package.module:name``.
 
     Raises:
-        ValueError: if it is not found, or its module fails.
+        ValueError: if it is not such a name.
     """
     module, _, path = reference.partition(":")
     if not module or not path:
         raise ValueError(f"must be package.module:name, got {reference!r}")
+    return module, path
+
+
+def imported(module: str, path: str) -> Any:
+    """Import the object at a path within a module; errors are those of the import and of the attributes."""
+    return functools.reduce(getattr, path.split("."), importlib.import_module(module))
+
+
+def find(reference: str) -> Any:
+    """Import the object named ``package.module:name``, from the working directory, too.
+
+    Raises:
+        ValueError: if it is not found, or its module fails.
+    """
+    named = parts(reference)
     look_here()
     try:
-        return functools.reduce(getattr, path.split("."), importlib.import_module(module))
+        return imported(*named)
     except Exception as error:
         raise ValueError(f"{reference} was not found: {type(error).__name__}: {error}") from error

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import DynamicCache
 
 from pressgauge.conformance import architectures
 from pressgauge.conformance.checks import allowance, expected_logits, follows_its_own_rule, off, wrong_tokens
@@ -14,25 +14,12 @@ from pressgauge.conformance.precision import EXACT, rounding, tolerance
 from pressgauge.conformance.read_back import check_attention_to_what_is_read_back
 from pressgauge.conformance.session import Session, Trace, provided_for, run
 from pressgauge.conformance.subjects import Subject
-from pressgauge.conformance.traces import audited
+from pressgauge.conformance.traces import audited, uncompressed
 from pressgauge.conformance.versions import using
 
 PASSES = [9, 1, 1, 5, 1, 1]
 LENGTH = sum(PASSES)
 NEW = 6
-
-
-@torch.no_grad()
-def plain(model: architectures.Model, ids: Tensor, stored: torch.dtype | None) -> tuple[Tensor, Cache]:
-    """Logits on the CPU and the cache of a run with a ``DynamicCache`` that stores entries in this dtype."""
-    cache = rounding(DynamicCache(config=model.config), stored)
-    ids = ids.to(model.device)
-    logits = []
-    seen = 0
-    for length in PASSES:
-        logits.append(model(ids[:, seen : seen + length], **using(cache)).logits.cpu())
-        seen += length
-    return torch.cat(logits, dim=1), cache
 
 
 def _leave_out_rules_at_any_ratio(trace: Trace) -> None:
@@ -51,7 +38,7 @@ def check_identity(subject: Subject, trace: Trace, why: str) -> None:
         Departure: if they differ.
     """
     _leave_out_rules_at_any_ratio(trace)
-    logits, cache = plain(trace.model, trace.ids, trace.subject.entries_dtype)
+    logits, cache = uncompressed(trace.model, trace.ids, PASSES, trace.subject.entries_dtype)
     exact = subject.adapter.exact
     if not torch.equal(trace.logits, logits) if exact else wrong_tokens(trace.logits, logits):
         error = off(trace.logits, logits)

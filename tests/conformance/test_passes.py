@@ -26,21 +26,31 @@ SIZES: list[tuple[list[int], dict[str, Any]]] = [
 ]
 
 
-def test_a_later_pass_may_have_any_length(subject: Subject, one_model: architectures.Model) -> None:
-    """Rules 1 and 2: later passes longer than the budget, than twice what is held, or as long as what is held attend to
-    all held entries and to themselves, and leave the number that the schedule sets."""
+def check_runs(subject: Subject, model: architectures.Model, runs: list[tuple[list[int], dict[str, Any]]]) -> None:
+    """Check counts and attention in runs of the given lengths of passes and options.
+
+    Raises:
+        Departure: if either is wrong.
+        Refused: if the subject refuses every run.
+    """
     refusals = []
-    for lengths, options in SIZES:
+    for lengths, options in runs:
         try:
             with in_words(f"a run in passes of {lengths} tokens"):
-                trace = run(subject, one_model, architectures.text(one_model, 1, sum(lengths)), lengths, **options)
+                trace = run(subject, model, architectures.text(model, 1, sum(lengths)), lengths, **options)
         except Refused as refusal:
             refusals.append(refusal)
             continue
         check_counts(subject, trace)
         if subject.declares.matchable:
             check_attention(trace)
-    _answer(refusals, len(SIZES))
+    _answer(refusals, len(runs))
+
+
+def test_a_later_pass_may_have_any_length(subject: Subject, one_model: architectures.Model) -> None:
+    """Rules 1 and 2: later passes longer than the budget, than twice what is held, or as long as what is held attend to
+    all held entries and to themselves, and leave the number that the schedule sets."""
+    check_runs(subject, one_model, SIZES)
 
 
 def test_a_later_pass_may_be_as_long_as_what_is_held(subject: Subject, one_model: architectures.Model) -> None:
@@ -87,19 +97,7 @@ STEPS: list[tuple[list[int], dict[str, Any]]] = [
 def test_lengths_around_128_and_256_are_no_exception(subject: Subject) -> None:
     """Rules 1 and 2 hold where tokens seen, or entries held, pass 128 and 256: common windows, and common steps of
     storage."""
-    model = architectures.small()
-    refusals = []
-    for lengths, options in STEPS:
-        try:
-            with in_words(f"a run in passes of {lengths} tokens"):
-                trace = run(subject, model, architectures.text(model, 1, sum(lengths)), lengths, **options)
-        except Refused as refusal:
-            refusals.append(refusal)
-            continue
-        check_counts(subject, trace)
-        if subject.declares.matchable:
-            check_attention(trace)
-    _answer(refusals, len(STEPS))
+    check_runs(subject, architectures.small(), STEPS)
 
 
 MANY = 280

@@ -46,6 +46,11 @@ DTYPE = torch.float16
 """Dtype for laws about dtypes, the one with the most failures."""
 
 
+def file_of(law: Law) -> str:
+    """Name of a law's file, without its ending."""
+    return Path(inspect.getfile(law)).stem
+
+
 def words(law: Law) -> str:
     """Name of a law in words."""
     return law.__name__.removeprefix("test_").replace("_", " ")
@@ -122,7 +127,7 @@ def judged_by_all(subject: Subject) -> dict[str, tuple[str, str]]:
     not applicable."""
     found, applicable = {}, []
     for name, law in LAWS.items():
-        if not concerns(Path(inspect.getfile(law)).stem, subject):
+        if not concerns(file_of(law), subject):
             continue
         try:
             require_first(name, subject)

@@ -3,7 +3,6 @@
 After an operation a cache continues as a fresh one fed the same, or it refuses before anything is touched.
 """
 
-import dis
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +15,15 @@ from transformers import DynamicCache
 
 from pressgauge.conformance import architectures
 from pressgauge.conformance.checks import check_attention, comparable
-from pressgauge.conformance.outcomes import DECLINES, REFUSALS, Departure, Refused, Unreadable, not_applicable
+from pressgauge.conformance.outcomes import (
+    DECLINES,
+    REFUSALS,
+    Departure,
+    Refused,
+    Unreadable,
+    not_applicable,
+    raised_by,
+)
 from pressgauge.conformance.precision import EXACT
 from pressgauge.conformance.reading import Entries, layers_of
 from pressgauge.conformance.session import Pass, Session, Trace
@@ -68,14 +75,8 @@ def is_refusal(error: BaseException) -> bool:
     """Whether an exception was raised on purpose, with a message: by a statement, not by a failing expression."""
     if not isinstance(error, (*DECLINES, RuntimeError)) or not str(error):
         return False
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return False
-    if str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == "torch":
-        return False
-    return dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+    package, instruction = raised_by(error)
+    return package != "torch" and instruction == "RAISE_VARARGS"
 
 
 @contextmanager

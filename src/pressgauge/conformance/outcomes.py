@@ -1,7 +1,6 @@
 """What a law says of a subject: a finding, a refusal, or that it is not applicable."""
 
 import dis
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -74,7 +73,7 @@ def refusals(*kinds: type[BaseException]) -> Iterator[None]:
         if (
             not str(error)
             or not _by_statement(error)
-            or (isinstance(error, AssertionError) and _raised_in(error) in OF_OTHERS)
+            or (isinstance(error, AssertionError) and raised_by(error)[0] in OF_OTHERS)
         ):
             raise
         REFUSALS.append(_sentence(error))
@@ -87,16 +86,15 @@ def _sentence(error: BaseException) -> str:
 
 def _by_statement(error: BaseException) -> bool:
     """Whether an error was raised by a ``raise`` or ``assert`` of Python code."""
+    return raised_by(error)[1] in ("", "RAISE_VARARGS", "RERAISE")
+
+
+def raised_by(error: BaseException) -> tuple[str, str]:
+    """Package and instruction that raised an error; both empty for one that was never raised."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     if trace is None:
-        return True
-    instruction = trace.tb_frame.f_code.co_code[trace.tb_lasti]
-    return dis.opname[instruction] in ("RAISE_VARARGS", "RERAISE")
-
-
-def _raised_in(error: BaseException) -> str:
-    """Package in which an error was raised."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0]
+        return "", ""
+    package = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+    return package, dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]]

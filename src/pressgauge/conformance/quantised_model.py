@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from pressgauge.conformance.outcomes import Departure, note
 from pressgauge.conformance.session import run
 from pressgauge.conformance.subjects import Subject
-from pressgauge.conformance.versions import using
+from pressgauge.conformance.traces import uncompressed
 
 FLOOR = 10
 """Multiple of the divergence of the uncompressed run from itself from which a model notices."""
@@ -35,16 +33,6 @@ class Noticed:
             f"NLL {float(self.nll.mean()):.4f}, KL divergence {float(self.divergence.mean()):.2g}, top-1 agreement "
             f"{100 * self.agreement:.2f} %"
         )
-
-
-def plain_logits(model: Any, ids: Tensor, passes: list[int]) -> Tensor:
-    """Logits ``[B, T, V]`` of the uncompressed model, float64."""
-    cache, logits, seen = DynamicCache(config=model.config), [], 0
-    with torch.no_grad():
-        for length in passes:
-            logits.append(model(ids[:, seen : seen + length].to(model.device), **using(cache)).logits.cpu())
-            seen += length
-    return torch.cat(logits, dim=1).double()
 
 
 def noticed(logits: Tensor, plain: Tensor, ids: Tensor, prompt: int) -> Noticed:
@@ -74,8 +62,8 @@ def check_model_notices(subject: Subject, model: Any, ids: Tensor, passes: list[
     Raises:
         Departure: if it does not.
     """
-    plain = plain_logits(model, ids, passes)
-    itself = noticed(plain_logits(model, ids, [sum(passes)]), plain, ids, passes[0])
+    plain, whole = (uncompressed(model, ids, lengths)[0].double() for lengths in (passes, [sum(passes)]))
+    itself = noticed(whole, plain, ids, passes[0])
     floor = float(itself.divergence.abs().mean())
     found: dict[str, Noticed] = {}
     for name, options in _settings(subject).items():

@@ -6,23 +6,20 @@ If one fails, no other law is applicable: one cause, one finding.
 import functools
 import traceback
 from collections.abc import Callable, Mapping
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from torch import Tensor
-from transformers import DynamicCache
 
 from pressgauge.conformance import architectures, oracle
 from pressgauge.conformance.generating import PROMPT, check_compresses, tokens_of
 from pressgauge.conformance.outcomes import OF_OTHERS, Departure, Refused, Vacuous, not_applicable
-from pressgauge.conformance.precision import rounding
 from pressgauge.conformance.session import Trace, run
 from pressgauge.conformance.subjects import Subject
-from pressgauge.conformance.versions import CACHE, CACHE_NAMES, using
+from pressgauge.conformance.traces import uncompressed
+from pressgauge.conformance.versions import CACHE, CACHE_NAMES
 
 LENGTHS = (40, 300, 1200)
 """Lengths of texts, the longer ones for subjects that alter or evict only beyond a window."""
@@ -213,18 +210,10 @@ def _as_a_dynamic_cache(trace: Trace) -> bool:
             pairs = zip(one.held[layer], arrived, strict=True)
             if not all(torch.equal(mine, own[:, :, : one.end]) for mine, own in pairs):
                 return False
-    expected = _plain_logits(trace)
+    expected, _ = uncompressed(trace.model, trace.ids, trace.lengths, trace.subject.entries_dtype)
     if trace.subject.adapter.exact:
         return torch.equal(trace.logits, expected)
     return bool((trace.logits - expected).abs().max() <= 1e-6 * expected.abs().max())
-
-
-def _plain_logits(trace: Trace) -> Tensor:
-    cache = rounding(DynamicCache(config=trace.model.config), trace.subject.entries_dtype)
-    ids = trace.ids.to(trace.model.device)
-    ends = list(accumulate(trace.lengths))
-    passes = [ids[:, end - length : end] for end, length in zip(ends, trace.lengths, strict=True)]
-    return torch.cat([trace.model(part, **using(cache)).logits.cpu() for part in passes], dim=1)
 
 
 FIRST: dict[str, Callable[[Subject], None]] = {

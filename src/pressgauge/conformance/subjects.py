@@ -1,7 +1,6 @@
 """Compressors under test: any, given by name, or by default all presses of the package."""
 
 import functools
-import importlib
 import importlib.metadata
 import inspect
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pressgauge import references
 from pressgauge.conformance import architectures, oracle
 from pressgauge.conformance.adapter import Adapter
 from pressgauge.conformance.adapters import ADAPTERS, adapter_of
@@ -280,11 +280,12 @@ def imported(reference: str, option: str) -> Any:
     Raises:
         pytest.UsageError: if it is not found.
     """
-    module_name, _, path = reference.partition(":")
-    if not module_name or not path:
-        raise pytest.UsageError(f"--{option} must be package.module:name, got {reference!r}")
     try:
-        return functools.reduce(getattr, path.split("."), importlib.import_module(module_name))
+        named = references.parts(reference)
+    except ValueError as error:
+        raise pytest.UsageError(f"--{option} {error}") from None
+    try:
+        return references.imported(*named)
     except (ImportError, AttributeError) as error:
         raise pytest.UsageError(f"--{option} {reference} was not found: {error}") from None
 

@@ -1,19 +1,23 @@
 """Traces of drawn cases and their audits, on which laws decide."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from hypothesis import reject
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import Cache, DynamicCache
 
 from pressgauge.conformance.audit import Audit
 from pressgauge.conformance.nearest import QuantisedAudit
 from pressgauge.conformance.outcomes import Refused, not_applicable
+from pressgauge.conformance.precision import rounding
 from pressgauge.conformance.scripted import queries_of, scripted
 from pressgauge.conformance.session import Trace, run
 from pressgauge.conformance.strategies import WIDE, key_tensors, normal_entries, normal_keys
 from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.versions import using
 
 
 def drawn(
@@ -55,6 +59,23 @@ def run_scripted(subject: Subject, keys: Tensor, lengths: list[int], compressor:
     trace = run(subject, model, ids, lengths, compressor=compressor, **options)
     trace.queries = queries
     return trace
+
+
+@torch.no_grad()
+def uncompressed(
+    model: Any, ids: Tensor, lengths: Sequence[int], stored: torch.dtype | None = None
+) -> tuple[Tensor, Cache]:
+    """Logits ``[B, T, V]`` on the CPU, and the cache, of a text fed in passes without a compressor.
+
+    Args:
+        model: the model.
+        ids: ``[B, T]``.
+        lengths: lengths of the passes, which sum to T.
+        stored: dtype in which the cache stores entries; that of the model by default.
+    """
+    cache = rounding(DynamicCache(config=model.config), stored)
+    passes = ids.to(model.device).split(list(lengths), dim=1)
+    return torch.cat([model(one, **using(cache)).logits.cpu() for one in passes], dim=1), cache
 
 
 def audited(trace: Trace) -> Audit:

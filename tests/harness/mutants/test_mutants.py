@@ -22,7 +22,7 @@ from pressgauge.conformance.subjects import Subject
 from pressgauge.measuring.subjects import Measurement
 from properties import test_measuring
 from regression.recorded import rows_are_as_recorded
-from support.laws import LAWS, MEASURING, Law, failure, judged, outcome, words
+from support.laws import LAWS, MEASURING, Law, failure, file_of, judged, outcome, words
 from tools.kill_matrix import SUITES
 
 TREND = LAWS["test_nll_does_not_fall_as_fewer_entries_are_retained"]
@@ -79,7 +79,7 @@ CASES = [
     pytest.param(variant, law, id=f"{variant}-{words(law)}")
     for row, variant in enumerate(VARIANTS)
     for column, law in enumerate(law for law in LAWS.values() if law is not TREND)
-    if concerns(Path(inspect.getfile(law)).stem, variant)
+    if concerns(file_of(law), variant)
     and ((row + column) % 7 == 0 or os.environ.get("HYPOTHESIS_PROFILE") == "nightly")
 ]
 """A seventh of all pairs: each law with a seventh of the variants, each variant with a seventh of the laws. ``nox -s
