@@ -55,3 +55,9 @@ def interval(change: float, ends: tuple[float, float] | None) -> str:
     digits = 0 if ends[1] - ends[0] >= 0.1 else 1
     low, high = (f"{100 * end:+,.{digits}f}" for end in ends)
     return f"{100 * change:+,.{digits}f}% [{low}, {high}]"
+
+
+def points(change: float, ends: tuple[float, float]) -> str:
+    """A change of a share and its confidence interval, in percentage points."""
+    low, high = (f"{100 * end:+.0f}" for end in ends)
+    return f"{100 * change:+.0f} [{low}, {high}]"

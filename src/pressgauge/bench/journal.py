@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pressgauge.bench.row import Row
+from pressgauge.bench.task_row import TaskRow
 
 
 def digest(value: Any) -> str:
@@ -49,7 +50,11 @@ class Journal:
         # Parsed on lookup: only rows with a current key were written by this version, with its fields.
         return Row.from_dict(self._rows[key]) if key in self._rows else None
 
-    def add(self, key: str, row: Row) -> None:
+    def find_task(self, key: str) -> TaskRow | None:
+        """The result of a task with this key, or None."""
+        return TaskRow.from_dict(self._rows[key]) if key in self._rows else None
+
+    def add(self, key: str, row: Row | TaskRow) -> None:
         """Append a result."""
         self._rows[key] = row.as_dict()
         with self.path.open("a", encoding="utf-8") as file:
