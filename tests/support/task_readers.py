@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 def _needle(prompt: str) -> str:
     key = re.findall(r"The secret number of (\S+) is$", prompt)[0]
-    return re.findall(rf"The secret number of {re.escape(key)} is (\d+)\.", prompt)[0]
+    return str(re.findall(rf"The secret number of {re.escape(key)} is (\d+)\.", prompt)[0])
 
 
 def _passkey(prompt: str) -> str:
-    return re.findall(r"The pass key is (\d+)\.", prompt)[0]
+    return str(re.findall(r"The pass key is (\d+)\.", prompt)[0])
 
 
 def _variables(prompt: str) -> str:
@@ -34,7 +34,7 @@ def _frequent(prompt: str) -> str:
 
 def _recall(prompt: str) -> str:
     *before, asked = prompt.split()
-    return {name: value for _, name, value in re.findall(r"(remember) (\w+) (\w+) \.", " ".join(before))}[asked]
+    return dict(re.findall(r"remember (\w+) (\w+) \.", " ".join(before)))[asked]
 
 
 READERS: dict[str, Callable[[str], str]] = {

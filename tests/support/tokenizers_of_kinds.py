@@ -24,8 +24,8 @@ def tokenizer_of(kind: str) -> PreTrainedTokenizerBase:
     if kind == "reference":
         return load_parts("reference")[1]
     if kind == "bytes":
-        alphabet = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-        tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+        numbers = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+        tokenizer = Tokenizer(models.BPE(vocab=numbers, merges=[]))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         return _fast(tokenizer)
@@ -51,9 +51,7 @@ def tokenizer_of(kind: str) -> PreTrainedTokenizerBase:
         vocab_size=512, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(_corpus(), trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 1), ("</s>", 2)])
     return _fast(tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 

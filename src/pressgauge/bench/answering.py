@@ -1,5 +1,6 @@
 """Answers to a task's prompts with a compressed cache."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,7 @@ class Answers:
     @property
     def recall(self) -> float:
         """Mean recall of the samples."""
-        return sum(self.recalls) / len(self.recalls)
+        return math.fsum(self.recalls) / len(self.recalls)
 
     @property
     def vacuous(self) -> bool:

@@ -1,5 +1,6 @@
 """One row of results of a task: the recall of a model's answers under a press."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
@@ -146,7 +147,8 @@ class TaskRow:
     @property
     def gated(self) -> bool:
         """Whether the uncompressed model recalls too little for a verdict."""
-        return self.ceiling < LEAST_CEILING
+        # Shares such as fifths are rounded.
+        return round(self.ceiling, 9) < LEAST_CEILING
 
     @property
     def judged(self) -> bool:
@@ -159,7 +161,7 @@ class TaskRow:
         ``vacuous``; otherwise by the interval of the change ``recalls less``, ``recalls more``, or ``no difference can
         be told``."""
         if self.gated:
-            return f"{UNTOLD}: the uncompressed model recalls {100 * self.ceiling:.0f} %"
+            return f"{UNTOLD}: the uncompressed model recalls {math.floor(100 * self.ceiling)} %"
         if self.keep_ratio == 1:
             return "uncompressed"
         if self.vacuous:
@@ -207,7 +209,7 @@ def make_task_row(
         uncompressed: row that it is compared with; by default itself.
     """
     before = result.recalls if uncompressed is None else uncompressed.recalls
-    ceiling = sum(before) / len(before)
+    ceiling = math.fsum(before) / len(before)
     return TaskRow(
         press=name,
         schedule=press.schedule,

@@ -1,5 +1,6 @@
 """Tasks that cannot measure recall are found out."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from pressgauge.tasks import TASKS
 from pressgauge.tasks.checks import check_dependence, check_sample
 from pressgauge.tasks.needles import NIAH
-from pressgauge.tasks.sample import Hidden, Sample, Task
+from pressgauge.tasks.sample import Sample, Task
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
@@ -15,10 +16,6 @@ def test_every_task_passes(task: Task) -> None:
     check_dependence(task, 0, task.least)
     sample = task.draw(0, task.least, 0)
     check_sample(task, sample, sample.prompt)
-
-
-def _changed(seed: int, size: int, hiding: int, **changes: str | Hidden) -> Sample:
-    return replace(NIAH.draw(seed, size, hiding), **changes)
 
 
 def _constant(seed: int, size: int, hiding: int) -> Sample:
@@ -42,7 +39,9 @@ def _by_question(seed: int, size: int, hiding: int) -> Sample:
     ("draw", "finding"),
     [(_constant, "hides nothing that differs"), (_independent, "same answer"), (_by_question, "must ask the same")],
 )
-def test_an_answer_that_does_not_depend_on_the_needle_is_found(draw: object, finding: str) -> None:
+def test_an_answer_that_does_not_depend_on_the_needle_is_found(
+    draw: Callable[[int, int, int], Sample], finding: str
+) -> None:
     with pytest.raises(ValueError, match=finding):
         check_dependence(replace(NIAH, draw=draw), 0, 20)
 

@@ -19,7 +19,7 @@ KNOWN: list[tuple[str, Hidden, float]] = [
     ("The number is **1234567**!", (("1234567",),), 1),
     ("It's 1,234,567, I think", (("1234567", "1,234,567"),), 1),
     ("(1234567)", (("1234567",),), 1),
-    ("１２３４５", (("12345",),), 1),
+    ("\uff11\uff12\uff13\uff14\uff15", (("12345",),), 1),
     ("", (("1234567",),), 0),
     ("7654321", (("1234567",),), 0),
     ("12345678", (("1234567",),), 0),
@@ -97,7 +97,7 @@ def _empty_is_right(answer: str, hidden: Hidden) -> float:
     "score", [_substring, _wording, _first_spelling, _any, _all, _per_spelling, _cased, _empty_is_right]
 )
 def test_a_wrong_score_is_found(score: Score) -> None:
-    """Scores of substrings, of wording, of one spelling only, of any or all of the strings, or by case are found out."""
+    """Scores of substrings, of wording, of one spelling, of any or all of the strings, or by case are found out."""
     with pytest.raises(AssertionError):
         check(score)
 
