@@ -34,7 +34,8 @@ def _frequent(prompt: str) -> str:
 
 def _recall(prompt: str) -> str:
     *before, asked = prompt.split()
-    return dict(re.findall(r"remember (\w+) (\w+) \.", " ".join(before)))[asked]
+    facts: dict[str, str] = dict(re.findall(r"remember (\w+) (\w+) \.", " ".join(before)))
+    return facts[asked]
 
 
 READERS: dict[str, Callable[[str], str]] = {
