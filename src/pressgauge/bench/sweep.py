@@ -7,8 +7,9 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,6 +75,16 @@ class Plan:
         measurements = 1 + sum(len(presses) - 1 for presses in self.presses.values())
         each = 1 + (2 * (PAIRS + 1) if self.timing else 0)
         return len(self.models) * len(self.texts) * measurements * each
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything that determines the results and is known before models are loaded, for a journal."""
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "bands"}
+        return own | {
+            "presses": {name: {str(press.keep_ratio): press for press in them} for name, them in self.presses.items()},
+            "device": f"{self.device} ({device_name(self.device)})",
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+        }
 
     def provenance(self) -> dict[str, str]:
         """Provenance of the results, for a report."""
@@ -191,6 +202,8 @@ def run_sweep(
                     parameters,
                 ),
             )
+            if journal is not None:
+                journal.check(measure.source)
             base = measure.row("uncompressed", None, None, advance)
             warnings = _warnings(base, model, unknown_share(ids, tokenizer))
             for label, presses in resolved.items():

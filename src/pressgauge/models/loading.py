@@ -1,5 +1,6 @@
 """Loading of models by name: bundled reference models, local folders, or the hub."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,10 +35,16 @@ def pick_device(name: str) -> torch.device:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator or torch.device("cpu")
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise ValueError(f"device must be auto, cpu or an accelerator of this machine, got {name!r}") from None
+        with warnings.catch_warnings():
+            # Names that torch deprecates are refused below.
+            warnings.simplefilter("ignore")
+            device = torch.device(name)
+            # Some devices hold tensors and compute nothing, such as meta.
+            works = bool((torch.ones(1, device=device) + 1).item() == 2) and not (device.type == "cpu" and device.index)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+        works = False
+    if not works:
+        raise ValueError(f"device must be auto, cpu or an accelerator of this machine, got {name!r}")
     return device
 
 
