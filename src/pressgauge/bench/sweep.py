@@ -131,11 +131,28 @@ def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
             for press in presses if plan.timing else ():
                 check_context(config, sum(plan.timed(press)), "--prompt and what --timing generates behind it")
         for text in plan.texts:
-            samples[model, text] = load_text(text, tokenizer, samples=plan.samples, tokens=plan.tokens)
+            ids = load_text(text, tokenizer, samples=plan.samples, tokens=plan.tokens)
+            check_ids(ids, model, text, config.get_text_config(decoder=True).vocab_size)
+            samples[model, text] = ids
     for presses in plan.presses.values():
         for press in presses:
             check_prompt(press, plan.prompt, plan.tokens)
     return samples
+
+
+def check_ids(ids: Tensor, model: str, text: str, size: int) -> None:
+    """Raise ``ValueError`` if a text has token ids without an embedding, such as those of tokens that were added.
+
+    Args:
+        ids: token ids ``[samples, tokens]``.
+        model, text: their names, for the error.
+        size: size of the model's vocabulary.
+    """
+    if int(ids.max()) >= size:
+        raise ValueError(
+            f"text {text!r} has the token id {int(ids.max())} by the tokenizer of {model!r}, which has embeddings of "
+            f"{size} tokens: give another text, or a model whose tokenizer fits its weights"
+        )
 
 
 def fingerprint(model: PreTrainedModel) -> str:
