@@ -1,6 +1,5 @@
 """Laws about which entries are retained, their content and their order."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pressgauge.conformance.audit import GONE, Audit
-from pressgauge.conformance.checks import TELLING_APART, check_counts
-from pressgauge.conformance.oracle import NEVER, Attention
+from pressgauge.conformance.checks import check_counts
+from pressgauge.conformance.oracle import NEVER
 from pressgauge.conformance.outcomes import Departure, not_applicable
 from pressgauge.conformance.quantised_inputs import check_scaled_head
+from pressgauge.conformance.retained import check_best, check_order, few
 from pressgauge.conformance.session import Trace
 from pressgauge.conformance.strategies import (
     DIMENSION,
@@ -43,24 +42,7 @@ def test_entries_are_in_the_order_of_positions(subject: Subject, data: st.DataOb
     """Rule 5: entries read from a cache are in the order of positions (C2 of the bug catalogue)."""
     if subject.declares.order == "any":
         not_applicable("the subject declares that its order is any")
-    audit = audited(drawn(subject, data, options_of(subject), pruning()))
-    for number, layers in enumerate(audit.held):
-        for layer, held in enumerate(layers):
-            if held.ambiguous:
-                continue
-            for row, heads in enumerate(held.positions.tolist()):
-                for head, positions in enumerate(heads):
-                    real = [position for position in positions if position != GONE]
-                    if real != sorted(real):
-                        raise Departure(
-                            f"layer {layer}, row {row}, KV head {head} holds tokens {_few(real)} in this order after "
-                            f"pass {number}"
-                        )
-
-
-def _few(items: list[int]) -> str:
-    shown = ", ".join(map(str, items[:8]))
-    return f"{shown}, ..." if len(items) > 8 else shown
+    check_order(audited(drawn(subject, data, options_of(subject), pruning())))
 
 
 @FEW
@@ -68,83 +50,6 @@ def _few(items: list[int]) -> str:
 def test_an_evicted_entry_never_returns(subject: Subject, data: st.DataObject) -> None:
     """An entry held after a pass was held before it or is new in it."""
     assert audited(drawn(subject, data, options_of(subject), pruning())).evicted_at
-
-
-def check_best(audit: Audit) -> None:
-    """Check that every pass retained the entries of highest score, except for indistinguishable scores.
-
-    Raises:
-        Departure: if a lower score was retained.
-    """
-    trace, subject = audit.trace, audit.trace.subject
-    for layer in range(trace.layers):
-        rules = subject.rules(trace.options, layer)
-        for row in range(trace.ids.shape[0]):
-            scores = _scores(trace, layer, row)
-            before: list[set[int]] = [set() for _ in range(audit.alive[layer][0].shape[1])]
-            for number, one in enumerate(trace.passes):
-                present = [sorted(held | set(range(one.start, one.end))) for held in before]
-                before = [set(torch.nonzero(head)[:, 0].tolist()) for head in audit.alive[layer][number][row]]
-                scores_of = scores(present, one.start, one.end)
-                for head, (were, now) in enumerate(zip(present, before, strict=True)):
-                    if now != set(were):
-                        newest = one.end - rules.newest(len(now))
-                        free = [t for t in were if rules.sinks <= t < newest]
-                        where = f"layer {layer}, row {row}, KV head {head}"
-                        _check_pair(subject, scores_of(head), now, free, where, number)
-
-
-def _scores(
-    trace: Trace, layer: int, row: int
-) -> Callable[[list[list[int]], int, int], Callable[[int], dict[int, float]]]:
-    """Function that scores one pass after the other.
-
-    It takes the tokens present in each KV head, the first token of the pass and its end, and returns a function from a
-    head to the scores of its tokens.
-    """
-    declares = trace.subject.declares
-    keys = trace.arrived(layer)[0][row].double().tolist()
-    if declares.votes:
-        assert trace.queries is not None
-        queries = trace.queries[row].double().tolist()
-        attention = Attention(keys, queries, trace.queries.shape[3] ** -0.5)
-        voter = declares.votes(attention, trace.subject.rules(trace.options, layer).recent)
-        return lambda present, start, end: voter.feed(present, start, end).__getitem__
-    assert declares.score is not None
-    of_head = [declares.score(vectors, layer, head) for head, vectors in enumerate(keys)]
-    return lambda present, start, end: lambda head: dict(zip(present[head], of_head[head](present[head]), strict=True))
-
-
-def _check_pair(
-    subject: Subject, scores: dict[int, float], now: set[int], free: list[int], where: str, number: int
-) -> None:
-    retained, evicted = [t for t in free if t in now], [t for t in free if t not in now]
-    if not retained or not evicted:
-        return
-    # Fast path for the usual case.
-    if max(scores[t] for t in evicted) < min(scores[t] for t in retained) and sum(scores.values()) == sum(
-        scores.values()
-    ):
-        return
-    for worst in retained:
-        for best in evicted:
-            low, high = scores[worst], scores[best]
-            if subject.declares.nan == "any" and (low != low or high != high):
-                continue
-            if low == high or (low != low and high != high):
-                wrong = best < worst and subject.declares.ties == "earlier"
-                rule = "of equal scores the earlier token is retained"
-            else:
-                apart = max(TELLING_APART, 2 * torch.finfo(subject.dtype).eps) * max(abs(high), abs(low))
-                told_apart = subject.declares.exact or high - low > apart
-                # NaN is below every number.
-                wrong = (high > low and told_apart) or (high == high and low != low)
-                rule = "NaN ranks below every number" if low != low else "the higher score is retained"
-            if wrong:
-                raise Departure(
-                    f"{where} evicted token {best} in pass {number} and retained token {worst}; their scores are "
-                    f"{high:.6g} and {low:.6g}, and {rule}"
-                )
 
 
 @FEW
@@ -269,8 +174,8 @@ def test_permuting_heads_permutes_the_result(subject: Subject) -> None:
         )
         if one != other[::-1]:
             raise Departure(
-                f"KV head 0 retains tokens {_few(sorted(one[0]))}, and KV head 1 with the same keys retains "
-                f"{_few(sorted(other[1]))}"
+                f"KV head 0 retains tokens {few(sorted(one[0]))}, and KV head 1 with the same keys retains "
+                f"{few(sorted(other[1]))}"
             )
 
 
@@ -294,7 +199,7 @@ def test_scaling_a_head_by_a_power_of_two_changes_nothing(subject: Subject) -> N
             other = kept(run_scripted(subject, scaled, lengths, keep_ratio=0.4, prune_after=4))[0]
             if one != other:
                 raise Departure(
-                    f"KV head 1 retains tokens {_few(sorted(one[1]))}, and {_few(sorted(other[1]))} with its keys "
+                    f"KV head 1 retains tokens {few(sorted(one[1]))}, and {few(sorted(other[1]))} with its keys "
                     f"times 2**{exponent}"
                 )
 
