@@ -13,6 +13,7 @@ from conformance import (
     test_quantised,
     test_quantised_inputs,
     test_quantised_model,
+    test_rows,
 )
 from harness.mutants.mutant import Mutant
 from harness.mutants.right_quantised import (
@@ -53,6 +54,7 @@ STEP = test_quantised.test_entries_are_within_half_a_step
 ONCE = test_quantised.test_what_is_read_back_never_changes
 PASSES = test_quantised.test_entries_beyond_the_residual_do_not_depend_on_passes
 RESIDUAL = test_quantised.test_the_residual_is_exact_at_every_moment
+INDEPENDENT = test_rows.test_rows_are_independent
 ROWS = test_quantised_inputs.test_a_row_is_quantised_as_if_alone
 HEADS = test_quantised_inputs.test_a_head_is_quantised_as_if_alone
 PADDING = test_quantised_inputs.test_padding_does_not_reach_codes_or_scales
@@ -573,6 +575,16 @@ def kivi_keys(codec: Callable[..., Codec]) -> Subject:
     )
 
 
+def altered(codec: Callable[..., Codec]) -> Subject:
+    """Subject of keys of two bits and 128 exact tokens, which says only that its entries are altered."""
+    return quantised(
+        f"{codec.__name__}, altered",
+        lambda: WritesAfterwards(codec(2, 8), PerToken(2, 8), 128),
+        entries="altered",
+        padding=None,
+    )
+
+
 def bits_ignored() -> Subject:
     """Subject whose factory takes ``bits`` and always uses four."""
 
@@ -637,6 +649,7 @@ QUANTISED: list[Mutant] = [
     mutant("scale-of-all-heads", ScaleOfAllHeads, HEADS, INT4, int4(codec=ScaleOfAllHeads)),
     mutant("scale-of-neighbours", ScaleOfNeighbours, STEP, INT4, int4(codec=ScaleOfNeighbours)),
     mutant("groups-over-rows", GroupsOverRows, ROWS, KIVI, kivi_keys(GroupsOverRows), "sglang PR 22777"),
+    mutant("groups-over-rows-altered", GroupsOverRows, INDEPENDENT, altered(PerChannel), altered(GroupsOverRows)),
     mutant(
         "running-scale",
         RunningScale,
