@@ -12,12 +12,12 @@ from pressgauge.conformance.checks import check_counts
 from pressgauge.conformance.oracle import NEVER
 from pressgauge.conformance.outcomes import Departure, not_applicable
 from pressgauge.conformance.quantised_inputs import check_scaled_head
-from pressgauge.conformance.retained import check_best, check_order, few
+from pressgauge.conformance.retained import check_best, check_order, first_of
 from pressgauge.conformance.session import Trace
 from pressgauge.conformance.strategies import (
     DIMENSION,
-    FEW,
     HEADS,
+    few,
     key_tensors,
     normal_keys,
     options_of,
@@ -28,7 +28,7 @@ from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited, drawn, kept, run_scripted
 
 
-@FEW
+@few
 @given(data=st.data())
 def test_retained_entries_are_those_passed_in(subject: Subject, data: st.DataObject) -> None:
     """Rule 5: every held entry is a key that was passed in, with its own value, and none is held twice (C1 of the bug
@@ -36,7 +36,7 @@ def test_retained_entries_are_those_passed_in(subject: Subject, data: st.DataObj
     assert audited(drawn(subject, data, options_of(subject), pruning())).alive
 
 
-@FEW
+@few
 @given(data=st.data())
 def test_entries_are_in_the_order_of_positions(subject: Subject, data: st.DataObject) -> None:
     """Rule 5: entries read from a cache are in the order of positions (C2 of the bug catalogue)."""
@@ -45,14 +45,14 @@ def test_entries_are_in_the_order_of_positions(subject: Subject, data: st.DataOb
     check_order(audited(drawn(subject, data, options_of(subject), pruning())))
 
 
-@FEW
+@few
 @given(data=st.data())
 def test_an_evicted_entry_never_returns(subject: Subject, data: st.DataObject) -> None:
     """An entry held after a pass was held before it or is new in it."""
     assert audited(drawn(subject, data, options_of(subject), pruning())).evicted_at
 
 
-@FEW
+@few
 @given(data=st.data())
 def test_the_best_entries_are_retained(subject: Subject, data: st.DataObject) -> None:
     """Rule 4: the entries of highest score are retained; of equal ones, the earlier (S3, S8 of the bug catalogue)."""
@@ -133,7 +133,7 @@ def test_sinks_and_recent_tokens_are_never_evicted(subject: Subject) -> None:
                 check_counts(subject, trace)
 
 
-@FEW
+@few
 @given(data=st.data(), length=st.integers(4, 24))
 def test_a_larger_ratio_retains_a_superset(subject: Subject, data: st.DataObject, length: int) -> None:
     """Entries retained at a lower keep ratio are retained at a higher one, for a single eviction."""
@@ -153,8 +153,8 @@ def check_nested(subject: Subject, keys: Tensor, low: float, high: float) -> Non
     """
     length = keys.shape[2]
     passes = subject.once(length)
-    few, many = (kept(run_scripted(subject, keys, passes, keep_ratio=r, prune_after=2)) for r in (low, high))
-    for row, (some, more) in enumerate(zip(few, many, strict=True)):
+    fewer, many = (kept(run_scripted(subject, keys, passes, keep_ratio=r, prune_after=2)) for r in (low, high))
+    for row, (some, more) in enumerate(zip(fewer, many, strict=True)):
         for head, (small, large) in enumerate(zip(some, more, strict=True)):
             if not small <= large:
                 raise Departure(
@@ -174,8 +174,8 @@ def test_permuting_heads_permutes_the_result(subject: Subject) -> None:
         )
         if one != other[::-1]:
             raise Departure(
-                f"KV head 0 retains tokens {few(sorted(one[0]))}, and KV head 1 with the same keys retains "
-                f"{few(sorted(other[1]))}"
+                f"KV head 0 retains tokens {first_of(sorted(one[0]))}, and KV head 1 with the same keys retains "
+                f"{first_of(sorted(other[1]))}"
             )
 
 
@@ -199,7 +199,7 @@ def test_scaling_a_head_by_a_power_of_two_changes_nothing(subject: Subject) -> N
             other = kept(run_scripted(subject, scaled, lengths, keep_ratio=0.4, prune_after=4))[0]
             if one != other:
                 raise Departure(
-                    f"KV head 1 retains tokens {few(sorted(one[1]))}, and {few(sorted(other[1]))} with its keys "
+                    f"KV head 1 retains tokens {first_of(sorted(one[1]))}, and {first_of(sorted(other[1]))} with its keys "
                     f"times 2**{exponent}"
                 )
 

@@ -27,12 +27,12 @@ def check_order(audit: Audit) -> None:
                     real = [position for position in positions if position != GONE]
                     if real != sorted(real):
                         raise Departure(
-                            f"layer {layer}, row {row}, KV head {head} holds tokens {few(real)} in this order after "
-                            f"pass {number}"
+                            f"layer {layer}, row {row}, KV head {head} holds tokens {first_of(real)} in this order "
+                            f"after pass {number}"
                         )
 
 
-def few(items: list[int]) -> str:
+def first_of(items: list[int]) -> str:
     """The first of some numbers, for findings."""
     shown = ", ".join(map(str, items[:8]))
     return f"{shown}, ..." if len(items) > 8 else shown

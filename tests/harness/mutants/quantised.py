@@ -25,6 +25,7 @@ from harness.mutants.right_quantised import (
     KIVI,
     RING,
     ROTATED,
+    SKETCHED,
     Codec,
     EvictingLayer,
     Float8,
@@ -34,6 +35,7 @@ from harness.mutants.right_quantised import (
     PerToken,
     Quantised,
     Rotated,
+    Sketched,
     Symmetric,
     WritesAfterwards,
     evicting,
@@ -44,6 +46,7 @@ from harness.mutants.right_quantised import (
     ring,
     rotated,
     rotation,
+    sketched,
     unpack,
 )
 from pressgauge.conformance.subjects import Subject, subject_of
@@ -439,6 +442,12 @@ class Unbiased(Rotated):
         return packed, norm**3 / projection.where(projection > 0, 1)
 
 
+class SignsAlone(Sketched):
+    """The signs of the error are added without the factor that makes them unbiased."""
+
+    factor = 1.0
+
+
 class NoiseFromOneSketch(Rotated):
     """A second stage adds a sketch of one sign: unbiased over seeds, with an enormous variance."""
 
@@ -699,6 +708,7 @@ QUANTISED: list[Mutant] = [
     mutant("norms-not-stored", NormsNotStored, STEP, ROTATED, rotated(codec=NormsNotStored)),
     mutant("not-rotated-back", NotRotatedBack, STEP, ROTATED, rotated(codec=NotRotatedBack)),
     mutant("biased", Rotated, PRODUCTS, claims(Unbiased, unbiased=True), claims(Rotated, unbiased=True)),
+    mutant("biased-over-seeds", SignsAlone, PRODUCTS, SKETCHED, sketched(SignsAlone), "turboquant ports"),
     mutant(
         "noisy-sketch", NoiseFromOneSketch, PRODUCTS, ROTATED, rotated(codec=NoiseFromOneSketch), "turboquant ports"
     ),
