@@ -199,8 +199,8 @@ def test_scaling_a_head_by_a_power_of_two_changes_nothing(subject: Subject) -> N
             other = kept(run_scripted(subject, scaled, lengths, keep_ratio=0.4, prune_after=4))[0]
             if one != other:
                 raise Departure(
-                    f"KV head 1 retains tokens {first_of(sorted(one[1]))}, and {first_of(sorted(other[1]))} with its keys "
-                    f"times 2**{exponent}"
+                    f"KV head 1 retains tokens {first_of(sorted(one[1]))}, and {first_of(sorted(other[1]))} with its "
+                    f"keys times 2**{exponent}"
                 )
 
 

@@ -14,10 +14,12 @@ def test_settings_are_those_of_the_profile_when_a_law_is_imported() -> None:
     try:
         settings.register_profile("someone's", max_examples=1000, deadline=1, derandomize=False)
         settings.load_profile("someone's")
-        assert _settings_of(few).max_examples == 250 and not _settings_of(few).derandomize
+        assert _settings_of(few).max_examples == 250
+        assert not _settings_of(few).derandomize
         settings.load_profile("ci")
         for chosen in (_settings_of(few), of_profile()):
-            assert chosen.deadline is None and chosen.derandomize
+            assert chosen.deadline is None
+            assert chosen.derandomize
         assert _settings_of(few).max_examples == FEWEST
     finally:
         settings.load_profile(before)
