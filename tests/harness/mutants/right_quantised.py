@@ -204,7 +204,8 @@ class Sketched(Rotated):
         decoded: Tensor = super().decode(tuple(first))
         size = decoded.shape[-1]
         signs = 2 * unpack(packed, 1)[..., :size] - 1
-        return decoded + signs @ self.projection(size).to(signs.device) * (self.factor / size) * norm
+        decoded += signs @ self.projection(size).to(signs.device) * (self.factor / size) * norm
+        return decoded
 
 
 class PackedLayer(DynamicLayer):

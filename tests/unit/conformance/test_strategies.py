@@ -26,7 +26,7 @@ def test_settings_are_those_of_the_profile_when_a_law_is_imported() -> None:
 
 
 def _settings_of(chosen: object) -> settings:
-    @chosen  # type: ignore[operator, untyped-decorator]
+    @chosen  # type: ignore[operator]
     @given(st.integers())
     def law(number: int) -> None:
         """A law."""
