@@ -193,6 +193,8 @@ MUTATED = {
             "unit/test_storage.py",
             "unit/test_attach.py",
             "unit/test_proof.py",
+            "unit/test_proof_vacuous.py",
+            "properties/test_watch.py",
             "properties/test_surroundings.py",
             "properties/test_refusals.py",
             "properties/test_leaks.py",
