@@ -114,6 +114,8 @@ def run_tasks(
     rows = []
     for task in plan.tasks:
         given = _input(task, plan, prompts[task])
+        if journal is not None:
+            journal.check_task(source, given)
 
         def row(name: str, press: Press | None, base: TaskRow | None, given: TaskInput = given) -> TaskRow:
             what = f"{source.model}, task {given.task}: {name}"
