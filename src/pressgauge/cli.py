@@ -349,14 +349,19 @@ def compare(
     try:
         from pressgauge.bench import comparing
         from pressgauge.bench.results import read_results
+        from pressgauge.bench.task_comparing import compare_tasks
         from pressgauge.report.table import comparison_notes, make_comparison
+        from pressgauge.report.tasks import make_task_comparison, task_comparison_notes
 
-        found = comparing.compare(read_results(before), read_results(after))
+        both = read_results(before), read_results(after)
+        found, of_tasks = comparing.compare(*both), compare_tasks(*both)
     except Exception as error:
         _fail(error)
     if found.cells:
         console.print(make_comparison(found))
-    for line in comparison_notes(found):
+    if of_tasks.cells:
+        console.print(make_task_comparison(of_tasks))
+    for line in (*comparison_notes(found), *task_comparison_notes(of_tasks)):
         console.print(escape(line), highlight=False, soft_wrap=True)
 
 

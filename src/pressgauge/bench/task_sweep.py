@@ -21,6 +21,8 @@ from pressgauge.tasks.fitting import Prompts, fitted
 
 TASK_SCHEDULES: tuple[Schedule, ...] = ("prefill", "budget")
 """Schedules under which each press is measured, if none is given."""
+MOST_SAMPLES = 10_000
+"""Samples of a task, which could go on without end."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,12 @@ def prepare_tasks(plan: TaskPlan, model: str, *, trust_remote_code: bool = False
     """The prompts of each task for a model, by task, made without loading its weights.
 
     Raises:
-        ValueError: if a task needs more tokens, the tokenizer cannot encode it, or nothing would ever be evicted.
+        ValueError: if there are too many samples, a task needs more tokens, the tokenizer cannot encode it, or nothing would ever be evicted.
     """
     if not plan.tasks:
         return {}
+    if plan.samples > MOST_SAMPLES:
+        raise ValueError(f"--samples must be at most {MOST_SAMPLES} for a task, got {plan.samples}: give fewer")
     config, tokenizer = load_parts(model, trust_remote_code=trust_remote_code)
     check_context(config, plan.tokens, "--tokens")
     found = {}

@@ -8,8 +8,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from pressgauge.bench.task_comparing import TaskComparison, TaskContest, task_contests
 from pressgauge.bench.task_row import LEAST_CEILING, LESS, TASK_QUANTITIES, TaskRow
-from pressgauge.formats import percent
+from pressgauge.formats import DASH, percent, points
 
 _COLOURS = {LESS: "red", "vacuous": None, "uncompressed": None}
 _KINDS = {LESS: "bad", "vacuous": "neutral", "uncompressed": "neutral"}
@@ -76,6 +77,7 @@ def task_sections(rows: Sequence[TaskRow]) -> list[dict[str, Any]]:
                 "what": _what(first),
                 "gated": first.verdict if first.gated else "",
                 "summaries": [] if first.gated else [_summary(line) for line in _lines(group)],
+                "contests": [_told(one) for one in task_contests(group)],
                 "columns": list(columns),
                 "rows": [{name: text(row) for name, text in columns.items()} for row in group],
                 "kinds": [_KINDS.get(row.verdict, "between" if row.judged else "neutral") for row in group],
@@ -100,3 +102,42 @@ def _summary(line: Sequence[TaskRow]) -> str:
             parts.append(f"vacuous at {row.keep_ratio:g}")
     found = "; ".join(parts) or "only the uncompressed run was measured"
     return f"{first.press}, {first.schedule}: {found}. Uncompressed: {percent(first.ceiling)}."
+
+
+def _told(contest: TaskContest) -> str:
+    """Sentence about two presses under the same schedule and ratio."""
+    better, worse = contest.better, contest.worse
+    where = f"under {better.schedule} at {better.keep_ratio:g}"
+    if not contest.told:
+        return f"Between {better.press} and {worse.press} {where} no difference can be told."
+    low, high = (f"{100 * end:.0f}" for end in contest.interval)
+    return f"{better.press} recalls more than {worse.press} {where}, by {low} to {high} points."
+
+
+def make_task_comparison(found: TaskComparison) -> Table:
+    """Table of the measurements of tasks that two files of results share."""
+    caption = "change: in percentage points from the first file to the second, with its paired 95 % confidence interval"
+    table = Table(caption=caption, box=box.SIMPLE, padding=0)
+    for heading in ("measurement", "recall", "recall", "change, points"):
+        table.add_column(heading, justify="left" if heading == "measurement" else "right")
+    for cell in found.cells:
+        before, after = cell.before, cell.after
+        change = DASH if cell.interval is None else points(after.recall - before.recall, cell.interval)
+        table.add_row(escape(_cell(before)), percent(before.recall), percent(after.recall), escape(change))
+    return table
+
+
+def task_comparison_notes(found: TaskComparison) -> Iterator[str]:
+    """What the tasks of two files of results do not share, a line each."""
+    if any(cell.interval is None for cell in found.cells):
+        yield f"{DASH}: the files have other prompts, so their recalls cannot be compared"
+    for name, (one, other) in found.differences.items():
+        yield f"differs in tasks: {name}: {one} and {other}"
+    for rows, which in ((found.missing, "first"), (found.new, "second")):
+        yield from (f"only in the {which} file: {_cell(row)}" for row in rows)
+
+
+def _cell(row: TaskRow) -> str:
+    skipped = ",".join(map(str, row.skip_layers)) or "none"
+    settings = f"{row.schedule}, {row.keep_ratio:g} from {row.prune_after}, layers skipped: {skipped}"
+    return f"{row.model}, task {row.task}: {row.press}, {settings}"

@@ -107,6 +107,7 @@ def test_other_prompts_have_other_digests() -> None:
         (("--task", "recall", "--tokens", "10"), "'recall' needs at least --tokens 25 with this model's tokenizer"),
         (("--task", "recall", "--tokens", "4096"), "--tokens must fit the model's context of 2048 tokens, got 4096"),
         (("--task", "recall", "--tokens", "300"), "nothing from one of 292 tokens with prune_after=512: give more"),
+        (("--task", "recall", "--samples", "1000000000000"), "--samples must be at most 10000 for a task, got 1000"),
         (("--task", "recall", "--timing"), "--timing is for texts, and --task alone measures none: give --text too"),
         (("--task", "recall", "--prompt", "7"), "--prompt is for texts, and --task alone measures none"),
         (("--task", "recall", "--interval", "2"), "interval must be 1 with schedule 'prefill'"),
