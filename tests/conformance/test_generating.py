@@ -6,10 +6,10 @@ import torch
 
 from pressgauge.conformance import architectures, devices
 from pressgauge.conformance.generating import NEW, PROMPT, comparable, difference, plain_tokens, tokens_of
-from pressgauge.conformance.guard import difference as changed
-from pressgauge.conformance.guard import fingerprint
 from pressgauge.conformance.outcomes import Departure, Refused
 from pressgauge.conformance.subjects import Subject
+from pressgauge.conventions.state import difference as changed
+from pressgauge.conventions.state import fingerprint
 
 OPTIONS: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}
 

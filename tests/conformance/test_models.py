@@ -10,14 +10,16 @@ from transformers import DynamicCache
 
 from pressgauge.conformance import architectures, devices
 from pressgauge.conformance.checks import wrong_tokens
-from pressgauge.conformance.guard import ORIGINAL, guarded, replaced
+from pressgauge.conformance.guard import guarded
 from pressgauge.conformance.operations import in_words
 from pressgauge.conformance.outcomes import Departure, not_applicable
 from pressgauge.conformance.session import Session, run
 from pressgauge.conformance.strategies import normal_keys
-from pressgauge.conformance.subjects import Subject, named_by
+from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited, run_scripted
 from pressgauge.conformance.versions import using
+from pressgauge.conventions.factories import named_by
+from pressgauge.conventions.state import ORIGINAL, replaced
 
 LENGTHS = [12, 1, 1, 3]
 OPTIONS: dict[str, Any] = {"keep_ratio": 0.5, "prune_after": 4}

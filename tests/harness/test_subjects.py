@@ -14,9 +14,9 @@ from conformance.ours import ours_by_default
 from harness.mutants.ways_in import Generating, Makes, Patch, Restored, patching
 from pressgauge import KnormPress
 from pressgauge.conformance import oracle
-from pressgauge.conformance.adapters import PatchAdapter, adapter_of
 from pressgauge.conformance.declares import Declares, read_declares
 from pressgauge.conformance.subjects import find, subject_of
+from pressgauge.conventions.adapters import PatchAdapter, adapter_of
 from support.laws import LAWS, judged
 
 PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"

@@ -4,8 +4,8 @@ import math
 from itertools import pairwise
 from statistics import fmean
 
-from pressgauge.conformance import guard
 from pressgauge.conformance.outcomes import Departure, Refused, not_applicable
+from pressgauge.conventions.state import difference, fingerprint
 from pressgauge.measuring.calls import (
     COMPRESSED,
     PRUNE_AFTER,
@@ -192,7 +192,7 @@ def test_a_figure_does_not_depend_on_what_ran_before(evaluator: Evaluator) -> No
     """In any order of arms, on one model, each arm reports what it reports alone."""
     compresses(evaluator)
     model = bag()
-    before = guard.fingerprint(model)
+    before = fingerprint(model)
     alone = {ratio: headline(measured(evaluator, ratio))[1] for ratio in (1, COMPRESSED)}
     order = (COMPRESSED, 1, COMPRESSED, 1)
     for number, keep_ratio in enumerate(order):
@@ -207,7 +207,7 @@ def test_a_figure_does_not_depend_on_what_ran_before(evaluator: Evaluator) -> No
             )
         other = next(ratio for ratio in alone if ratio != keep_ratio)
         what = f", the figure of keep_ratio {other:g}" if same(value, alone[other]) else ""
-        left = guard.difference(before, guard.fingerprint(model))
+        left = difference(before, fingerprint(model))
         state = f"; of the model, {left}" if left else ""
         if any(sequence.earlier for sequence in call.record.sequences):
             state = "; its passes went on with the cache of an earlier call"

@@ -12,10 +12,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pressgauge import KnormPress, PressedCache, RandomPress
 from pressgauge.conformance import architectures
-from pressgauge.conformance.guard import fingerprint
 from pressgauge.conformance.strategies import DIMENSION, HEADS
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.versions import cache_of, using
+from pressgauge.conventions.state import fingerprint
 from support.drive import feed, run
 
 

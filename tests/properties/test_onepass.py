@@ -23,12 +23,12 @@ from conformance.ours import SCORED_BY_ATTENTION, SUBJECTS
 from pressgauge import KnormPress, Perplexity, Press, RandomPress, StreamingLLMPress, perplexity, replay
 from pressgauge.attach import attach
 from pressgauge.conformance import architectures
-from pressgauge.conformance.guard import fingerprint
 from pressgauge.conformance.masked_attention import masked_logits
 from pressgauge.conformance.oracle import NEVER
 from pressgauge.conformance.strategies import options
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.versions import CACHE
+from pressgauge.conventions.state import fingerprint
 from pressgauge.likelihood import Method
 from support.query_press import QueryPress
 from support.small_config import SMALL

@@ -33,10 +33,10 @@ import pressgauge
 from pressgauge import H2OPress, KnormPress, PressedCache, Seen, StreamingLLMPress, generate, perplexity, watch
 from pressgauge.conformance.architectures import ARCHITECTURES, Model, build, hybrid, padded, shared, tokens
 from pressgauge.conformance.audit import Audit
-from pressgauge.conformance.guard import fingerprint
 from pressgauge.conformance.session import Session, run
 from pressgauge.conformance.subjects import subject_of
 from pressgauge.conformance.versions import CACHE, cache_of, using
+from pressgauge.conventions.state import fingerprint
 from pressgauge.observation import readings, recorder
 
 PRESS = KnormPress(keep_ratio=0.5, prune_after=8)

@@ -12,12 +12,12 @@ import torch
 from hypothesis.errors import FlakyFailure
 
 from pressgauge.conformance import architectures
-from pressgauge.conformance.masked_attention import registrations_undone
 from pressgauge.conformance.outcomes import REFUSALS, Refused, refused_draws
 from pressgauge.conformance.plugin import MEASUREMENTS
 from pressgauge.conformance.smoke import MEMORY, concerns, require_acts, require_dtype, require_first
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.trained import trained_model
+from pressgauge.conventions.attention import registrations_undone
 from pressgauge.measuring.subjects import KINDS
 
 Law = Callable[..., None]

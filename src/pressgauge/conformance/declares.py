@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from pressgauge.conformance import oracle
-from pressgauge.conformance.adapters import ADAPTERS
 from pressgauge.conformance.precision import DTYPES
 from pressgauge.conformance.quantisation import check_quantisation
 from pressgauge.conformance.reading import Reader, reader_of
+from pressgauge.conventions.adapters import ADAPTERS
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "kind": tuple(ADAPTERS),

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from pressgauge.conformance.adapters import bottom_right
 from pressgauge.conformance.audit import GONE, Audit
-from pressgauge.conformance.masked_attention import attention
 from pressgauge.conformance.outcomes import Departure, note
 from pressgauge.conformance.precision import tolerance
 from pressgauge.conformance.session import Trace
 from pressgauge.conformance.severity import Severity
 from pressgauge.conformance.traces import audited
 from pressgauge.conformance.versions import using
+from pressgauge.conventions.adapters import bottom_right
+from pressgauge.conventions.attention import attention
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """Compressors under test: any, given by name, or by default all presses of the package."""
 
 import functools
-import importlib.metadata
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +11,12 @@ from torch import Tensor
 
 from pressgauge import references
 from pressgauge.conformance import architectures, oracle
-from pressgauge.conformance.adapter import Adapter
-from pressgauge.conformance.adapters import ADAPTERS, adapter_of
 from pressgauge.conformance.declares import Declares, read_declares
 from pressgauge.conformance.outcomes import DECLINES, Refused, refusals
 from pressgauge.conformance.precision import in_dtype
+from pressgauge.conventions.adapter import Adapter
+from pressgauge.conventions.adapters import ADAPTERS, adapter_of
+from pressgauge.conventions.factories import given, takes, version_of
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -58,11 +57,9 @@ class Subject:
         if model is not None:
             own = self.shown(model)
             known |= {"model": own, "dtype": own.dtype, "device": own.device}
-        given = {name: value for name, value in known.items() if value is not None and name in named_by(self.factory)}
         with refusals(*DECLINES):
-            if takes(self.factory, "keep_ratio"):
-                given["keep_ratio"] = keep_ratio
-            create = functools.partial(self.factory, **{**given, **self.options, **options})
+            arguments = given(self.factory, keep_ratio, **known)
+            create = functools.partial(self.factory, **{**arguments, **self.options, **options})
             return create if self.adapter.made_anew else create()
 
     @property
@@ -156,30 +153,6 @@ class Subject:
         declares = self.declares
         rule = "a rule of its own" if declares.target else f"schedule {declares.schedule}"
         return f"{self.name}, {self.version}: {self.adapter.words}, held to {rule}"
-
-
-def named_by(factory: Callable[..., Any]) -> set[str]:
-    """Names of the parameters of a factory, a class or a partial, without those that a partial has fixed."""
-    try:
-        names = set(inspect.signature(factory).parameters)
-    except ValueError:
-        # Some builtins have no signature.
-        return set()
-    while isinstance(factory, functools.partial):
-        names -= set(factory.keywords)
-        factory = factory.func
-    return names
-
-
-def takes(factory: Callable[..., Any], option: str) -> bool:
-    """Whether a factory takes an option, by its name or as one of any."""
-    if option in named_by(factory):
-        return True
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except ValueError:
-        return True
-    return any(one.kind is one.VAR_KEYWORD for one in parameters)
 
 
 def _filled(given: Mapping[str, Any], factory: Callable[..., Any]) -> dict[str, Any]:
@@ -302,13 +275,3 @@ def find(reference: str) -> list[Subject]:
         return subjects_of(reference, factory, version=version_of(reference))
     except Exception as error:
         raise pytest.UsageError(f"--subject {reference} cannot be used: {error}") from error
-
-
-def version_of(reference: str) -> str:
-    """Package and version of the object named ``package.module:name``."""
-    package = reference.partition(":")[0].partition(".")[0]
-    try:
-        return f"{package} {importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
-        names = importlib.metadata.packages_distributions().get(package)
-        return f"{names[0]} {importlib.metadata.version(names[0])}" if names else "version unknown"

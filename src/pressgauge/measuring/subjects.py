@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import pytest
 
-from pressgauge.conformance.subjects import imported, version_of
+from pressgauge.conformance.subjects import imported
+from pressgauge.conventions.factories import version_of
 
 D = TypeVar("D")
 

@@ -9,9 +9,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from pressgauge import H2OPress, KnormPress, Press, PressedCache, TOVAPress
-from pressgauge.conformance import architectures, masked_attention
+from pressgauge.conformance import architectures
+from pressgauge.conformance.masked_attention import masked_logits
 from pressgauge.conformance.strategies import LAYERS, normal_keys
 from pressgauge.conformance.versions import cache_of, using
+from pressgauge.conventions import attention
 from support.drive import CONFIG, feed, run, values_of
 from support.evictions import evictions
 
@@ -161,9 +163,9 @@ def test_attention_scores_follow_their_entries_in_large_storage(press: Press) ->
     ) -> tuple[Tensor, None]:
         seen.update(queries=query[0].tolist(), keys=key[0].tolist(), scale=scaling)
         causal = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()[None, None]
-        return masked_attention.attend(query, key, value, causal, scaling), None
+        return attention.attend(query, key, value, causal, scaling), None
 
-    with masked_attention.attention(model, note):
+    with attention.attention(model, note):
         model(ids, use_cache=False)
     expected = evictions(press, seen["keys"], seen["queries"], seen["scale"], passes)
     cache = _decode(model, press, ids, passes)
@@ -213,7 +215,7 @@ def test_a_soft_prompt_gets_its_gradient_through_retained_entries(interval: int)
     with press(model):
         logits = torch.cat([model(part, **using(cache)).logits for part in ids.split(passes, dim=1)], dim=1)
     (found,) = torch.autograd.grad(logits.square().mean(), soft)
-    oracle: Any = masked_attention.masked_logits
+    oracle: Any = masked_logits
     (expected,) = torch.autograd.grad(oracle.__wrapped__(model, ids, cache.evicted_at).square().mean(), soft)
     assert cache.evictions
     assert expected.abs().max() > 1e-6

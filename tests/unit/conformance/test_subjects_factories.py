@@ -11,7 +11,8 @@ from pressgauge import KnormPress
 from pressgauge.conformance import architectures
 from pressgauge.conformance.outcomes import Refused
 from pressgauge.conformance.session import run
-from pressgauge.conformance.subjects import named_by, subject_of, subjects_of, varied
+from pressgauge.conformance.subjects import subject_of, subjects_of, varied
+from pressgauge.conventions.factories import named_by
 from support.laws import judged_by_all
 
 TAKEN: dict[str, Any] = {}

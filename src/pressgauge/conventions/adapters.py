@@ -13,11 +13,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, LlamaConfig, LlamaForCausalLM
 
-from pressgauge.conformance import architectures
-from pressgauge.conformance.adapter import Adapter, Layers
-from pressgauge.conformance.masked_attention import attend, attention, registrations_undone
+from pressgauge.conventions.adapter import Adapter, Layers
+from pressgauge.conventions.attention import attend, attention, registrations_undone
 
 ALONE = {"side by side": "it serves one model and one cache at a time"}
 
@@ -202,7 +201,7 @@ def _makes(compressor: Any) -> str:
     """What a callable returns for a model: ``cache``, ``undo``, or nothing of the two; tried on a model of its own."""
     if not callable(compressor) or _is_context(compressor) or _parameters(compressor)[:1] != ["model"]:
         return ""
-    model = architectures.build("llama")
+    model = _throwaway()
     with registrations_undone():
         try:
             made = compressor(model)
@@ -215,6 +214,23 @@ def _makes(compressor: Any) -> str:
             return ""
         undo()
     return "undo"
+
+
+def _throwaway() -> Any:
+    """A tiny random model, on which a function of a model is tried."""
+    settings = LlamaConfig(
+        vocab_size=61,
+        hidden_size=48,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=512,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        return LlamaForCausalLM(settings).double().eval()
 
 
 def _undo(made: Any, compressor: Any, model: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Compressors of any convention, applied to a model. Needs neither pytest nor Hypothesis."""
