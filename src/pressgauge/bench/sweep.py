@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from pressgauge.bench.quantities import BANDS
 from pressgauge.bench.row import Row, Source, make_row
 from pressgauge.bench.task_row import TaskRow, TaskSource
 from pressgauge.bench.task_sweep import TaskPlan, run_tasks
-from pressgauge.likelihood import Perplexity, perplexity
+from pressgauge.likelihood import perplexity
 from pressgauge.models import load, load_parts
 from pressgauge.models.support import of_config
 from pressgauge.norm_attention import norm_attention
@@ -33,6 +34,7 @@ from pressgauge.tasks.fitting import Prompts
 from pressgauge.texts import load_text
 from pressgauge.texts.loading import MOST_UNKNOWN, unknown_share
 from pressgauge.timing import PAIRS, measure_timing
+from pressgauge.uncompressed import Perplexity, Uncompressed
 
 MOST_NEW_TOKENS = 32
 """Maximum number of tokens generated for timing, which is a quarter of a sample's."""
@@ -284,6 +286,11 @@ class _Measurement:
     ids: Tensor
     source: Source
 
+    @cached_property
+    def uncompressed(self) -> Uncompressed:
+        """The run that the presses are compared with; its row may be in the journal."""
+        return Uncompressed(self.model, self.ids, self.plan.prompt)
+
     def key(self, press: Press | None) -> str:
         """Journal key of a press's result, over everything that the result may depend on."""
         return digest(
@@ -326,7 +333,7 @@ class _Measurement:
         if known is not None:
             advance(what, 1 + (2 * (PAIRS + 1) if self.plan.timing else 0))
             return known
-        result = perplexity(self.model, self.ids, press, self.plan.prompt)
+        result = perplexity(self.model, self.ids, press, self.plan.prompt, against=self.uncompressed)
         if press is None and not math.isfinite(result.ppl):
             raise self.nothing_to_compare(result)
         advance(what, 1)

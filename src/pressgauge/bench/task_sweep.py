@@ -63,7 +63,8 @@ def prepare_tasks(plan: TaskPlan, model: str, *, trust_remote_code: bool = False
     """The prompts of each task for a model, by task, made without loading its weights.
 
     Raises:
-        ValueError: if there are too many samples, a task needs more tokens, the tokenizer cannot encode it, or nothing would ever be evicted.
+        ValueError: if there are too many samples, a task needs more tokens, the tokenizer cannot encode it, or nothing
+            would ever be evicted.
     """
     if not plan.tasks:
         return {}
