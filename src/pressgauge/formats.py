@@ -57,12 +57,6 @@ def interval(change: float, ends: tuple[float, float] | None) -> str:
     return f"{100 * change:+,.{digits}f}% [{low}, {high}]"
 
 
-def points(change: float, ends: tuple[float, float]) -> str:
-    """A change of a share and its confidence interval, in percentage points."""
-    low, high = (f"{100 * end:+.0f}" for end in ends)
-    return f"{100 * change:+.0f} [{low}, {high}]"
-
-
 def spread(value: float | None, ends: tuple[float, float] | None) -> str:
     """A number and its confidence interval, with as many decimals as tell the ends apart."""
     if value is None or ends is None or not math.isfinite(value):
@@ -77,3 +71,9 @@ def share(value: float | None, ends: tuple[float, float] | None) -> str:
     if value is None or ends is None:
         return DASH if value is None else f"{value:.1%}"
     return f"{value:.1%} [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+
+
+def points(change: float, ends: tuple[float, float]) -> str:
+    """A change of a share and its confidence interval, in percentage points."""
+    low, high = (f"{100 * end:+.0f}" for end in ends)
+    return f"{100 * change:+.0f} [{low}, {high}]"
