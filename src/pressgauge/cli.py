@@ -1,8 +1,12 @@
 """The command line: ``pressgauge measure``."""
 
 import math
+import os
 import re
+import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -11,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 
-from pressgauge.bench.files import check_writable
+from pressgauge.bench.files import check_page, check_writable
 from pressgauge.bench.naming import make, parse
+from pressgauge.bench.progress import Progress
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
-from pressgauge.errors import one_line, sentence
+from pressgauge.errors import Terminated, one_line, sentence, terminable
 from pressgauge.models import DTYPES, check_dtype, check_model_name
 from pressgauge.presses import PRESSES
 from pressgauge.rules import UNPRUNABLE, Budget, check_prompt, usual_prompt, whole_number
@@ -97,6 +101,20 @@ def _split(option: str, text: str) -> tuple[str, ...]:
     return names
 
 
+def _resolved(option: str, path: Path | None) -> Path | None:
+    """An absolute path without symbolic links.
+
+    Raises:
+        ValueError: if its links lead to each other.
+    """
+    try:
+        return path and path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"{option} must be a path without a loop of symbolic links, got {str(path)!r}: give another one"
+        ) from error
+
+
 def _check_places(json_file: Path | None, report: Path | None, resume: bool) -> None:
     """Raise ``ValueError`` if results cannot be written to the given paths."""
     if json_file is not None and json_file == report:
@@ -112,6 +130,7 @@ def _check_places(json_file: Path | None, report: Path | None, resume: bool) -> 
     if json_file is not None:
         check_writable("--json", json_file)
     if report is not None:
+        check_page(report)
         check_writable("--report", report / "report.html" if report.exists() else report)
     if resume and json_file is None and report is None:
         raise ValueError("--resume continues a sweep that writes --json or --report: give the same one again")
@@ -159,6 +178,18 @@ def _fail(error: Exception) -> NoReturn:
         )
     Console(stderr=True).print(f"[bold red]{kind}:[/] {escape(text)}", highlight=False, soft_wrap=True)
     raise typer.Exit(code) from None
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    """Print results; if the standard output takes none, exit with a message."""
+    try:
+        yield
+    except OSError as error:
+        # Python would try again to write what is left.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the process ends
+        error.filename = "standard output"
+        _fail(error)
 
 
 @app.command()
@@ -214,8 +245,8 @@ def measure(
 ) -> None:
     """Measure the perplexity of texts under compressed caches, for several keep ratios."""
     console = Console()
-    json_file, report = (path and path.resolve() for path in (json_file, report))
     try:
+        json_file, report = _resolved("--json", json_file), _resolved("--report", report)
         ratios = _numbers("--keep-ratios", keep_ratios)
         if not ratios:
             raise ValueError("--keep-ratios must name at least one ratio, got none")
@@ -265,42 +296,36 @@ def measure(
         )
         journal = _journal(json_file, report, resume, plan)
         disable_progress_bar()
-        found = prepare(plan)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("measuring", total=plan.steps)
-            sweep = run_sweep(
-                plan,
-                found,
-                journal,
-                pictures=report is not None,
-                advance=lambda what, steps: bar.update(task, description=escape(what), advance=steps),
-            )
-        provenance = plan.provenance()
-        if json_file is not None:
-            from pressgauge.bench.results import write_results
+        with terminable(), Progress(plan.measurements, plan.steps_per_row, Console(stderr=True)) as bar:
+            found = prepare(plan)
+            sweep = run_sweep(plan, found, journal, pictures=report is not None, advance=bar.advance, resume=bar.resume)
+            provenance = plan.provenance()
+            if json_file is not None:
+                from pressgauge.bench.results import write_results
 
-            write_results(json_file, sweep.rows, provenance)
-        page = None
-        if report is not None:
-            from pressgauge.report.page import write_report
+                write_results(json_file, sweep.rows, provenance)
+            page = None
+            if report is not None:
+                from pressgauge.report.page import write_report
 
-            page = write_report(
-                report, sweep.rows, maps=sweep.maps, correlations=sweep.correlations, provenance=provenance
-            )
-        if journal is not None:
-            journal.close()
+                page = write_report(
+                    report, sweep.rows, maps=sweep.maps, correlations=sweep.correlations, provenance=provenance
+                )
+            if journal is not None:
+                journal.close()
     except Exception as error:
         _fail(error)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         kept = "; finished results are kept, and --resume continues from them" if json_file or report else ""
         Console(stderr=True).print(f"[bold red]interrupted[/]{kept}", highlight=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
     from pressgauge.report.table import make_tables
 
-    for table in make_tables(sweep.rows):
-        console.print(table)
-    if page is not None:
-        console.print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
+    with _printing():
+        for table in make_tables(sweep.rows):
+            console.print(table)
+        if page is not None:
+            console.print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
 
 
 FILES = Annotated[list[Path], typer.Argument(metavar="FILE...", help="files that `pressgauge measure --json` wrote")]
@@ -321,10 +346,11 @@ def compare(
         found = comparing.compare(read_results(before), read_results(after))
     except Exception as error:
         _fail(error)
-    if found.cells:
-        console.print(make_comparison(found))
-    for line in comparison_notes(found):
-        console.print(escape(line), highlight=False, soft_wrap=True)
+    with _printing():
+        if found.cells:
+            console.print(make_comparison(found))
+        for line in comparison_notes(found):
+            console.print(escape(line), highlight=False, soft_wrap=True)
 
 
 @app.command("report")
@@ -334,7 +360,8 @@ def report_of(
 ) -> None:
     """Write the page from files of results, without measuring anything."""
     try:
-        _check_places(None, to.resolve(), resume=False)
+        place = _resolved("--to", to) or to
+        _check_places(None, place, resume=False)
         from pressgauge.bench.results import read_results
         from pressgauge.report.page import write_report
 
@@ -345,10 +372,11 @@ def report_of(
             for name in names
         }
         rows = [row for results in found for row in results.rows]
-        page = write_report(to.resolve(), rows, maps={}, correlations={}, provenance=provenance)
+        page = write_report(place, rows, maps={}, correlations={}, provenance=provenance)
     except Exception as error:
         _fail(error)
-    Console().print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
+    with _printing():
+        Console().print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
 
 
 audit = typer.Typer(no_args_is_help=True, help="Run the laws on a compressor, or on code that measures one.")

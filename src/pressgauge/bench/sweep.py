@@ -70,11 +70,19 @@ class Plan:
         return max(least, self.tokens - new), new
 
     @property
+    def measurements(self) -> int:
+        """Number of measured rows; the uncompressed one of a text is shared by all presses."""
+        return len(self.models) * len(self.texts) * (1 + sum(len(presses) - 1 for presses in self.presses.values()))
+
+    @property
+    def steps_per_row(self) -> int:
+        """Number of steps of each measured row, reported to ``advance``."""
+        return 1 + (2 * (PAIRS + 1) if self.timing else 0)
+
+    @property
     def steps(self) -> int:
         """Total number of steps reported to ``advance``."""
-        measurements = 1 + sum(len(presses) - 1 for presses in self.presses.values())
-        each = 1 + (2 * (PAIRS + 1) if self.timing else 0)
-        return len(self.models) * len(self.texts) * measurements * each
+        return self.measurements * self.steps_per_row
 
     def as_dict(self) -> dict[str, Any]:
         """Everything that determines the results and is known before models are loaded, for a journal."""
@@ -176,6 +184,7 @@ def run_sweep(
     *,
     pictures: bool = False,
     advance: Callable[[str, int], None] = lambda what, steps: None,
+    resume: Callable[[int], None] = lambda steps: None,
 ) -> Sweep:
     """Run all measurements of a plan.
 
@@ -186,6 +195,7 @@ def run_sweep(
         pictures: whether to collect the data of the report's figures as well.
         advance: called with a description of the current measurement, and the number of ``plan.steps`` done since the
             last call.
+        resume: called with the number of steps whose results the journal has, before ``advance`` counts them.
 
     Raises:
         ValueError: if a press does not support a model, or an uncompressed perplexity is not finite.
@@ -194,6 +204,7 @@ def run_sweep(
     maps: dict[str, tuple[Tensor, ...]] = {}
     correlations: dict[str, Tensor] = {}
     for name in plan.models:
+        advance(f"loading {name}", 0)
         model, tokenizer = load(name, device=plan.device, dtype=plan.dtype, trust_remote_code=plan.trust_remote_code)
         resolved = {name: tuple(meet(press, model)[0] for press in presses) for name, presses in plan.presses.items()}
         weights = fingerprint(model) if journal is not None else ""
@@ -218,6 +229,7 @@ def run_sweep(
                     weights,
                     parameters,
                 ),
+                resume,
             )
             if journal is not None:
                 journal.check(measure.source)
@@ -228,6 +240,7 @@ def run_sweep(
                 found += [measure.row(label, press, base, advance) for press in presses[1:]]
                 rows += [replace(row, warnings=warnings, bands=plan.bands) for row in found]
                 if pictures and len(presses) > 1:
+                    advance(f"{where}: figures", 0)
                     tightest = min(presses, key=lambda press: press.keep_ratio)
                     title = f"{where}: {label}, keep ratio {tightest.keep_ratio:g}"
                     maps[title] = perplexity(model, ids[:1], tightest, plan.prompt).evicted_at
@@ -268,6 +281,7 @@ class _Measurement:
     model: PreTrainedModel
     ids: Tensor
     source: Source
+    resume: Callable[[int], None]
 
     def key(self, press: Press | None) -> str:
         """Journal key of a press's result, over everything that the result may depend on."""
@@ -309,7 +323,8 @@ class _Measurement:
         key = self.key(press) if self.journal is not None else ""
         known = self.journal.find(key) if self.journal is not None else None
         if known is not None:
-            advance(what, 1 + (2 * (PAIRS + 1) if self.plan.timing else 0))
+            self.resume(self.plan.steps_per_row)
+            advance(what, self.plan.steps_per_row)
             return known
         result = perplexity(self.model, self.ids, press, self.plan.prompt)
         if press is None and not math.isfinite(result.ppl):
