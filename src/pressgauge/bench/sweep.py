@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from pressgauge.bench.journal import Journal, digest
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
 from pressgauge.bench.row import Row, Source, make_row
-from pressgauge.likelihood import Perplexity, perplexity
+from pressgauge.likelihood import perplexity
 from pressgauge.models import load, load_parts
 from pressgauge.models.support import of_config
 from pressgauge.norm_attention import norm_attention
@@ -30,6 +31,7 @@ from pressgauge.rules import check_prompt
 from pressgauge.texts import load_text
 from pressgauge.texts.loading import MOST_UNKNOWN, unknown_share
 from pressgauge.timing import PAIRS, measure_timing
+from pressgauge.uncompressed import Perplexity, Uncompressed
 
 MOST_NEW_TOKENS = 32
 """Maximum number of tokens generated for timing, which is a quarter of a sample's."""
@@ -283,6 +285,11 @@ class _Measurement:
     source: Source
     resume: Callable[[int], None]
 
+    @cached_property
+    def uncompressed(self) -> Uncompressed:
+        """The run that the presses are compared with; its row may be in the journal."""
+        return Uncompressed(self.model, self.ids, self.plan.prompt)
+
     def key(self, press: Press | None) -> str:
         """Journal key of a press's result, over everything that the result may depend on."""
         return digest(
@@ -326,7 +333,7 @@ class _Measurement:
             self.resume(self.plan.steps_per_row)
             advance(what, self.plan.steps_per_row)
             return known
-        result = perplexity(self.model, self.ids, press, self.plan.prompt)
+        result = perplexity(self.model, self.ids, press, self.plan.prompt, against=self.uncompressed)
         if press is None and not math.isfinite(result.ppl):
             raise self.nothing_to_compare(result)
         advance(what, 1)
