@@ -51,24 +51,25 @@ def check_writable(option: str, path: Path) -> None:
         ) from error
 
 
-def check_page(folder: Path, names: Iterable[str] = ()) -> None:
+def check_page(folder: Path, names: Iterable[str] = (), option: str = "--report") -> None:
     """Raise ``ValueError`` if a page in a folder would replace files of another origin.
 
     Args:
         folder: the folder, which need not exist.
         names: files of the page next to its ``report.html``.
+        option: the option that names the folder, for errors.
     """
     page = folder / "report.html"
     if page.is_file():
         mark = f'<meta name="generator" content="{GENERATOR}">'
         if mark.encode() not in page.read_bytes()[:MARKED]:
             raise ValueError(
-                f"--report replaces pages of pressgauge only, got {str(page)!r} of another origin: give another "
+                f"{option} replaces pages of pressgauge only, got {str(page)!r} of another origin: give another "
                 "folder, or move it away"
             )
     elif strange := [name for name in ("report.html", *names) if (folder / name).exists()]:
         raise ValueError(
-            f"--report replaces pages of pressgauge only, got {str(folder)!r} with {strange[0]!r} and without a page: "
+            f"{option} replaces pages of pressgauge only, got {str(folder)!r} with {strange[0]!r} and without a page: "
             "give another folder, or move it away"
         )
 
