@@ -104,7 +104,8 @@ class Plan:
             "dtype": self.dtype,
             "samples": f"{self.samples} of {self.tokens} tokens, of which {self.prompt} are fed in one pass",
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            "command": shlex.join(["pressgauge", *sys.argv[1:]]),
+            # A resumed sweep has the results of a whole one.
+            "command": shlex.join(["pressgauge", *(one for one in sys.argv[1:] if one != "--resume")]),
         }
 
 
