@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pressgauge.bench.comparing import Contest, contests
-from pressgauge.bench.files import write_files
+from pressgauge.bench.files import GENERATOR, check_page, write_files
 from pressgauge.bench.quantities import BANDS
 from pressgauge.bench.row import MEMORY, QUANTITIES, UNTOLD, Row, band_names, bands_in_words
 from pressgauge.bench.task_row import TaskRow
@@ -128,6 +128,10 @@ def write_report(
 
     Returns:
         The page.
+
+    Raises:
+        ValueError: if it would replace files of another origin.
+        OSError: if it cannot be written.
     """
     files: dict[str, str] = {}
 
@@ -179,6 +183,7 @@ def write_report(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).get_template("report.html.jinja")
     files["report.html"] = page.render(
+        generator=GENERATOR,
         sections=sections,
         task_sections=task_sections(tasks),
         task_reading=READING,
@@ -187,6 +192,7 @@ def write_report(
         bands=bands_in_words(rows[0].bands if rows else BANDS),
     )
     folder = folder.resolve()
+    check_page(folder, files)
     write_files(folder, files)
     for old in folder.glob("*.svg"):
         if old.name not in files and re.fullmatch(rf"({'|'.join(_KINDS)})-\d+\.svg", old.name):
