@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from pressgauge.bench.naming import make, parse
+from pressgauge.bench.naming import make, parse, with_random
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
 from pressgauge.models import DTYPES, check_dtype, check_model_name
@@ -187,6 +187,12 @@ def measure(
     timing: Annotated[
         bool, typer.Option("--timing", help="also measure times, relative to the uncompressed model")
     ] = False,
+    random: Annotated[
+        bool, typer.Option("--random/--no-random", help="also measure random, which a press has to beat")
+    ] = True,
+    metric: Annotated[
+        str | None, typer.Option(help="your_module:function of a result and the uncompressed one; several with commas")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the rows to this file")] = None,
     report: Annotated[Path | None, typer.Option(help="write a page with pictures to this folder")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a sweep that was interrupted")] = False,
@@ -221,16 +227,19 @@ def measure(
         check_prompt(None, 1 if prompt is None else prompt, tokens)
         _check_places(json_file, report, resume)
         models, texts = _split("--model", model), _split("--text", text)
+        own_metrics = () if metric is None else _split("--metric", metric)
         for name in models:
             check_model_name(name)
         for name in texts:
             check_text_name(name)
         from transformers.utils.logging import disable_progress_bar
 
+        from pressgauge.bench.metrics import find_metric
         from pressgauge.bench.sweep import Plan, prepare, run_sweep
         from pressgauge.models import pick_device
 
         presses = {one.label: make(one, ratios, options) for one in named}
+        presses = with_random(presses, ratios, options, **shared, seed=seed) if random else presses
         if prompt is None:
             prompt = usual_prompt([one.schedule for several in presses.values() for one in several], tokens)
         plan = Plan(
@@ -245,6 +254,7 @@ def measure(
             timing=timing,
             trust_remote_code=trust_remote_code,
             bands=limits,
+            metrics=tuple(map(find_metric, own_metrics)),
         )
         journal = _journal(json_file, report, resume)
         disable_progress_bar()

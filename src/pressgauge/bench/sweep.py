@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 from pressgauge.arguments import check_context
 from pressgauge.attach import meet
 from pressgauge.bench.journal import Journal, digest
+from pressgauge.bench.metrics import Metric, check_names
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
-from pressgauge.bench.row import Row, Source, make_row
+from pressgauge.bench.row import QUANTITIES, Row, Source, make_row
 from pressgauge.likelihood import perplexity
 from pressgauge.models import load, load_parts
 from pressgauge.models.support import of_config
@@ -49,6 +50,7 @@ class Plan:
         timing: whether to measure times.
         trust_remote_code: whether to run code that comes with a model.
         bands: thresholds of verdicts, as relative changes in perplexity, ascending.
+        metrics: the user's own metrics.
     """
 
     presses: dict[str, tuple[Press, ...]]
@@ -62,6 +64,7 @@ class Plan:
     timing: bool = False
     trust_remote_code: bool = False
     bands: tuple[float, ...] = BANDS
+    metrics: tuple[Metric, ...] = ()
 
     def timed(self, press: Press | None) -> tuple[int, int]:
         """Prompt length and number of new tokens for timing a press."""
@@ -85,6 +88,7 @@ class Plan:
             "dtype": self.dtype,
             "samples": f"{self.samples} of {self.tokens} tokens, of which {self.prompt} are fed in one pass",
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            **({"metrics": ", ".join(metric.reference for metric in self.metrics)} if self.metrics else {}),
             "command": shlex.join(["pressgauge", *sys.argv[1:]]),
         }
 
@@ -114,6 +118,7 @@ def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
         ValueError: if models, texts, presses and lengths do not fit together.
     """
     samples = {}
+    check_names(plan.metrics, QUANTITIES)
     for model in plan.models:
         config, tokenizer = load_parts(model, trust_remote_code=plan.trust_remote_code)
         check_context(config, plan.tokens, "--tokens")
@@ -253,6 +258,7 @@ class _Measurement:
                 "press": None if press is None else {"class": type(press).__name__, **asdict(press)},
                 "source": asdict(self.source),
                 "timing": self.plan.timing,
+                "metrics": {metric.reference: metric.source for metric in self.plan.metrics},
                 "device": device_name(self.plan.device),
                 "threads": torch.get_num_threads(),
                 "versions": versions(),
@@ -298,6 +304,8 @@ class _Measurement:
             timing = measure_timing(self.model, self.ids[:1, :prompt], press, new, advance=lambda: advance(what, 1))
         shown = press or next(iter(self.plan.presses.values()))[0]
         row = make_row(name, shown, self.source, result, base, timing)
+        own = [metric.measure(result, self.uncompressed.result or result) for metric in self.plan.metrics]
+        row = replace(row, metrics=tuple(own))
         if self.journal is not None:
             self.journal.add(key, row)
         return row

@@ -14,7 +14,7 @@ from pressgauge.bench.comparing import Contest, contests
 from pressgauge.bench.files import write_files
 from pressgauge.bench.quantities import BANDS
 from pressgauge.bench.row import MEMORY, QUANTITIES, UNTOLD, Row, band_names, bands_in_words
-from pressgauge.formats import percent, ratio
+from pressgauge.formats import DASH, percent, ratio
 from pressgauge.report import figures
 
 _KINDS = ("overview", "trade-off", "eviction-map", "norm-attention")
@@ -141,12 +141,18 @@ def write_report(
         own = [row for row in rows if f"{row.model} on {row.text}" == where]
         timed = any(row.ttft_ratio is not None for row in own)
         names = [name for name in COLUMNS if timed or name not in _TIMES]
+        own_metrics = {metric.name: metric for row in own for metric in row.metrics}
         shared = {name: COLUMNS[name](own[0]) for name in _SHARED if len({COLUMNS[name](row) for row in own}) == 1}
         section: dict[str, Any] = {
             "where": where,
             "shared": shared,
-            "columns": [name for name in names if name not in shared],
-            "rows": [{name: COLUMNS[name](row) for name in names} for row in own],
+            "columns": [name for name in names if name not in shared] + list(own_metrics),
+            "rows": [
+                {name: COLUMNS[name](row) for name in names}
+                | dict.fromkeys(own_metrics, DASH)
+                | {metric.name: metric.text for metric in row.metrics}
+                for row in own
+            ],
             "kinds": [_kind(row) for row in own],
             "contests": [_told(one) for one in contests(own)],
             "summaries": [summary(name, line, own) for name, line in figures.series(own).items()],
@@ -178,6 +184,7 @@ def write_report(
         sections=sections,
         provenance=provenance,
         quantities=[quantity for quantity in QUANTITIES.values() if quantity.page],
+        metrics={metric.reference: metric for row in rows for metric in row.metrics}.values(),
         bands=bands_in_words(rows[0].bands if rows else BANDS),
     )
     folder = folder.resolve()
