@@ -1,7 +1,6 @@
 """The page that ``pressgauge measure --report`` writes: all numbers, figures, and notes on their interpretation."""
 
 import base64
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +15,13 @@ from pressgauge.bench.comparing import Contest, against_random, contests
 from pressgauge.bench.files import write_files
 from pressgauge.bench.intervals import Change
 from pressgauge.bench.quantities import BANDS
+from pressgauge.bench.results import as_json
 from pressgauge.bench.row import MEMORY, QUANTITIES, UNTOLD, Row, band_names, bands_in_words
+from pressgauge.bench.task_row import TaskRow
 from pressgauge.formats import DASH, interval, percent, ratio
 from pressgauge.report import figures
 from pressgauge.report.conclusion import conclusion, short_names
+from pressgauge.report.tasks import READING, task_sections
 
 _KINDS = ("overview", "trade-off", "eviction-map", "norm-attention")
 _SETTINGS: dict[str, Callable[[Row], str]] = {
@@ -114,9 +116,8 @@ def _noise(rows: Sequence[Row]) -> list[tuple[bool, str]]:
     return [(even, text) for text, even in found.items()]
 
 
-def _download(rows: Sequence[Row], provenance: Mapping[str, str]) -> str:
-    """The rows as a file in an address, the same as those of ``--json``."""
-    content = json.dumps({"rows": [row.as_dict() for row in rows], "provenance": dict(provenance)}, allow_nan=False)
+def _download(content: str) -> str:
+    """A file of rows in an address."""
     return f"data:application/json;base64,{base64.b64encode(content.encode()).decode()}"
 
 
@@ -127,6 +128,7 @@ def write_report(
     maps: Mapping[str, tuple[Tensor, ...]],
     correlations: Mapping[str, Tensor],
     provenance: Mapping[str, str],
+    tasks: Sequence[TaskRow] = (),
 ) -> Path:
     """Write the self-contained ``report.html``, and each of its figures as SVG and PNG files next to it.
 
@@ -138,6 +140,7 @@ def write_report(
         maps: ``evicted_at`` of one sample, a ``[1, K, T]`` per layer, by a title that begins with "model on text: ".
         correlations: results of ``pressgauge.norm_attention``, by "model on text".
         provenance: origin of the numbers, by name.
+        tasks: rows of tasks.
 
     Returns:
         The page.
@@ -216,7 +219,9 @@ def write_report(
             **{f"text {short}": name for name, short in texts.items() if short != name},
             **provenance,
         },
-        download=_download(rows, provenance),
+        download=_download(as_json(rows, provenance, tasks)),
+        task_sections=task_sections(tasks),
+        task_reading=READING,
         quantities=[quantity for quantity in QUANTITIES.values() if quantity.page],
         metrics={metric.reference: metric for row in rows for metric in row.metrics}.values(),
         bands=bands_in_words(rows[0].bands if rows else BANDS),
