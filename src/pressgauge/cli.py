@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from pressgauge.bench.files import check_page, check_writable
-from pressgauge.bench.naming import make, parse
+from pressgauge.bench.naming import make, parse, with_random
 from pressgauge.bench.progress import Progress
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
@@ -264,6 +264,12 @@ def measure(
     timing: Annotated[
         bool, typer.Option("--timing", help="also measure times, relative to the uncompressed model")
     ] = False,
+    random: Annotated[
+        bool, typer.Option("--random/--no-random", help="also measure random, which a press has to beat")
+    ] = True,
+    metric: Annotated[
+        str | None, typer.Option(help="your_module:function of a result and the uncompressed one; several with commas")
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", readable=False, help="write the rows to this file")
     ] = None,
@@ -302,6 +308,7 @@ def measure(
         whole_number("tokens", tokens, 2)
         check_prompt(None, 1 if prompt is None else prompt, tokens)
         _check_places(json_file, report, resume)
+        own_metrics = () if metric is None else _split("--metric", metric)
         tasks = () if task_names is None else _split("--task", task_names)
         for name in tasks:
             check_task_name(name)
@@ -317,11 +324,13 @@ def measure(
             check_text_name(name)
         from transformers.utils.logging import disable_progress_bar
 
+        from pressgauge.bench.metrics import find_metric
         from pressgauge.bench.sweep import Plan, prepare, run_sweep
         from pressgauge.bench.task_sweep import TaskPlan, prepare_tasks, under_schedules
         from pressgauge.models import pick_device
 
         presses = {one.label: make(one, ratios, options) for one in named}
+        presses = with_random(presses, ratios, options, **shared, seed=seed) if random else presses
         if prompt is None:
             prompt = usual_prompt([one.schedule for several in presses.values() for one in several], tokens)
         lines = {
@@ -341,6 +350,7 @@ def measure(
             timing=timing,
             trust_remote_code=trust_remote_code,
             bands=limits,
+            metrics=tuple(map(find_metric, own_metrics)),
             of_tasks=of_tasks,
         )
         journal = _journal(json_file, report, resume, plan)

@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 from pressgauge.arguments import check_context
 from pressgauge.attach import meet
 from pressgauge.bench.journal import Journal, digest
+from pressgauge.bench.metrics import Metric, check_names
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
-from pressgauge.bench.row import Row, Source, make_row
+from pressgauge.bench.row import QUANTITIES, Row, Source, make_row
 from pressgauge.bench.task_row import TaskRow, TaskSource
 from pressgauge.bench.task_sweep import TaskPlan, run_tasks
 from pressgauge.likelihood import perplexity
@@ -53,6 +54,7 @@ class Plan:
         timing: whether to measure times.
         trust_remote_code: whether to run code that comes with a model.
         bands: thresholds of verdicts, as relative changes in perplexity, ascending.
+        metrics: the user's own metrics.
         of_tasks: tasks and the presses under which they are measured.
     """
 
@@ -67,6 +69,7 @@ class Plan:
     timing: bool = False
     trust_remote_code: bool = False
     bands: tuple[float, ...] = BANDS
+    metrics: tuple[Metric, ...] = ()
     of_tasks: TaskPlan = field(default_factory=TaskPlan)
 
     def timed(self, press: Press | None) -> tuple[int, int]:
@@ -110,6 +113,7 @@ class Plan:
             "dtype": self.dtype,
             "samples": f"{self.samples} of {self.tokens} tokens, of which {self.prompt} are fed in one pass",
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            **({"metrics": ", ".join(metric.reference for metric in self.metrics)} if self.metrics else {}),
             # A resumed sweep has the results of a whole one.
             "command": shlex.join(["pressgauge", *(one for one in sys.argv[1:] if one != "--resume")]),
         }
@@ -142,6 +146,7 @@ def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
         ValueError: if models, texts, presses and lengths do not fit together.
     """
     samples = {}
+    check_names(plan.metrics, QUANTITIES)
     for model in plan.models:
         config, tokenizer = load_parts(model, trust_remote_code=plan.trust_remote_code)
         check_context(config, plan.tokens, "--tokens")
@@ -324,6 +329,7 @@ class _Measurement:
                 "press": None if press is None else {"class": type(press).__name__, **asdict(press)},
                 "source": asdict(self.source),
                 "timing": self.plan.timing,
+                "metrics": {metric.reference: metric.source for metric in self.plan.metrics},
                 "device": device_name(self.plan.device),
                 "threads": torch.get_num_threads(),
                 "versions": versions(),
@@ -370,6 +376,8 @@ class _Measurement:
             timing = measure_timing(self.model, self.ids[:1, :prompt], press, new, advance=lambda: advance(what, 1))
         shown = press or next(iter(self.plan.presses.values()))[0]
         row = make_row(name, shown, self.source, result, base, timing)
+        own = [metric.measure(result, self.uncompressed.result or result) for metric in self.plan.metrics]
+        row = replace(row, metrics=tuple(own))
         if self.journal is not None:
             self.journal.add(key, row)
         return row
