@@ -111,7 +111,9 @@ class Plan:
             **versions(),
             "device": f"{self.device} ({device_name(self.device)}), {torch.get_num_threads()} threads",
             "dtype": self.dtype,
-            "samples": f"{self.samples} of {self.tokens} tokens, of which {self.prompt} are fed in one pass",
+            "samples": f"{self.samples} of {self.tokens} tokens, of which {self.prompt} are fed in one pass"
+            if self.texts
+            else f"{self.samples} of each task, up to {self.tokens} tokens each",
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             **({"metrics": ", ".join(metric.reference for metric in self.metrics)} if self.metrics else {}),
             # A resumed sweep has the results of a whole one.
