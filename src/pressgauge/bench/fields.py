@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from pressgauge.bench.row import Row
+from pressgauge.bench.task_row import TaskRow
 
 TYPES = typing.get_type_hints(Row)
 """Types of the fields of a row."""
@@ -21,11 +22,7 @@ def read_row(data: Any) -> Row:
         KeyError: if it has no such field.
         ValueError: if a value is not of its field's type, or not in its range.
     """
-    if not isinstance(data, Mapping):
-        raise ValueError(f"a row must be an object, got {_shown(data)}")
-    for field in fields(Row):
-        if field.name not in data:
-            raise KeyError(field.name)
+    _check_names(data, Row)
     strange = data["not_finite"]
     if not isinstance(strange, Mapping) or any(
         not fits(math.nan, TYPES.get(name)) or value not in NOT_FINITE for name, value in strange.items()
@@ -35,17 +32,42 @@ def read_row(data: Any) -> Row:
     if not isinstance(sums, list) or not all(isinstance(sample, list) for sample in sums):
         raise ValueError(f"nll_sums must be a list of lists, got {_shown(sums)}")
     row = Row.from_dict(data)
-    for name, kind in TYPES.items():
-        value = getattr(row, name)
-        if not fits(value, kind):
-            raise ValueError(f"{name} must be {_named(kind)}, got {_shown(data[name])}")
-    if not 0 < row.keep_ratio <= 1:
-        raise ValueError(f"keep_ratio must be in (0, 1], got {row.keep_ratio}")
+    _check_values(row, TYPES, data)
     if not row.bands or list(row.bands) != sorted(set(row.bands)):
         raise ValueError(f"bands must be ascending numbers, got {_shown(data['bands'])}")
     if [len(sample) for sample in row.nll_sums] != [len(sample) for sample in row.token_counts]:
         raise ValueError(f"token_counts must have a number for each of nll_sums, got {_shown(data['token_counts'])}")
     return row
+
+
+def read_task_row(data: Any) -> TaskRow:
+    """A row of a task from the JSON of its ``as_dict``.
+
+    Raises:
+        KeyError: if it has no such field.
+        ValueError: if a value is not of its field's type, or not in its range.
+    """
+    _check_names(data, TaskRow)
+    row = TaskRow.from_dict(data)
+    _check_values(row, typing.get_type_hints(TaskRow), data)
+    return row
+
+
+def _check_names(data: Any, kind: type[Row | TaskRow]) -> None:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"a row must be an object, got {_shown(data)}")
+    for field in fields(kind):
+        if field.name not in data:
+            raise KeyError(field.name)
+
+
+def _check_values(row: Row | TaskRow, types_of: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    for name, kind in types_of.items():
+        value = getattr(row, name)
+        if not fits(value, kind):
+            raise ValueError(f"{name} must be {_named(kind)}, got {_shown(data[name])}")
+    if not 0 < row.keep_ratio <= 1:
+        raise ValueError(f"keep_ratio must be in (0, 1], got {row.keep_ratio}")
 
 
 def fits(value: Any, kind: Any) -> bool:

@@ -6,8 +6,8 @@ import math
 import platform
 import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -22,12 +22,15 @@ from pressgauge.bench.journal import Journal, digest
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
 from pressgauge.bench.row import Row, Source, make_row
+from pressgauge.bench.task_row import TaskRow, TaskSource
+from pressgauge.bench.task_sweep import TaskPlan, run_tasks
 from pressgauge.likelihood import perplexity
 from pressgauge.models import load, load_parts
 from pressgauge.models.support import of_config
 from pressgauge.norm_attention import norm_attention
 from pressgauge.presses.base import Press
 from pressgauge.rules import check_prompt
+from pressgauge.tasks.fitting import Prompts
 from pressgauge.texts import load_text
 from pressgauge.texts.loading import MOST_UNKNOWN, unknown_share
 from pressgauge.timing import PAIRS, measure_timing
@@ -50,6 +53,7 @@ class Plan:
         timing: whether to measure times.
         trust_remote_code: whether to run code that comes with a model.
         bands: thresholds of verdicts, as relative changes in perplexity, ascending.
+        of_tasks: tasks and the presses under which they are measured.
     """
 
     presses: dict[str, tuple[Press, ...]]
@@ -63,6 +67,7 @@ class Plan:
     timing: bool = False
     trust_remote_code: bool = False
     bands: tuple[float, ...] = BANDS
+    of_tasks: TaskPlan = field(default_factory=TaskPlan)
 
     def timed(self, press: Press | None) -> tuple[int, int]:
         """Prompt length and number of new tokens for timing a press."""
@@ -73,8 +78,9 @@ class Plan:
 
     @property
     def measurements(self) -> int:
-        """Number of measured rows; the uncompressed one of a text is shared by all presses."""
-        return len(self.models) * len(self.texts) * (1 + sum(len(presses) - 1 for presses in self.presses.values()))
+        """Number of measured rows; the uncompressed one of a text or a task is shared by all presses."""
+        of_text = 1 + sum(len(presses) - 1 for presses in self.presses.values())
+        return len(self.models) * (len(self.texts) * of_text + self.of_tasks.steps)
 
     @property
     def steps_per_row(self) -> int:
@@ -117,11 +123,13 @@ class Sweep:
         rows: one per model, text, press and ratio, in this order.
         maps: by title, ``evicted_at`` of each text's first sample, for the smallest ratio of each press.
         correlations: by model and text, correlations of key norm and attention, see ``pressgauge.norm_attention``.
+        tasks: one row per model, task, press, schedule and ratio, in this order.
     """
 
     rows: tuple[Row, ...]
     maps: dict[str, tuple[Tensor, ...]]
     correlations: dict[str, Tensor]
+    tasks: tuple[TaskRow, ...] = ()
 
 
 def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
@@ -185,6 +193,7 @@ def run_sweep(
     samples: dict[tuple[str, str], Tensor],
     journal: Journal | None = None,
     *,
+    prompts: Mapping[str, Mapping[str, Prompts]] | None = None,
     pictures: bool = False,
     advance: Callable[[str, int], None] = lambda what, steps: None,
     resume: Callable[[int], None] = lambda steps: None,
@@ -195,6 +204,7 @@ def run_sweep(
         plan: the plan.
         samples: result of ``prepare``.
         journal: store of finished results, which are not measured again.
+        prompts: result of ``prepare_tasks`` by model, if the plan has tasks.
         pictures: whether to collect the data of the report's figures as well.
         advance: called with a description of the current measurement, and the number of ``plan.steps`` done since the
             last call.
@@ -206,6 +216,7 @@ def run_sweep(
     rows: list[Row] = []
     maps: dict[str, tuple[Tensor, ...]] = {}
     correlations: dict[str, Tensor] = {}
+    tasks: list[TaskRow] = []
     for name in plan.models:
         advance(f"loading {name}", 0)
         model, tokenizer = load(name, device=plan.device, dtype=plan.dtype, trust_remote_code=plan.trust_remote_code)
@@ -249,10 +260,25 @@ def run_sweep(
                     maps[title] = perplexity(model, ids[:1], tightest, plan.prompt).evicted_at
             if pictures:
                 correlations[where] = norm_attention(model, ids[:1])
+            del measure
+        if prompts is not None:
+            shared = TaskSource(name, plan.dtype, str(plan.device), weights, parameters)
+            hardware = device_name(plan.device)
+            tasks += run_tasks(
+                plan.of_tasks,
+                prompts[name],
+                model,
+                tokenizer,
+                shared,
+                hardware,
+                journal,
+                advance=lambda what, rows: advance(what, rows * plan.steps_per_row),
+                resume=lambda rows: resume(rows * plan.steps_per_row),
+            )
         # Free the memory for the next model.
-        del model, measure
+        del model
         gc.collect()
-    return Sweep(tuple(rows), maps, correlations)
+    return Sweep(tuple(rows), maps, correlations, tuple(tasks))
 
 
 def _warnings(uncompressed: Row, model: PreTrainedModel, unknown: float) -> tuple[str, ...]:
