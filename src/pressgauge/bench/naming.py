@@ -100,3 +100,34 @@ def make(press: Named, ratios: Sequence[float], options: Mapping[str, Any]) -> "
             )
         made.append(found)
     return tuple(made)
+
+
+_BUDGET = ("schedule", "prune_after", "skip_layers")
+"""Options that a press and the random one that it is compared with share."""
+
+
+def with_random(
+    presses: "Mapping[str, tuple[Press, ...]]", ratios: Sequence[float], options: Mapping[str, Any], **more: Any
+) -> "dict[str, tuple[Press, ...]]":
+    """Presses, and ``random`` under each schedule, prune_after and skip_layers of theirs that no ``random`` has.
+
+    Args:
+        presses: by label, each at every ratio.
+        ratios: keep ratios.
+        options: options of all presses.
+        more: further options of ``random``, unless they are None.
+    """
+
+    def budget(press: "Press") -> dict[str, Any]:
+        return {name: getattr(press, name) for name in _BUDGET}
+
+    found = dict(presses)
+    there = [budget(several[0]) for several in presses.values() if type(several[0]).__name__ == "RandomPress"]
+    for several in presses.values():
+        if (wanted := budget(several[0])) not in there:
+            there.append(wanted)
+            usual = budget(make(Named("random"), ratios[:1], options)[0])
+            own = {name: value for name, value in wanted.items() if value != usual[name]}
+            one = Named("random", own).given(**more)
+            found[one.label] = make(one, ratios, options)
+    return found
