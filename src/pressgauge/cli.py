@@ -350,6 +350,10 @@ def measure(
             one.label: under_schedules(presses[one.label], given=schedule is not None or "schedule" in one.options)
             for one in named
         }
+        if random:
+            flat = {f"{name} {place}": line for name, each in lines.items() for place, line in enumerate(each)}
+            more = with_random(flat, ratios, options, **shared, seed=seed)
+            lines["random"] = (*lines.get("random", ()), *(line for name, line in more.items() if name not in flat))
         of_tasks = TaskPlan(tasks, lines, samples, tokens) if tasks else TaskPlan()
         plan = Plan(
             presses=presses if texts else {},
