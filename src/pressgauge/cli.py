@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from pressgauge.bench.naming import make, parse
+from pressgauge.bench.naming import make, parse, schedule_of, with_options
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
 from pressgauge.models import DTYPES, check_dtype, check_model_name
@@ -156,8 +156,8 @@ def measure(
         str,
         typer.Option(
             help=", ".join(PRESSES)
-            + ", or your_module:YourPress; several with commas, with options of their own such as "
-            "'snapkv(recent=32)'"
+            + ", or your_module:YourPress, or your_module:factory of any other compressor; several with commas, with "
+            "options of their own such as 'snapkv(recent=32)'"
         ),
     ] = "knorm",
     keep_ratios: Annotated[str, typer.Option(help="shares of the tokens that are kept")] = "1.0,0.9,0.8,0.7",
@@ -176,6 +176,10 @@ def measure(
     ] = None,
     interval: Annotated[int | None, typer.Option(help="evict after every k-th later pass (default: 1)")] = None,
     seed: Annotated[int | None, typer.Option(help="seed of random (default: 0)")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="option of compressors named by their module; may be repeated"),
+    ] = None,
     prompt: Annotated[
         int | None,
         typer.Option(help="tokens fed in one pass (default: 1; 3/4 of them if a press acts under prefill)"),
@@ -212,9 +216,10 @@ def measure(
         options |= {} if schedule is None else {"schedule": schedule}
         shared = {"sinks": sinks, "recent": recent, "interval": interval}
         named = tuple(one.given(**shared, seed=seed if one.name == "random" else None) for one in named)
+        named = with_options(named, option or ())
         known = {field.name for field in fields(Budget)}
         for ratio in ratios:
-            for one in named:
+            for one in (one for one in named if ":" not in one.name):
                 Budget(ratio, **options | {name: value for name, value in one.options.items() if name in known})
         whole_number("samples", samples, 1)
         whole_number("tokens", tokens, 2)
@@ -232,7 +237,7 @@ def measure(
 
         presses = {one.label: make(one, ratios, options) for one in named}
         if prompt is None:
-            prompt = usual_prompt([one.schedule for several in presses.values() for one in several], tokens)
+            prompt = usual_prompt([schedule_of(one) for several in presses.values() for one in several], tokens)
         plan = Plan(
             presses=presses,
             models=models,
@@ -259,6 +264,8 @@ def measure(
                 advance=lambda what, steps: bar.update(task, description=escape(what), advance=steps),
             )
         provenance = plan.provenance()
+        if sweep.missing:
+            provenance["missing"] = "; ".join(sweep.missing)
         if json_file is not None:
             from pressgauge.bench.results import write_results
 
@@ -270,7 +277,7 @@ def measure(
             page = write_report(
                 report, sweep.rows, maps=sweep.maps, correlations=sweep.correlations, provenance=provenance
             )
-        if journal is not None:
+        if journal is not None and not sweep.missing:
             journal.close()
     except Exception as error:
         _fail(error)
@@ -284,6 +291,12 @@ def measure(
         console.print(table)
     if page is not None:
         console.print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
+    if sweep.missing:
+        for line in sweep.missing:
+            Console(stderr=True).print(f"[bold red]missing:[/] {escape(line)}", highlight=False, soft_wrap=True)
+        if journal is not None:
+            console.print("finished results are kept, and --resume measures what is missing", highlight=False)
+        raise typer.Exit(1)
 
 
 FILES = Annotated[list[Path], typer.Argument(metavar="FILE...", help="files that `pressgauge measure --json` wrote")]

@@ -81,7 +81,7 @@ class Perplexity:
         return self.compressing and not self.affected_tokens
 
 
-def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """NLL and top-1 hits ``[B, n]`` on the CPU of ``targets`` ``[B, n]``, logits ``[B, n, V]``."""
     # MPS has no float64.
     device = torch.device("cpu") if logits.device.type == "mps" else logits.device
@@ -118,7 +118,7 @@ class _Scores:
 def _plain(model: PreTrainedModel, input_ids: Tensor, mask: Tensor, prompt: int) -> _Scores:
     given = () if bool(mask.all()) else (mask, own_positions(mask))
     logits = interface.feed(model, input_ids, {}, *given)
-    return _Scores(*_score(logits[:, prompt - 1 : -1], input_ids[:, prompt:]))
+    return _Scores(*score(logits[:, prompt - 1 : -1], input_ids[:, prompt:]))
 
 
 def _stepwise(
@@ -148,7 +148,7 @@ def _stepwise(
                 ) from error
             prove(model, cache, end)
             if end < columns:
-                scores.append(_score(logits[:, -1:], input_ids[:, end : end + 1]))
+                scores.append(score(logits[:, -1:], input_ids[:, end : end + 1]))
             seen = end
     nll, hits = (torch.cat(parts, dim=1) for parts in zip(*scores, strict=True))
     if isinstance(cache, PressedCache):
@@ -213,7 +213,7 @@ def _onepass(
             first = max(prompt - padding, 1)
             if first < ids.shape[1]:
                 scored = slice(padding + first - prompt, None)
-                nll[group, scored], hits[group, scored] = _score(logits[:, first - 1 : -1], ids[:, first:])
+                nll[group, scored], hits[group, scored] = score(logits[:, first - 1 : -1], ids[:, first:])
             entry_nbytes |= onepass.entry_nbytes
             for layer, table in onepass.evicted_at.items():
                 whole = tables.setdefault(layer, torch.zeros((rows, table.shape[1], columns), dtype=torch.int32))

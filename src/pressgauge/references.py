@@ -40,5 +40,5 @@ def find(reference: str) -> Any:
     look_here()
     try:
         return imported(*named)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{reference} was not found: {type(error).__name__}: {error}") from error

@@ -10,6 +10,7 @@ from pressgauge.presses import PRESSES
 from pressgauge.references import find
 
 if TYPE_CHECKING:
+    from pressgauge.bench.compressors import Compressor
     from pressgauge.presses import Press
 
 _PART = re.compile(r"\s*(?P<name>[^\s(),]+)\s*(?:\((?P<options>[^()]*)\))?\s*(?:,|$)")
@@ -62,6 +63,26 @@ def parse(text: str) -> tuple[Named, ...]:
     return tuple({one.label: one for one in found}.values())
 
 
+def with_options(named: Sequence[Named], options: Sequence[str]) -> tuple[Named, ...]:
+    """The presses, with options of those that are named by their module, which their own come before.
+
+    Raises:
+        ValueError: if an option is not ``name=value``, or there is none that it can be for.
+    """
+    found = dict(_option(one) for one in options)
+    if found and not any(":" in one.name for one in named):
+        raise ValueError(
+            f"--option {options[0]} is for compressors named by their module, and --press names none: write options of "
+            "a press in its name, such as 'snapkv(recent=32)'"
+        )
+    return tuple(one.given(**found) if ":" in one.name else one for one in named)
+
+
+def schedule_of(press: "Press | Compressor") -> str:
+    """Schedule of a press, or that of most compressors of its kind."""
+    return str(getattr(press, "usual_schedule", press.schedule))
+
+
 def _option(text: str) -> tuple[str, Any]:
     name, equals, value = (part.strip() for part in text.partition("="))
     if not name.isidentifier() or not equals or not value:
@@ -72,20 +93,28 @@ def _option(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def make(press: Named, ratios: Sequence[float], options: Mapping[str, Any]) -> "tuple[Press, ...]":
-    """The press at each ratio.
+def make(
+    press: Named, ratios: Sequence[float], options: Mapping[str, Any]
+) -> "tuple[Press, ...] | tuple[Compressor, ...]":
+    """The press, or the compressor of another kind, at each ratio.
 
     Args:
         press: its name and own options.
-        ratios: keep ratios.
+        ratios: keep ratios, the first of which is 1.
         options: options of all presses; its own ones come first.
 
     Raises:
-        ValueError: if it is not found, takes other options, or is no press.
+        ValueError: if it is not found, takes other options, or is nothing that can be measured.
     """
+    from pressgauge.bench.compressors import check_options, compressors
     from pressgauge.presses.base import Press
 
     factory = find(press.name) if ":" in press.name else PRESSES[press.name]
+    if ":" in press.name and not (isinstance(factory, type) and issubclass(factory, Press)):
+        others = compressors(press.label, press.name, factory, press.options, ratios, options)
+        if others is not None:
+            return others
+    check_options(press.name, factory, press.options)
     given = {**options, **press.options}
     made = []
     for ratio in ratios:
@@ -95,8 +124,8 @@ def make(press: Named, ratios: Sequence[float], options: Mapping[str, Any]) -> "
             raise ValueError(f"{press.label} does not take these options ({error})") from error
         if not isinstance(found, Press):
             raise ValueError(
-                f"{press.name} must make a pressgauge.Press, got {type(found).__name__}: other compressors are "
-                "audited, by pressgauge audit compressor"
+                f"{press.name} makes a press at a ratio of {ratios[-1]:g} and a {type(found).__name__} at {ratio:g}: "
+                "it must make one at each"
             )
         made.append(found)
     return tuple(made)

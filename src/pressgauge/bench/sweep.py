@@ -7,8 +7,9 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,10 +17,12 @@ from transformers import PreTrainedModel
 
 from pressgauge.arguments import check_context
 from pressgauge.attach import meet
+from pressgauge.bench.compressors import Compressor, Failed
 from pressgauge.bench.journal import Journal, digest
+from pressgauge.bench.observed import Changed, Observed, Uncompressed, observe
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
-from pressgauge.bench.row import Row, Source, make_row
+from pressgauge.bench.row import Row, Source, make_row, origin
 from pressgauge.likelihood import Perplexity, perplexity
 from pressgauge.models import load, load_parts
 from pressgauge.models.support import of_config
@@ -39,7 +42,7 @@ class Plan:
     """Configuration of a sweep.
 
     Attributes:
-        presses: by name, one press per ``keep_ratio``, the first with 1.
+        presses: by name, one press or other compressor per ``keep_ratio``, the first with 1.
         models, texts: names, as in ``load`` and ``load_text``.
         samples, tokens: number of samples of each text, and tokens per sample.
         prompt: tokens of the prompt.
@@ -49,7 +52,7 @@ class Plan:
         bands: thresholds of verdicts, as relative changes in perplexity, ascending.
     """
 
-    presses: dict[str, tuple[Press, ...]]
+    presses: dict[str, tuple[Press, ...] | tuple[Compressor, ...]]
     models: tuple[str, ...]
     texts: tuple[str, ...]
     samples: int
@@ -95,11 +98,13 @@ class Sweep:
         rows: one per model, text, press and ratio, in this order.
         maps: by title, ``evicted_at`` of each text's first sample, for the smallest ratio of each press.
         correlations: by model and text, correlations of key norm and attention, see ``pressgauge.norm_attention``.
+        missing: measurements that failed, a line each.
     """
 
     rows: tuple[Row, ...]
     maps: dict[str, tuple[Tensor, ...]]
     correlations: dict[str, Tensor]
+    missing: tuple[str, ...] = ()
 
 
 def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
@@ -116,15 +121,23 @@ def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
         config, tokenizer = load_parts(model, trust_remote_code=plan.trust_remote_code)
         check_context(config, plan.tokens, "--tokens")
         for presses in plan.presses.values():
-            of_config(config).resolve(presses[0])
-            for press in presses if plan.timing else ():
+            if isinstance(presses[0], Compressor):
+                presses[0].check_dtype(plan.dtype)
+            else:
+                of_config(config).resolve(presses[0])
+            for press in _timed(presses) if plan.timing else ():
                 check_context(config, sum(plan.timed(press)), "--prompt and what --timing generates behind it")
         for text in plan.texts:
             samples[model, text] = load_text(text, tokenizer, samples=plan.samples, tokens=plan.tokens)
     for presses in plan.presses.values():
-        for press in presses:
+        for press in _timed(presses):
             check_prompt(press, plan.prompt, plan.tokens)
     return samples
+
+
+def _timed(presses: tuple[Press, ...] | tuple[Compressor, ...]) -> list[Press]:
+    """Those whose times can be taken: not third-party compressors."""
+    return [press for press in presses if isinstance(press, Press)]
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -165,12 +178,17 @@ def run_sweep(
     rows: list[Row] = []
     maps: dict[str, tuple[Tensor, ...]] = {}
     correlations: dict[str, Tensor] = {}
+    missing = _Missing()
     for name in plan.models:
+        if missing.stopped:
+            break
         model, tokenizer = load(name, device=plan.device, dtype=plan.dtype, trust_remote_code=plan.trust_remote_code)
-        resolved = {name: tuple(meet(press, model)[0] for press in presses) for name, presses in plan.presses.items()}
+        resolved = {name: _resolved(presses, model) for name, presses in plan.presses.items()}
         weights = fingerprint(model) if journal is not None else ""
         parameters = sum(weight.numel() for weight in model.parameters())
         for text in plan.texts:
+            if missing.stopped:
+                break
             ids = samples[name, text].to(plan.device)
             where = f"{name} on {text}"
             measure = _Measurement(
@@ -195,10 +213,10 @@ def run_sweep(
             warnings = _warnings(base, model, unknown_share(ids, tokenizer))
             for label, presses in resolved.items():
                 found = [measure.renamed(base, label, presses[0])]
-                found += [measure.row(label, press, base, advance) for press in presses[1:]]
+                found += [row for press in presses[1:] if (row := measure.tried(label, press, base, advance, missing))]
                 rows += [replace(row, warnings=warnings, bands=plan.bands) for row in found]
-                if pictures and len(presses) > 1:
-                    tightest = min(presses, key=lambda press: press.keep_ratio)
+                if pictures and len(presses) > 1 and (pressed := _timed(presses)):
+                    tightest = min(pressed, key=lambda press: press.keep_ratio)
                     title = f"{where}: {label}, keep ratio {tightest.keep_ratio:g}"
                     maps[title] = perplexity(model, ids[:1], tightest, plan.prompt).evicted_at
             if pictures:
@@ -206,7 +224,23 @@ def run_sweep(
         # Free the memory for the next model.
         del model, measure
         gc.collect()
-    return Sweep(tuple(rows), maps, correlations)
+    return Sweep(tuple(rows), maps, correlations, tuple(missing.lines))
+
+
+@dataclass
+class _Missing:
+    """Measurements that failed, and whether the last one stopped the sweep."""
+
+    lines: list[str] = field(default_factory=list)
+    stopped: bool = False
+
+
+def _resolved(
+    presses: tuple[Press, ...] | tuple[Compressor, ...], model: PreTrainedModel
+) -> tuple[Press, ...] | tuple[Compressor, ...]:
+    """Presses or compressors with the layers of a model that they skip."""
+    others = tuple(press.resolved(model) for press in presses if isinstance(press, Compressor))
+    return others or tuple(meet(press, model)[0] for press in _timed(presses))
 
 
 def _warnings(uncompressed: Row, model: PreTrainedModel, unknown: float) -> tuple[str, ...]:
@@ -239,11 +273,19 @@ class _Measurement:
     ids: Tensor
     source: Source
 
-    def key(self, press: Press | None) -> str:
+    @cached_property
+    def uncompressed(self) -> Uncompressed:
+        """What third-party compressors are compared with."""
+        return Uncompressed.of(self.model, self.ids, self.plan.prompt)
+
+    def key(self, press: Press | Compressor | None) -> str:
         """Journal key of a press's result, over everything that the result may depend on."""
+        own = (
+            press.key() if isinstance(press, Compressor) else press and {"class": type(press).__name__, **asdict(press)}
+        )
         return digest(
             {
-                "press": None if press is None else {"class": type(press).__name__, **asdict(press)},
+                "press": own,
                 "source": asdict(self.source),
                 "timing": self.plan.timing,
                 "device": device_name(self.plan.device),
@@ -253,10 +295,15 @@ class _Measurement:
         )
 
     @staticmethod
-    def renamed(row: Row, name: str, press: Press) -> Row:
+    def renamed(row: Row, name: str, press: Press | Compressor) -> Row:
         """The uncompressed row, relabelled as the row of a press with ``keep_ratio`` 1."""
         return replace(
-            row, press=name, schedule=press.schedule, prune_after=press.prune_after, skip_layers=press.skipped
+            row,
+            press=name,
+            schedule=press.schedule,
+            prune_after=press.prune_after,
+            skip_layers=press.skipped,
+            **origin(press),
         )
 
     def nothing_to_compare(self, result: Perplexity) -> ValueError:
@@ -271,22 +318,49 @@ class _Measurement:
             f"finite), so no press can be compared with it: {way_out}"
         )
 
-    def row(self, name: str, press: Press | None, base: Row | None, advance: Callable[[str, int], None]) -> Row:
+    def tried(
+        self, name: str, press: Press | Compressor, base: Row, advance: Callable[[str, int], None], missing: _Missing
+    ) -> Row | None:
+        """``row``, or None if it is missing."""
+        what = f"{self.source.model} on {self.source.text}: {self.named(name, press)}"
+        if missing.stopped:
+            missing.lines.append(f"{what} was not measured on a model that was changed")
+            return None
+        try:
+            return self.row(name, press, base, advance)
+        except Failed as error:
+            missing.stopped = isinstance(error, Changed)
+            missing.lines.append(f"{what} {error}")
+            return None
+
+    @staticmethod
+    def named(name: str, press: Press | Compressor) -> str:
+        """Name and ratio, if it has one."""
+        return name if press.keep_ratio is None else f"{name} {press.keep_ratio:g}"
+
+    def row(
+        self, name: str, press: Press | Compressor | None, base: Row | None, advance: Callable[[str, int], None]
+    ) -> Row:
         """Measure a press, or no press if None, unless the journal has the result."""
-        what = f"{self.source.model} on {self.source.text}: {name}"
-        what += "" if press is None else f" {press.keep_ratio:g}"
+        what = f"{self.source.model} on {self.source.text}: {name if press is None else self.named(name, press)}"
         advance(what, 0)
         key = self.key(press) if self.journal is not None else ""
         known = self.journal.find(key) if self.journal is not None else None
         if known is not None:
             advance(what, 1 + (2 * (PAIRS + 1) if self.plan.timing else 0))
             return known
-        result = perplexity(self.model, self.ids, press, self.plan.prompt)
-        if press is None and not math.isfinite(result.ppl):
+        result: Perplexity | Observed
+        if isinstance(press, Compressor):
+            result = observe(press, self.model, self.ids, self.plan.prompt, self.uncompressed)
+        else:
+            result = perplexity(self.model, self.ids, press, self.plan.prompt)
+        if press is None and isinstance(result, Perplexity) and not math.isfinite(result.ppl):
             raise self.nothing_to_compare(result)
         advance(what, 1)
         timing = None
-        if self.plan.timing:
+        if isinstance(press, Compressor):
+            advance(what, 2 * (PAIRS + 1) if self.plan.timing else 0)
+        elif self.plan.timing:
             prompt, new = self.plan.timed(press)
             timing = measure_timing(self.model, self.ids[:1, :prompt], press, new, advance=lambda: advance(what, 1))
         shown = press or next(iter(self.plan.presses.values()))[0]
