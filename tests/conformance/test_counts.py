@@ -11,7 +11,7 @@ from pressgauge.conformance import architectures, oracle
 from pressgauge.conformance.checks import check_counts, check_threshold
 from pressgauge.conformance.outcomes import Departure, not_applicable
 from pressgauge.conformance.session import run
-from pressgauge.conformance.strategies import FEW, normal_keys, options_of, pass_lists, pruning
+from pressgauge.conformance.strategies import few, normal_keys, options_of, pass_lists, pruning
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import drawn, run_scripted
 
@@ -35,7 +35,7 @@ def test_nothing_is_evicted_up_to_prune_after(subject: Subject) -> None:
             )
 
 
-@FEW
+@few
 @given(data=st.data())
 def test_every_layer_retains_the_number_its_schedule_sets(subject: Subject, data: st.DataObject) -> None:
     """Rule 2: after every pass, each layer holds the number that its schedule sets, however the text is fed."""

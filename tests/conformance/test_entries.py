@@ -1,6 +1,5 @@
 """Laws about which entries are retained, their content and their order."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pressgauge.conformance.audit import GONE, Audit
-from pressgauge.conformance.checks import TELLING_APART, check_counts
-from pressgauge.conformance.oracle import NEVER, Attention
+from pressgauge.conformance.checks import check_counts
+from pressgauge.conformance.oracle import NEVER
 from pressgauge.conformance.outcomes import Departure, not_applicable
 from pressgauge.conformance.quantised_inputs import check_scaled_head
+from pressgauge.conformance.retained import check_best, check_order, first_of
 from pressgauge.conformance.session import Trace
 from pressgauge.conformance.strategies import (
     DIMENSION,
-    FEW,
     HEADS,
+    few,
     key_tensors,
     normal_keys,
     options_of,
@@ -29,7 +28,7 @@ from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited, drawn, kept, run_scripted
 
 
-@FEW
+@few
 @given(data=st.data())
 def test_retained_entries_are_those_passed_in(subject: Subject, data: st.DataObject) -> None:
     """Rule 5: every held entry is a key that was passed in, with its own value, and none is held twice (C1 of the bug
@@ -37,117 +36,23 @@ def test_retained_entries_are_those_passed_in(subject: Subject, data: st.DataObj
     assert audited(drawn(subject, data, options_of(subject), pruning())).alive
 
 
-@FEW
+@few
 @given(data=st.data())
 def test_entries_are_in_the_order_of_positions(subject: Subject, data: st.DataObject) -> None:
     """Rule 5: entries read from a cache are in the order of positions (C2 of the bug catalogue)."""
     if subject.declares.order == "any":
         not_applicable("the subject declares that its order is any")
-    audit = audited(drawn(subject, data, options_of(subject), pruning()))
-    for number, layers in enumerate(audit.held):
-        for layer, held in enumerate(layers):
-            if held.ambiguous:
-                continue
-            for row, heads in enumerate(held.positions.tolist()):
-                for head, positions in enumerate(heads):
-                    real = [position for position in positions if position != GONE]
-                    if real != sorted(real):
-                        raise Departure(
-                            f"layer {layer}, row {row}, KV head {head} holds tokens {_few(real)} in this order after "
-                            f"pass {number}"
-                        )
+    check_order(audited(drawn(subject, data, options_of(subject), pruning())))
 
 
-def _few(items: list[int]) -> str:
-    shown = ", ".join(map(str, items[:8]))
-    return f"{shown}, ..." if len(items) > 8 else shown
-
-
-@FEW
+@few
 @given(data=st.data())
 def test_an_evicted_entry_never_returns(subject: Subject, data: st.DataObject) -> None:
     """An entry held after a pass was held before it or is new in it."""
     assert audited(drawn(subject, data, options_of(subject), pruning())).evicted_at
 
 
-def check_best(audit: Audit) -> None:
-    """Check that every pass retained the entries of highest score, except for indistinguishable scores.
-
-    Raises:
-        Departure: if a lower score was retained.
-    """
-    trace, subject = audit.trace, audit.trace.subject
-    for layer in range(trace.layers):
-        rules = subject.rules(trace.options, layer)
-        for row in range(trace.ids.shape[0]):
-            scores = _scores(trace, layer, row)
-            before: list[set[int]] = [set() for _ in range(audit.alive[layer][0].shape[1])]
-            for number, one in enumerate(trace.passes):
-                present = [sorted(held | set(range(one.start, one.end))) for held in before]
-                before = [set(torch.nonzero(head)[:, 0].tolist()) for head in audit.alive[layer][number][row]]
-                scores_of = scores(present, one.start, one.end)
-                for head, (were, now) in enumerate(zip(present, before, strict=True)):
-                    if now != set(were):
-                        newest = one.end - rules.newest(len(now))
-                        free = [t for t in were if rules.sinks <= t < newest]
-                        where = f"layer {layer}, row {row}, KV head {head}"
-                        _check_pair(subject, scores_of(head), now, free, where, number)
-
-
-def _scores(
-    trace: Trace, layer: int, row: int
-) -> Callable[[list[list[int]], int, int], Callable[[int], dict[int, float]]]:
-    """Function that scores one pass after the other.
-
-    It takes the tokens present in each KV head, the first token of the pass and its end, and returns a function from a
-    head to the scores of its tokens.
-    """
-    declares = trace.subject.declares
-    keys = trace.arrived(layer)[0][row].double().tolist()
-    if declares.votes:
-        assert trace.queries is not None
-        queries = trace.queries[row].double().tolist()
-        attention = Attention(keys, queries, trace.queries.shape[3] ** -0.5)
-        voter = declares.votes(attention, trace.subject.rules(trace.options, layer).recent)
-        return lambda present, start, end: voter.feed(present, start, end).__getitem__
-    assert declares.score is not None
-    of_head = [declares.score(vectors, layer, head) for head, vectors in enumerate(keys)]
-    return lambda present, start, end: lambda head: dict(zip(present[head], of_head[head](present[head]), strict=True))
-
-
-def _check_pair(
-    subject: Subject, scores: dict[int, float], now: set[int], free: list[int], where: str, number: int
-) -> None:
-    retained, evicted = [t for t in free if t in now], [t for t in free if t not in now]
-    if not retained or not evicted:
-        return
-    # Fast path for the usual case.
-    if max(scores[t] for t in evicted) < min(scores[t] for t in retained) and sum(scores.values()) == sum(
-        scores.values()
-    ):
-        return
-    for worst in retained:
-        for best in evicted:
-            low, high = scores[worst], scores[best]
-            if subject.declares.nan == "any" and (low != low or high != high):
-                continue
-            if low == high or (low != low and high != high):
-                wrong = best < worst and subject.declares.ties == "earlier"
-                rule = "of equal scores the earlier token is retained"
-            else:
-                apart = max(TELLING_APART, 2 * torch.finfo(subject.dtype).eps) * max(abs(high), abs(low))
-                told_apart = subject.declares.exact or high - low > apart
-                # NaN is below every number.
-                wrong = (high > low and told_apart) or (high == high and low != low)
-                rule = "NaN ranks below every number" if low != low else "the higher score is retained"
-            if wrong:
-                raise Departure(
-                    f"{where} evicted token {best} in pass {number} and retained token {worst}; their scores are "
-                    f"{high:.6g} and {low:.6g}, and {rule}"
-                )
-
-
-@FEW
+@few
 @given(data=st.data())
 def test_the_best_entries_are_retained(subject: Subject, data: st.DataObject) -> None:
     """Rule 4: the entries of highest score are retained; of equal ones, the earlier (S3, S8 of the bug catalogue)."""
@@ -228,7 +133,7 @@ def test_sinks_and_recent_tokens_are_never_evicted(subject: Subject) -> None:
                 check_counts(subject, trace)
 
 
-@FEW
+@few
 @given(data=st.data(), length=st.integers(4, 24))
 def test_a_larger_ratio_retains_a_superset(subject: Subject, data: st.DataObject, length: int) -> None:
     """Entries retained at a lower keep ratio are retained at a higher one, for a single eviction."""
@@ -248,8 +153,8 @@ def check_nested(subject: Subject, keys: Tensor, low: float, high: float) -> Non
     """
     length = keys.shape[2]
     passes = subject.once(length)
-    few, many = (kept(run_scripted(subject, keys, passes, keep_ratio=r, prune_after=2)) for r in (low, high))
-    for row, (some, more) in enumerate(zip(few, many, strict=True)):
+    fewer, many = (kept(run_scripted(subject, keys, passes, keep_ratio=r, prune_after=2)) for r in (low, high))
+    for row, (some, more) in enumerate(zip(fewer, many, strict=True)):
         for head, (small, large) in enumerate(zip(some, more, strict=True)):
             if not small <= large:
                 raise Departure(
@@ -269,8 +174,8 @@ def test_permuting_heads_permutes_the_result(subject: Subject) -> None:
         )
         if one != other[::-1]:
             raise Departure(
-                f"KV head 0 retains tokens {_few(sorted(one[0]))}, and KV head 1 with the same keys retains "
-                f"{_few(sorted(other[1]))}"
+                f"KV head 0 retains tokens {first_of(sorted(one[0]))}, and KV head 1 with the same keys retains "
+                f"{first_of(sorted(other[1]))}"
             )
 
 
@@ -294,8 +199,8 @@ def test_scaling_a_head_by_a_power_of_two_changes_nothing(subject: Subject) -> N
             other = kept(run_scripted(subject, scaled, lengths, keep_ratio=0.4, prune_after=4))[0]
             if one != other:
                 raise Departure(
-                    f"KV head 1 retains tokens {_few(sorted(one[1]))}, and {_few(sorted(other[1]))} with its keys "
-                    f"times 2**{exponent}"
+                    f"KV head 1 retains tokens {first_of(sorted(one[1]))}, and {first_of(sorted(other[1]))} with its "
+                    f"keys times 2**{exponent}"
                 )
 
 

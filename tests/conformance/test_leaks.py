@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from pressgauge.conformance import architectures, devices
 from pressgauge.conformance.outcomes import Departure, not_applicable
 from pressgauge.conformance.session import Session, Trace, provided_for, run
-from pressgauge.conformance.strategies import FEW, normal_keys, options_of, pruning
+from pressgauge.conformance.strategies import few, normal_keys, options_of, pruning
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import drawn, run_scripted
 from pressgauge.conventions.factories import named_by
@@ -150,7 +150,7 @@ def test_the_model_is_left_unchanged(subject: Subject) -> None:
         raise Departure("after an exception, a new sequence gives another result than on a new model")
 
 
-@FEW
+@few
 @given(data=st.data())
 def test_inputs_are_never_written_to(subject: Subject, data: st.DataObject) -> None:
     """Inputs are never written to, and a result is its input or shares no storage with it."""

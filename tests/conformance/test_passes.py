@@ -10,14 +10,16 @@ from pressgauge.conformance.checks import check_attention, check_counts
 from pressgauge.conformance.operations import go_on, in_words, started, state
 from pressgauge.conformance.outcomes import Departure, Refused, not_applicable
 from pressgauge.conformance.precision import tolerance
+from pressgauge.conformance.retained import check_best, check_order
 from pressgauge.conformance.session import Trace, provided_for, run
 from pressgauge.conformance.subjects import Subject
+from pressgauge.conformance.traces import audited
 from pressgauge.conformance.versions import mask_sizes
 
 SIZES: list[tuple[list[int], dict[str, Any]]] = [
     # Longer than the budget, and than twice what is held.
     ([4, 7, 1, 8], {"keep_ratio": 0.1, "prune_after": 4}),
-    ([20, 3, 11, 2, 30], {"keep_ratio": 0.2, "prune_after": 6}),
+    ([20, 3, 11, 2, 30, 1, 1], {"keep_ratio": 0.2, "prune_after": 6}),
     # The first passes shorter than what is retained.
     ([1, 2, 1, 3, 9, 1], {"keep_ratio": 0.3, "prune_after": 3}),
     # As long as what is held under budget, step and prefill.
@@ -27,7 +29,9 @@ SIZES: list[tuple[list[int], dict[str, Any]]] = [
 
 
 def check_runs(subject: Subject, model: architectures.Model, runs: list[tuple[list[int], dict[str, Any]]]) -> None:
-    """Check counts and attention in runs of the given lengths of passes and options.
+    """Check counts, attention, and the order and the scores of entries, in runs of the given passes and options.
+
+    Scores by attention are not checked: the queries of a real model are not at hand.
 
     Raises:
         Departure: if either is wrong.
@@ -44,12 +48,17 @@ def check_runs(subject: Subject, model: architectures.Model, runs: list[tuple[li
         check_counts(subject, trace)
         if subject.declares.matchable:
             check_attention(trace)
+            if subject.declares.order != "any":
+                check_order(audited(trace))
+            if subject.declares.scored and not subject.declares.votes:
+                check_best(audited(trace))
     _answer(refusals, len(runs))
 
 
 def test_a_later_pass_may_have_any_length(subject: Subject, one_model: architectures.Model) -> None:
-    """Rules 1 and 2: later passes longer than the budget, than twice what is held, or as long as what is held attend to
-    all held entries and to themselves, and leave the number that the schedule sets."""
+    """Rules 1, 2, 4 and 5: later passes longer than the budget, than twice what is held, or as long as what is held
+    attend to all held entries and to themselves, and leave the best entries in order, in the number that the schedule
+    sets."""
     check_runs(subject, one_model, SIZES)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pressgauge import KeyDiffPress, KnormPress, PressedCache, StreamingLLMPress
 from pressgauge.cache import PressedLayer
 from pressgauge.conformance import oracle
-from pressgauge.conformance.strategies import DIMENSION, FEW, HEADS, LAYERS, Case, cases, key_tensors, options
+from pressgauge.conformance.strategies import DIMENSION, HEADS, LAYERS, Case, cases, few, key_tensors, options
 from pressgauge.conformance.subjects import Subject
 from pressgauge.presses.ranking import rank
 from support.drive import feed, values_of
@@ -30,7 +30,7 @@ def test_the_best_entries_are_retained(subject: Subject, data: st.DataObject) ->
         assert cache.evicted_at[layer].tolist() == expected
 
 
-@FEW
+@few
 @given(data=st.data())
 def test_entries_are_in_the_order_of_positions(subject: Subject, data: st.DataObject) -> None:
     """Rule 5: keys, values and positions are those of the retained tokens, in ascending order and aligned."""
@@ -69,7 +69,7 @@ def test_compress_equals_a_cache_fed_in_one_pass(subject: Subject, data: st.Data
             assert kept_values is values
 
 
-@FEW
+@few
 @given(data=st.data(), length=st.integers(2, 30))
 def test_sinks_and_recent_tokens_are_never_evicted(subject: Subject, data: st.DataObject, length: int) -> None:
     """Rule 4: protected positions are retained even with the lowest scores (S6, S7 and S11 of the bug catalogue)."""

@@ -32,15 +32,19 @@ LONGEST = 60
 """Tokens of a row after which no more are drawn."""
 PROMPT = 7
 
-_EXACT = settings().derandomize
-MACHINE = settings(
-    max_examples=max(12, settings().max_examples // 8),
-    stateful_step_count=10,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    # As in strategies.FEW: the first failure is reported without shrinking.
-    phases=[Phase.generate] if _EXACT else list(Phase),
-)
+
+def of_profile() -> settings:
+    """Settings of the state machine, by the current Hypothesis profile."""
+    profile = settings()
+    return settings(
+        profile,
+        max_examples=max(12, profile.max_examples // 8),
+        stateful_step_count=10,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        # As in strategies.few: the first failure is reported without shrinking.
+        phases=[Phase.generate] if profile.derandomize else list(Phase),
+    )
 
 
 class Batch:
@@ -228,7 +232,7 @@ def run_machine(subject: Subject, model: architectures.Model, batches: bool) -> 
 
     Bound.subject, Bound.model, Bound.batches = subject, model, batches
     Bound.started = False
-    run_state_machine_as_test(Bound, settings=MACHINE)
+    run_state_machine_as_test(Bound, settings=of_profile())
     if not Bound.started:
         raise Refused(REFUSALS[-1])
 

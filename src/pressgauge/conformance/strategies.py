@@ -1,5 +1,6 @@
 """Hypothesis strategies, only generating; they shrink to few tokens, one pass, no options."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,24 @@ LAYERS, HEADS, DIMENSION = 2, 3, 4
 WIDE = 32
 """Head dimension of entries for quantised caches, whose groups are 4 to 32 numbers wide in tests."""
 
-_EXACT = settings().derandomize
-FEW = settings(
-    max_examples=settings().max_examples // 4,
-    # Cases are small and each runs a model, so the first failure is reported without shrinking.
-    phases=[Phase.generate] if _EXACT else list(Phase),
-)
-"""Settings of laws that run a model for each example."""
+FEWEST = 24
+"""Minimum number of examples of a law that runs a model for each."""
+
+
+def few(law: Callable[..., None]) -> Callable[..., None]:
+    """Settings of a law that runs a model for each example, by the Hypothesis profile when the law is imported.
+
+    Cases are small, so reproducible runs report the first failure without shrinking.
+    """
+    profile = settings()
+    chosen = settings(
+        profile,
+        max_examples=max(FEWEST, profile.max_examples // 4),
+        deadline=None,
+        phases=[Phase.generate] if profile.derandomize else list(Phase),
+    )
+    decorated: Callable[..., None] = chosen(law)
+    return decorated
 
 
 @dataclass(frozen=True)

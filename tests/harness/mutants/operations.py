@@ -331,6 +331,28 @@ class Blocks(KeptLayer):
         return super().attended(new)
 
 
+class RingRestarts(NewestLayer):
+    """A pass longer than what is held leaves the entries rotated, since slots are counted anew."""
+
+    def evict(self) -> None:
+        before = self.keys.shape[2]
+        super().evict()
+        held = self.keys.shape[2]
+        if before > 2 * held:
+            turned = self.seen % held
+            self.each(lambda tensor, name: tensor if name == "scores" else tensor.roll(turned, 2))
+
+
+class OldScoresAreLost(KeptLayer):
+    """A pass longer than what is held sets the scores of the entries to zero."""
+
+    def evict(self) -> None:
+        before = self.keys.shape[2]
+        super().evict()
+        if self.seen > before > 2 * self.keys.shape[2]:
+            self.scores = torch.zeros_like(self.scores)
+
+
 class Tires(KeptLayer):
     """Nothing is evicted any more after 200 tokens."""
 
@@ -576,6 +598,8 @@ OPERATIONS = [
     _mutant(SharedLayers, COPY, "plausible"),
     _mutant(Ring, ANY_LENGTH, "executorch PR 20346, mlxcel issue 413"),
     _mutant(LongPassesFirst, ANY_LENGTH, "executorch PR 20346"),
+    _mutant(RingRestarts, ANY_LENGTH, "plausible", "in this order"),
+    _mutant(OldScoresAreLost, ANY_LENGTH, "plausible", "retained token"),
     _mutant(EqualLengths, AS_HELD, "plausible"),
     _mutant(Blocks, STEPS, "plausible"),
     _mutant(Tires, HUNDREDS, "plausible", "holds"),

@@ -13,6 +13,7 @@ from conformance import (
     test_quantised,
     test_quantised_inputs,
     test_quantised_model,
+    test_rows,
 )
 from harness.mutants.mutant import Mutant
 from harness.mutants.right_quantised import (
@@ -24,6 +25,7 @@ from harness.mutants.right_quantised import (
     KIVI,
     RING,
     ROTATED,
+    SKETCHED,
     Codec,
     EvictingLayer,
     Float8,
@@ -33,6 +35,7 @@ from harness.mutants.right_quantised import (
     PerToken,
     Quantised,
     Rotated,
+    Sketched,
     Symmetric,
     WritesAfterwards,
     evicting,
@@ -43,6 +46,7 @@ from harness.mutants.right_quantised import (
     ring,
     rotated,
     rotation,
+    sketched,
     unpack,
 )
 from pressgauge.conformance.subjects import Subject, subject_of
@@ -53,6 +57,7 @@ STEP = test_quantised.test_entries_are_within_half_a_step
 ONCE = test_quantised.test_what_is_read_back_never_changes
 PASSES = test_quantised.test_entries_beyond_the_residual_do_not_depend_on_passes
 RESIDUAL = test_quantised.test_the_residual_is_exact_at_every_moment
+INDEPENDENT = test_rows.test_rows_are_independent
 ROWS = test_quantised_inputs.test_a_row_is_quantised_as_if_alone
 HEADS = test_quantised_inputs.test_a_head_is_quantised_as_if_alone
 PADDING = test_quantised_inputs.test_padding_does_not_reach_codes_or_scales
@@ -437,6 +442,12 @@ class Unbiased(Rotated):
         return packed, norm**3 / projection.where(projection > 0, 1)
 
 
+class SignsAlone(Sketched):
+    """The signs of the error are added without the factor that makes them unbiased."""
+
+    factor = 1.0
+
+
 class NoiseFromOneSketch(Rotated):
     """A second stage adds a sketch of one sign: unbiased over seeds, with an enormous variance."""
 
@@ -573,6 +584,16 @@ def kivi_keys(codec: Callable[..., Codec]) -> Subject:
     )
 
 
+def altered(codec: Callable[..., Codec]) -> Subject:
+    """Subject of keys of two bits and 128 exact tokens, which says only that its entries are altered."""
+    return quantised(
+        f"{codec.__name__}, altered",
+        lambda: WritesAfterwards(codec(2, 8), PerToken(2, 8), 128),
+        entries="altered",
+        padding=None,
+    )
+
+
 def bits_ignored() -> Subject:
     """Subject whose factory takes ``bits`` and always uses four."""
 
@@ -637,6 +658,7 @@ QUANTISED: list[Mutant] = [
     mutant("scale-of-all-heads", ScaleOfAllHeads, HEADS, INT4, int4(codec=ScaleOfAllHeads)),
     mutant("scale-of-neighbours", ScaleOfNeighbours, STEP, INT4, int4(codec=ScaleOfNeighbours)),
     mutant("groups-over-rows", GroupsOverRows, ROWS, KIVI, kivi_keys(GroupsOverRows), "sglang PR 22777"),
+    mutant("groups-over-rows-altered", GroupsOverRows, INDEPENDENT, altered(PerChannel), altered(GroupsOverRows)),
     mutant(
         "running-scale",
         RunningScale,
@@ -686,6 +708,7 @@ QUANTISED: list[Mutant] = [
     mutant("norms-not-stored", NormsNotStored, STEP, ROTATED, rotated(codec=NormsNotStored)),
     mutant("not-rotated-back", NotRotatedBack, STEP, ROTATED, rotated(codec=NotRotatedBack)),
     mutant("biased", Rotated, PRODUCTS, claims(Unbiased, unbiased=True), claims(Rotated, unbiased=True)),
+    mutant("biased-over-seeds", SignsAlone, PRODUCTS, SKETCHED, sketched(SignsAlone), "turboquant ports"),
     mutant(
         "noisy-sketch", NoiseFromOneSketch, PRODUCTS, ROTATED, rotated(codec=NoiseFromOneSketch), "turboquant ports"
     ),

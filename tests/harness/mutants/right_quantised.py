@@ -179,6 +179,35 @@ class Rotated(Codec):
         return decoded
 
 
+class Sketched(Rotated):
+    """Rotated codes, and of their error the norm and the signs of a random projection.
+
+    Inner products are unbiased over seeds, as those of both stages of TurboQuant (Zandieh et al., 2025).
+    """
+
+    factor = (torch.pi / 2) ** 0.5
+    """Of signs: the mean of ``sign(s . r) s`` over normal vectors s is r / |r| divided by it."""
+
+    def projection(self, size: int) -> Tensor:
+        """Normal matrix ``[D, D]``."""
+        return torch.randn((size, size), generator=torch.Generator().manual_seed(1000 + self.seed))
+
+    def encode(self, x: Tensor) -> Parts:
+        first = super().encode(x)
+        error = x - super().decode(first)
+        signs = error @ self.projection(x.shape[-1]).to(x.device).T > 0
+        signs = torch.nn.functional.pad(signs, (0, -x.shape[-1] % 8))
+        return *first, pack(signs, 1), error.norm(dim=-1, keepdim=True)
+
+    def decode(self, parts: Parts) -> Tensor:
+        *first, packed, norm = parts
+        decoded: Tensor = super().decode(tuple(first))
+        size = decoded.shape[-1]
+        signs = 2 * unpack(packed, 1)[..., :size] - 1
+        decoded += signs @ self.projection(size).to(signs.device) * (self.factor / size) * norm
+        return decoded
+
+
 class PackedLayer(DynamicLayer):
     """Codes of all tokens but the newest ``residual``, and of as many as fill blocks; the others are exact.
 
@@ -456,6 +485,16 @@ def rotated(layer: Callable[..., DynamicLayer] = PackedLayer, codec: Callable[..
     return quantised(name, lambda: layer(codec(4), codec(4)), bits=4, error=0.11, residual=0)
 
 
+def sketched(codec: Callable[..., Codec] = Sketched) -> Subject:
+    """Subject of rotated codes of two bits with a sketch of their error, unbiased over ``seed``."""
+
+    def factory(keep_ratio: float, seed: int = 0) -> Quantised:
+        return Quantised(lambda index: PackedLayer(codec(2, seed), codec(2, seed)))
+
+    declares = {**EVICTS_NOTHING, "bits": 3, "error": 0.45, "residual": 0, "unbiased": True}
+    return subject_of("sketched" if codec is Sketched else codec.__name__, factory, declares)
+
+
 def blocks(residual: int, layer: Callable[..., DynamicLayer] = FlushesBlocks) -> Subject:
     """Subject of keys per channel and values per token, both quantised in blocks of as many tokens as the residual."""
     return quantised(
@@ -483,6 +522,7 @@ KIVI_FIRST = kivi(PackedLayer)
 RING = ring()
 FLOAT8 = quantised("float8", lambda: WritesAfterwards(Float8(), Float8()), bits=8, error=0.04, residual=0)
 ROTATED = rotated()
+SKETCHED = sketched()
 TERNARY = quantised("ternary", lambda: PackedLayer(Ternary(), Ternary()), bits=2, error=0.5, residual=0)
 SIMULATED = quantised(
     "simulated", lambda: SimulatedLayer(PerToken(4, 8)), bits=4, group=8, axis="token", residual=0, simulated=True
@@ -529,6 +569,7 @@ RIGHT_QUANTISED = [
     BLOCKS,
     FLOAT8,
     ROTATED,
+    SKETCHED,
     TERNARY,
     SIMULATED,
     SHARED_EXPONENTS,
