@@ -51,7 +51,7 @@ def counts_positions_by_entries(patch: pytest.MonkeyPatch) -> None:
 
 
 def scores_the_token_that_is_fed(patch: pytest.MonkeyPatch) -> None:
-    own = observed.score
+    own = vars(observed)["score"]
     fed: list[Any] = []
 
     def feed(model: Any, ids: Any, *given: Any) -> Any:
@@ -64,7 +64,8 @@ def scores_the_token_that_is_fed(patch: pytest.MonkeyPatch) -> None:
 
 def shares_a_cache(kind: type[Adapter]) -> Patch:
     def breaks(patch: pytest.MonkeyPatch) -> None:
-        own, made = kind.start, {}
+        own = kind.start
+        made: dict[int, Any] = {}
 
         def start(self: Any) -> Any:
             return made.setdefault(id(self), own(self))

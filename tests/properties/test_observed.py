@@ -157,10 +157,10 @@ class WindowCache(DynamicCache):
         self.size = size
         self.seen = 0
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> Any:
-        self.seen += keys.shape[2] * (layer == 0)
-        states = super().update(keys, values, layer, *args, **kwargs)
-        own = self.layers[layer]
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        self.seen += key_states.shape[2] * (layer_idx == 0)
+        states = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        own: Any = self.layers[layer_idx]
         own.keys, own.values = (own.keys[:, :, -self.size :].clone(), own.values[:, :, -self.size :].clone())
         return states
 
@@ -207,9 +207,9 @@ class Rounding(DynamicCache):
         super().__init__(config=config)
         self.step = step
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> Any:
-        keys, values = ((states / self.step).round() * self.step for states in (keys, values))
-        return super().update(keys, values, layer, *args, **kwargs)
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        keys, values = ((states / self.step).round() * self.step for states in (key_states, value_states))
+        return super().update(keys, values, layer_idx, *args, **kwargs)
 
 
 def plain_cache(config: Any) -> Any:
@@ -253,8 +253,8 @@ class HiddenLayer(CacheLayerMixin):
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> Any:
-        pair = (keys, values)
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        pair = (key_states, value_states)
         if self.stored is not None:
             pair = tuple(torch.cat([old, new], dim=2) for old, new in zip(self.stored, pair, strict=True))  # type: ignore[assignment]
         self.stored = pair
@@ -353,7 +353,7 @@ def weight_left(model: Any) -> None:
 
 def function_left(model: Any) -> None:
     own = nn.functional.silu
-    nn.functional.silu = lambda x, inplace=False: own(x)
+    nn.functional.silu = lambda input, inplace=False: own(input)
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,7 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
     where = {verdict: "" if ratios == [DASH] else f" at {', '.join(ratios)}" for verdict, ratios in at.items()}
     rest = f" Vacuous{where['vacuous']}: no result there." if "vacuous" in at else ""
     if "not a number" in at:
-        rest += f"{where['not a number'].capitalize()} the perplexity" if where["not a number"] else " The perplexity"
-        rest += " is not a number or infinite."
+        rest += f" {(where['not a number'] + ' the').strip().capitalize()} perplexity is not a number or infinite."
     if "no verdict" in at:
         return f"{name}: no verdict{where['no verdict']}, see the warning.{rest}"
     if not real:

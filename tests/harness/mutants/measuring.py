@@ -252,6 +252,7 @@ def nominal_size(real: Any) -> Any:
         row: Row = real(name, press, source, result, base, times)
         columns = result.nll.shape[1] + 1
         entries = round(press.keep_ratio * columns) if result.compressing else columns
+        assert row.kv_bytes is not None
         nominal = row.kv_bytes * entries * len(row.held) // sum(row.held)
         return replace(row, held=(entries,) * len(row.held), kv_bytes=nominal)
 

@@ -266,7 +266,7 @@ def test_presses_that_differ_in_a_setting_are_separate_lines() -> None:
 def test_a_row_is_compared_with_the_uncompressed_row_of_its_own_dtype() -> None:
     """A row is relative to the uncompressed row of its own dtype."""
     half = rows(dtype="bfloat16")
-    half = [replace(row, kv_bytes=row.kv_bytes // 2) for row in half]
+    half = [replace(row, kv_bytes=(row.kv_bytes or 0) // 2) for row in half]
     every = [*rows(), *half]
     assert figures.relative(half[1], every, lambda row: row.kv_bytes) == pytest.approx(0.7, abs=1e-5)
     assert figures.relative(pressed(0.7, 0.1), [pressed(0.7, 0.1)], lambda row: row.kv_bytes) is None
