@@ -2,6 +2,7 @@
 
 import math
 import re
+import traceback
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -12,9 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from pressgauge.bench.files import check_writable
 from pressgauge.bench.naming import make, parse, schedule_of, with_options
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
+from pressgauge.errors import one_line, sentence
 from pressgauge.models import DTYPES, check_dtype, check_model_name
 from pressgauge.presses import PRESSES
 from pressgauge.rules import UNPRUNABLE, Budget, check_prompt, usual_prompt, whole_number
@@ -23,6 +26,7 @@ from pressgauge.texts import check_text_name
 # Modules that need torch are imported after the arguments are checked, so that help and refusals are fast.
 if TYPE_CHECKING:
     from pressgauge.bench.journal import Journal
+    from pressgauge.bench.sweep import Plan
 
 EXTRAS = {
     **dict.fromkeys(("datasets", "jinja2", "matplotlib", "scipy"), "bench"),
@@ -105,43 +109,56 @@ def _check_places(json_file: Path | None, report: Path | None, resume: bool) -> 
         raise ValueError(f"--report must be in a folder that exists, got {str(report)!r}")
     if report is not None and report.exists() and not report.is_dir():
         raise ValueError(f"--report must be a folder, got the file {str(report)!r}")
+    if json_file is not None:
+        check_writable("--json", json_file)
+    if report is not None:
+        check_writable("--report", report / "report.html" if report.exists() else report)
     if resume and json_file is None and report is None:
         raise ValueError("--resume continues a sweep that writes --json or --report: give the same one again")
 
 
-def _journal(json_file: Path | None, report: Path | None, resume: bool) -> "Journal | None":
+def _journal(json_file: Path | None, report: Path | None, resume: bool, plan: "Plan") -> "Journal | None":
     """The journal of a sweep with outputs, in a file next to them."""
     from pressgauge.bench.journal import Journal
 
     place = json_file or report
-    return None if place is None else Journal(place.with_name(f"{place.name}.unfinished"), resume=resume)
+    if place is None:
+        return None
+    journal = Journal(place.with_name(f"{place.name}.unfinished"), resume=resume, plan=plan.as_dict())
+    for line, reason in journal.damaged.items():
+        _note(f"line {line} of {str(journal.path)!r} is left out: {reason}")
+    return journal
 
 
-def _sentence(error: Exception) -> str:
-    """Message of an error, with the way out for a missing package."""
+def _note(text: str) -> None:
+    """Print a note that is neither a result nor an error."""
+    Console(stderr=True).print(f"[yellow]note:[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def _sentence(error: Exception) -> str | None:
+    """Message of an error for the user, with the way out for a missing package; None for an internal error."""
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         extra = EXTRAS[error.name]
         return (
             f"this command needs {error.name}, which is not installed: install the extra {extra}, "
             f"python -m pip install 'path/to/pressgauge[{extra}]'"
         )
-    return str(error)
-
-
-def _expected(error: Exception) -> bool:
-    """Whether an error has a message for the user, about arguments or the machine."""
-    # The last is torch's, compared by name to avoid its import.
-    return (
-        isinstance(error, ValueError | TypeError | OSError | ImportError) or type(error).__name__ == "OutOfMemoryError"
-    )
+    return sentence(error)
 
 
 def _fail(error: Exception) -> NoReturn:
-    """Print the message of an error and exit with code 2; an error without one for the user is raised again."""
-    if not _expected(error):
-        raise error
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(_sentence(error))}", highlight=False, soft_wrap=True)
-    raise typer.Exit(2) from None
+    """Print the message of an error and exit with code 2; an internal error has a traceback and code 1."""
+    text, code, kind = _sentence(error), 2, "error"
+    if text is None:
+        traceback.print_exception(error)
+        code, kind = 1, "internal error"
+        releases = ", ".join(f"{name} {number}" for name, number in versions().items())
+        text = (
+            f"{type(error).__name__}: {one_line(str(error))}. Unless it is from code of your own, please report it "
+            f"with the lines above: {releases}"
+        )
+    Console(stderr=True).print(f"[bold red]{kind}:[/] {escape(text)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(code) from None
 
 
 @app.command()
@@ -251,7 +268,7 @@ def measure(
             trust_remote_code=trust_remote_code,
             bands=limits,
         )
-        journal = _journal(json_file, report, resume)
+        journal = _journal(json_file, report, resume, plan)
         disable_progress_bar()
         found = prepare(plan)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -371,9 +388,10 @@ def _audit(kind: str, subject: str, options: list[str] | None, known: Path | Non
         from pressgauge.conformance.running import run
 
         code = run(kind, subject, [*given, *(options or ())])
-    except (ValueError, ModuleNotFoundError) as error:
+    except Exception as error:
         _fail(error)
-    raise typer.Exit(code)
+    # pytest has a code of its own for wrong usage.
+    raise typer.Exit(2 if code == 4 else code)
 
 
 @audit.command()

@@ -26,8 +26,24 @@ def parts(reference: str) -> tuple[str, str]:
 
 
 def imported(module: str, path: str) -> Any:
-    """Import the object at a path within a module; errors are those of the import and of the attributes."""
-    return functools.reduce(getattr, path.split("."), importlib.import_module(module))
+    """Import the object at a path within a module; errors are those of the import and of the attributes.
+
+    Raises:
+        ImportError: also if the module exits, or raises another exception that is no ``Exception``.
+    """
+    try:
+        return functools.reduce(getattr, path.split("."), importlib.import_module(module))
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise ImportError(
+            f"{module} must be importable without an exit, got {type(error).__name__}: {error}"
+        ) from error
+
+
+def why(error: BaseException) -> str:
+    """Class and message of an error, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def find(reference: str) -> Any:
@@ -40,5 +56,5 @@ def find(reference: str) -> Any:
     look_here()
     try:
         return imported(*named)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{reference} was not found: {type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise ValueError(f"{reference} was not found: {why(error)}") from error

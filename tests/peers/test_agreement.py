@@ -18,11 +18,12 @@ from torch import Tensor
 
 import pressgauge
 from conformance.ours import SCORED_BY_ATTENTION, SUBJECTS
-from peers.catalogue import PEERS
-from peers.kvpress_presses import WINDOW, press
+from peers.packages import kvpress as packaged
+from peers.packages.kvpress import WINDOW, press
 from pressgauge.conformance.checks import TELLING_APART
 from pressgauge.conformance.session import Trace, run
 from pressgauge.conformance.strategies import HEADS, normal_keys
+from pressgauge.conformance.subjects import Subject, subject_of
 from pressgauge.conformance.traces import kept, run_scripted
 from pressgauge.models import load
 from pressgauge.texts import load_text
@@ -43,12 +44,12 @@ class Pair:
 
 
 PAIRS = [
-    Pair("knorm-prefill", "kvpress-knorm", {}),
-    Pair("streaming-llm-prefill", "kvpress-streaming-llm", {}),
-    Pair("keydiff-prefill", "kvpress-keydiff", {}),
-    Pair("snapkv-prefill", "kvpress-snapkv", {"recent": WINDOW}),
+    Pair("knorm-prefill", "knorm", {}),
+    Pair("streaming-llm-prefill", "streaming_llm", {}),
+    Pair("keydiff-prefill", "keydiff", {}),
+    Pair("snapkv-prefill", "snapkv", {"recent": WINDOW}),
     # kvpress's always retains the last token.
-    Pair("tova-prefill", "kvpress-tova", {"recent": 1}),
+    Pair("tova-prefill", "tova", {"recent": 1}),
 ]
 RATIOS = (0.125, 0.25, 0.5, 0.75)
 """Exact in binary, so that kvpress's floats are exact too."""
@@ -61,6 +62,11 @@ MOST_TIES = 0.02
 def loaded(name: str) -> tuple[Any, Any]:
     """A model for these tests only, since kvpress changes it."""
     return load(name, dtype="float64")
+
+
+def theirs(pair: Pair) -> Subject:
+    """Subject of kvpress's press of a pair."""
+    return subject_of(pair.theirs, getattr(packaged, pair.theirs))
 
 
 def noted(pair: Pair, model: Any, ids: Tensor, keep_ratio: float) -> tuple[Trace, dict[int, Tensor]]:
@@ -102,7 +108,7 @@ def check_same(mine: Trace, own: Trace, scores_of: dict[int, Tensor]) -> None:
 def compare(pair: Pair, model: Any, ids: Tensor, keep_ratio: float) -> None:
     """Run a prompt with both presses, and compare the held entries."""
     mine, scores = noted(pair, model, ids, keep_ratio)
-    check_same(mine, run(PEERS[pair.theirs], model, ids, [TOKENS], keep_ratio=keep_ratio), scores)
+    check_same(mine, run(theirs(pair), model, ids, [TOKENS], keep_ratio=keep_ratio), scores)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
@@ -127,7 +133,7 @@ def test_retained_entries_are_equal_on_real_weights_and_text(
 def test_tova_still_raises_on_a_prompt_of_one_token() -> None:
     """kvpress's TOVAPress raises a RuntimeError on a prompt of one token, the reason for ``OneTokenRefused``."""
     with pytest.raises(RuntimeError, match=r"max\(\)"):
-        run_scripted(press("TOVAPress", TOVAPress, {}), normal_keys(1), [1], keep_ratio=0.5)
+        run_scripted(subject_of("TOVAPress", press(TOVAPress, {})), normal_keys(1), [1], keep_ratio=0.5)
 
 
 def test_retained_entries_are_equal_without_ties() -> None:
@@ -136,6 +142,6 @@ def test_retained_entries_are_equal_without_ties() -> None:
         for keep_ratio in RATIOS:
             keys = normal_keys(64)
             mine = run_scripted(OURS[pair.ours], keys, [64], keep_ratio=keep_ratio, prune_after=0, **pair.options)
-            own = run_scripted(PEERS[pair.theirs], keys, [64], keep_ratio=keep_ratio)
+            own = run_scripted(theirs(pair), keys, [64], keep_ratio=keep_ratio)
             assert kept(mine) == kept(own)
             assert sum(len(head) for row in kept(own) for head in row) == HEADS * 64 * keep_ratio

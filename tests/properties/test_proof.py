@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from pressgauge import KnormPress
+from pressgauge import KnormPress, VacuousWarning
 from pressgauge.conformance import architectures
 from pressgauge.conformance.versions import using
 
@@ -34,3 +34,11 @@ def test_every_layer_passes_its_tokens_to_the_cache_and_attends_to_its_result(
                 model(part, **using(cache))
     except ValueError as refusal:
         raise AssertionError(str(refusal)) from refusal
+
+
+def test_the_warning_of_a_vacuous_press_points_at_its_with_statement() -> None:
+    """The warning that no query met an eviction has the file of the ``with`` statement."""
+    model = architectures.build("llama")
+    with pytest.warns(VacuousWarning) as caught, PRESS(model):
+        model(architectures.tokens(1, 20))
+    assert [warning.filename for warning in caught] == [__file__]

@@ -33,7 +33,7 @@ def too_short(model: Model) -> None:
 @pytest.mark.parametrize(("body", "passes"), [(once, "1 pass"), (twice, "2 passes"), (too_short, "5 passes")])
 @pytest.mark.parametrize("kind", [KnormPress, H2OPress])
 def test_passes_that_met_no_eviction(kind: Any, body: Callable[[Model], None], passes: str) -> None:
-    """One warning, with what was done, what it means, and what to do instead; it points at the ``with``."""
+    """One warning, with what was done, what it means, and what to do instead."""
     model = shared("llama")
     with pytest.warns(VacuousWarning) as caught, kind(keep_ratio=0.5, prune_after=8)(model):
         body(model)
@@ -43,7 +43,6 @@ def test_passes_that_met_no_eviction(kind: Any, body: Callable[[Model], None], p
         "what was measured is the uncompressed model: feed tokens after the prompt, more than 8 in all, or use "
         "pressgauge.perplexity"
     )
-    assert warning.filename == __file__
 
 
 def generated(model: Model) -> None:

@@ -9,14 +9,9 @@ from tools.peers.measured import PACKAGES, read, write
 def main() -> None:
     """Exit with 1 if a finding is not listed, or no longer occurs."""
     parser = argparse.ArgumentParser(prog="peers", description=__doc__)
-    parser.add_argument("package", choices=["kvpress", *PACKAGES])
+    parser.add_argument("package", choices=list(PACKAGES))
     parser.add_argument("--pages", action="store_true", help="write the pages from what was measured before")
     asked = parser.parse_args()
-    if asked.package == "kvpress":
-        from tools.peers import kvpress
-
-        kvpress.main()
-        return
     if not asked.pages:
         from tools.peers.measure import measure
 

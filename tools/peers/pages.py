@@ -18,8 +18,7 @@ documents, and is held to what its README promises. `nox -s "peers(NAME)"` insta
 runs the laws, and writes this table and the package's page. The environments and their pins are in
 `tests/peers/packages.toml`, the adapters in `tests/peers/packages/`. Findings of the laws are listed in
 `tests/peers/known/` with their cause; a run fails if one is not listed, or no longer occurs. The scripts in
-`tests/peers/verify/` verify findings with torch and transformers alone. [kvpress's presses](peers/kvpress.md) have
-their own page.
+`tests/peers/verify/` verify findings with torch and transformers alone.
 
 A package that was found to be wrong in one way may be right in others: the laws are about all uses of a cache, of which
 some are rare. Releases may have changed since.

@@ -16,6 +16,7 @@ from pressgauge.conventions.adapters import ADAPTERS, adapter_of, throwaway
 from pressgauge.conventions.factories import given, needs, parameters, takes, takes_ratio, version_of
 from pressgauge.models.support import of_config
 from pressgauge.presses.base import Press
+from pressgauge.references import why
 from pressgauge.rules import UNPRUNABLE
 
 _SUPPLIED = ("keep_ratio", "model", "dtype", "device", "config", "prompt_length")
@@ -98,15 +99,14 @@ class Compressor:
         }
         return functools.partial(self.factory, **{**given(self.factory, ratio, **known), **self.options})
 
+    def asked(self) -> dict[str, Any]:
+        """What a user asked for."""
+        options = {name: repr(value) for name, value in self.options.items()}
+        return {"factory": self.reference, "keep_ratio": self.keep_ratio, "options": options}
+
     def key(self) -> dict[str, Any]:
         """All that determines it, for the key of a result."""
-        return {
-            "factory": self.reference,
-            "keep_ratio": self.keep_ratio,
-            "options": {name: repr(value) for name, value in self.options.items()},
-            "version": self.version,
-            "sources": self.sources,
-        }
+        return {**self.asked(), "version": self.version, "sources": self.sources}
 
 
 def compressors(
@@ -141,7 +141,7 @@ def compressors(
     options |= own
     if missing := [name for name in needs(factory) if name not in options and name not in _SUPPLIED]:
         raise ValueError(f"{reference} needs {', '.join(missing)}: give {reference}({missing[0]}=...)")
-    sources = _sources(reference, factory)
+    sources = sources_of(reference.partition(":")[0], getattr(factory, "__module__", None) or "")
     first = Compressor(
         label,
         reference,
@@ -201,13 +201,8 @@ def _example(first: Compressor) -> Any:
     except (Exception, SystemExit) as raised:
         error = raised
     raise ValueError(
-        f"{first.label} cannot be made: {one_line(error)}; if it cannot be made for a tiny Llama, declare its kind"
+        f"{first.label} cannot be made: {why(error)}; if it cannot be made for a tiny Llama, declare its kind"
     ) from error
-
-
-def one_line(error: BaseException) -> str:
-    """Type and message of an error in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
 
 
 def _package(reference: str, sources: str) -> str:
@@ -215,10 +210,9 @@ def _package(reference: str, sources: str) -> str:
     return f"{reference.partition(':')[0]}, sources {sources[:12]}" if version == "version unknown" else version
 
 
-def _sources(reference: str, factory: Any) -> str:
-    """Digest of the loaded source files of a factory's package; for a module without one, of those in its folder."""
-    names = {reference.partition(":")[0], getattr(factory, "__module__", None) or ""}
-    tops = {name.partition(".")[0] for name in names}
+def sources_of(*modules: str) -> str:
+    """Digest of the loaded source files of the packages of modules; of a module without one, of those in its folder."""
+    tops = {name.partition(".")[0] for name in modules}
     files = {}
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in tops and (file := getattr(module, "__file__", None)):

@@ -3,10 +3,17 @@
 import hashlib
 import json
 import os
+import re
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from pressgauge.bench.row import Row
+from pressgauge.bench.files import naming
+from pressgauge.bench.row import Row, Source
+
+_FIRST = b'{"plan": '
+"""Beginning of a journal."""
 
 
 def digest(value: Any) -> str:
@@ -14,47 +21,178 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def plain(value: Any) -> Any:
+    """A value as JSON, equal in every process: objects without a JSON form by their fields, names or types."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"class": type(value).__name__} | {
+            field.name: plain(getattr(value, field.name)) for field in fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {str(name): plain(at) for name, at in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(at) for at in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
+    if callable(value):
+        return f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', type(value).__qualname__)}"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
+
+
 class Journal:
-    """A JSON Lines file of results, each appended as soon as it is available.
+    """A JSON Lines file: the plan of the sweep, then its results, each appended as soon as it is available.
+
+    Every line ends with a digest of itself. A line that is damaged costs its result and no other.
 
     Args:
         path: the file, created with the first result.
         resume: whether to continue an existing file.
+        plan: everything that determines the results and is known before them, by name. A file of another plan is not
+            continued.
+
+    Attributes:
+        damaged: numbers of the lines that are left out, from 1 on, and what is wrong with each.
 
     Raises:
-        ValueError: if the file exists and ``resume`` is false.
+        ValueError: if the file exists and ``resume`` is false, it is no journal, or it is of another plan.
         OSError: if the file cannot be read.
     """
 
-    def __init__(self, path: Path, *, resume: bool) -> None:
+    def __init__(self, path: Path, *, resume: bool, plan: Mapping[str, Any] | None = None) -> None:
         self.path = path
+        self.damaged: dict[int, str] = {}
+        self._plan = None if plan is None else plain(plan)
         self._rows: dict[str, dict[str, Any]] = {}
         if not path.exists():
             return
+        if not path.is_file():
+            raise ValueError(f"{str(path)!r} must be a file, where unfinished results are kept: move it away")
         if not resume:
             raise ValueError(
                 f"{str(path)!r} has the results of a sweep that was interrupted: continue with --resume, or delete it"
             )
-        text = path.read_text(encoding="utf-8")
+        self._read(path.read_bytes())
+
+    def _read(self, content: bytes) -> None:
+        """Take in the lines of the file."""
         # A line without an end was being written when the sweep was interrupted.
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            os.truncate(path, len(whole.encode()))
-        for line in whole.splitlines():
-            entry = json.loads(line)
-            self._rows[entry["key"]] = entry["row"]
+        whole = content[: content.rfind(b"\n") + 1]
+        old = None
+        for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+            try:
+                entry = _entry(line)
+            except ValueError as error:
+                self.damaged[number] = str(error)
+                continue
+            if "plan" in entry:
+                old = entry["plan"]
+            else:
+                self._rows[entry["key"]] = entry["row"]
+        broken = content[len(whole) :]
+        begun = broken.startswith(_FIRST) or _FIRST.startswith(broken)
+        if old is None and not self._rows and (self.damaged or not (whole or begun)):
+            number, reason = next(iter(self.damaged.items()), (1, "it has no end"))
+            raise ValueError(
+                f"{str(self.path)!r} must be the journal of an interrupted sweep, and has nothing of one "
+                f"(line {number}: {reason}): delete it, or move it away"
+            )
+        if old is not None and self._plan is not None and (differences := _differences(old, self._plan)):
+            raise ValueError(
+                f"{str(self.path)!r} has the results of another sweep ({'; '.join(differences)}): repeat its command "
+                "with --resume, give another --json or --report, or delete it"
+            )
+        if whole != content:
+            os.truncate(self.path, len(whole))
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def find(self, key: str) -> Row | None:
         """The result with this key, or None."""
-        # Parsed on lookup: only rows with a current key were written by this version, with its fields.
-        return Row.from_dict(self._rows[key]) if key in self._rows else None
+        try:
+            # Parsed on lookup: a row of another version has another key, and may have other fields.
+            return Row.from_dict(self._rows[key])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+
+    def check(self, source: Source) -> None:
+        """Raise ``ValueError`` if results of this model on this text were taken with other weights or tokens."""
+        named = ("model", "text", "dtype", "samples", "tokens", "prompt")
+        for row in self._rows.values():
+            if any(row.get(name) != getattr(source, name) for name in named):
+                continue
+            for name, what in (("weights_sha256", "weights or configuration"), ("text_sha256", "tokens of the text")):
+                if row.get(name, getattr(source, name)) != getattr(source, name):
+                    raise ValueError(
+                        f"{str(self.path)!r} has results of {source.model} on {source.text} with other {what}: put "
+                        "them back and repeat the command, or delete the file"
+                    )
 
     def add(self, key: str, row: Row) -> None:
-        """Append a result."""
+        """Append a result.
+
+        Raises:
+            OSError: if it cannot be written, with the name of the file, which then has no part of it.
+        """
         self._rows[key] = row.as_dict()
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "row": self._rows[key]}) + "\n")
+        with naming(self.path), self.path.open("ab") as file:
+            before = file.tell()
+            lines = _line({"plan": self._plan}) if before == 0 and self._plan is not None else b""
+            lines += _line({"key": key, "row": self._rows[key]})
+            try:
+                file.write(lines)
+                file.flush()
+            except OSError:
+                os.truncate(self.path, before)
+                raise
 
     def close(self) -> None:
         """Delete the file, once its results have been written elsewhere."""
         self.path.unlink(missing_ok=True)
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    """The line of an entry."""
+    return json.dumps({**entry, "sha256": digest(entry)}).encode() + b"\n"
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    """The entry of a line.
+
+    Raises:
+        ValueError: if it is none, or was changed since.
+    """
+    try:
+        entry = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON") from None
+    if not isinstance(entry, dict) or sorted(entry) not in (["key", "row", "sha256"], ["plan", "sha256"]):
+        raise ValueError("it is no line of a journal of this version")
+    sha256 = entry.pop("sha256")
+    try:
+        intact = digest(entry) == sha256
+    except RecursionError:
+        intact = False
+    if not intact:
+        raise ValueError("it was changed: its digest does not match")
+    return entry
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """What differs between two plans, a phrase for each, the first five."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for name in {**old, **new}:
+            place = f"{where} {name}".strip()
+            if name not in old or name not in new:
+                found.append(f"{place}: only {'now' if name in new else 'there'}")
+            else:
+                found += _differences(old[name], new[name], place)
+        return found[:5]
+    if old == new:
+        return []
+    return [f"{where}: {_shown(old)} there and {_shown(new)} now"]
+
+
+def _shown(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

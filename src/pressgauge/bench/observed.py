@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pressgauge.bench.compressors import Compressor, Failed, one_line
+from pressgauge.bench.compressors import Compressor, Failed
 from pressgauge.conventions.adapter import Adapter, Layers
 from pressgauge.conventions.state import difference, fingerprint, functions, replaced
 from pressgauge.likelihood import perplexity, score
 from pressgauge.models import interface
 from pressgauge.observation import watch
 from pressgauge.observation.readings import UNREADABLE, Reader, nbytes
+from pressgauge.references import why
 from pressgauge.rules import pass_lengths
 
 ROUNDING = 2
@@ -136,10 +137,10 @@ def observe(
         error = raised
     # Also after a failure, which may have left the model as it was in the middle.
     if left := difference(before, fingerprint(model)) or replaced(shared):
-        failed = f" ({progress}: {one_line(error)})" if error else ""
+        failed = f" ({progress}: {why(error)})" if error else ""
         raise Changed(f"left the model changed{failed}: {left}") from error
     if error is not None:
-        raise Failed(f"failed {progress}: {one_line(error)}") from error
+        raise Failed(f"failed {progress}: {why(error)}") from error
     nll = torch.cat([sample.nll for sample in samples])
     return Observed(
         nll=nll,

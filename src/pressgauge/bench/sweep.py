@@ -7,9 +7,10 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 
 from pressgauge.arguments import check_context
 from pressgauge.attach import meet
-from pressgauge.bench.compressors import Compressor, Failed
+from pressgauge.bench.compressors import Compressor, Failed, sources_of
 from pressgauge.bench.journal import Journal, digest
 from pressgauge.bench.observed import Changed, Observed, Uncompressed, observe
 from pressgauge.bench.provenance import versions
@@ -78,6 +79,21 @@ class Plan:
         each = 1 + (2 * (PAIRS + 1) if self.timing else 0)
         return len(self.models) * len(self.texts) * measurements * each
 
+    def as_dict(self) -> dict[str, Any]:
+        """Everything that determines the results and is known before models are loaded, for a journal."""
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "bands"}
+        return own | {
+            "presses": {
+                name: {
+                    str(press.keep_ratio): press.asked() if isinstance(press, Compressor) else press for press in them
+                }
+                for name, them in self.presses.items()
+            },
+            "device": f"{self.device} ({device_name(self.device)})",
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+        }
+
     def provenance(self) -> dict[str, str]:
         """Provenance of the results, for a report."""
         return {
@@ -128,7 +144,9 @@ def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
             for press in _timed(presses) if plan.timing else ():
                 check_context(config, sum(plan.timed(press)), "--prompt and what --timing generates behind it")
         for text in plan.texts:
-            samples[model, text] = load_text(text, tokenizer, samples=plan.samples, tokens=plan.tokens)
+            ids = load_text(text, tokenizer, samples=plan.samples, tokens=plan.tokens)
+            check_ids(ids, model, text, config.get_text_config(decoder=True).vocab_size)
+            samples[model, text] = ids
     for presses in plan.presses.values():
         for press in _timed(presses):
             check_prompt(press, plan.prompt, plan.tokens)
@@ -138,6 +156,21 @@ def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
 def _timed(presses: tuple[Press, ...] | tuple[Compressor, ...]) -> list[Press]:
     """Those whose times can be taken: not third-party compressors."""
     return [press for press in presses if isinstance(press, Press)]
+
+
+def check_ids(ids: Tensor, model: str, text: str, size: int) -> None:
+    """Raise ``ValueError`` if a text has token ids without an embedding, such as those of tokens that were added.
+
+    Args:
+        ids: token ids ``[samples, tokens]``.
+        model, text: their names, for the error.
+        size: size of the model's vocabulary.
+    """
+    if int(ids.max()) >= size:
+        raise ValueError(
+            f"text {text!r} has the token id {int(ids.max())} by the tokenizer of {model!r}, which has embeddings of "
+            f"{size} tokens: give another text, or a model whose tokenizer fits its weights"
+        )
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -209,6 +242,8 @@ def run_sweep(
                     parameters,
                 ),
             )
+            if journal is not None:
+                journal.check(measure.source)
             base = measure.row("uncompressed", None, None, advance)
             warnings = _warnings(base, model, unknown_share(ids, tokenizer))
             for label, presses in resolved.items():
@@ -280,9 +315,14 @@ class _Measurement:
 
     def key(self, press: Press | Compressor | None) -> str:
         """Journal key of a press's result, over everything that the result may depend on."""
-        own = (
-            press.key() if isinstance(press, Compressor) else press and {"class": type(press).__name__, **asdict(press)}
-        )
+        own: dict[str, Any] = {}
+        if isinstance(press, Compressor):
+            own = press.key()
+        elif press is not None:
+            kind = type(press)
+            own = {"class": kind.__name__, **asdict(press)}
+            if not kind.__module__.startswith("pressgauge."):
+                own["sources"] = sources_of(kind.__module__)
         return digest(
             {
                 "press": own,

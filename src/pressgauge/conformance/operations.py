@@ -22,13 +22,13 @@ from pressgauge.conformance.outcomes import (
     Refused,
     Unreadable,
     not_applicable,
-    raised_by,
 )
 from pressgauge.conformance.precision import EXACT
 from pressgauge.conformance.reading import Entries, layers_of
 from pressgauge.conformance.session import Pass, Session, Trace
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited
+from pressgauge.errors import raised_by
 
 PROMPT = 12
 ALTERED_PROMPT = 140

@@ -1,12 +1,13 @@
 """What a law says of a subject: a finding, a refusal, or that it is not applicable."""
 
-import dis
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 import pytest
 from hypothesis.errors import FailedHealthCheck, Unsatisfiable
+
+from pressgauge.errors import raised_by
 
 
 class Departure(AssertionError):  # noqa: N818  # the law is broken, not the program
@@ -87,14 +88,3 @@ def _sentence(error: BaseException) -> str:
 def _by_statement(error: BaseException) -> bool:
     """Whether an error was raised by a ``raise`` or ``assert`` of Python code."""
     return raised_by(error)[1] in ("", "RAISE_VARARGS", "RERAISE")
-
-
-def raised_by(error: BaseException) -> tuple[str, str]:
-    """Package and instruction that raised an error; both empty for one that was never raised."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return "", ""
-    package = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-    return package, dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]]

@@ -123,7 +123,11 @@ def check_within_a_step(subject: Subject, feeding: str) -> None:
                 if not error <= most:
                     raise Departure(
                         f"{what} are read back with a relative error of {error:.2g} (root mean square); "
-                        + (f"{bits:g} bits allow {most:.2g}" if bits else "that of zero is 1")
+                        + (
+                            f"{bits:g} bits allow {most:.2g}, unless another `error` is declared"
+                            if bits
+                            else "that of zero is 1"
+                        )
                     )
 
 

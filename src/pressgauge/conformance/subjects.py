@@ -260,8 +260,11 @@ def imported(reference: str, option: str) -> Any:
         raise pytest.UsageError(f"--{option} {error}") from None
     try:
         return references.imported(*named)
-    except (ImportError, AttributeError) as error:
+    except (ModuleNotFoundError, AttributeError) as error:
         raise pytest.UsageError(f"--{option} {reference} was not found: {error}") from None
+    except Exception as error:
+        # The module is the user's, and so is what it raises.
+        raise pytest.UsageError(f"--{option} {reference} could not be imported: {references.why(error)}") from error
 
 
 @functools.cache
@@ -274,5 +277,7 @@ def find(reference: str) -> list[Subject]:
     factory = imported(reference, "subject")
     try:
         return subjects_of(reference, factory, version=version_of(reference))
+    except SystemExit as error:
+        raise pytest.UsageError(f"--subject {reference} cannot be used: it exits with code {error.code!r}") from error
     except Exception as error:
         raise pytest.UsageError(f"--subject {reference} cannot be used: {error}") from error

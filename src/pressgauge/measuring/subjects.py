@@ -128,5 +128,7 @@ def find(kind: str, reference: str) -> Measurement:
         raise pytest.UsageError(f"--{kind} {reference} must be a function, got {function!r}")
     try:
         return subject.of(reference, function, version=version_of(reference))
+    except SystemExit as error:
+        raise pytest.UsageError(f"--{kind} {reference} cannot be used: it exits with code {error.code!r}") from error
     except Exception as error:
         raise pytest.UsageError(f"--{kind} {reference} cannot be used: {error}") from error

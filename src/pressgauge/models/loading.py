@@ -1,5 +1,7 @@
 """Loading of models by name: bundled reference models, local folders, or the hub."""
 
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +10,6 @@ from typing import Any
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,8 +18,18 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
+from pressgauge.errors import is_out_of_memory
 from pressgauge.models import check_dtype, location, not_loaded
+from pressgauge.models.checks import (
+    check_config,
+    check_files,
+    check_loaded,
+    check_tokenizer,
+    check_tokenizer_file,
+    read_object,
+)
 
 HUB_TIMEOUT = 2.0
 """Seconds to wait for the hub before falling back to its local cache."""
@@ -34,23 +45,39 @@ def pick_device(name: str) -> torch.device:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator or torch.device("cpu")
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise ValueError(f"device must be auto, cpu or an accelerator of this machine, got {name!r}") from None
+        with warnings.catch_warnings():
+            # Names that torch deprecates are refused below.
+            warnings.simplefilter("ignore")
+            device = torch.device(name)
+            # Some devices hold tensors and compute nothing, such as meta.
+            works = bool((torch.ones(1, device=device) + 1).item() == 2) and not (device.type == "cpu" and device.index)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+        works = False
+    if not works:
+        raise ValueError(f"device must be auto, cpu or an accelerator of this machine, got {name!r}")
     return device
 
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Convert errors in loading a model to a ``ValueError`` of one sentence."""
+    """Convert errors in loading a model to a ``ValueError`` of one sentence, except those of memory."""
+    verbosity = transformers_logging.get_verbosity()
+    # Warnings of transformers repeat in many lines what the sentence says.
+    transformers_logging.set_verbosity_error()
     try:
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
+        # Files of a model can make transformers fail in any way.
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split()).rstrip(".")
+        if not isinstance(error, OSError | ValueError | RuntimeError):
+            reason = f"{type(error).__name__}: {reason}"
         if len(reason) > 300:
             reason = reason[:300] + "..."
         raise not_loaded(name, reason) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _hub_answers(url: str) -> bool:
@@ -91,7 +118,7 @@ def _only_cached(name: str) -> bool:
 
 
 def load_parts(name: str, *, trust_remote_code: bool = False) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    """Load a model's configuration and tokenizer, without weights.
+    """Load a model's configuration and tokenizer, without weights, of which a folder's headers are checked.
 
     Raises:
         ValueError: if there is no such model, or it cannot be loaded.
@@ -106,10 +133,20 @@ def _options(name: str, trust_remote_code: bool) -> dict[str, Any]:
 
 
 def _parts(place: str, options: dict[str, Any]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    if Path(place).is_dir() and not any(Path(place).glob("*token*")) and not any(Path(place).glob("vocab*")):
+    local = Path(place).is_dir()
+    # A folder that cannot be listed is an error here, and has no files for glob.
+    if local and not any("token" in name or name.startswith("vocab") for name in os.listdir(place)):
         # Some versions of transformers would construct a tokenizer with an empty vocabulary.
         raise ValueError("it has no tokenizer files")
-    return AutoConfig.from_pretrained(place, **options), AutoTokenizer.from_pretrained(place, **options)
+    if local and (Path(place) / "config.json").is_file():
+        check_config(read_object(Path(place) / "config.json"))
+        check_tokenizer_file(Path(place) / "tokenizer.json")
+    config = AutoConfig.from_pretrained(place, **options)
+    tokenizer = AutoTokenizer.from_pretrained(place, **options)
+    check_tokenizer(config, tokenizer)
+    if local:
+        check_files(Path(place), config, trust_remote_code=options["trust_remote_code"])
+    return config, tokenizer
 
 
 def load(
@@ -135,12 +172,12 @@ def load(
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             output_loading_info=True,
+            # They are refused below, by name.
+            ignore_mismatched_sizes=True,
             **options,
         )
         model, loading = loaded
-        if loading["missing_keys"]:
-            # transformers initialises them at random, which would invalidate every measurement.
-            raise ValueError(f"weights are missing: {', '.join(sorted(loading['missing_keys']))}")
+        check_loaded(model, loading)
     model.to(device)
     model.eval()
     return model, tokenizer

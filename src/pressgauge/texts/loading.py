@@ -1,5 +1,7 @@
 """Loading of texts as token ids."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,8 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from pressgauge.reference.language import TOKENS, document
 from pressgauge.rules import whole_number
-from pressgauge.texts import HUB, check_text_name
+from pressgauge.texts import HUB, check_text_name, files
 
+DOCUMENTS = 100_000
+"""Documents of the reference language that are a text; each further seed would be another."""
 MOST_UNKNOWN = 0.5
 """Share of unknown tokens above which a text says nothing about a model."""
 
@@ -29,18 +33,48 @@ def _from_hub(name: str) -> list[str]:
     return texts if separate else ["".join(texts)]
 
 
-def _from_file(path: Path) -> list[str]:
-    try:
-        return [path.read_text(encoding="utf-8")]
-    except UnicodeDecodeError:
-        raise ValueError(f"text {str(path)!r} is not UTF-8: convert it first") from None
-
-
 def _windows(ids: Tensor, tokens: int, samples: int) -> list[Tensor]:
-    """Evenly spaced, disjoint windows of ``tokens`` ids; shorter if the text is too short."""
+    """Evenly spaced, disjoint windows of ``tokens`` ids."""
     stride = len(ids) // samples
-    tokens = min(tokens, stride)
     return [ids[sample * stride : sample * stride + tokens] for sample in range(samples)]
+
+
+def _pieces(name: str, encode: Callable[[str], Tensor], samples: int, tokens: int, wanted: int) -> list[Tensor]:
+    """Ids of each sample without the BOS token, ``wanted`` of its ``tokens``.
+
+    Raises:
+        ValueError: if the text is too short, with its length.
+    """
+
+    def too_few(found: str) -> ValueError:
+        return ValueError(
+            f"text {name!r} has too few tokens for {samples} samples of {tokens}: ask for fewer or shorter ones "
+            f"({found})"
+        )
+
+    if name not in HUB and (size := Path(name).stat().st_size) > files.WHOLE:
+        if size < samples:
+            raise too_few(f"it has {size:,} bytes")
+        pieces: list[Tensor] = []
+        for piece, length in files.parts(Path(name), samples, wanted, encode):
+            if len(piece) < wanted:
+                raise too_few(f"{length:,} bytes of sample {len(pieces) + 1} have {len(piece):,} of {wanted:,}")
+            pieces.append(piece)
+        return pieces
+    texts = _from_hub(name) if name in HUB else [files.read_text(Path(name))]
+    if len(texts) > 1:
+        if len(texts) < samples:
+            raise ValueError(f"text {name!r} has {len(texts)} books, got --samples {samples}")
+        # Enough characters for the wanted tokens, none of which is longer than a few words.
+        pieces = [encode(text[: 64 * tokens])[:wanted] for text in texts[:samples]]
+        for number, piece in enumerate(pieces, 1):
+            if len(piece) < wanted:
+                raise too_few(f"book {number} has {len(piece):,} of {wanted:,}")
+        return pieces
+    ids = encode(texts[0])
+    if len(ids) < samples * wanted:
+        raise too_few(f"it has {len(ids):,} of {samples * wanted:,}")
+    return _windows(ids, wanted, samples)
 
 
 def load_text(name: str, tokenizer: PreTrainedTokenizerBase, *, samples: int, tokens: int) -> Tensor:
@@ -50,7 +84,8 @@ def load_text(name: str, tokenizer: PreTrainedTokenizerBase, *, samples: int, to
         name: ``reference``, ``wikitext-2``, ``pg-19``, or the path of a UTF-8 file.
         tokenizer: the model's tokenizer.
         samples: number of samples. With ``pg-19`` each is the beginning of a different book, with ``reference`` a
-            different document, else they are windows spread evenly over the text.
+            different document, else they are windows spread evenly over the tokens of the text. Of a file larger than
+            4 MiB they are spread evenly over its bytes, and only they are read.
         tokens: tokens per sample, including the BOS token if the tokenizer adds one.
 
     Returns:
@@ -70,23 +105,20 @@ def load_text(name: str, tokenizer: PreTrainedTokenizerBase, *, samples: int, to
             raise ValueError(
                 "text 'reference' is in the words of the reference models: give --text wikitext-2, pg-19 or a file"
             )
+        if samples > DOCUMENTS:
+            raise ValueError(f"text 'reference' has {DOCUMENTS:,} documents, got --samples {samples}")
         return torch.tensor([document(seed, tokens).tokens for seed in range(samples)])
-    texts = _from_hub(name) if name in HUB else _from_file(Path(name))
     mark = list(tokenizer("").input_ids)
     mark = mark[:1] if mark and mark[0] == tokenizer.bos_token_id else []
-    wanted = tokens - len(mark)
-    if len(texts) > 1:
-        if len(texts) < samples:
-            raise ValueError(f"text {name!r} has {len(texts)} books, got --samples {samples}")
-        # Enough characters for the wanted tokens, none of which is longer than a few words.
-        pieces = [_encode(tokenizer, text[: 64 * tokens])[:wanted] for text in texts[:samples]]
-    else:
-        pieces = _windows(_encode(tokenizer, texts[0]), wanted, samples)
-    for piece in pieces:
-        if len(piece) < wanted:
-            raise ValueError(
-                f"text {name!r} has too few tokens for {samples} samples of {tokens}: ask for fewer or shorter ones"
-            )
+    try:
+        pieces = _pieces(name, partial(_encode, tokenizer), samples, tokens, tokens - len(mark))
+    except Exception as error:
+        # The package tokenizers raises nothing narrower, such as for a word that is not in its vocabulary.
+        if type(error) is not Exception:
+            raise
+        raise ValueError(
+            f"text {name!r} cannot be tokenised by the model's tokenizer ({error}): give another text or model"
+        ) from error
     ids = torch.stack([torch.cat([torch.tensor(mark, dtype=torch.long), piece]) for piece in pieces])
     unknown = unknown_share(ids, tokenizer)
     if reference and unknown > MOST_UNKNOWN:

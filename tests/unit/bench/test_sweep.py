@@ -327,12 +327,19 @@ def test_an_incomplete_line_is_left_out(tmp_path: Path) -> None:
     assert Journal(path, resume=True).find("c") == ROW
 
 
-def test_rows_of_another_version_are_ignored(tmp_path: Path) -> None:
-    """Rows of another version are kept in the journal, and not used."""
+def test_rows_of_another_version_are_neither_used_nor_lost(tmp_path: Path) -> None:
+    """A journal of another version is refused and not changed; a row of one among others is not used."""
     path = tmp_path / "journal"
-    path.write_text('{"key": "old", "row": {"press": "knorm"}}\n')
-    Journal(path, resume=True).add("a", ROW)
-    assert Journal(path, resume=True).find("a") == ROW
+    old = '{"key": "old", "row": {"press": "knorm"}}\n'
+    path.write_text(old)
+    with pytest.raises(ValueError, match=r"line 1: it is no line of a journal of this version\): delete it"):
+        Journal(path, resume=True)
+    assert path.read_text() == old
+    path.unlink()
+    Journal(path, resume=False).add("a", ROW)
+    path.write_text(path.read_text() + old)
+    found = Journal(path, resume=True)
+    assert (found.find("a"), found.find("old")) == (ROW, None)
 
 
 def test_a_journal_is_neither_used_nor_lost_unless_it_is_to_be_resumed(tmp_path: Path) -> None:

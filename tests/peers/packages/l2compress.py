@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
+from peers.packages.adapt import declared
+
 Layers = list[tuple[Tensor, Tensor]]
 
 
-def l2compress(
-    keep_ratio: float, prune_after: int = 2048, skip_layers: tuple[int, ...] = ()
-) -> Callable[[Layers], Any]:
+def factory(keep_ratio: float, prune_after: int = 2048, skip_layers: tuple[int, ...] = ()) -> Callable[[Layers], Any]:
     """A function called after every pass: a layer with ``prune_after`` entries or more is sorted by norm, and the first
     ``ceil(keep_ratio * held)`` are retained, in that order."""
 
@@ -36,3 +36,6 @@ def _shortest(keys: Tensor, values: Tensor, keep_ratio: float) -> tuple[Tensor, 
         keys.gather(2, order.expand_as(keys))[:, :, :left],
         values.gather(2, order.expand_as(values))[:, :, :left],
     )
+
+
+declared(factory, {"score": "knorm", "ties": "any", "boundary": ">="})
