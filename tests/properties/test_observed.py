@@ -19,6 +19,8 @@ from pressgauge.bench.compressors import Compressor, Failed, compressors
 from pressgauge.bench.observed import Changed, Observed, Uncompressed, observe
 from pressgauge.conformance.masked_attention import masked_logits
 from pressgauge.conformance.trained import trained_model
+from pressgauge.conventions.state import difference, fingerprint
+from pressgauge.models import load
 from pressgauge.presses import PRESSES
 from pressgauge.texts import load_text
 
@@ -346,9 +348,29 @@ def attribute_left(model: Any) -> None:
     model.model.layers[0].self_attn.extra = 1
 
 
+def module_left(model: Any) -> None:
+    model.model.layers[0].self_attn.rotary_emb = model.model.rotary_emb
+
+
+def class_left(model: Any) -> None:
+    attention = model.model.layers[1].self_attn
+    attention.__class__ = type("Mine", (type(attention),), {})
+
+
+def forward_left(model: Any) -> None:
+    model.model.norm.forward = lambda states: states
+
+
+def configuration_left(model: Any) -> None:
+    model.config.mine = 3
+
+
+def evaluation_left(model: Any) -> None:
+    model.train()
+
+
 def weight_left(model: Any) -> None:
-    with torch.no_grad():
-        model.model.norm.weight.mul_(1.5)
+    model.model.norm.weight.mul_(1.5)
 
 
 def function_left(model: Any) -> None:
@@ -356,22 +378,8 @@ def function_left(model: Any) -> None:
     nn.functional.silu = lambda input, inplace=False: own(input)
 
 
-@pytest.mark.parametrize(
-    ("leave", "what"),
-    [
-        (hook_left, "the model has changed"),
-        (attribute_left, "module model.layers.0.self_attn has changed"),
-        (weight_left, "weight model.norm.weight has changed"),
-        (function_left, "torch.nn.functional.silu is now that of"),
-    ],
-)
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_model_left_changed_is_found(
-    leave: Callable[[Any], None], what: str, fails: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever a context leaves behind is named, also if it failed."""
-    monkeypatch.setattr(nn.functional, "silu", nn.functional.silu)
-    model = trained_model.__globals__["load"]("reference", dtype="float64")[0]
+def leaving(leave: Callable[[Any], None], *, fails: bool = False) -> Any:
+    """Factory of a context that leaves something behind."""
 
     @contextmanager
     def attached(model: Any) -> Iterator[None]:
@@ -380,8 +388,59 @@ def test_a_model_left_changed_is_found(
             raise RuntimeError("too late")
         yield
 
+    return lambda keep_ratio: attached
+
+
+@cache
+def own_model() -> Any:
+    """A model of these tests, which may be changed."""
+    return load("reference", dtype="float64")[0]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(
+    ("leave", "what"),
+    [
+        (hook_left, "the model has changed"),
+        (attribute_left, "module model.layers.0.self_attn has changed"),
+        (module_left, "module model.layers.0.self_attn.rotary_emb is new"),
+        (class_left, "a LlamaAttention is now a Mine"),
+        (forward_left, "module model.norm has changed"),
+        (configuration_left, "config 0 has changed"),
+        (evaluation_left, "the model has changed"),
+    ],
+)
+def test_what_is_left_in_a_model_is_undone(leave: Callable[[Any], None], what: str, fails: bool) -> None:
+    """What a context leaves behind is named and undone, also if it failed: the model is as before, to the bit."""
+    model, given = own_model(), compressor_of(leaving(leave, fails=fails))
+    before, logits = fingerprint(model), model(texts()).logits
+    if fails:
+        with pytest.raises(Failed, match="RuntimeError: too late") as raised:
+            observe(given, model, texts(), 1, uncompressed())
+        assert not isinstance(raised.value, Changed)
+    else:
+        assert observe(given, model, texts(), 1, uncompressed()).left == what
+    assert difference(before, fingerprint(model)) == ""
+    assert model(texts()).logits.equal(logits)
+    assert type(model.model.layers[1].self_attn).__name__ == "LlamaAttention"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(
+    ("leave", "what"),
+    [
+        (weight_left, "weight model.norm.weight has changed"),
+        (function_left, "torch.nn.functional.silu is now that of"),
+    ],
+)
+def test_what_cannot_be_undone_is_named(
+    leave: Callable[[Any], None], what: str, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights changed in place and functions of others that were replaced end the measurements, by name."""
+    monkeypatch.setattr(nn.functional, "silu", nn.functional.silu)
+    model = load("reference", dtype="float64")[0]
     with pytest.raises(Changed, match=f"left the model changed.*: {what}") as raised:
-        observe(compressor_of(lambda keep_ratio: attached), model, texts(), 1, uncompressed())
+        observe(compressor_of(leaving(leave, fails=fails)), model, texts(), 1, uncompressed())
     assert ("RuntimeError: too late" in str(raised.value)) is fails
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from pressgauge.bench.compressors import Compressor, Failed
 from pressgauge.conventions.adapter import Adapter, Layers
-from pressgauge.conventions.state import difference, fingerprint, functions, replaced
+from pressgauge.conventions.state import Snapshot
 from pressgauge.likelihood import perplexity, score
 from pressgauge.models import interface
 from pressgauge.observation import watch
@@ -58,6 +58,7 @@ class Observed:
         held: entries of each layer at the end; empty if a layer cannot be read.
         kv_bytes: bytes of the storages of all tensors of the caches at the end.
         altered: whether the NLL differs from that of an uncompressed run by more than rounding.
+        left: what the compressor left changed in the model, which was undone; empty if nothing.
     """
 
     nll: Tensor
@@ -68,6 +69,7 @@ class Observed:
     held: tuple[int, ...]
     kv_bytes: int | None
     altered: bool
+    left: str = ""
     evictions: None = None
 
     @property
@@ -119,9 +121,9 @@ def observe(
 
     Raises:
         Failed: if it raises an error, or returns what cannot be used.
-        Changed: if the model is not afterwards as it was before.
+        Changed: if the model cannot be put back as it was before.
     """
-    before, shared = fingerprint(model), functions()
+    before = Snapshot(model)
     progress = _Progress()
     try:
         make = compressor.maker(model, prompt)
@@ -136,9 +138,11 @@ def observe(
     except (Exception, SystemExit) as raised:
         error = raised
     # Also after a failure, which may have left the model as it was in the middle.
-    if left := difference(before, fingerprint(model)) or replaced(shared):
-        failed = f" ({progress}: {why(error)})" if error else ""
-        raise Changed(f"left the model changed{failed}: {left}") from error
+    if left := before.difference():
+        before.restore()
+        if kept := before.difference():
+            failed = f" ({progress}: {why(error)})" if error else ""
+            raise Changed(f"left the model changed{failed}: {kept}") from error
     if error is not None:
         raise Failed(f"failed {progress}: {why(error)}") from error
     nll = torch.cat([sample.nll for sample in samples])
@@ -151,6 +155,7 @@ def observe(
         held=_most([sample.held for sample in samples]),
         kv_bytes=sum(sample.kv_bytes for sample in samples) if all(sample.kv_bytes for sample in samples) else None,
         altered=not _size(nll - uncompressed.nll) <= ROUNDING * uncompressed.rounding,
+        left=left,
     )
 
 

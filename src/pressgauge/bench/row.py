@@ -95,6 +95,7 @@ class Row:
             take or declare.
         method: how it was measured, ``ONE_PASS`` or ``OBSERVED``.
         convention, package: of a third-party compressor, how it is used, and its package and version.
+        left: what it left changed in the model, which was undone; usually nothing.
         warnings: reasons why measurements with this model on this text say nothing about a press, a sentence each;
             usually none.
         bands: ascending changes in perplexity that separate the verdicts.
@@ -321,6 +322,7 @@ class Row:
     method: str = ONE_PASS
     convention: str = ""
     package: str = ""
+    left: str = ""
     samples: int = 0
     tokens: int = 0
     prompt: int = 0
@@ -475,6 +477,7 @@ def make_row(
         prune_after=press.prune_after,
         skip_layers=press.skipped,
         method=OBSERVED if isinstance(result, Observed) else ONE_PASS,
+        left=result.left if isinstance(result, Observed) else "",
         **origin(press),
         **asdict(source),
         ppl_change=0.0 if uncompressed is None else result.ppl / uncompressed.ppl - 1,

@@ -50,6 +50,8 @@ def make_table(rows: Sequence[Row]) -> Table:
     observed = [row for row in rows if row.method == OBSERVED]
     if observed:
         caption += f"\nstepwise, observed ({observed[0].package}); the row of ratio 1 in one pass"
+    if left := next((row.left for row in rows if row.left), ""):
+        caption += f"\nIT LEFT THE MODEL CHANGED, which was undone: {escape(left)}"
     if any(row.unreadable_tokens for row in rows):
         caption += "\n>=: what some queries met cannot be read from outside"
     if any(row.altered and not row.affected_tokens for row in rows):

@@ -108,6 +108,8 @@ def changes(keep_ratio):
     @contextmanager
     def attached(model):
         model.model.layers[1].self_attn.mine = True
+        if keep_ratio == 0.5:
+            model.model.norm.weight.mul_(1.5)
         yield
 
     return attached
@@ -300,9 +302,20 @@ def test_nothing_is_measured_on_a_changed_model() -> None:
     """After a compressor that leaves the model changed nothing is measured, and all that is missing is named."""
     result = measure("--press", "knorm,third:changes,random", "--text", "reference")
     assert result.exit_code == 1
-    what = "module model.layers.1.self_attn has changed"
+    what = "weight model.norm.weight has changed"
     assert f"missing: reference on reference: third:changes 0.5 left the model changed: {what}\n" in result.output
     assert "missing: reference on reference: random 0.5 was not measured on a model that was changed\n" in result.output
+
+
+@pytest.mark.usefixtures("third")
+def test_what_a_compressor_leaves_is_said_and_undone() -> None:
+    """A compressor that leaves an attribute behind has a row that says so, and the next one is measured."""
+    options = ("--press", "third:changes,random", "--keep-ratios", "0.75", "--json", "rows.json")
+    result = measure(*options)
+    assert result.exit_code == 0, result.output
+    left = {row.press: row.left for row in read_results(Path("rows.json")).rows if row.keep_ratio != 1}
+    assert left == {"third:changes": "module model.layers.1.self_attn has changed", "random": ""}
+    assert "IT LEFT THE MODEL CHANGED, which was undone: module model.layers.1" in " ".join(result.output.split())
 
 
 def _keys(name: str, shared: dict[str, Any] | None = None) -> dict[str, Any]:

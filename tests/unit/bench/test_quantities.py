@@ -77,7 +77,7 @@ def test_a_new_quantity_is_its_declaration_and_the_code_that_computes_it(tmp_pat
 
 def test_every_measured_field_is_declared() -> None:
     """Every field of a row is a declared quantity, except settings, inputs and remarks."""
-    others = "press schedule keep_ratio prune_after skip_layers method convention package warnings bands".split()
+    others = "press schedule keep_ratio prune_after skip_layers method convention package left warnings bands".split()
     inputs = [field.name for field in fields(Source)]
     assert sorted([*QUANTITIES, *others, *inputs]) == sorted(field.name for field in fields(Row))
 
