@@ -12,19 +12,21 @@ if TYPE_CHECKING:
     from pressgauge.decoder import Generation as Generation
     from pressgauge.decoder import generate as generate
     from pressgauge.history import replay as replay
-    from pressgauge.likelihood import Perplexity as Perplexity
     from pressgauge.likelihood import perplexity as perplexity
     from pressgauge.models.interface import cache_argument as cache_argument
     from pressgauge.observation import Seen as Seen
     from pressgauge.observation import watch as watch
     from pressgauge.presses import *  # noqa: F403  # the presses are listed there only
     from pressgauge.proof import VacuousWarning as VacuousWarning
+    from pressgauge.uncompressed import Perplexity as Perplexity
+    from pressgauge.uncompressed import Uncompressed as Uncompressed
 
 _PUBLIC = {
     "Generation": "decoder",
-    "Perplexity": "likelihood",
+    "Perplexity": "uncompressed",
     "PressedCache": "cache",
     "Seen": "observation",
+    "Uncompressed": "uncompressed",
     "VacuousWarning": "proof",
     "cache_argument": "models.interface",
     "generate": "decoder",

@@ -55,3 +55,19 @@ def interval(change: float, ends: tuple[float, float] | None) -> str:
     digits = 0 if ends[1] - ends[0] >= 0.1 else 1
     low, high = (f"{100 * end:+,.{digits}f}" for end in ends)
     return f"{100 * change:+,.{digits}f}% [{low}, {high}]"
+
+
+def spread(value: float | None, ends: tuple[float, float] | None) -> str:
+    """A number and its confidence interval, with as many decimals as tell the ends apart."""
+    if value is None or ends is None or not math.isfinite(value):
+        return number(value)
+    width = ends[1] - ends[0] or abs(value)
+    digits = min(8, max(0, 1 - math.floor(math.log10(width)))) if width else 0
+    return f"{value:,.{digits}f} [{ends[0]:,.{digits}f}, {ends[1]:,.{digits}f}]"
+
+
+def share(value: float | None, ends: tuple[float, float] | None) -> str:
+    """A share and its confidence interval, in percents."""
+    if value is None or ends is None:
+        return DASH if value is None else f"{value:.1%}"
+    return f"{value:.1%} [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"

@@ -1,6 +1,7 @@
-"""Per-token NLL of a text under a model with a compressed cache."""
+"""Per-token NLL of a text under a model with a compressed cache, and its distance from the uncompressed run."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -12,12 +13,14 @@ from pressgauge.arguments import check_context, check_ids, check_model
 from pressgauge.attach import meet
 from pressgauge.cache import PressedCache, held_tokens, storage_nbytes
 from pressgauge.decoder import attached, checked_mask, new_cache, own_positions, prove, refuse_padding
+from pressgauge.divergence import Comparison, Note
 from pressgauge.history import NEVER, History, count_evictions
 from pressgauge.models import interface, support
 from pressgauge.models.support import refuse_outside
 from pressgauge.onepass import NOT_DECODING, OnePass
 from pressgauge.presses.base import Press, check_press
 from pressgauge.rules import check_prompt, pass_lengths, whole_number
+from pressgauge.uncompressed import Perplexity, Uncompressed
 
 Method = Literal["onepass", "stepwise", "plain"]
 
@@ -27,58 +30,6 @@ _RECURRENCE = 8
 """Number of tokens with which layers without keys are checked."""
 _MOST_LOGITS = 1 << 28
 """Maximum number of logits of the rows of one forward pass, unless a single row has more."""
-
-
-@dataclass(frozen=True)
-class Perplexity:
-    """Result of ``perplexity``, over the tokens from the end of the prompt on.
-
-    Attributes:
-        nll: ``[B, scored]`` in nats, float64 on the CPU; NaN where a padded row has no token to score.
-        scored: ``[B, scored]`` bool: the row has this token and one before it.
-        hits: ``[B, scored]`` bool: the token was the model's top-1 prediction.
-        affected: ``[B, scored]`` bool: entries of the row had been evicted when the token was scored.
-        evictions: number of evicted entries, over layers, KV heads and rows.
-        held: retained entries of each layer at the end; empty with ``plain``.
-        kv_bytes: bytes of keys and values at the end; with ``stepwise``, of their storage, which may be 2 % more.
-        compressing: whether there is a press with a ``keep_ratio`` below 1.
-        evicted_at: ``[B, K, T]`` int32 per layer, see ``pressgauge.history``; empty without a press or with ``plain``.
-    """
-
-    nll: Tensor
-    scored: Tensor
-    hits: Tensor
-    affected: Tensor
-    evictions: int
-    held: tuple[int, ...]
-    kv_bytes: int
-    compressing: bool
-    evicted_at: tuple[Tensor, ...]
-
-    @property
-    def scored_tokens(self) -> int:
-        """Number of scored tokens."""
-        return int(self.scored.sum())
-
-    @property
-    def ppl(self) -> float:
-        """Perplexity: exponential of the mean NLL of all scored tokens; NaN if any NLL is NaN."""
-        return float(self.nll[self.scored].mean().exp())
-
-    @property
-    def accuracy(self) -> float:
-        """Top-1 accuracy over scored tokens, from 0 to 1."""
-        return int(self.hits.sum()) / self.scored_tokens
-
-    @property
-    def affected_tokens(self) -> int:
-        """Number of tokens scored after a first eviction in their row."""
-        return int(self.affected.sum())
-
-    @property
-    def vacuous(self) -> bool:
-        """Whether the result is meaningless: compressing, yet no scored token was affected."""
-        return self.compressing and not self.affected_tokens
 
 
 def score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,14 +66,22 @@ class _Scores:
     kv_bytes: int = 0
 
 
-def _plain(model: PreTrainedModel, input_ids: Tensor, mask: Tensor, prompt: int) -> _Scores:
+def _plain(model: PreTrainedModel, input_ids: Tensor, mask: Tensor, prompt: int, note: Note | None) -> _Scores:
     given = () if bool(mask.all()) else (mask, own_positions(mask))
     logits = interface.feed(model, input_ids, {}, *given)
+    if note is not None:
+        note(list(range(len(logits))), slice(0, logits.shape[1] - prompt), logits[:, prompt - 1 : -1])
     return _Scores(*score(logits[:, prompt - 1 : -1], input_ids[:, prompt:]))
 
 
 def _stepwise(
-    model: PreTrainedModel, input_ids: Tensor, mask: Tensor, press: Press | None, prompt: int, progress: bool
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    mask: Tensor,
+    press: Press | None,
+    prompt: int,
+    progress: bool,
+    note: Note | None,
 ) -> _Scores:
     refuse_padding(model, mask, prompt)
     cache = new_cache(press, model, prompt)
@@ -149,6 +108,8 @@ def _stepwise(
             prove(model, cache, end)
             if end < columns:
                 scores.append(score(logits[:, -1:], input_ids[:, end : end + 1]))
+                if note is not None:
+                    note(list(range(len(logits))), slice(end - prompt, end - prompt + 1), logits[:, -1:])
             seen = end
     nll, hits = (torch.cat(parts, dim=1) for parts in zip(*scores, strict=True))
     if isinstance(cache, PressedCache):
@@ -178,7 +139,13 @@ def _check_recurrence(model: PreTrainedModel, ids: Tensor) -> None:
 
 
 def _onepass(
-    model: PreTrainedModel, input_ids: Tensor, mask: Tensor, press: Press | None, prompt: int, progress: bool
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    mask: Tensor,
+    press: Press | None,
+    prompt: int,
+    progress: bool,
+    note: Note | None,
 ) -> _Scores:
     if press is None:
         supported = support.of_config(model.config)
@@ -212,8 +179,10 @@ def _onepass(
             logits = onepass.logits(model, ids)
             first = max(prompt - padding, 1)
             if first < ids.shape[1]:
-                scored = slice(padding + first - prompt, None)
+                scored = slice(padding + first - prompt, columns - prompt)
                 nll[group, scored], hits[group, scored] = score(logits[:, first - 1 : -1], ids[:, first:])
+                if note is not None:
+                    note(group, scored, logits[:, first - 1 : -1])
             entry_nbytes |= onepass.entry_nbytes
             for layer, table in onepass.evicted_at.items():
                 whole = tables.setdefault(layer, torch.zeros((rows, table.shape[1], columns), dtype=torch.int32))
@@ -241,6 +210,15 @@ def _onepass(
     return _Scores(nll, hits, tuple(evicted_at), tuple(held), kv_bytes)
 
 
+def _again(
+    model: PreTrainedModel, input_ids: Tensor, mask: Tensor, prompt: int, rows: list[int], columns: slice
+) -> Tensor:
+    """Logits of rows of equal length in the uncompressed run, for a range of their scored tokens up to the last."""
+    padding = int((mask[rows[0]] == 0).sum())
+    onepass = OnePass(None, support.of_config(model.config), prompt, padding)
+    return onepass.logits(model, input_ids[rows, padding:])[:, columns.start + prompt - padding - 1 : -1]
+
+
 @torch.no_grad()
 def perplexity(
     model: PreTrainedModel,
@@ -249,6 +227,7 @@ def perplexity(
     prompt: int = 1,
     method: Method = "onepass",
     *,
+    against: Uncompressed | None = None,
     attention_mask: Tensor | None = None,
     progress: bool = False,
 ) -> Perplexity:
@@ -264,14 +243,14 @@ def perplexity(
         prompt: tokens of the prompt, 1 <= prompt < T.
         method: ``onepass`` computes the result of decoding in one forward pass over the text; ``stepwise`` decodes with
             the real cache; ``plain`` is one forward pass without evictions, and vacuous for a compressing press.
+        against: the uncompressed run that distributions are compared with; None compares none.
         attention_mask: ``[B, T]``, 0 at padding; None if nothing is padded.
         progress: show a progress bar.
-
 
     Raises:
         TypeError: for arguments of the wrong type.
         ValueError: for arguments out of range, more tokens than the model's context, a press that can never evict, or
-            a model that the press or the method does not support.
+            a model that the press or the method does not support, or another text or model than those of ``against``.
     """
     check_model(model)
     check_press(press)
@@ -287,12 +266,37 @@ def perplexity(
     scored = (own[:, 1:] & own[:, :-1])[:, prompt - 1 :].cpu()
     if not scored.any():
         raise ValueError(f"no token after the first {prompt} has a token before it: the rows are nothing but padding")
+    comparison = None
+    if against is not None:
+        against.check(model, input_ids, mask, prompt)
+        if press is None and method == "onepass" and against.result is None:
+            comparison = against.comparison(partial(_again, model, input_ids, mask, prompt))
+        else:
+            comparison = compared_with(against)
+    note = None if comparison is None else comparison.note
     if method == "plain":
-        scores = _plain(model, input_ids, mask, prompt)
+        scores = _plain(model, input_ids, mask, prompt, note)
     elif method == "stepwise":
-        scores = _stepwise(model, input_ids, mask, press, prompt, progress)
+        scores = _stepwise(model, input_ids, mask, press, prompt, progress, note)
     else:
-        scores = _onepass(model, input_ids, mask, press, prompt, progress)
+        scores = _onepass(model, input_ids, mask, press, prompt, progress, note)
+    result = _result(scores, scored, prompt, press, comparison)
+    if against is not None:
+        against.close(result)
+    return result
+
+
+def compared_with(against: Uncompressed) -> Comparison:
+    """A comparison of a run with the uncompressed one, which runs now if it has not."""
+    model, input_ids, prompt, given = against.model, against.input_ids, against.prompt, against.attention_mask
+    if against.result is None:
+        perplexity(model, input_ids, None, prompt, against=against, attention_mask=given)
+    return against.comparison(partial(_again, model, input_ids, checked_mask(input_ids, given), prompt))
+
+
+def _result(
+    scores: _Scores, scored: Tensor, prompt: int, press: Press | None, comparison: Comparison | None
+) -> Perplexity:
     return Perplexity(
         nll=scores.nll.masked_fill(~scored, float("nan")),
         scored=scored,
@@ -303,6 +307,8 @@ def perplexity(
         kv_bytes=scores.kv_bytes,
         compressing=press is not None and press.keep_ratio < 1,
         evicted_at=scores.evicted_at,
+        kl=None if comparison is None else comparison.kl.masked_fill(~scored, float("nan")),
+        agrees=None if comparison is None else comparison.agrees & scored,
     )
 
 

@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Categorical, kl_divergence
 from torch.overrides import TorchFunctionMode
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from pressgauge import KnormPress, Perplexity, Press, generate, perplexity, timing
+from pressgauge import KnormPress, Perplexity, Press, Uncompressed, generate, perplexity, timing
 from pressgauge.bench.row import Row, Source, make_row
 from pressgauge.bench.sweep import Plan, prepare, run_sweep
 from pressgauge.conformance import architectures
@@ -30,6 +31,7 @@ from pressgauge.conformance.versions import CACHE
 from pressgauge.formats import DASH
 from pressgauge.likelihood import Method
 from pressgauge.models import load
+from pressgauge.onepass import OnePass
 from pressgauge.reference.language import document
 from pressgauge.report import page as report
 from pressgauge.timing import Ratio, Timing, measure_timing
@@ -315,6 +317,93 @@ def test_accuracy_is_the_top_1_share_of_scored_tokens() -> None:
     assert 0 < sum(hits) < len(hits) == 23 + 8
     for method in METHODS:
         assert perplexity(chain_model(), ids, None, 1, method, attention_mask=mask).accuracy == sum(hits) / len(hits)
+
+
+def decoded(model: Any, ids: Tensor, prompt: int, press: Press | None) -> Tensor:
+    """Logits ``[B, scored, V]`` that predict the tokens behind the prompt, by transformers' own calls."""
+    cache = DynamicCache(config=model.config) if press is None else press.cache(model.config, unpadded=True)
+    with torch.no_grad():
+        found = [model(ids[:, :prompt], **{CACHE: cache}).logits[:, -1]]
+        for column in range(prompt, ids.shape[1] - 1):
+            found.append(model(ids[:, column : column + 1], **{CACHE: cache}).logits[:, -1])
+    return torch.stack(found, dim=1)
+
+
+def test_distances_are_those_of_the_distributions_of_two_decodings() -> None:
+    """KL divergence, in nats from the uncompressed distribution, and top-1 agreement equal torch's for the logits of
+    two decodings with transformers' own calls, by every method that compresses, for every prompt."""
+    model, ids = architectures.shared("llama"), architectures.tokens(2, 20)
+    for prompt in (1, 6):
+        plain, pressed = (decoded(model, ids, prompt, press) for press in (None, PRESS))
+        kl = kl_divergence(Categorical(logits=plain), Categorical(logits=pressed))
+        agreeing = plain.argmax(dim=-1) == pressed.argmax(dim=-1)
+        targets = ids[:, prompt:] == pressed.argmax(dim=-1)
+        assert float(kl.mean()) > 1e-3
+        assert 0 < int(agreeing.sum()) < agreeing.numel()
+        assert not torch.equal(agreeing, targets)
+        for method in COMPRESSED:
+            result = perplexity(model, ids, PRESS, prompt, method, against=Uncompressed(model, ids, prompt))
+            assert result.kl is not None
+            assert result.agrees is not None
+            assert alike(result.kl, kl)
+            assert result.kl_divergence == pytest.approx(float(kl.mean()), abs=1e-9)
+            assert torch.equal(result.agrees, agreeing)
+            assert result.agreement == pytest.approx(float(agreeing.double().mean()))
+
+
+def test_a_padded_row_has_the_distances_that_it_has_alone() -> None:
+    """In a padded batch, distances are those of the rows alone, and padding has none."""
+    model = architectures.shared("llama")
+    ids, mask = architectures.padded([16, 9])
+    for prompt in (1, 9):
+        for method in COMPRESSED:
+            result = perplexity(
+                model, ids, PRESS, prompt, method, attention_mask=mask,
+                against=Uncompressed(model, ids, prompt, attention_mask=mask),
+            )  # fmt: skip
+            scored = 0
+            for row, length in enumerate((16, 9)):
+                own, first = ids[row : row + 1, 16 - length :], max(1, prompt - 16 + length)
+                alone = perplexity(model, own, PRESS, first, method, against=Uncompressed(model, own, first))
+                assert result.kl is not None
+                assert alone.kl is not None
+                assert alike(result.kl[row, -alone.kl.shape[1] :], alone.kl[0])
+                assert result.kl[row, : -alone.kl.shape[1]].isnan().all()
+                scored += alone.scored_tokens
+            assert result.scored_tokens == scored
+
+
+def test_a_ratio_of_one_is_at_no_distance() -> None:
+    """A press that evicts nothing has a divergence of exactly 0 and an agreement of exactly 1, in every dtype."""
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        model, ids = architectures.build("llama").to(dtype), architectures.tokens(2, 70)
+        found = perplexity(model, ids, replace(PRESS, keep_ratio=1.0), 1, against=Uncompressed(model, ids))
+        assert found.kl is not None
+        assert torch.equal(found.kl, torch.zeros(2, 69, dtype=torch.float64))
+        assert found.agreement == 1
+
+
+def test_no_divergence_is_negative_or_loses_a_nan() -> None:
+    """Per token, in half precision, and with a NaN in one logit of the compressed run."""
+    model, ids = architectures.build("llama").to(torch.bfloat16), architectures.tokens(2, 40)
+    against = Uncompressed(model, ids)
+    found = perplexity(model, ids, PRESS, 1, against=against)
+    assert found.kl is not None
+    assert float(found.kl.min()) >= 0
+    real = OnePass.logits
+
+    def spoiled(self: OnePass, model: Any, ids: Tensor) -> Tensor:
+        logits = real(self, model, ids)
+        logits[0, 20, 3] = math.nan
+        return logits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OnePass, "logits", spoiled)
+        found = perplexity(model, ids, PRESS, 1, against=against)
+    assert found.kl is not None
+    assert found.kl_divergence is not None
+    assert found.kl.isnan().nonzero().tolist() == [[0, 20]]
+    assert math.isnan(found.kl_divergence)
 
 
 def test_tokens_are_affected_after_the_first_eviction() -> None:

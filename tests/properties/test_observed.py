@@ -16,13 +16,14 @@ from transformers.cache_utils import CacheLayerMixin
 
 from pressgauge import KnormPress, Press, perplexity
 from pressgauge.bench.compressors import Compressor, Failed, compressors
-from pressgauge.bench.observed import Changed, Observed, Uncompressed, observe
+from pressgauge.bench.observed import Changed, Decoded, Observed, observe
 from pressgauge.conformance.masked_attention import masked_logits
 from pressgauge.conformance.trained import trained_model
 from pressgauge.conventions.state import difference, fingerprint
 from pressgauge.models import load
 from pressgauge.presses import PRESSES
 from pressgauge.texts import load_text
+from pressgauge.uncompressed import Uncompressed
 
 TOKENS = 40
 OPTIONS: dict[str, dict[str, Any]] = {"snapkv": {"recent": 4}, "streaming-llm": {"sinks": 2}}
@@ -41,8 +42,13 @@ def texts(dtype: str = "float64", samples: int = 2) -> Tensor:
 
 
 @cache
-def uncompressed(prompt: int = 1, dtype: str = "float64") -> Uncompressed:
-    return Uncompressed.of(model_of(dtype), texts(dtype), prompt)
+def decoded(prompt: int = 1, dtype: str = "float64") -> Decoded:
+    return Decoded.of(model_of(dtype), texts(dtype), prompt)
+
+
+@cache
+def against(prompt: int = 1, dtype: str = "float64") -> Uncompressed:
+    return Uncompressed(model_of(dtype), texts(dtype), prompt)
 
 
 def compressor_of(factory: Any, *, ratio: float = 0.5, **options: Any) -> Compressor:
@@ -53,7 +59,7 @@ def compressor_of(factory: Any, *, ratio: float = 0.5, **options: Any) -> Compre
 
 def measured(factory: Any, prompt: int = 1, dtype: str = "float64", **options: Any) -> Observed:
     given = compressor_of(factory, **options)
-    return observe(given, model_of(dtype), texts(dtype), prompt, uncompressed(prompt, dtype))
+    return observe(given, model_of(dtype), texts(dtype), decoded(prompt, dtype), against(prompt, dtype))
 
 
 class Cached:
@@ -126,7 +132,11 @@ def test_a_press_in_any_convention_gives_the_digits_of_one_pass(
     """NLL to 1e-9 nats, top-1 hits, affected tokens and retained entries are those of one pass, in float64."""
     press = press_of(name, schedule)
     found = measured(factory_of(convention, press), prompt)
-    expected = perplexity(model_of(), texts(), press(0.5), prompt)
+    expected = perplexity(model_of(), texts(), press(0.5), prompt, against=against(prompt))
+    assert expected.kl is not None
+    assert (found.kl - expected.kl).abs().max() < 1e-9
+    assert expected.agrees is not None
+    assert found.agrees.equal(expected.agrees)
     assert (found.nll - expected.nll).abs().max() < 1e-9
     assert found.hits.equal(expected.hits)
     assert found.affected.equal(expected.affected)
@@ -193,10 +203,11 @@ def _layers() -> Any:
 def test_samples_do_not_share_anything() -> None:
     """Each sample is a sequence of its own: in the other order it has the same NLL to the bit."""
     given = compressor_of(WindowCache)
-    base = uncompressed()
-    turned = Uncompressed(base.nll.flip(0), base.rounding)
+    base = decoded()
+    turned = Decoded(base.nll.flip(0), base.rounding)
     found, other = (
-        observe(given, model_of(), ids, 1, against) for ids, against in ((texts(), base), (texts().flip(0), turned))
+        observe(given, model_of(), ids, own, Uncompressed(model_of(), ids))
+        for ids, own in ((texts(), base), (texts().flip(0), turned))
     )
     assert found.nll.equal(other.nll.flip(0))
     assert found.affected.equal(other.affected.flip(0))
@@ -416,10 +427,10 @@ def test_what_is_left_in_a_model_is_undone(leave: Callable[[Any], None], what: s
     before, logits = fingerprint(model), model(texts()).logits
     if fails:
         with pytest.raises(Failed, match="RuntimeError: too late") as raised:
-            observe(given, model, texts(), 1, uncompressed())
+            observe(given, model, texts(), decoded(), Uncompressed(model, texts()))
         assert not isinstance(raised.value, Changed)
     else:
-        assert observe(given, model, texts(), 1, uncompressed()).left == what
+        assert observe(given, model, texts(), decoded(), Uncompressed(model, texts())).left == what
     assert difference(before, fingerprint(model)) == ""
     assert model(texts()).logits.equal(logits)
     assert type(model.model.layers[1].self_attn).__name__ == "LlamaAttention"
@@ -440,7 +451,7 @@ def test_what_cannot_be_undone_is_named(
     monkeypatch.setattr(nn.functional, "silu", nn.functional.silu)
     model = load("reference", dtype="float64")[0]
     with pytest.raises(Changed, match=f"left the model changed.*: {what}") as raised:
-        observe(compressor_of(leaving(leave, fails=fails)), model, texts(), 1, uncompressed())
+        observe(compressor_of(leaving(leave, fails=fails)), model, texts(), decoded(), Uncompressed(model, texts()))
     assert ("RuntimeError: too late" in str(raised.value)) is fails
 
 

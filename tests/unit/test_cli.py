@@ -273,9 +273,9 @@ def spoiled(monkeypatch: pytest.MonkeyPatch, nll: float, *, pressed: bool) -> li
     """Set the last NLL of pressed or uncompressed runs to ``nll``; returns the measured presses."""
     asked: list[Press | None] = []
 
-    def measured(model: Any, ids: Any, press: Press | None, prompt: int) -> Perplexity:
+    def measured(model: Any, ids: Any, press: Press | None, prompt: int, **options: Any) -> Perplexity:
         asked.append(press)
-        result = perplexity(model, ids, press, prompt)
+        result = perplexity(model, ids, press, prompt, **options)
         if (press is not None) == pressed:
             result.nll[-1, -1] = nll
         return result

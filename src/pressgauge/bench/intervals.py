@@ -1,4 +1,4 @@
-"""Changes in perplexity between two runs on the same tokens, with their 95 % confidence intervals.
+"""Differences between two runs on the same tokens, with their 95 % confidence intervals.
 
 Runs are paired: only differences of the NLL of the same token enter. With ``LEAST_SAMPLES`` samples or more, samples
 are the units, and the interval is Student's t for a ratio of sums. With fewer, the units are blocks of consecutive
@@ -8,9 +8,11 @@ samples, and not for other texts.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.stats import t as student
 from torch import Tensor
@@ -53,14 +55,16 @@ def _flat(blocks: Blocks) -> list[float]:
 
 def sums(nll: Tensor, scored: Tensor) -> Sums:
     """Sums of an NLL ``[B, scored]`` over blocks of the tokens where ``scored`` is true."""
-    samples = [row[own] for row, own in zip(nll.double(), scored, strict=True)]
+    return Sums(block_sums(nll, scored), block_sums(torch.ones_like(nll), scored))
+
+
+def block_sums(values: Tensor, scored: Tensor) -> Blocks:
+    """Sums of values ``[B, scored]`` over the same blocks."""
+    samples = [row[own] for row, own in zip(values.double(), scored, strict=True)]
     # Short samples are divided as well, so that there are units at all.
     size = min(BLOCK, max(1, min(map(len, samples)) * len(samples) // LEAST_BLOCKS))
     blocks = [sample.split(size) if len(sample) else () for sample in samples]
-    return Sums(
-        tuple(tuple(float(block.sum()) for block in sample) for sample in blocks),
-        tuple(tuple(float(len(block)) for block in sample) for sample in blocks),
-    )
+    return tuple(tuple(float(block.sum()) for block in sample) for sample in blocks)
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,39 @@ def change(before: Sums, after: Sums, level: float = LEVEL) -> Change:
     if before.tokens != after.tokens:
         raise ValueError("runs can be compared if they scored the same tokens, and these scored others")
     differences = [np.subtract(new, old) for new, old in zip(after.nll, before.nll, strict=True)]
-    counts = [np.asarray(sample) for sample in before.tokens]
-    samples = len(counts)
     if not all(np.isfinite(part).all() for part in (*after.nll, *before.nll)):
         return Change(math.nan, None, "")
+    mean, ends, units = _mean(differences, before.tokens, level)
+    return Change(_grown(mean), None if ends is None else (_grown(ends[0]), _grown(ends[1])), units)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over scored tokens, of something that compares two runs token by token.
+
+    Attributes:
+        interval: its 95 % confidence interval; None if there are too few tokens, or the mean is not finite.
+    """
+
+    mean: float
+    interval: tuple[float, float] | None
+
+
+def mean(totals: Blocks, tokens: Blocks, lowest: float, highest: float) -> Mean:
+    """Mean of what is never below ``lowest`` or above ``highest``, from its sums over blocks of tokens."""
+    parts = [np.asarray(sample) for sample in totals]
+    if not all(np.isfinite(part).all() for part in parts):
+        return Mean(math.fsum(_flat(totals)) / math.fsum(_flat(tokens)), None)
+    found, ends, _ = _mean(parts, tokens, LEVEL)
+    return Mean(found, None if ends is None else (max(ends[0], lowest), min(ends[1], highest)))
+
+
+def _mean(
+    differences: Sequence[Numbers], tokens: Blocks, level: float
+) -> tuple[float, tuple[float, float] | None, str]:
+    """Mean difference per token, its interval, and what varies in the interval."""
+    counts = [np.asarray(sample) for sample in tokens]
+    samples = len(counts)
     mean = float(sum(part.sum() for part in differences) / sum(part.sum() for part in counts))
     if samples >= LEAST_SAMPLES:
         units = f"{samples} samples"
@@ -104,8 +137,7 @@ def change(before: Sums, after: Sums, level: float = LEVEL) -> Change:
         flat, lengths = np.concatenate(differences), np.concatenate(counts)
         units = f"{len(flat)} blocks of {samples} sample{'s' * (samples > 1)}"
         low, high = _bootstrap(flat, lengths, level) if len(flat) >= LEAST_BLOCKS else (math.nan, math.nan)
-    finite = math.isfinite(low) and math.isfinite(high)
-    return Change(_grown(mean), (_grown(low), _grown(high)) if finite else None, units)
+    return mean, (low, high) if math.isfinite(low) and math.isfinite(high) else None, units
 
 
 def _grown(difference: float) -> float:

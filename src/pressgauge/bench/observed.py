@@ -12,12 +12,13 @@ from transformers import PreTrainedModel
 from pressgauge.bench.compressors import Compressor, Failed
 from pressgauge.conventions.adapter import Adapter, Layers
 from pressgauge.conventions.state import Snapshot
-from pressgauge.likelihood import perplexity, score
+from pressgauge.likelihood import compared_with, perplexity, score
 from pressgauge.models import interface
 from pressgauge.observation import watch
 from pressgauge.observation.readings import UNREADABLE, Reader, nbytes
 from pressgauge.references import why
 from pressgauge.rules import pass_lengths
+from pressgauge.uncompressed import Uncompressed
 
 ROUNDING = 2
 """The NLL is altered if it differs from that of an uncompressed run by more than this multiple of rounding."""
@@ -28,8 +29,8 @@ class Changed(Failed):
 
 
 @dataclass(frozen=True)
-class Uncompressed:
-    """What a compressor is compared with: decoding stepwise without one.
+class Decoded:
+    """The uncompressed run, decoded stepwise.
 
     Attributes:
         nll: ``[B, scored]`` in nats, float64.
@@ -40,7 +41,7 @@ class Uncompressed:
     rounding: float
 
     @classmethod
-    def of(cls, model: PreTrainedModel, input_ids: Tensor, prompt: int) -> "Uncompressed":
+    def of(cls, model: PreTrainedModel, input_ids: Tensor, prompt: int) -> "Decoded":
         """Measure it."""
         rows = [perplexity(model, row, None, prompt, method="stepwise").nll for row in input_ids.split(1)]
         nll, whole = torch.cat(rows), perplexity(model, input_ids, None, prompt).nll
@@ -57,6 +58,7 @@ class Observed:
         unreadable: ``[B, scored]`` bool: it is not known whether the query met one.
         held: entries of each layer at the end; empty if a layer cannot be read.
         kv_bytes: bytes of the storages of all tensors of the caches at the end.
+        kl, agrees: as in ``Perplexity``.
         altered: whether the NLL differs from that of an uncompressed run by more than rounding.
         left: what the compressor left changed in the model, which was undone; empty if nothing.
     """
@@ -69,6 +71,8 @@ class Observed:
     held: tuple[int, ...]
     kv_bytes: int | None
     altered: bool
+    kl: Tensor
+    agrees: Tensor
     left: str = ""
     evictions: None = None
 
@@ -88,6 +92,16 @@ class Observed:
         return int(self.hits.sum()) / self.scored_tokens
 
     @property
+    def kl_divergence(self) -> float:
+        """Mean KL divergence from the uncompressed distribution over scored tokens, in nats."""
+        return float(self.kl.mean())
+
+    @property
+    def agreement(self) -> float:
+        """Share of scored tokens with the top-1 prediction of the uncompressed model, from 0 to 1."""
+        return int(self.agrees.sum()) / self.scored_tokens
+
+    @property
     def affected_tokens(self) -> int | None:
         """Tokens scored by a query that was seen to meet an eviction; None if none was seen and some are unreadable."""
         return int(self.affected.sum()) if self.affected.any() or not self.unreadable.any() else None
@@ -105,9 +119,9 @@ class Observed:
 
 @torch.no_grad()
 def observe(
-    compressor: Compressor, model: PreTrainedModel, input_ids: Tensor, prompt: int, uncompressed: Uncompressed
+    compressor: Compressor, model: PreTrainedModel, input_ids: Tensor, decoded: Decoded, against: Uncompressed
 ) -> Observed:
-    """Perplexity under a compressor: the first ``prompt`` tokens in one pass, the others singly.
+    """Perplexity under a compressor: the prompt in one pass, the other tokens singly.
 
     Each sample is a sequence of its own. The model is given true positions, unless the compressor declares that it
     changes them.
@@ -116,14 +130,14 @@ def observe(
         compressor: the compressor, resolved for the model.
         model: the model.
         input_ids: ``[B, T]``.
-        prompt: tokens of the prompt, 1 <= prompt < T.
-        uncompressed: what it is compared with.
+        decoded: the uncompressed run, decoded stepwise.
+        against: the uncompressed run on these samples, with its prompt.
 
     Raises:
         Failed: if it raises an error, or returns what cannot be used.
         Changed: if the model cannot be put back as it was before.
     """
-    before = Snapshot(model)
+    before, prompt, comparison = Snapshot(model), against.prompt, compared_with(against)
     progress = _Progress()
     try:
         make = compressor.maker(model, prompt)
@@ -133,7 +147,11 @@ def observe(
         samples = []
         for number, row in enumerate(input_ids.split(1), 1):
             progress.sample, progress.token = number, 1
-            samples.append(_sample(compressor, adapter, model, row, prompt, progress))
+            samples.append(sample := _sample(compressor, adapter, model, row, prompt, progress))
+            # Logits of the uncompressed run may be computed now, without the compressor.
+            for place, logits in enumerate(sample.logits):
+                comparison.note([number - 1], slice(place, place + 1), logits)
+            sample.logits.clear()
         error: BaseException | None = None
     except (Exception, SystemExit) as raised:
         error = raised
@@ -154,7 +172,9 @@ def observe(
         unreadable=torch.tensor([sample.unreadable for sample in samples]),
         held=_most([sample.held for sample in samples]),
         kv_bytes=sum(sample.kv_bytes for sample in samples) if all(sample.kv_bytes for sample in samples) else None,
-        altered=not _size(nll - uncompressed.nll) <= ROUNDING * uncompressed.rounding,
+        altered=not _size(nll - decoded.nll) <= ROUNDING * decoded.rounding,
+        kl=comparison.kl,
+        agrees=comparison.agrees,
         left=left,
     )
 
@@ -178,6 +198,7 @@ class _Sample:
     unreadable: list[bool]
     held: tuple[int, ...]
     kv_bytes: int
+    logits: list[Tensor]
 
 
 def _sample(
@@ -190,7 +211,7 @@ def _sample(
         interface.decoder_of(model)
     )
     after_pass = compressor.declares.get("after_pass")
-    scores, affected, unreadable = [], [], []
+    scores, affected, unreadable, scoring = [], [], [], []
     seen_tokens = met = unknown = 0
     with ExitStack() as stack:
         cache = adapter.start()
@@ -209,6 +230,7 @@ def _sample(
             now, then = (seen.affected_queries, seen.unreadable_queries), (met, unknown)
             met, unknown = now
             if end < columns:
+                scoring.append(logits[:, -1:].cpu())
                 scores.append(score(logits[:, -1:], ids[:, end : end + 1]))
                 affected.append(now[0] > then[0])
                 unreadable.append(now[1] > then[1])
@@ -219,7 +241,7 @@ def _sample(
         size = nbytes(cache)
     nll, hits = (torch.cat(parts, dim=1) for parts in zip(*scores, strict=True))
     known = tuple(entries or 0 for entries in held)
-    return _Sample(nll, hits, affected, unreadable, () if UNREADABLE in known else known, size)
+    return _Sample(nll, hits, affected, unreadable, () if UNREADABLE in known else known, size, scoring)
 
 
 def _compress(adapter: Adapter, cache: Any) -> None:

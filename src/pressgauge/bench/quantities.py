@@ -28,6 +28,7 @@ class Quantity:
         page: its column in the table of a report, None if it has none.
         terminal: its column in the table of a terminal, which has 80 characters for all; None if it has none.
         drawn: whether the overview of a report has a panel of it.
+        compared: whether it is in the terminal's table of comparisons with other runs, instead of the first table.
         timed: whether it is measured only when times are taken.
         ratio: the field that has its ratio to uncompressed, of runs side by side; empty if two rows give it.
         comparable: whether two rows give that ratio.
@@ -41,6 +42,7 @@ class Quantity:
     page: Column | None = None
     terminal: Column | None = None
     drawn: bool = False
+    compared: bool = False
     timed: bool = False
     ratio: str = ""
     comparable: bool = True

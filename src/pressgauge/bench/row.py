@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
 from pressgauge.bench.compressors import Compressor
-from pressgauge.bench.intervals import Blocks, Sums, change, sums
+from pressgauge.bench.intervals import Blocks, Sums, block_sums, change, mean, sums
 from pressgauge.bench.observed import Observed
 from pressgauge.bench.quantities import BANDS, Column, Quantity, declared
-from pressgauge.formats import DASH, interval, number, percent, ratio, size
-from pressgauge.likelihood import Perplexity
+from pressgauge.formats import DASH, interval, number, percent, ratio, share, size, spread
 from pressgauge.presses.base import Press
 from pressgauge.timing import Ratio, Timing
+from pressgauge.uncompressed import Perplexity
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ MEMORY = {
     "cache": "the bytes of the cache's storage at the end of a run",
 }
 """Descriptions of memory, by ``peak_memory_of``."""
+
+
+_SUMS = ("nll_sums", "kl_sums")
+"""Fields of sums over blocks that may not be finite."""
 
 
 def _span(numbers: tuple[int, ...], dash: str, separator: str = "") -> str:
@@ -209,6 +213,45 @@ class Row:
             "whether no scored token was affected, although a press was given, nor the NLL altered",
         ),
     ]
+    kl_divergence: Annotated[
+        float | None,
+        Quantity(
+            "KL divergence",
+            "the sum of p log(p / q) over the vocabulary, p the uncompressed and q the compressed distribution of a "
+            "scored token, the mean over scored tokens",
+            "nats per token",
+            "less",
+            page=Column("KL divergence", lambda row: spread(row.kl_divergence, row.kl_interval)),
+            terminal=Column("KL divergence", lambda row: spread(row.kl_divergence, row.kl_interval)),
+            compared=True,
+            drawn=True,
+            comparable=False,
+            interval="kl_interval",
+        ),
+    ] = None
+    kl_interval: Annotated[
+        tuple[float, float] | None,
+        Quantity("interval of the KL divergence", "95 % confidence interval, over the same units", "nats per token"),
+    ] = None
+    agreement: Annotated[
+        float | None,
+        Quantity(
+            "top-1 agreement",
+            "share of scored tokens with the top-1 prediction of the uncompressed model",
+            "share of tokens",
+            "more",
+            page=Column("agreement", lambda row: share(row.agreement, row.agreement_interval)),
+            terminal=Column("agreement", lambda row: share(row.agreement, row.agreement_interval)),
+            compared=True,
+            drawn=True,
+            comparable=False,
+            interval="agreement_interval",
+        ),
+    ] = None
+    agreement_interval: Annotated[
+        tuple[float, float] | None,
+        Quantity("interval of the agreement", "95 % confidence interval, over the same units", "share of tokens"),
+    ] = None
     ttft_ratio: Annotated[
         float | None,
         Quantity(
@@ -306,6 +349,10 @@ class Row:
     ] = ()
     token_counts: Annotated[
         Blocks, Quantity("tokens of the sums", "scored tokens of each block, a list per sample", "tokens")
+    ] = ()
+    kl_sums: Annotated[Blocks, Quantity("sums of the KL divergence", "over the same blocks", "nats")] = ()
+    agreement_counts: Annotated[
+        Blocks, Quantity("tokens that agree", "tokens of the same blocks with the uncompressed prediction", "tokens")
     ] = ()
     unreadable_tokens: Annotated[
         int,
@@ -407,21 +454,25 @@ class Row:
         """The fields and the verdict, for JSON, which has neither NaN nor infinity.
 
         Non-finite numbers are None, like missing values, and ``not_finite`` lists them by name: ``NaN``, ``Infinity``
-        or ``-Infinity``. A sum of NLL that is not finite is read back as NaN.
+        or ``-Infinity``. A sum over a block that is not finite is read back as NaN.
         """
         values = asdict(self)
         strange = {name: at for name, at in values.items() if isinstance(at, float) and not math.isfinite(at)}
         # As Python's own JSON and JavaScript write them.
         names = {name: "NaN" if math.isnan(at) else f"{'-' * (at < 0)}Infinity" for name, at in strange.items()}
-        sums = [[number if math.isfinite(number) else None for number in sample] for sample in self.nll_sums]
-        return values | dict.fromkeys(strange) | {"nll_sums": sums, "not_finite": names, "verdict": self.verdict}
+        blocks = {
+            name: [[number if math.isfinite(number) else None for number in sample] for sample in values[name]]
+            for name in _SUMS
+        }
+        return values | dict.fromkeys(strange) | blocks | {"not_finite": names, "verdict": self.verdict}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Row":
         """The row from the JSON of its ``as_dict``."""
         values: dict[str, Any] = {field.name: data[field.name] for field in fields(cls)}
         values |= {name: float(strange) for name, strange in data["not_finite"].items()}
-        values["nll_sums"] = [[math.nan if at is None else at for at in sample] for sample in values["nll_sums"]]
+        for name in _SUMS:
+            values[name] = [[math.nan if at is None else at for at in sample] for sample in values[name]]
         return cls(**{name: _tuples(value) for name, value in values.items()})
 
 
@@ -448,6 +499,19 @@ def origin(press: Press | Compressor) -> dict[str, Any]:
     if isinstance(press, Compressor):
         return {"convention": press.adapter.words, "package": press.version}
     return {"convention": "", "package": ""}
+
+
+def _distance(result: Perplexity | Observed, tokens: Blocks) -> dict[str, Any]:
+    """Fields of a row on the distance from the uncompressed run, besides the means."""
+    if result.kl is None or result.agrees is None:
+        return {}
+    kl, agreeing = block_sums(result.kl, result.scored), block_sums(result.agrees, result.scored)
+    return {
+        "kl_sums": kl,
+        "kl_interval": mean(kl, tokens, 0.0, math.inf).interval,
+        "agreement_counts": agreeing,
+        "agreement_interval": mean(agreeing, tokens, 0.0, 1.0).interval,
+    }
 
 
 def make_row(
@@ -486,5 +550,6 @@ def make_row(
         nll_sums=own.nll,
         token_counts=own.tokens,
         **_measured(result),
+        **_distance(result, own.tokens),
         **({} if timing is None else _measured(timing)),
     )

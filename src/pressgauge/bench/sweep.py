@@ -20,11 +20,11 @@ from pressgauge.arguments import check_context
 from pressgauge.attach import meet
 from pressgauge.bench.compressors import Compressor, Failed, sources_of
 from pressgauge.bench.journal import Journal, digest
-from pressgauge.bench.observed import Changed, Observed, Uncompressed, observe
+from pressgauge.bench.observed import Changed, Decoded, Observed, observe
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
 from pressgauge.bench.row import Row, Source, make_row, origin
-from pressgauge.likelihood import Perplexity, perplexity
+from pressgauge.likelihood import perplexity
 from pressgauge.models import load, load_parts
 from pressgauge.models.support import of_config
 from pressgauge.norm_attention import norm_attention
@@ -33,6 +33,7 @@ from pressgauge.rules import check_prompt
 from pressgauge.texts import load_text
 from pressgauge.texts.loading import MOST_UNKNOWN, unknown_share
 from pressgauge.timing import PAIRS, measure_timing
+from pressgauge.uncompressed import Perplexity, Uncompressed
 
 MOST_NEW_TOKENS = 32
 """Maximum number of tokens generated for timing, which is a quarter of a sample's."""
@@ -310,8 +311,13 @@ class _Measurement:
 
     @cached_property
     def uncompressed(self) -> Uncompressed:
-        """What third-party compressors are compared with."""
-        return Uncompressed.of(self.model, self.ids, self.plan.prompt)
+        """The run that the presses are compared with; its row may be in the journal."""
+        return Uncompressed(self.model, self.ids, self.plan.prompt)
+
+    @cached_property
+    def decoded(self) -> Decoded:
+        """The same run, decoded stepwise as third-party compressors are."""
+        return Decoded.of(self.model, self.ids, self.plan.prompt)
 
     def key(self, press: Press | Compressor | None) -> str:
         """Journal key of a press's result, over everything that the result may depend on."""
@@ -391,9 +397,9 @@ class _Measurement:
             return known
         result: Perplexity | Observed
         if isinstance(press, Compressor):
-            result = observe(press, self.model, self.ids, self.plan.prompt, self.uncompressed)
+            result = observe(press, self.model, self.ids, self.decoded, self.uncompressed)
         else:
-            result = perplexity(self.model, self.ids, press, self.plan.prompt)
+            result = perplexity(self.model, self.ids, press, self.plan.prompt, against=self.uncompressed)
         if press is None and isinstance(result, Perplexity) and not math.isfinite(result.ppl):
             raise self.nothing_to_compare(result)
         advance(what, 1)

@@ -20,7 +20,11 @@ def _colour(row: Row) -> str | None:
 
 
 def _table(title: str, caption: str, rows: Sequence[Row], *, timed: bool) -> Table:
-    columns = {name: one.terminal for name, one in QUANTITIES.items() if one.terminal and one.timed == timed}
+    columns = {
+        name: one.terminal
+        for name, one in QUANTITIES.items()
+        if one.terminal and one.timed == timed and not one.compared
+    }
     # With this box and padding, complete cells fit 80 columns.
     table = Table(title=title, caption=caption, box=box.SIMPLE, padding=0)
     for heading in ("keep\nratio", *(column.heading for column in columns.values())):
@@ -73,13 +77,31 @@ def make_timing_table(rows: Sequence[Row]) -> Table:
     return _table(f"{first.press}: times", caption, rows, timed=True)
 
 
+def make_distance_table(rows: Sequence[Row]) -> Table:
+    """Table of the distances from the uncompressed run: the rows of all presses on one text."""
+    columns = [one.terminal for one in QUANTITIES.values() if one.terminal and one.compared]
+    caption = "KL divergence from the uncompressed distribution, in nats per token; share of tokens with the same top-1"
+    table = Table(title=escape(f"to uncompressed: {rows[0].model} on {rows[0].text}"), box=box.SIMPLE, padding=0)
+    table.caption = f"{caption} prediction; in brackets: 95 % confidence intervals"
+    for heading in ("press", "keep\nratio", *(column.heading for column in columns)):
+        table.add_column(heading, justify="left" if heading == "press" else "right")
+    for row in rows:
+        table.add_row(escape(row.press), row.ratio, *(column.text(row) for column in columns))
+    return table
+
+
 def make_tables(rows: Sequence[Row]) -> Iterator[Table]:
-    """All tables of a sweep, by press."""
-    for _, group in groupby(rows, key=lambda row: (row.model, row.text, row.press)):
-        same = list(group)
-        yield make_table(same)
-        if same[-1].ttft is not None:
-            yield make_timing_table(same)
+    """All tables of a sweep: by press, and for each text one of the distances from the uncompressed run."""
+    for _, group in groupby(rows, key=lambda row: (row.model, row.text)):
+        text = list(group)
+        for _, rows_of_press in groupby(text, key=lambda row: row.press):
+            same = list(rows_of_press)
+            yield make_table(same)
+            if same[-1].ttft is not None:
+                yield make_timing_table(same)
+        compared = [row for row in text if row.keep_ratio != 1 and row.kl_divergence is not None]
+        if compared:
+            yield make_distance_table(compared)
 
 
 def make_comparison(found: Comparison) -> Table:

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from harness.mutants.mutant import Breaks, Mutant
-from pressgauge import Perplexity, decoder, timing
+from pressgauge import Perplexity, Uncompressed, decoder, timing
+from pressgauge import divergence as distance
 from pressgauge.bench import sweep
 from pressgauge.bench.row import Row
 from pressgauge.conformance.versions import using
@@ -45,8 +46,8 @@ def reporting(change: Callable[..., dict[str, Any]]) -> Breaks:
 def never_touches_the_cache(real: Any) -> Any:
     """The press is in the label, and the pass is a plain one."""
 
-    def onepass(model: Any, ids: Tensor, mask: Tensor, press: Any, prompt: int, progress: bool) -> Any:
-        return scoring._plain(model, ids, mask, prompt)
+    def onepass(model: Any, ids: Tensor, mask: Tensor, press: Any, prompt: int, progress: bool, note: Any) -> Any:
+        return scoring._plain(model, ids, mask, prompt, note)
 
     return onepass
 
@@ -60,7 +61,7 @@ def never_installed(patch: pytest.MonkeyPatch) -> None:
 
 def sweep_without_press(real: Any) -> Any:
     """The sweep does not pass the press on, but writes its name."""
-    return lambda model, ids, press, prompt: real(model, ids, None, prompt)
+    return lambda model, ids, press, prompt, **given: real(model, ids, None, prompt, **given)
 
 
 def only_what_was_affected(compressing: bool, scored: Tensor, affected: Tensor, **found: Any) -> dict[str, Any]:
@@ -72,9 +73,9 @@ def press_that_stays(real: Any) -> Any:
     """A press remains active for all later measurements."""
     known = []
 
-    def stepwise(model: Any, ids: Tensor, mask: Tensor, press: Any, prompt: int, progress: bool) -> Any:
+    def stepwise(model: Any, ids: Tensor, mask: Tensor, press: Any, prompt: int, progress: bool, note: Any) -> Any:
         known.extend([press] if press is not None else [])
-        return real(model, ids, mask, known[-1] if known else None, prompt, progress)
+        return real(model, ids, mask, known[-1] if known else None, prompt, progress, note)
 
     return stepwise
 
@@ -85,7 +86,7 @@ def press_that_stays(real: Any) -> Any:
 def no_shift(real: Any) -> Any:
     """A token is scored by the logits of its own pass."""
 
-    def plain(model: Any, ids: Tensor, mask: Tensor, prompt: int) -> Any:
+    def plain(model: Any, ids: Tensor, mask: Tensor, prompt: int, note: Any) -> Any:
         logits = model(ids, attention_mask=mask, position_ids=scoring.own_positions(mask), use_cache=False).logits
         return scoring._Scores(*scoring.score(logits[:, prompt:], ids[:, prompt:]))
 
@@ -95,7 +96,7 @@ def no_shift(real: Any) -> Any:
 def no_shift_in_steps(real: Any) -> Any:
     """The same while decoding: each pass scores its own token."""
 
-    def stepwise(model: Any, ids: Tensor, mask: Tensor, press: Any, prompt: int, progress: bool) -> Any:
+    def stepwise(model: Any, ids: Tensor, mask: Tensor, press: Any, prompt: int, progress: bool, note: Any) -> Any:
         cache = DynamicCache(config=model.config)
         model(ids[:, :prompt], **using(cache))
         scores = []
@@ -120,7 +121,7 @@ def shifted_twice(real: Any) -> Any:
 def prompt_is_scored(real: Any) -> Any:
     """The first tokens are scored instead of those after the prompt."""
 
-    def plain(model: Any, ids: Tensor, mask: Tensor, prompt: int) -> Any:
+    def plain(model: Any, ids: Tensor, mask: Tensor, prompt: int, note: Any) -> Any:
         logits = model(ids, attention_mask=mask, position_ids=scoring.own_positions(mask), use_cache=False).logits
         return scoring._Scores(*scoring.score(logits[:, :-prompt], ids[:, 1 : ids.shape[1] - prompt + 1]))
 
@@ -130,7 +131,7 @@ def prompt_is_scored(real: Any) -> Any:
 def prompt_is_forgotten(real: Any) -> Any:
     """Tokens after the prompt are scored without it as context."""
 
-    def plain(model: Any, ids: Tensor, mask: Tensor, prompt: int) -> Any:
+    def plain(model: Any, ids: Tensor, mask: Tensor, prompt: int, note: Any) -> Any:
         logits = model(ids[:, prompt - 1 : -1], attention_mask=mask[:, prompt - 1 : -1], use_cache=False).logits
         return scoring._Scores(*scoring.score(logits, ids[:, prompt:]))
 
@@ -257,6 +258,60 @@ def nominal_size(real: Any) -> Any:
         return replace(row, held=(entries,) * len(row.held), kv_bytes=nominal)
 
     return make_row
+
+
+# Distance from the uncompressed distribution
+
+
+def reversed_divergence(real: Any) -> Any:
+    """KL(compressed || uncompressed)."""
+    return lambda logits, reference, top: (real(reference, logits, top)[0], real(logits, reference, top)[1])
+
+
+def divergence_in_bits(real: Any) -> Any:
+    """KL divergence with logarithms of base 2."""
+
+    def divergence(logits: Tensor, reference: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+        kl, agrees = real(logits, reference, top)
+        return kl / math.log(2), agrees
+
+    return divergence
+
+
+def divergence_of_the_token_before(real: Any) -> Any:
+    """The reference is one token late."""
+    return lambda logits, reference, top: real(logits, reference.roll(1, dims=1), top.roll(1, dims=1))
+
+
+def over_the_prompt_too(real: Any) -> Any:
+    """Tokens of the prompt, at which nothing was evicted, count in the mean."""
+    return property(lambda self: float(self.kl[self.scored].sum() / (self.scored_tokens + 2 * len(self.kl))))
+
+
+def nan_is_no_divergence(real: Any) -> Any:
+    """NaN is left out of the mean."""
+    return property(lambda self: float(self.kl[self.scored].nanmean()))
+
+
+def never_closed(real: Any) -> Any:
+    """Each run is taken for the uncompressed one."""
+    return lambda self, result: setattr(self, "result", result)
+
+
+def rows_in_order(real: Any) -> Any:
+    """The rows of a pass are taken for the first ones of the batch."""
+    return lambda self, rows, columns, logits: real(self, list(range(len(rows))), columns, logits)
+
+
+def of_probabilities_without_a_bound(real: Any) -> Any:
+    """Rounding makes small divergences negative."""
+
+    def kl(reference: Tensor, own: Tensor, most: Tensor, own_most: Tensor) -> Tensor:
+        p, q = (one.to(torch.bfloat16).float().softmax(dim=-1) + 1e-4 for one in (reference, own))
+        found: Tensor = (p * (p.log() - q.log())).sum(dim=-1).double() - 1e-7
+        return found
+
+    return kl
 
 
 # Times and memory
@@ -476,6 +531,51 @@ MEASURING = [
         "measure-columns", "accuracy includes padding", "plausible",
         None, laws.test_accuracy_is_the_top_1_share_of_scored_tokens,
         breaks=replacing(Perplexity, "accuracy", over_all_columns),
+    ),
+    Mutant(
+        "measure-kl-reversed", "the divergence is that from the compressed distribution", "plausible",
+        None, laws.test_distances_are_those_of_the_distributions_of_two_decodings,
+        breaks=replacing(distance, "divergence", reversed_divergence),
+    ),
+    Mutant(
+        "measure-kl-bits", "the divergence is in bits", "plausible",
+        None, laws.test_distances_are_those_of_the_distributions_of_two_decodings,
+        breaks=replacing(distance, "divergence", divergence_in_bits),
+    ),
+    Mutant(
+        "measure-kl-shift", "distributions of different tokens are compared", "plausible",
+        None, laws.test_distances_are_those_of_the_distributions_of_two_decodings,
+        breaks=replacing(distance, "divergence", divergence_of_the_token_before),
+    ),
+    Mutant(
+        "measure-kl-prompt", "the divergence is a mean over the prompt, too", "plausible",
+        None, laws.test_distances_are_those_of_the_distributions_of_two_decodings,
+        breaks=replacing(Perplexity, "kl_divergence", over_the_prompt_too),
+    ),
+    Mutant(
+        "measure-kl-own", "a run is compared with itself", "plausible",
+        None, laws.test_distances_are_those_of_the_distributions_of_two_decodings,
+        breaks=replacing(Uncompressed, "close", never_closed),
+    ),
+    Mutant(
+        "measure-kl-rows", "rows of a padded batch are mixed up", "plausible",
+        None, laws.test_a_padded_row_has_the_distances_that_it_has_alone,
+        breaks=replacing(distance.Comparison, "note", rows_in_order),
+    ),
+    Mutant(
+        "measure-kl-nan", "NaN is left out of the mean divergence", "plausible",
+        None, laws.test_no_divergence_is_negative_or_loses_a_nan,
+        breaks=replacing(Perplexity, "kl_divergence", nan_is_no_divergence),
+    ),
+    Mutant(
+        "measure-kl-negative", "rounding makes divergences negative", "plausible",
+        None, laws.test_a_ratio_of_one_is_at_no_distance,
+        breaks=replacing(distance, "_kl", of_probabilities_without_a_bound),
+    ),
+    Mutant(
+        "measure-agreement-text", "agreement is that with the text", "plausible",
+        None, laws.test_distances_are_those_of_the_distributions_of_two_decodings,
+        breaks=reporting(lambda hits, **found: {"agrees": hits}),
     ),
     Mutant(
         "measure-affected", "one token too many is affected", "plausible",

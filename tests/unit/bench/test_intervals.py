@@ -9,7 +9,7 @@ import torch
 from scipy.stats import bootstrap, ttest_rel
 from torch import Tensor
 
-from pressgauge.bench.intervals import Change, Sums, change, sums
+from pressgauge.bench.intervals import Change, Mean, Sums, change, mean, sums
 
 EFFECT = 0.05
 """True difference of the mean NLL in simulated runs."""
@@ -134,6 +134,21 @@ def test_without_enough_tokens_there_is_no_interval() -> None:
     found = measured(*simulated(1, 7, np.random.default_rng(0)))
     assert found.interval is None
     assert math.isfinite(found.change)
+
+
+def test_the_interval_of_a_mean_is_within_what_it_can_be() -> None:
+    """A divergence is at least 0 and a share at most 1, and so are the ends of their intervals."""
+    tokens = ((8.0,) * 9,)
+    divergence = mean(((0.0,) * 8 + (8.0,),), tokens, 0, math.inf)
+    share = mean(((8.0,) * 8 + (0.0,),), tokens, 0, 1)
+    assert divergence.mean == pytest.approx(1 / 9)
+    assert share.mean == pytest.approx(8 / 9)
+    for found, expected in ((divergence, (0.0, 0.37)), (share, (0.63, 1.0))):
+        assert found.interval is not None
+        assert found.interval == pytest.approx(expected, abs=0.05)
+    assert 0.0 in (divergence.interval or ())
+    assert 1.0 in (share.interval or ())
+    assert mean(((1.0, math.inf),), ((2.0, 2.0),), 0, math.inf) == Mean(math.inf, None)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

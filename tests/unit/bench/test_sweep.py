@@ -71,9 +71,9 @@ def test_the_uncompressed_run_is_measured_once_per_text(monkeypatch: pytest.Monk
     """The uncompressed run is measured once per text, for all presses."""
     asked: list[Press | None] = []
 
-    def counted(model: Any, ids: Any, press: Press | None, prompt: int) -> Any:
+    def counted(model: Any, ids: Any, press: Press | None, prompt: int, **options: Any) -> Any:
         asked.append(press)
-        return perplexity(model, ids, press, prompt)
+        return perplexity(model, ids, press, prompt, **options)
 
     monkeypatch.setattr(sweep, "perplexity", counted)
     wanted = plan()
@@ -86,7 +86,7 @@ def test_an_unsupported_model_is_refused_before_it_is_measured(monkeypatch: pyte
     model = architectures.build("llama")
     model.model.layers[1].self_attn.sinks = torch.nn.Parameter(torch.zeros(6))
     monkeypatch.setattr(sweep, "load", lambda name, **options: (model, None))
-    monkeypatch.setattr(sweep, "perplexity", lambda *arguments: pytest.fail("this was measured"))
+    monkeypatch.setattr(sweep, "perplexity", lambda *arguments, **options: pytest.fail("this was measured"))
     wanted = plan()
     with pytest.raises(ValueError, match=r"layer 1 \(attention with sinks\)"):
         run_sweep(wanted, prepare(wanted))
@@ -127,7 +127,7 @@ def test_an_uncompressed_perplexity_above_the_vocabulary_is_a_warning(
     samples = prepare(wanted)
     nll = math.log(tokenizer.vocab_size)
     guess = torch.full((1, 39), math.nextafter(nll, 9 if above else 0), dtype=torch.float64)
-    monkeypatch.setattr(sweep, "perplexity", lambda *given: replace(perplexity(*given), nll=guess))
+    monkeypatch.setattr(sweep, "perplexity", lambda *given, **more: replace(perplexity(*given, **more), nll=guess))
     found = run_sweep(wanted, samples).rows
     assert all(bool(row.warnings) == above for row in found)
 
@@ -191,12 +191,12 @@ def test_a_resumed_sweep_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     whole = run_sweep(wanted, prepare(wanted), journal(tmp_path / "another")).rows
     left = 2
 
-    def interrupted(*args: Any) -> Any:
+    def interrupted(*args: Any, **options: Any) -> Any:
         nonlocal left
         if not left:
             raise KeyboardInterrupt
         left -= 1
-        return perplexity(*args)
+        return perplexity(*args, **options)
 
     monkeypatch.setattr(sweep, "perplexity", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -43,6 +43,10 @@ UNCOMPRESSED = Row(
     held=(1024, 1024),
     kv_bytes=1 << 20,
     vacuous=False,
+    kl_divergence=0.0,
+    kl_interval=(0.0, 0.0),
+    agreement=1.0,
+    agreement_interval=(1.0, 1.0),
 )
 GOOD = replace(
     UNCOMPRESSED,
@@ -54,6 +58,10 @@ GOOD = replace(
     evictions=12_345,
     held=(1024, 717),
     kv_bytes=734_003,
+    kl_divergence=0.0512,
+    kl_interval=(0.04, 0.06),
+    agreement=0.905,
+    agreement_interval=(0.88, 0.93),
 )
 BAD = replace(
     GOOD, keep_ratio=0.3, ppl=4000.0, ppl_change=999.0, ppl_interval=(900.0, 1100.0), accuracy=0.123, kv_bytes=314_573
@@ -242,6 +250,8 @@ def test_the_table_has_every_number_of_every_row(tmp_path: Path) -> None:
         "evictions": "12,345",
         "held": "717–1,024",  # noqa: RUF001
         "keys and values": "717 KiB",
+        "KL divergence": "0.051 [0.040, 0.060]",
+        "agreement": "90.5% [88.0, 93.0]",
         "TTFT ratio": "1.010 [0.980, 1.030]",
         "TPOT ratio": "0.912 [0.900, 1.020]",
         "tokens/s": "1,234",

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from scipy.stats import ttest_1samp
 
-from pressgauge import KnormPress, Perplexity, Press, perplexity
+from pressgauge import KnormPress, Perplexity, Press, Uncompressed, perplexity
 from pressgauge.bench.intervals import change, sums
 from pressgauge.bench.row import Row, Source, make_row
 from pressgauge.conformance import architectures
-from pressgauge.report.table import make_table, make_timing_table
+from pressgauge.report.table import make_table, make_tables, make_timing_table
 
 SOURCE = Source("tiny", "noise", "float64", "cpu", 2, 20, 1, "text", "weights", 9)
 
@@ -109,6 +110,45 @@ def test_change_is_relative_to_the_uncompressed_perplexity(ppl: float, change: s
     assert row.change.partition(" ")[0] == change
 
 
+def test_a_row_has_the_distances_of_its_result_and_their_intervals() -> None:
+    """Means are those of the result, and sums over blocks give them again."""
+    model, ids = architectures.shared("llama"), architectures.tokens(6, 40)
+    press, against = KnormPress(0.5, prune_after=6), Uncompressed(model, ids)
+    uncompressed = perplexity(model, ids, against=against)
+    row = made(press, perplexity(model, ids, press, against=against), uncompressed)
+    assert row.kl_divergence is not None
+    assert row.kl_interval is not None
+    assert row.agreement is not None
+    assert row.agreement_interval is not None
+    tokens = math.fsum(sum(row.token_counts, ()))
+    for value, sums_, (low, high) in (
+        (row.kl_divergence, row.kl_sums, row.kl_interval),
+        (row.agreement, row.agreement_counts, row.agreement_interval),
+    ):
+        assert value == pytest.approx(math.fsum(sum(sums_, ())) / tokens)
+        means = [math.fsum(sample) / 39 for sample in sums_]
+        known = ttest_1samp(means, 0).confidence_interval(0.95)
+        assert low == pytest.approx(float(known.low))
+        assert high == pytest.approx(float(known.high))
+    whole = make_row("knorm", replace(press, keep_ratio=1.0), SOURCE, uncompressed)
+    assert (whole.kl_divergence, whole.kl_interval) == (0, (0, 0))
+    assert (whole.agreement, whole.agreement_interval) == (1, (1, 1))
+
+
+def test_the_distances_of_all_presses_on_a_text_are_in_one_table() -> None:
+    """Each row below 1 has its press, ratio, divergence and agreement; without distances there is no such table."""
+    row = replace(ROW, kl_divergence=0.0512, kl_interval=(0.04, 0.06), agreement=0.9, agreement_interval=(0.88, 0.92))
+    whole = replace(row, keep_ratio=1.0, kl_divergence=0.0)
+    console = Console(width=80, color_system=None)
+    with console.capture() as capture:
+        for table in make_tables([whole, row, replace(whole, press="tova"), replace(row, press="tova")]):
+            console.print(table)
+    lines = [line.split() for line in capture.get().splitlines()]
+    for press in ("knorm", "tova"):
+        assert [*f"{press} 0.7 0.051 [0.040, 0.060] 90.0% [88.0, 92.0]".split()] in lines
+    assert len(list(make_tables([replace(ROW, keep_ratio=1.0), ROW]))) == 1
+
+
 def test_the_row_of_ratio_1_is_called_uncompressed() -> None:
     """The row of ratio 1 is called uncompressed, not vacuous."""
     press = KnormPress(1, prune_after=6)
@@ -135,6 +175,8 @@ def test_a_row_as_a_dict_has_every_field_and_is_json() -> None:
         "ppl_interval": [0.24, 0.26],
         "nll_sums": [],
         "token_counts": [],
+        "kl_sums": [],
+        "agreement_counts": [],
         "warnings": [],
         "bands": [0.2, 0.3],
     }
