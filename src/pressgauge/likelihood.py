@@ -269,10 +269,9 @@ def perplexity(
     comparison = None
     if against is not None:
         against.check(model, input_ids, mask, prompt)
-        if press is None and method == "onepass" and against.result is None:
-            comparison = against.comparison(partial(_again, model, input_ids, mask, prompt))
-        else:
-            comparison = compared_with(against)
+        first = press is None and method == "onepass" and against.result is None
+        again = partial(_again, model, input_ids, mask, prompt)
+        comparison = against.comparison(again) if first else compared_with(against)
     note = None if comparison is None else comparison.note
     if method == "plain":
         scores = _plain(model, input_ids, mask, prompt, note)
