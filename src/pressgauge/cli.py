@@ -14,13 +14,14 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from pressgauge.bench.files import check_writable
-from pressgauge.bench.naming import make, parse, schedule_of, with_options
+from pressgauge.bench.naming import make, only_presses, parse, schedule_of, with_options
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
 from pressgauge.errors import one_line, sentence
 from pressgauge.models import DTYPES, check_dtype, check_model_name
 from pressgauge.presses import PRESSES
 from pressgauge.rules import UNPRUNABLE, Budget, check_prompt, usual_prompt, whole_number
+from pressgauge.tasks import TASKS, check_task_name
 from pressgauge.texts import check_text_name
 
 # Modules that need torch are imported after the arguments are checked, so that help and refusals are fast.
@@ -167,8 +168,15 @@ def measure(
         str, typer.Option(help="reference, reference-neox, a folder, or a hub's name; several with commas")
     ] = "reference",
     text: Annotated[
-        str, typer.Option(help="reference, wikitext-2, pg-19, or a text file; several with commas")
-    ] = "reference",
+        str | None,
+        typer.Option(
+            help="reference, wikitext-2, pg-19, or a text file; several with commas (default: reference, or no text "
+            "with --task)"
+        ),
+    ] = None,
+    task_names: Annotated[
+        str | None, typer.Option("--task", help=f"recall in long contexts: {', '.join(TASKS)}; several with commas")
+    ] = None,
     press: Annotated[
         str,
         typer.Option(
@@ -216,7 +224,7 @@ def measure(
         f"{100 * band:g}" for band in BANDS
     ),
 ) -> None:
-    """Measure the perplexity of texts under compressed caches, for several keep ratios."""
+    """Measure the perplexity of texts, and recall in tasks, under compressed caches, for several keep ratios."""
     console = Console()
     json_file, report = (path and path.resolve() for path in (json_file, report))
     try:
@@ -242,7 +250,15 @@ def measure(
         whole_number("tokens", tokens, 2)
         check_prompt(None, 1 if prompt is None else prompt, tokens)
         _check_places(json_file, report, resume)
-        models, texts = _split("--model", model), _split("--text", text)
+        tasks = () if task_names is None else _split("--task", task_names)
+        for name in tasks:
+            check_task_name(name)
+        models = _split("--model", model)
+        texts = () if tasks and text is None else _split("--text", "reference" if text is None else text)
+        if not texts and (timing or prompt is not None):
+            raise ValueError(
+                f"{'--timing' if timing else '--prompt'} is for texts, and --task alone measures none: give --text too"
+            )
         for name in models:
             check_model_name(name)
         for name in texts:
@@ -250,13 +266,21 @@ def measure(
         from transformers.utils.logging import disable_progress_bar
 
         from pressgauge.bench.sweep import Plan, prepare, run_sweep
+        from pressgauge.bench.task_sweep import TaskPlan, prepare_tasks, under_schedules
         from pressgauge.models import pick_device
 
         presses = {one.label: make(one, ratios, options) for one in named}
         if prompt is None:
             prompt = usual_prompt([schedule_of(one) for several in presses.values() for one in several], tokens)
+        own = only_presses(presses, "--task") if tasks else {}
+        lines = {
+            one.label: under_schedules(own[one.label], given=schedule is not None or "schedule" in one.options)
+            for one in named
+            if tasks
+        }
+        of_tasks = TaskPlan(tasks, lines, samples, tokens) if tasks else TaskPlan()
         plan = Plan(
-            presses=presses,
+            presses=presses if texts else {},
             models=models,
             texts=texts,
             samples=samples,
@@ -267,16 +291,19 @@ def measure(
             timing=timing,
             trust_remote_code=trust_remote_code,
             bands=limits,
+            of_tasks=of_tasks,
         )
         journal = _journal(json_file, report, resume, plan)
         disable_progress_bar()
         found = prepare(plan)
+        prompts = {name: prepare_tasks(of_tasks, name, trust_remote_code=trust_remote_code) for name in models}
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("measuring", total=plan.steps)
             sweep = run_sweep(
                 plan,
                 found,
                 journal,
+                prompts=prompts,
                 pictures=report is not None,
                 advance=lambda what, steps: bar.update(task, description=escape(what), advance=steps),
             )
@@ -286,13 +313,18 @@ def measure(
         if json_file is not None:
             from pressgauge.bench.results import write_results
 
-            write_results(json_file, sweep.rows, provenance)
+            write_results(json_file, sweep.rows, provenance, sweep.tasks)
         page = None
         if report is not None:
             from pressgauge.report.page import write_report
 
             page = write_report(
-                report, sweep.rows, maps=sweep.maps, correlations=sweep.correlations, provenance=provenance
+                report,
+                sweep.rows,
+                maps=sweep.maps,
+                correlations=sweep.correlations,
+                provenance=provenance,
+                tasks=sweep.tasks,
             )
         if journal is not None and not sweep.missing:
             journal.close()
@@ -303,8 +335,11 @@ def measure(
         Console(stderr=True).print(f"[bold red]interrupted[/]{kept}", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
     from pressgauge.report.table import make_tables
+    from pressgauge.report.tasks import make_task_tables
 
     for table in make_tables(sweep.rows):
+        console.print(table)
+    for table in make_task_tables(sweep.tasks):
         console.print(table)
     if page is not None:
         console.print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
@@ -329,14 +364,19 @@ def compare(
     try:
         from pressgauge.bench import comparing
         from pressgauge.bench.results import read_results
+        from pressgauge.bench.task_comparing import compare_tasks
         from pressgauge.report.table import comparison_notes, make_comparison
+        from pressgauge.report.tasks import make_task_comparison, task_comparison_notes
 
-        found = comparing.compare(read_results(before), read_results(after))
+        both = read_results(before), read_results(after)
+        found, of_tasks = comparing.compare(*both), compare_tasks(*both)
     except Exception as error:
         _fail(error)
     if found.cells:
         console.print(make_comparison(found))
-    for line in comparison_notes(found):
+    if of_tasks.cells:
+        console.print(make_task_comparison(of_tasks))
+    for line in (*comparison_notes(found), *task_comparison_notes(of_tasks)):
         console.print(escape(line), highlight=False, soft_wrap=True)
 
 
@@ -358,7 +398,8 @@ def report_of(
             for name in names
         }
         rows = [row for results in found for row in results.rows]
-        page = write_report(to.resolve(), rows, maps={}, correlations={}, provenance=provenance)
+        tasks = [row for results in found for row in results.tasks]
+        page = write_report(to.resolve(), rows, maps={}, correlations={}, provenance=provenance, tasks=tasks)
     except Exception as error:
         _fail(error)
     Console().print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)

@@ -78,6 +78,22 @@ def with_options(named: Sequence[Named], options: Sequence[str]) -> tuple[Named,
     return tuple(one.given(**found) if ":" in one.name else one for one in named)
 
 
+def only_presses(
+    made: "Mapping[str, tuple[Press, ...] | tuple[Compressor, ...]]", option: str
+) -> "dict[str, tuple[Press, ...]]":
+    """Presses at each ratio, by label.
+
+    Raises:
+        ValueError: if something else was made, for which ``option`` is not.
+    """
+    from pressgauge.presses.base import Press
+
+    found = {label: tuple(one for one in several if isinstance(one, Press)) for label, several in made.items()}
+    if other := next((label for label, presses in found.items() if not presses), None):
+        raise ValueError(f"{option} is for presses, got {other}: leave one of them out")
+    return found
+
+
 def schedule_of(press: "Press | Compressor") -> str:
     """Schedule of a press, or that of most compressors of its kind."""
     return str(getattr(press, "usual_schedule", press.schedule))

@@ -1,4 +1,4 @@
-"""Files of rows: ``{"rows": [...], "provenance": {...}}``."""
+"""Files of rows: ``{"rows": [...], "tasks": [...], "provenance": {...}}``."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,19 +7,25 @@ from pathlib import Path
 
 from pressgauge.bench.files import write_files
 from pressgauge.bench.row import Row
+from pressgauge.bench.task_row import TaskRow
 
 
 @dataclass(frozen=True)
 class Results:
-    """Rows of one sweep, and what they were measured with."""
+    """Rows of one sweep, and what they were measured with. Older files have no tasks."""
 
     rows: tuple[Row, ...]
     provenance: Mapping[str, str]
+    tasks: tuple[TaskRow, ...] = ()
 
 
-def write_results(path: Path, rows: Sequence[Row], provenance: Mapping[str, str]) -> None:
-    """Write rows to a file, completely or not at all."""
-    content = {"rows": [row.as_dict() for row in rows], "provenance": dict(provenance)}
+def write_results(
+    path: Path, rows: Sequence[Row], provenance: Mapping[str, str], tasks: Sequence[TaskRow] = ()
+) -> None:
+    """Write rows to a file, completely or not at all; ``tasks`` only if there are any."""
+    content: dict[str, object] = {"rows": [row.as_dict() for row in rows]}
+    content |= {"tasks": [row.as_dict() for row in tasks]} if tasks else {}
+    content["provenance"] = dict(provenance)
     write_files(path.parent, {path.name: json.dumps(content, indent=1, allow_nan=False) + "\n"})
 
 
@@ -33,7 +39,8 @@ def read_results(path: Path) -> Results:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         rows = tuple(Row.from_dict(row) for row in content["rows"])
-        return Results(rows, {str(name): str(value) for name, value in content["provenance"].items()})
+        tasks = tuple(TaskRow.from_dict(row) for row in content.get("tasks", ()))
+        return Results(rows, {str(name): str(value) for name, value in content["provenance"].items()}, tasks)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         missing = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(

@@ -6,7 +6,7 @@ import math
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -24,12 +24,15 @@ from pressgauge.bench.observed import Changed, Decoded, Observed, observe
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
 from pressgauge.bench.row import Row, Source, make_row, origin
+from pressgauge.bench.task_row import TaskRow, TaskSource
+from pressgauge.bench.task_sweep import TaskPlan, run_tasks
 from pressgauge.likelihood import perplexity
 from pressgauge.models import load, load_parts
 from pressgauge.models.support import of_config
 from pressgauge.norm_attention import norm_attention
 from pressgauge.presses.base import Press
 from pressgauge.rules import check_prompt
+from pressgauge.tasks.fitting import Prompts
 from pressgauge.texts import load_text
 from pressgauge.texts.loading import MOST_UNKNOWN, unknown_share
 from pressgauge.timing import PAIRS, measure_timing
@@ -52,6 +55,7 @@ class Plan:
         timing: whether to measure times.
         trust_remote_code: whether to run code that comes with a model.
         bands: thresholds of verdicts, as relative changes in perplexity, ascending.
+        of_tasks: tasks and the presses under which they are measured.
     """
 
     presses: dict[str, tuple[Press, ...] | tuple[Compressor, ...]]
@@ -65,6 +69,7 @@ class Plan:
     timing: bool = False
     trust_remote_code: bool = False
     bands: tuple[float, ...] = BANDS
+    of_tasks: TaskPlan = field(default_factory=TaskPlan)
 
     def timed(self, press: Press | None) -> tuple[int, int]:
         """Prompt length and number of new tokens for timing a press."""
@@ -78,7 +83,7 @@ class Plan:
         """Total number of steps reported to ``advance``."""
         measurements = 1 + sum(len(presses) - 1 for presses in self.presses.values())
         each = 1 + (2 * (PAIRS + 1) if self.timing else 0)
-        return len(self.models) * len(self.texts) * measurements * each
+        return len(self.models) * (len(self.texts) * measurements * each + self.of_tasks.steps)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything that determines the results and is known before models are loaded, for a journal."""
@@ -115,12 +120,14 @@ class Sweep:
         rows: one per model, text, press and ratio, in this order.
         maps: by title, ``evicted_at`` of each text's first sample, for the smallest ratio of each press.
         correlations: by model and text, correlations of key norm and attention, see ``pressgauge.norm_attention``.
+        tasks: one row per model, task, press, schedule and ratio, in this order.
         missing: measurements that failed, a line each.
     """
 
     rows: tuple[Row, ...]
     maps: dict[str, tuple[Tensor, ...]]
     correlations: dict[str, Tensor]
+    tasks: tuple[TaskRow, ...] = ()
     missing: tuple[str, ...] = ()
 
 
@@ -193,6 +200,7 @@ def run_sweep(
     samples: dict[tuple[str, str], Tensor],
     journal: Journal | None = None,
     *,
+    prompts: Mapping[str, Mapping[str, Prompts]] | None = None,
     pictures: bool = False,
     advance: Callable[[str, int], None] = lambda what, steps: None,
 ) -> Sweep:
@@ -202,6 +210,7 @@ def run_sweep(
         plan: the plan.
         samples: result of ``prepare``.
         journal: store of finished results, which are not measured again.
+        prompts: result of ``prepare_tasks`` by model, if the plan has tasks.
         pictures: whether to collect the data of the report's figures as well.
         advance: called with a description of the current measurement, and the number of ``plan.steps`` done since the
             last call.
@@ -213,6 +222,7 @@ def run_sweep(
     maps: dict[str, tuple[Tensor, ...]] = {}
     correlations: dict[str, Tensor] = {}
     missing = _Missing()
+    tasks: list[TaskRow] = []
     for name in plan.models:
         if missing.stopped:
             break
@@ -257,10 +267,15 @@ def run_sweep(
                     maps[title] = perplexity(model, ids[:1], tightest, plan.prompt).evicted_at
             if pictures:
                 correlations[where] = norm_attention(model, ids[:1])
+            del measure
+        if prompts is not None and not missing.stopped:
+            shared = TaskSource(name, plan.dtype, str(plan.device), weights, parameters)
+            hardware = device_name(plan.device)
+            tasks += run_tasks(plan.of_tasks, prompts[name], model, tokenizer, shared, hardware, journal, advance)
         # Free the memory for the next model.
-        del model, measure
+        del model
         gc.collect()
-    return Sweep(tuple(rows), maps, correlations, tuple(missing.lines))
+    return Sweep(tuple(rows), maps, correlations, tuple(tasks), tuple(missing.lines))
 
 
 @dataclass

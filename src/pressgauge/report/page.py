@@ -14,8 +14,10 @@ from pressgauge.bench.comparing import Contest, contests
 from pressgauge.bench.files import write_files
 from pressgauge.bench.quantities import BANDS
 from pressgauge.bench.row import MEMORY, QUANTITIES, UNTOLD, Row, band_names, bands_in_words
+from pressgauge.bench.task_row import TaskRow
 from pressgauge.formats import DASH, percent, ratio
 from pressgauge.report import figures
+from pressgauge.report.tasks import READING, task_sections
 
 _KINDS = ("overview", "trade-off", "eviction-map", "norm-attention")
 _SETTINGS: dict[str, Callable[[Row], str]] = {
@@ -115,6 +117,7 @@ def write_report(
     maps: Mapping[str, tuple[Tensor, ...]],
     correlations: Mapping[str, Tensor],
     provenance: Mapping[str, str],
+    tasks: Sequence[TaskRow] = (),
 ) -> Path:
     """Write the self-contained ``report.html``, and each of its figures as an SVG file next to it.
 
@@ -126,6 +129,7 @@ def write_report(
         maps: ``evicted_at`` of one sample, a ``[1, K, T]`` per layer, by a title that begins with "model on text: ".
         correlations: results of ``pressgauge.norm_attention``, by "model on text".
         provenance: origin of the numbers, by name.
+        tasks: rows of tasks.
 
     Returns:
         The page.
@@ -181,6 +185,8 @@ def write_report(
     ).get_template("report.html.jinja")
     files["report.html"] = page.render(
         sections=sections,
+        task_sections=task_sections(tasks),
+        task_reading=READING,
         provenance=provenance,
         quantities=[quantity for quantity in QUANTITIES.values() if quantity.page],
         bands=bands_in_words(rows[0].bands if rows else BANDS),

@@ -229,6 +229,14 @@ def test_an_option_without_a_factory_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("third")
+def test_tasks_are_for_presses() -> None:
+    """A third-party compressor is refused with ``--task``, which generates with presses."""
+    result = measure("--press", "knorm,third:Window", "--task", "recall")
+    assert result.exit_code == 2
+    assert "--task is for presses, got third:Window: leave one of them out" in result.output
+
+
+@pytest.mark.usefixtures("third")
 def test_a_dtype_that_is_not_declared_is_refused() -> None:
     """A compressor that declares its dtypes is not measured in another one."""
     result = measure("--press", "third:declared")

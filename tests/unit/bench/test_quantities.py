@@ -50,7 +50,7 @@ def test_a_new_quantity_is_its_declaration_and_the_code_that_computes_it(tmp_pat
     for name in ("__init__.py", "quantity_table.py"):
         shutil.copy(ROOT / "tools" / name, tmp_path / "tools")
     edit(tmp_path / "src" / "pressgauge" / "bench" / "row.py", "\n    accuracy: Annotated[", DECLARATION)
-    edit(tmp_path / "src" / "pressgauge" / "likelihood.py", "\n    @property\n    def accuracy(self)", PROPERTY)
+    edit(tmp_path / "src" / "pressgauge" / "uncompressed.py", "\n    @property\n    def accuracy(self)", PROPERTY)
 
     def run(*arguments: str) -> str:
         environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "COLUMNS": "80"}
