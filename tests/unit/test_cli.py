@@ -25,8 +25,8 @@ SMALL = ("--tokens", "40", "--samples", "1", "--prune-after", "16", "--device", 
 
 
 def run(*arguments: str, width: int = 80) -> Result:
-    """``pressgauge measure`` with these arguments, in a terminal of this width."""
-    return CliRunner().invoke(app, ["measure", *arguments], env={"COLUMNS": str(width)})
+    """``pressgauge measure --no-random`` with these arguments, in a terminal of this width."""
+    return CliRunner().invoke(app, ["measure", "--no-random", *arguments], env={"COLUMNS": str(width)})
 
 
 def table(result: Result) -> dict[str, list[str]]:

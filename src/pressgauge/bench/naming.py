@@ -145,3 +145,43 @@ def make(
             )
         made.append(found)
     return tuple(made)
+
+
+_BUDGET = ("schedule", "prune_after", "skip_layers")
+"""Options that a press and the random one that it is compared with share."""
+
+
+def with_random(
+    presses: "Mapping[str, tuple[Press, ...] | tuple[Compressor, ...]]",
+    ratios: Sequence[float],
+    options: Mapping[str, Any],
+    **more: Any,
+) -> "dict[str, tuple[Press, ...] | tuple[Compressor, ...]]":
+    """Presses, and ``random`` under each schedule, prune_after and skip_layers of theirs that no ``random`` has.
+
+    Third-party compressors, whose settings may be unknown, have the usual one beside them.
+
+    Args:
+        presses: by label, each at every ratio.
+        ratios: keep ratios.
+        options: options of all presses.
+        more: further options of ``random``, unless they are None.
+    """
+
+    def budget(press: "Press | Compressor") -> dict[str, Any]:
+        return {name: getattr(press, name) for name in _BUDGET}
+
+    from pressgauge.presses.base import Press
+
+    found = dict(presses)
+    plain = make(Named("random"), ratios[:1], options)[0]
+    own_kind = [several[0] for several in presses.values() if isinstance(several[0], Press)]
+    there = [budget(press) for press in own_kind if type(press).__name__ == "RandomPress"]
+    for wanted in [budget(press) for press in own_kind] or [budget(plain)]:
+        if wanted not in there:
+            there.append(wanted)
+            usual = budget(plain)
+            own = {name: value for name, value in wanted.items() if value != usual[name]}
+            one = Named("random", own).given(**more)
+            found[one.label] = make(one, ratios, options)
+    return found

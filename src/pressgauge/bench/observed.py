@@ -74,6 +74,7 @@ class Observed:
     kl: Tensor
     agrees: Tensor
     left: str = ""
+    evicted_at: tuple[()] = ()
     evictions: None = None
 
     @property

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pressgauge.bench.fields import read_row, read_task_row
 from pressgauge.bench.files import write_files
 from pressgauge.bench.row import Row
 from pressgauge.bench.task_row import TaskRow
@@ -19,27 +20,32 @@ class Results:
     tasks: tuple[TaskRow, ...] = ()
 
 
-def write_results(
-    path: Path, rows: Sequence[Row], provenance: Mapping[str, str], tasks: Sequence[TaskRow] = ()
-) -> None:
-    """Write rows to a file, completely or not at all; ``tasks`` only if there are any."""
+def as_json(rows: Sequence[Row], provenance: Mapping[str, str], tasks: Sequence[TaskRow] = ()) -> str:
+    """Text of a file of rows; ``tasks`` only if there are any."""
     content: dict[str, object] = {"rows": [row.as_dict() for row in rows]}
     content |= {"tasks": [row.as_dict() for row in tasks]} if tasks else {}
     content["provenance"] = dict(provenance)
-    write_files(path.parent, {path.name: json.dumps(content, indent=1, allow_nan=False) + "\n"})
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def write_results(
+    path: Path, rows: Sequence[Row], provenance: Mapping[str, str], tasks: Sequence[TaskRow] = ()
+) -> None:
+    """Write rows to a file, completely or not at all."""
+    write_files(path.parent, {path.name: as_json(rows, provenance, tasks)})
 
 
 def read_results(path: Path) -> Results:
     """Rows of a file that ``pressgauge measure --json`` wrote.
 
     Raises:
-        ValueError: if the file is not one of these.
+        ValueError: if the file is not one of these, or has two rows of one measurement.
         OSError: if it cannot be read.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        rows = tuple(Row.from_dict(row) for row in content["rows"])
-        tasks = tuple(TaskRow.from_dict(row) for row in content.get("tasks", ()))
+        rows = tuple(read_row(row) for row in content["rows"])
+        tasks = tuple(read_task_row(row) for row in content.get("tasks", ()))
         return Results(rows, {str(name): str(value) for name, value in content["provenance"].items()}, tasks)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         missing = f"it has no {error}" if isinstance(error, KeyError) else str(error)

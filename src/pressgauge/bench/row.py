@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pressgauge.bench.compressors import Compressor
 from pressgauge.bench.intervals import Blocks, Sums, block_sums, change, mean, sums
+from pressgauge.bench.metrics import Measured
 from pressgauge.bench.observed import Observed
 from pressgauge.bench.quantities import BANDS, Column, Quantity, declared
 from pressgauge.formats import DASH, interval, number, percent, ratio, share, size, spread
@@ -103,6 +104,7 @@ class Row:
         warnings: reasons why measurements with this model on this text say nothing about a press, a sentence each;
             usually none.
         bands: ascending changes in perplexity that separate the verdicts.
+        metrics: values of the user's own metrics.
     """
 
     press: str
@@ -378,6 +380,7 @@ class Row:
     parameters: int = 0
     warnings: tuple[str, ...] = ()
     bands: tuple[float, ...] = BANDS
+    metrics: tuple[Measured, ...] = ()
 
     @property
     def finite(self) -> bool:
@@ -460,10 +463,11 @@ class Row:
         strange = {name: at for name, at in values.items() if isinstance(at, float) and not math.isfinite(at)}
         # As Python's own JSON and JavaScript write them.
         names = {name: "NaN" if math.isnan(at) else f"{'-' * (at < 0)}Infinity" for name, at in strange.items()}
-        blocks = {
+        blocks: dict[str, Any] = {
             name: [[number if math.isfinite(number) else None for number in sample] for sample in values[name]]
             for name in _SUMS
         }
+        blocks["metrics"] = [metric.as_dict() for metric in self.metrics]
         return values | dict.fromkeys(strange) | blocks | {"not_finite": names, "verdict": self.verdict}
 
     @classmethod
@@ -473,6 +477,7 @@ class Row:
         values |= {name: float(strange) for name, strange in data["not_finite"].items()}
         for name in _SUMS:
             values[name] = [[math.nan if at is None else at for at in sample] for sample in values[name]]
+        values["metrics"] = [Measured.from_dict(metric) for metric in values["metrics"]]
         return cls(**{name: _tuples(value) for name, value in values.items()})
 
 

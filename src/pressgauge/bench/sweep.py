@@ -20,10 +20,11 @@ from pressgauge.arguments import check_context
 from pressgauge.attach import meet
 from pressgauge.bench.compressors import Compressor, Failed, sources_of
 from pressgauge.bench.journal import Journal, digest
+from pressgauge.bench.metrics import Metric, check_names
 from pressgauge.bench.observed import Changed, Decoded, Observed, observe
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
-from pressgauge.bench.row import Row, Source, make_row, origin
+from pressgauge.bench.row import QUANTITIES, Row, Source, make_row, origin
 from pressgauge.bench.task_row import TaskRow, TaskSource
 from pressgauge.bench.task_sweep import TaskPlan, run_tasks
 from pressgauge.likelihood import perplexity
@@ -55,6 +56,7 @@ class Plan:
         timing: whether to measure times.
         trust_remote_code: whether to run code that comes with a model.
         bands: thresholds of verdicts, as relative changes in perplexity, ascending.
+        metrics: the user's own metrics.
         of_tasks: tasks and the presses under which they are measured.
     """
 
@@ -69,6 +71,7 @@ class Plan:
     timing: bool = False
     trust_remote_code: bool = False
     bands: tuple[float, ...] = BANDS
+    metrics: tuple[Metric, ...] = ()
     of_tasks: TaskPlan = field(default_factory=TaskPlan)
 
     def timed(self, press: Press | None) -> tuple[int, int]:
@@ -79,11 +82,20 @@ class Plan:
         return max(least, self.tokens - new), new
 
     @property
+    def measurements(self) -> int:
+        """Number of measured rows; the uncompressed one of a text or a task is shared by all presses."""
+        of_text = 1 + sum(len(presses) - 1 for presses in self.presses.values())
+        return len(self.models) * (len(self.texts) * of_text + self.of_tasks.steps)
+
+    @property
+    def steps_per_row(self) -> int:
+        """Number of steps of each measured row, reported to ``advance``."""
+        return 1 + (2 * (PAIRS + 1) if self.timing else 0)
+
+    @property
     def steps(self) -> int:
         """Total number of steps reported to ``advance``."""
-        measurements = 1 + sum(len(presses) - 1 for presses in self.presses.values())
-        each = 1 + (2 * (PAIRS + 1) if self.timing else 0)
-        return len(self.models) * (len(self.texts) * measurements * each + self.of_tasks.steps)
+        return self.measurements * self.steps_per_row
 
     def as_dict(self) -> dict[str, Any]:
         """Everything that determines the results and is known before models are loaded, for a journal."""
@@ -106,9 +118,13 @@ class Plan:
             **versions(),
             "device": f"{self.device} ({device_name(self.device)}), {torch.get_num_threads()} threads",
             "dtype": self.dtype,
-            "samples": f"{self.samples} of {self.tokens} tokens, of which {self.prompt} are fed in one pass",
+            "samples": f"{self.samples} of {self.tokens} tokens, of which {self.prompt} are fed in one pass"
+            if self.texts
+            else f"{self.samples} of each task, up to {self.tokens} tokens each",
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            "command": shlex.join(["pressgauge", *sys.argv[1:]]),
+            **({"metrics": ", ".join(metric.reference for metric in self.metrics)} if self.metrics else {}),
+            # A resumed sweep has the results of a whole one.
+            "command": shlex.join(["pressgauge", *(one for one in sys.argv[1:] if one != "--resume")]),
         }
 
 
@@ -141,6 +157,7 @@ def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
         ValueError: if models, texts, presses and lengths do not fit together.
     """
     samples = {}
+    check_names(plan.metrics, QUANTITIES)
     for model in plan.models:
         config, tokenizer = load_parts(model, trust_remote_code=plan.trust_remote_code)
         check_context(config, plan.tokens, "--tokens")
@@ -203,6 +220,7 @@ def run_sweep(
     prompts: Mapping[str, Mapping[str, Prompts]] | None = None,
     pictures: bool = False,
     advance: Callable[[str, int], None] = lambda what, steps: None,
+    resume: Callable[[int], None] = lambda steps: None,
 ) -> Sweep:
     """Run all measurements of a plan.
 
@@ -214,6 +232,7 @@ def run_sweep(
         pictures: whether to collect the data of the report's figures as well.
         advance: called with a description of the current measurement, and the number of ``plan.steps`` done since the
             last call.
+        resume: called with the number of steps whose results the journal has, before ``advance`` counts them.
 
     Raises:
         ValueError: if a press does not support a model, or an uncompressed perplexity is not finite.
@@ -226,6 +245,7 @@ def run_sweep(
     for name in plan.models:
         if missing.stopped:
             break
+        advance(f"loading {name}", 0)
         model, tokenizer = load(name, device=plan.device, dtype=plan.dtype, trust_remote_code=plan.trust_remote_code)
         resolved = {name: _resolved(presses, model) for name, presses in plan.presses.items()}
         weights = fingerprint(model) if journal is not None else ""
@@ -252,6 +272,7 @@ def run_sweep(
                     weights,
                     parameters,
                 ),
+                resume,
             )
             if journal is not None:
                 journal.check(measure.source)
@@ -262,6 +283,7 @@ def run_sweep(
                 found += [row for press in presses[1:] if (row := measure.tried(label, press, base, advance, missing))]
                 rows += [replace(row, warnings=warnings, bands=plan.bands) for row in found]
                 if pictures and len(presses) > 1 and (pressed := _timed(presses)):
+                    advance(f"{where}: figures", 0)
                     tightest = min(pressed, key=lambda press: press.keep_ratio)
                     title = f"{where}: {label}, keep ratio {tightest.keep_ratio:g}"
                     maps[title] = perplexity(model, ids[:1], tightest, plan.prompt).evicted_at
@@ -271,7 +293,17 @@ def run_sweep(
         if prompts is not None and not missing.stopped:
             shared = TaskSource(name, plan.dtype, str(plan.device), weights, parameters)
             hardware = device_name(plan.device)
-            tasks += run_tasks(plan.of_tasks, prompts[name], model, tokenizer, shared, hardware, journal, advance)
+            tasks += run_tasks(
+                plan.of_tasks,
+                prompts[name],
+                model,
+                tokenizer,
+                shared,
+                hardware,
+                journal,
+                advance=lambda what, rows: advance(what, rows * plan.steps_per_row),
+                resume=lambda rows: resume(rows * plan.steps_per_row),
+            )
         # Free the memory for the next model.
         del model
         gc.collect()
@@ -323,6 +355,7 @@ class _Measurement:
     model: PreTrainedModel
     ids: Tensor
     source: Source
+    resume: Callable[[int], None]
 
     @cached_property
     def uncompressed(self) -> Uncompressed:
@@ -349,6 +382,7 @@ class _Measurement:
                 "press": own,
                 "source": asdict(self.source),
                 "timing": self.plan.timing,
+                "metrics": {metric.reference: metric.source for metric in self.plan.metrics},
                 "device": device_name(self.plan.device),
                 "threads": torch.get_num_threads(),
                 "versions": versions(),
@@ -408,7 +442,8 @@ class _Measurement:
         key = self.key(press) if self.journal is not None else ""
         known = self.journal.find(key) if self.journal is not None else None
         if known is not None:
-            advance(what, 1 + (2 * (PAIRS + 1) if self.plan.timing else 0))
+            self.resume(self.plan.steps_per_row)
+            advance(what, self.plan.steps_per_row)
             return known
         result: Perplexity | Observed
         if isinstance(press, Compressor):
@@ -426,6 +461,14 @@ class _Measurement:
             timing = measure_timing(self.model, self.ids[:1, :prompt], press, new, advance=lambda: advance(what, 1))
         shown = press or next(iter(self.plan.presses.values()))[0]
         row = make_row(name, shown, self.source, result, base, timing)
+        try:
+            own = [metric.measure(result, self.uncompressed.result or result) for metric in self.plan.metrics]
+        except ValueError as error:
+            if isinstance(result, Observed):
+                # Of which less is known than of a press.
+                raise Failed(f"failed after it was decoded: {error}") from error
+            raise
+        row = replace(row, metrics=tuple(own))
         if self.journal is not None:
             self.journal.add(key, row)
         return row

@@ -7,7 +7,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from pressgauge.bench.comparing import Comparison
+from pressgauge.bench.comparing import Comparison, against_random, beats
 from pressgauge.bench.row import MEMORY, OBSERVED, QUANTITIES, UNTOLD, Row, bands_in_words
 from pressgauge.formats import DASH, interval, number
 
@@ -83,11 +83,35 @@ def make_distance_table(rows: Sequence[Row]) -> Table:
     caption = "KL divergence from the uncompressed distribution, in nats per token; share of tokens with the same top-1"
     table = Table(title=escape(f"to uncompressed: {rows[0].model} on {rows[0].text}"), box=box.SIMPLE, padding=0)
     table.caption = f"{caption} prediction; in brackets: 95 % confidence intervals"
-    for heading in ("press", "keep\nratio", *(column.heading for column in columns)):
+    own = list(dict.fromkeys(metric.name for row in rows for metric in row.metrics))
+    random = against_random(rows)
+    if random:
+        table.caption += f"; ppl: change in perplexity from random to the press, {SIMULTANEOUS}"
+        table.caption += "".join(f"\n{escape(line)}" for line in random_notes(rows))
+    headings = ("press", "keep\nratio", *(column.heading for column in columns), *["ppl to random"][: len(random)])
+    for heading in (*headings, *map(escape, own)):
         table.add_column(heading, justify="left" if heading == "press" else "right")
-    for row in rows:
-        table.add_row(escape(row.press), row.ratio, *(column.text(row) for column in columns))
+    for index, row in enumerate(rows):
+        values = {metric.name: metric.text for metric in row.metrics}
+        cells = [column.text(row) for column in columns]
+        cells += [interval(random[index].change, random[index].interval) if index in random else DASH] if random else []
+        cells += [values.get(name, DASH) for name in own]
+        table.add_row(escape(row.press), row.ratio, *cells)
     return table
+
+
+SIMULTANEOUS = "with intervals that hold together at 95 %"
+
+
+def random_notes(rows: Sequence[Row]) -> Iterator[str]:
+    """For each press, at which ratios it loses less or more than ``random``, a line each."""
+    for press in dict.fromkeys(row.press for row in rows):
+        said: dict[str, list[str]] = {}
+        for index, found in against_random(rows).items():
+            if rows[index].press == press:
+                said.setdefault(beats(found), []).append(rows[index].ratio)
+        if said:
+            yield f"{press}: " + "; ".join(f"{words} at {', '.join(ratios)}" for words, ratios in said.items())
 
 
 def make_tables(rows: Sequence[Row]) -> Iterator[Table]:
