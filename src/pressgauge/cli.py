@@ -151,6 +151,18 @@ def _check_places(json_file: Path | None, report: Path | None, resume: bool, opt
         raise ValueError("--resume continues a sweep that writes --json or --report: give the same one again")
 
 
+def _check_not_replaced(json_file: Path | None, models: tuple[str, ...], texts: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` if the file of results would replace a text or a file of a model."""
+    if json_file is None or not json_file.exists():
+        return
+    for name in texts:
+        if Path(name).exists() and json_file.samefile(name):
+            raise ValueError(f"--json must not replace the text that is measured, got {str(json_file)!r} for both")
+    for name in models:
+        if Path(name).is_dir() and json_file.is_relative_to(Path(name).resolve()):
+            raise ValueError(f"--json must not replace a file of the model {name!r}, got {str(json_file)!r}")
+
+
 def _journal(json_file: Path | None, report: Path | None, resume: bool, plan: "Plan") -> "Journal | None":
     """The journal of a sweep with outputs, in a file next to them."""
     from pressgauge.bench.journal import Journal
@@ -327,6 +339,7 @@ def measure(
             check_model_name(name)
         for name in texts:
             check_text_name(name)
+        _check_not_replaced(json_file, models, texts)
         from transformers.utils.logging import disable_progress_bar
 
         from pressgauge.bench.metrics import find_metric

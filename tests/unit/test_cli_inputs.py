@@ -4,7 +4,12 @@ import errno
 import json
 import os
 import re
+import shutil
+import signal
 import stat
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -173,6 +178,17 @@ MEASURE: dict[str, Case] = {
     "json: a name too long": (given("--json", "x" * 250), "(File name too long): give another one"),
     "json: a pipe": (made(os.mkfifo, "--json"), "--json must be a file, got "),
     "json: a link to itself": (made(loop, "--json"), "symbolic links"),
+    "json: the text": (
+        lambda folder: [*text("the river " * 100)(folder), "--json", str(folder / "text.txt")],
+        "--json must not replace the text that is measured, got ",
+    ),
+    "json: a file of the model": (
+        lambda folder: [
+            *("measure", *SMALL, "--model", str(shutil.copytree(location("reference"), folder / "model"))),
+            *("--json", str(folder / "model" / "config.json")),
+        ],
+        "--json must not replace a file of the model ",
+    ),
     "report: a pipe": (made(os.mkfifo, "--report"), "--report must be a folder, got "),
     "report: a page of another origin": (
         made(other_page, "--report"),
@@ -354,6 +370,77 @@ def test_unreadable_weights_are_not_called_missing(monkeypatch: pytest.MonkeyPat
         checks.shapes(Path(location("reference")))
 
 
+# The process
+
+LIBRARY = str(Path(files.__file__).parents[2])
+
+
+def process(*arguments: str, **options: Any) -> "subprocess.Popen[str]":
+    """``pressgauge measure`` in a process of its own, with pipes unless given."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(
+        [sys.executable, "-m", "pressgauge", "measure", *SMALL, *arguments],
+        **{**pipes, "text": True, "env": os.environ | {"PYTHONPATH": LIBRARY}, **options},
+    )
+
+
+def test_a_full_standard_output_is_one_line() -> None:
+    """If the tables cannot be written, the line says so, and nothing follows at the end of the process."""
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        running = process(stdout=full)
+        _, error = running.communicate(timeout=120)
+    assert error == "error: 'standard output': No space left on device: free some space, or write elsewhere\n"
+    assert running.returncode == 2
+
+
+FIGURES = re.compile(r"\d+\.\d+|uncompressed|cannot|told|within")
+
+
+def test_tables_are_whole_in_one_column() -> None:
+    """A terminal that is too narrow for any table loses no figure."""
+    usual, narrow = run("measure", *SMALL).stdout, run("measure", *SMALL, width=1).stdout
+    assert sorted(FIGURES.findall(narrow)) == sorted(FIGURES.findall(usual))
+    assert len(FIGURES.findall(narrow)) > 4
+
+
+def test_tables_are_whole_in_any_surroundings() -> None:
+    """Neither an encoding nor a missing home nor a missing cache loses a figure."""
+    environment = {"PYTHONIOENCODING": "ascii", "HOME": "/nonexistent", "HF_HOME": "/proc/none", "TERM": ""}
+    running = process(env=os.environ | {"PYTHONPATH": LIBRARY} | environment)
+    shown, error = running.communicate(timeout=120)
+    assert (running.returncode, error) == (0, "")
+    assert sorted(FIGURES.findall(shown)) == sorted(FIGURES.findall(run("measure", *SMALL).stdout))
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    """If the reader of the tables has gone, nothing is said."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    running = process(stdout=writer)
+    os.close(writer)
+    _, error = running.communicate(timeout=120)
+    assert error == ""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_process_that_is_asked_to_end_keeps_its_rows(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    """SIGTERM and SIGINT end a sweep with one line; nothing but its journal is left, from which it is resumed."""
+    path, unfinished = tmp_path / "rows.json", tmp_path / "rows.json.unfinished"
+    ratios = ",".join(f"0.{ratio}" for ratio in range(20, 90))
+    running = process("--keep-ratios", ratios, "--tokens", "200", "--json", str(path))
+    deadline = time.monotonic() + 120
+    while not (unfinished.exists() and unfinished.stat().st_size):
+        assert running.poll() is None, "the sweep ended before the signal"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    running.send_signal(number)
+    shown, error = running.communicate(timeout=120)
+    assert (running.returncode, shown) == (code, "")
+    assert error == "interrupted; finished results are kept, and --resume continues from them\n"
+    assert [one.name for one in tmp_path.iterdir()] == ["rows.json.unfinished"]
+    assert unfinished.read_bytes().endswith(b"\n")
+
+
 # Errors of the package
 
 
@@ -447,6 +534,7 @@ FILES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "missing": (lambda path, whole: None, "rows.json': No such file or directory"),
     "a folder": (lambda path, whole: os.mkdir(path), "rows.json': Is a directory"),
     "a link to itself": (lambda path, whole: loop(path), "Too many levels of symbolic links"),
+    "a device": (lambda path, whole: path.symlink_to("/dev/zero"), "wrote, and is a device"),
     "empty": (holding(""), OURS),
     "binary": (holding(bytes(range(256))), OURS),
     "NUL bytes": (holding(b"\0" * 100), OURS),

@@ -42,6 +42,8 @@ def read_results(path: Path) -> Results:
         ValueError: if the file is not one of these, or has two rows of one measurement.
         OSError: if it cannot be read.
     """
+    if path.is_char_device() or path.is_block_device():
+        raise ValueError(f"{str(path)!r} must be a file that `pressgauge measure --json` wrote, and is a device")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         rows = tuple(read_row(row) for row in content["rows"])
