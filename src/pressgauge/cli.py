@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from pressgauge.bench.files import check_page, check_writable
-from pressgauge.bench.naming import make, parse, with_random
+from pressgauge.bench.naming import make, only_presses, parse, schedule_of, with_options, with_random
 from pressgauge.bench.progress import Progress
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
@@ -245,8 +245,8 @@ def measure(
         str,
         typer.Option(
             help=", ".join(PRESSES)
-            + ", or your_module:YourPress; several with commas, with options of their own such as "
-            "'snapkv(recent=32)'"
+            + ", or your_module:YourPress, or your_module:factory of any other compressor; several with commas, with "
+            "options of their own such as 'snapkv(recent=32)'"
         ),
     ] = "knorm",
     keep_ratios: Annotated[str, typer.Option(help="shares of the tokens that are kept")] = "1.0,0.9,0.8,0.7",
@@ -265,6 +265,10 @@ def measure(
     ] = None,
     interval: Annotated[int | None, typer.Option(help="evict after every k-th later pass (default: 1)")] = None,
     seed: Annotated[int | None, typer.Option(help="seed of random (default: 0)")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="option of compressors named by their module; may be repeated"),
+    ] = None,
     prompt: Annotated[
         int | None,
         typer.Option(help="tokens fed in one pass (default: 1; 3/4 of them if a press acts under prefill)"),
@@ -312,9 +316,10 @@ def measure(
         options |= {} if schedule is None else {"schedule": schedule}
         shared = {"sinks": sinks, "recent": recent, "interval": interval}
         named = tuple(one.given(**shared, seed=seed if one.name == "random" else None) for one in named)
+        named = with_options(named, option or ())
         known = {field.name for field in fields(Budget)}
         for ratio in ratios:
-            for one in named:
+            for one in (one for one in named if ":" not in one.name):
                 Budget(ratio, **options | {name: value for name, value in one.options.items() if name in known})
         whole_number("samples", samples, 1)
         whole_number("tokens", tokens, 2)
@@ -343,12 +348,15 @@ def measure(
         from pressgauge.models import pick_device
 
         presses = {one.label: make(one, ratios, options) for one in named}
-        presses = with_random(presses, ratios, options, **shared, seed=seed) if random else presses
+        if random:
+            presses = with_random(presses, ratios, options, **shared, seed=seed)
         if prompt is None:
-            prompt = usual_prompt([one.schedule for several in presses.values() for one in several], tokens)
+            prompt = usual_prompt([schedule_of(one) for several in presses.values() for one in several], tokens)
+        own = only_presses(presses, "--task") if tasks else {}
         lines = {
-            one.label: under_schedules(presses[one.label], given=schedule is not None or "schedule" in one.options)
+            one.label: under_schedules(own[one.label], given=schedule is not None or "schedule" in one.options)
             for one in named
+            if tasks
         }
         if random:
             flat = {f"{name} {place}": line for name, each in lines.items() for place, line in enumerate(each)}
@@ -385,6 +393,8 @@ def measure(
                 resume=bar.resume,
             )
             provenance = plan.provenance()
+            if sweep.missing:
+                provenance["missing"] = "; ".join(sweep.missing)
             if json_file is not None:
                 from pressgauge.bench.results import write_results
 
@@ -401,7 +411,7 @@ def measure(
                     provenance=provenance,
                     tasks=sweep.tasks,
                 )
-            if journal is not None:
+            if journal is not None and not sweep.missing:
                 journal.close()
     except Exception as error:
         _fail(error, KEPT if journal is not None and len(journal) else "")
@@ -419,6 +429,12 @@ def measure(
             console.print(table)
         if page is not None:
             console.print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
+    if sweep.missing:
+        for line in sweep.missing:
+            Console(stderr=True).print(f"[bold red]missing:[/] {escape(line)}", highlight=False, soft_wrap=True)
+        if journal is not None:
+            console.print("finished results are kept, and --resume measures what is missing", highlight=False)
+        raise typer.Exit(1)
 
 
 FILES = Annotated[

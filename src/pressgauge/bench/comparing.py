@@ -10,7 +10,7 @@ from pressgauge.bench.row import Row
 
 CELL = ("model", "text", "press", "schedule", "keep_ratio", "prune_after", "skip_layers")
 """Fields that identify a measurement in two files."""
-DETERMINANTS = ("dtype", "device", "samples", "tokens", "prompt", "text_sha256", "weights_sha256")
+DETERMINANTS = ("dtype", "device", "samples", "tokens", "prompt", "text_sha256", "weights_sha256", "package")
 """Fields on which a result may depend besides."""
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from pressgauge.bench.observed import Observed
 from pressgauge.bench.quantities import Quantity
 from pressgauge.formats import number, percent
 from pressgauge.references import find
@@ -28,7 +29,7 @@ class Metric:
     """
 
     reference: str
-    function: Callable[[Perplexity, Perplexity], Any]
+    function: Callable[[Any, Any], Any]
     quantity: Quantity
 
     @property
@@ -38,7 +39,7 @@ class Metric:
         path = getattr(module, "__file__", None)
         return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
 
-    def measure(self, compressed: Perplexity, uncompressed: Perplexity) -> "Measured":
+    def measure(self, compressed: Perplexity | Observed, uncompressed: Perplexity | Observed) -> "Measured":
         """Its value for a run.
 
         Raises:

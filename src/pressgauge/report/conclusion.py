@@ -23,7 +23,7 @@ def conclusion(rows: Sequence[Row]) -> str:
     first = band_names(rows[0].bands)[0]
     smallest: dict[str, float] = {}
     for name, line in series(rows).items():
-        within = [row.keep_ratio for row in line if row.band == 0 and not is_random(row)]
+        within = [row.keep_ratio for row in line if row.band == 0 and row.keep_ratio and not is_random(row)]
         smallest |= {name: min(within)} if within else {}
     if smallest:
         ratio = min(smallest.values())
@@ -36,7 +36,7 @@ def conclusion(rows: Sequence[Row]) -> str:
     told: dict[str, dict[str, list[str]]] = {}
     for index, found in against_random(rows).items():
         at = told.setdefault(beats(found), {}).setdefault(rows[index].press, [])
-        at.append(f"{rows[index].keep_ratio:g}")
+        at.append(rows[index].ratio)
     if not told:
         return said
     for words in ("less", "more"):

@@ -67,14 +67,16 @@ Value = Callable[[Row], float | None]
 def label(row: Row, rows: Sequence[Row]) -> str:
     """Press of a row, with settings that differ between rows."""
     names = ("schedule", "prune_after", "skip_layers", "dtype", "device")
-    differ = [name for name in names if len({getattr(other, name) for other in rows}) > 1]
-    return ", ".join([row.press, *(f"{name} {getattr(row, name)}" for name in differ)])
+    # Third-party compressors have no settings that they do not take.
+    differ = [name for name in names if len({getattr(other, name) for other in rows} - {None}) > 1]
+    own = [name for name in differ if getattr(row, name) is not None]
+    return ", ".join([row.press, *(f"{name} {getattr(row, name)}" for name in own)])
 
 
 def series(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by label, in descending keep ratio."""
+    """Rows by label, in descending keep ratio, and last those without one."""
     lines: dict[str, list[Row]] = {label(row, rows): [] for row in rows}
-    for row in sorted(rows, key=lambda row: -row.keep_ratio):
+    for row in sorted(rows, key=lambda row: -(row.keep_ratio or 0)):
         lines[label(row, rows)].append(row)
     return lines
 
@@ -187,7 +189,7 @@ def _legend(figure: Figure, rows: Sequence[Row], *more: Patch) -> None:
     ]
 
     def named(chosen: Callable[[Row], bool]) -> str:
-        ratios = {name: [f"{row.keep_ratio:g}" for row in line if chosen(row)] for name, line in lines.items()}
+        ratios = {name: [row.ratio for row in line if chosen(row)] for name, line in lines.items()}
         return "; ".join(f"{name} {', '.join(found)}" for name, found in ratios.items() if found)
 
     letters = int(13.3 * figure.get_figwidth())
@@ -222,6 +224,8 @@ def _alike(value: Value, rows: Sequence[Row]) -> dict[float, float]:
     """Values by keep ratio if all presses have the same ones and none is vacuous, otherwise empty."""
     found: dict[float, set[float | None]] = {}
     for row in rows:
+        if row.keep_ratio is None:
+            return {}
         found.setdefault(row.keep_ratio, set()).add(value(row))
     only = {ratio: next(iter(values)) for ratio, values in found.items() if len(values) == 1}
     known = {ratio: one for ratio, one in only.items() if one is not None and math.isfinite(one)}
@@ -231,7 +235,7 @@ def _alike(value: Value, rows: Sequence[Row]) -> dict[float, float]:
 def _draw(panel: _Panel, axes: Axes, rows: Sequence[Row]) -> None:
     """Plot one quantity over the keep ratio, with its intervals."""
     lines = series(rows)
-    ratios = sorted({row.keep_ratio for row in rows})
+    ratios = sorted({row.keep_ratio for row in rows if row.keep_ratio is not None})
     span = ratios[-1] - ratios[0] or 1.0
     axes.set(title=panel.title, ylabel=panel.label, xlabel="keep ratio")
     crowded = any(after - before < 0.07 * span for before, after in pairwise(ratios))
@@ -243,12 +247,18 @@ def _draw(panel: _Panel, axes: Axes, rows: Sequence[Row]) -> None:
     for number, line in enumerate(lines.values()):
         # Next to each other, since presses that hold equally many entries cost the same.
         aside = 0.018 * span * (number - (len(lines) - 1) / 2)
-        x, y = [row.keep_ratio + aside for row in line], _finite([panel.value(row) for row in line])
+        colour = _COLOURS[number % len(_COLOURS)]
+        for row in (row for row in line if row.keep_ratio is None):
+            # It has no place on this axis.
+            (level,) = _finite([panel.value(row)])
+            axes.axhline(level, color=colour, linewidth=1.3, linestyle="--" if row.vacuous else "-.")
+            drawn.append(level)
+        line = [row for row in line if row.keep_ratio is not None]
+        x, y = [(row.keep_ratio or 0) + aside for row in line], _finite([panel.value(row) for row in line])
         drawn += y
         for place, row in zip(x, line, strict=True):
             interval = panel.interval(row)
-            if interval is not None and (row.keep_ratio < 1 or interval[0] < interval[1]):
-                colour = _COLOURS[number % len(_COLOURS)]
+            if interval is not None and (row.keep_ratio != 1 or interval[0] < interval[1]):
                 axes.plot([place] * 2, interval, color=colour, linewidth=1, marker="_", markersize=5)
                 drawn += interval
         _marks(axes, x, y, line, number)
@@ -347,7 +357,7 @@ def trade_off(rows: Sequence[Row], narrow: bool = False) -> Figure:
                 shown.append((row, gain, 100 * row.ppl_change))
             _marks(axes, [x for _, x, _ in shown], [y for _, _, y in shown], [row for row, _, _ in shown], number)
             points += [(x, y) for _, x, y in shown]
-            texts += [f"{row.keep_ratio:g}" for row, _, _ in shown]
+            texts += [row.ratio for row, _, _ in shown]
             colours += [colour] * len(shown)
         judged, band = not any(row.warnings for row in rows), rows[0].bands[0]
         if judged:

@@ -26,14 +26,15 @@ from pressgauge.report.tasks import READING, task_sections
 _KINDS = ("overview", "trade-off", "eviction-map", "norm-attention")
 _SETTINGS: dict[str, Callable[[Row], str]] = {
     "press": lambda row: row.press,
-    "schedule": lambda row: row.schedule,
-    "prune after": lambda row: f"{row.prune_after:,}",
-    "skip layers": lambda row: ", ".join(map(str, row.skip_layers)) or "none",
+    "method": lambda row: row.method,
+    "schedule": lambda row: row.schedule or DASH,
+    "prune after": lambda row: DASH if row.prune_after is None else f"{row.prune_after:,}",
+    "skip layers": lambda row: DASH if row.skip_layers is None else ", ".join(map(str, row.skip_layers)) or "none",
     "dtype": lambda row: row.dtype,
     "device": lambda row: row.device,
-    "keep ratio": lambda row: f"{row.keep_ratio:g}",
+    "keep ratio": lambda row: row.ratio,
 }
-_SHARED = ("prune after", "skip layers", "dtype", "device")
+_SHARED = ("method", "prune after", "skip layers", "dtype", "device")
 """Columns that are omitted if all rows agree, with the common value given once."""
 
 
@@ -62,17 +63,18 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
     """Summary of a press's rows, ``line``."""
     at: dict[str, list[str]] = {}
     for row in line:
-        at.setdefault(row.verdict, []).append(f"{row.keep_ratio:g}")
+        at.setdefault(row.verdict, []).append(row.ratio)
     real = [row for row in line if row.judged]
-    rest = f" Vacuous at {', '.join(at['vacuous'])}: no result there." if "vacuous" in at else ""
+    where = {verdict: "" if ratios == [DASH] else f" at {', '.join(ratios)}" for verdict, ratios in at.items()}
+    rest = f" Vacuous{where['vacuous']}: no result there." if "vacuous" in at else ""
     if "not a number" in at:
-        rest += f" At {', '.join(at['not a number'])} the perplexity is not a number or infinite."
+        rest += f" {(where['not a number'] + ' the').strip().capitalize()} perplexity is not a number or infinite."
     if "no verdict" in at:
-        return f"{name}: no verdict at {', '.join(at['no verdict'])}, see the warning.{rest}"
+        return f"{name}: no verdict{where['no verdict']}, see the warning.{rest}"
     if not real:
         return f"{name}: {'only the uncompressed run was measured' if not rest else 'no result'}.{rest}"
     names = band_names(line[0].bands)
-    verdicts = [f"{word} at {', '.join(at[word])}" for word in (*names, UNTOLD) if word in at]
+    verdicts = [f"{word}{where[word]}" for word in (*names, UNTOLD) if word in at]
     within = [row for row in real if row.band == 0]
     best = within[-1] if within else real[0]
     memory = figures.relative(best, rows, lambda row: row.kv_bytes)
@@ -86,17 +88,20 @@ def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
             else f"a later token takes {best.tpot_ratio:.2f} times as long ({times})"
         )
     which = f"smallest ratio {names[0]}" if within else "largest ratio"
-    return f"{name}: {'; '.join(verdicts)}. At the {which}, {best.keep_ratio:g}, {', '.join(facts)}.{rest}"
+    if best.keep_ratio is None:
+        return f"{name}: {'; '.join(verdicts)}. It takes no keep ratio; {', '.join(facts)}.{rest}"
+    return f"{name}: {'; '.join(verdicts)}. At the {which}, {best.ratio}, {', '.join(facts)}.{rest}"
 
 
 def _told(contest: Contest) -> str:
     """Sentence about two presses at the same ratio."""
-    better, worse, ratio = contest.better.press, contest.worse.press, f"{contest.better.keep_ratio:g}"
+    better, worse = contest.better.press, contest.worse.press
+    where = "" if contest.better.keep_ratio is None else f" at {contest.better.ratio}"
     if not contest.told or contest.change.interval is None:
-        return f"Between {better} and {worse} at {ratio} no difference can be told."
+        return f"Between {better} and {worse}{where} no difference can be told."
     low, high = contest.change.interval
     higher = f"{percent(low)} to {percent(high)}"
-    return f"{better} loses less than {worse} at {ratio}: perplexity under {worse} is higher by {higher}."
+    return f"{better} loses less than {worse}{where}: perplexity under {worse} is higher by {higher}."
 
 
 def _kind(row: Row) -> str:
@@ -205,7 +210,7 @@ def write_report(
             section["trade_off"] = draw("trade-off", figures.trade_off(own), figures.trade_off(own, narrow=True))
         for title, evicted_at in maps.items():
             if figures.evicting(evicted_at) and (title == where or title.startswith(f"{where}: ")):
-                of = [row for row in own if title == f"{where}: {row.press}, keep ratio {row.keep_ratio:g}"]
+                of = [row for row in own if title == f"{where}: {row.press}, keep ratio {row.ratio}"]
                 shown = short + title.removeprefix(where)
                 whole = f"{shown}, schedule {of[0].schedule}" if of else shown
                 section["maps"].append(draw("eviction-map", figures.eviction_map(whole, evicted_at)) | {"title": whole})

@@ -78,7 +78,8 @@ def test_a_new_quantity_is_its_declaration_and_the_code_that_computes_it(tmp_pat
 
 def test_every_measured_field_is_declared() -> None:
     """Every field of a row is a declared quantity, except settings, inputs and remarks."""
-    others = "press schedule keep_ratio prune_after skip_layers warnings bands metrics".split()
+    settings = "press schedule keep_ratio prune_after skip_layers method convention package".split()
+    others = [*settings, *"left warnings bands metrics".split()]
     inputs = [field.name for field in fields(Source)]
     assert sorted([*QUANTITIES, *others, *inputs]) == sorted(field.name for field in fields(Row))
 

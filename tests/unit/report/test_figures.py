@@ -220,7 +220,7 @@ def test_distances_are_drawn_with_their_intervals() -> None:
         "agreement": 0.9,
         "agreement_interval": (0.89, 0.91),
     }
-    found = [replace(row, **distances) if row.keep_ratio < 1 else row for row in rows()]
+    found = [replace(row, **distances) if row.keep_ratio != 1 else row for row in rows()]
     whole: dict[str, Any] = {
         "kl_divergence": 0.0,
         "kl_interval": (0.0, 0.0),
@@ -244,14 +244,14 @@ def test_values_that_all_presses_have_are_one_line() -> None:
     axes = panel(figures.overview(rows("knorm", "random")), "keys and values")
     assert [text.get_text() for text in axes.texts] == ["the same for all presses"]
     assert [len(path(line)) for line in axes.lines if line.get_marker() == "o"] == [3]
-    differing = [*rows("knorm"), *(replace(row, kv_bytes=row.kv_bytes + 9) for row in rows("random"))]
+    differing = [*rows("knorm"), *(replace(row, kv_bytes=(row.kv_bytes or 0) + 9) for row in rows("random"))]
     assert not panel(figures.overview(differing), "keys and values").texts
 
 
 def test_a_declared_metric_has_a_panel() -> None:
     """A metric with ``drawn`` has a panel with its values, and another one has none."""
     own = [
-        replace(row, metrics=(Measured("m:f", "own", "it", row.keep_ratio, "nats", "less", drawn=drawn),))
+        replace(row, metrics=(Measured("m:f", "own", "it", row.keep_ratio or 0.0, "nats", "less", drawn=drawn),))
         for drawn in (True,)
         for row in rows()
     ]
@@ -321,7 +321,7 @@ def test_presses_that_differ_in_a_setting_are_separate_lines() -> None:
 def test_a_row_is_compared_with_the_uncompressed_row_of_its_own_dtype() -> None:
     """A row is relative to the uncompressed row of its own dtype."""
     half = rows(dtype="bfloat16")
-    half = [replace(row, kv_bytes=row.kv_bytes // 2) for row in half]
+    half = [replace(row, kv_bytes=(row.kv_bytes or 0) // 2) for row in half]
     every = [*rows(), *half]
     assert figures.relative(half[1], every, lambda row: row.kv_bytes) == pytest.approx(0.7, abs=1e-5)
     assert figures.relative(pressed(0.7, 0.1), [pressed(0.7, 0.1)], lambda row: row.kv_bytes) is None
