@@ -26,8 +26,7 @@ def tasks(path: Path) -> tuple[TaskRow, ...]:
 
 
 def test_each_press_is_measured_under_prefill_and_budget(tmp_path: Path) -> None:
-    """Both schedules have a row per ratio, beside those of random; no text is measured, and only the uncompressed row is
-    repeated."""
+    """Each has a row per schedule and ratio, beside those of random; no text is measured."""
     path = tmp_path / "rows.json"
     result = run(*SMALL, "--press", "knorm,streaming-llm", "--keep-ratios", "0.5,0.2", "--json", str(path))
     assert result.exit_code == 0, result.stderr
