@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from pressgauge.bench.files import check_page, check_writable
-from pressgauge.bench.naming import make, parse
+from pressgauge.bench.naming import make, only_presses, parse, schedule_of, with_options, with_random
 from pressgauge.bench.progress import Progress
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
@@ -245,8 +245,8 @@ def measure(
         str,
         typer.Option(
             help=", ".join(PRESSES)
-            + ", or your_module:YourPress; several with commas, with options of their own such as "
-            "'snapkv(recent=32)'"
+            + ", or your_module:YourPress, or your_module:factory of any other compressor; several with commas, with "
+            "options of their own such as 'snapkv(recent=32)'"
         ),
     ] = "knorm",
     keep_ratios: Annotated[str, typer.Option(help="shares of the tokens that are kept")] = "1.0,0.9,0.8,0.7",
@@ -265,6 +265,10 @@ def measure(
     ] = None,
     interval: Annotated[int | None, typer.Option(help="evict after every k-th later pass (default: 1)")] = None,
     seed: Annotated[int | None, typer.Option(help="seed of random (default: 0)")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="option of compressors named by their module; may be repeated"),
+    ] = None,
     prompt: Annotated[
         int | None,
         typer.Option(help="tokens fed in one pass (default: 1; 3/4 of them if a press acts under prefill)"),
@@ -276,6 +280,12 @@ def measure(
     timing: Annotated[
         bool, typer.Option("--timing", help="also measure times, relative to the uncompressed model")
     ] = False,
+    random: Annotated[
+        bool, typer.Option("--random/--no-random", help="also measure random, which a press has to beat")
+    ] = True,
+    metric: Annotated[
+        str | None, typer.Option(help="your_module:function of a result and the uncompressed one; several with commas")
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", readable=False, help="write the rows to this file")
     ] = None,
@@ -306,14 +316,16 @@ def measure(
         options |= {} if schedule is None else {"schedule": schedule}
         shared = {"sinks": sinks, "recent": recent, "interval": interval}
         named = tuple(one.given(**shared, seed=seed if one.name == "random" else None) for one in named)
+        named = with_options(named, option or ())
         known = {field.name for field in fields(Budget)}
         for ratio in ratios:
-            for one in named:
+            for one in (one for one in named if ":" not in one.name):
                 Budget(ratio, **options | {name: value for name, value in one.options.items() if name in known})
         whole_number("samples", samples, 1)
         whole_number("tokens", tokens, 2)
         check_prompt(None, 1 if prompt is None else prompt, tokens)
         _check_places(json_file, report, resume)
+        own_metrics = () if metric is None else _split("--metric", metric)
         tasks = () if task_names is None else _split("--task", task_names)
         for name in tasks:
             check_task_name(name)
@@ -330,16 +342,21 @@ def measure(
         _check_not_replaced(json_file, models, texts)
         from transformers.utils.logging import disable_progress_bar
 
+        from pressgauge.bench.metrics import find_metric
         from pressgauge.bench.sweep import Plan, prepare, run_sweep
         from pressgauge.bench.task_sweep import TaskPlan, prepare_tasks, under_schedules
         from pressgauge.models import pick_device
 
         presses = {one.label: make(one, ratios, options) for one in named}
+        if random:
+            presses = with_random(presses, ratios, options, **shared, seed=seed)
         if prompt is None:
-            prompt = usual_prompt([one.schedule for several in presses.values() for one in several], tokens)
+            prompt = usual_prompt([schedule_of(one) for several in presses.values() for one in several], tokens)
+        own = only_presses(presses, "--task") if tasks else {}
         lines = {
-            one.label: under_schedules(presses[one.label], given=schedule is not None or "schedule" in one.options)
+            one.label: under_schedules(own[one.label], given=schedule is not None or "schedule" in one.options)
             for one in named
+            if tasks
         }
         of_tasks = TaskPlan(tasks, lines, samples, tokens) if tasks else TaskPlan()
         plan = Plan(
@@ -354,6 +371,7 @@ def measure(
             timing=timing,
             trust_remote_code=trust_remote_code,
             bands=limits,
+            metrics=tuple(map(find_metric, own_metrics)),
             of_tasks=of_tasks,
         )
         journal = _journal(json_file, report, resume, plan)
@@ -371,6 +389,8 @@ def measure(
                 resume=bar.resume,
             )
             provenance = plan.provenance()
+            if sweep.missing:
+                provenance["missing"] = "; ".join(sweep.missing)
             if json_file is not None:
                 from pressgauge.bench.results import write_results
 
@@ -387,7 +407,7 @@ def measure(
                     provenance=provenance,
                     tasks=sweep.tasks,
                 )
-            if journal is not None:
+            if journal is not None and not sweep.missing:
                 journal.close()
     except Exception as error:
         _fail(error, KEPT if journal is not None and len(journal) else "")
@@ -405,6 +425,12 @@ def measure(
             console.print(table)
         if page is not None:
             console.print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
+    if sweep.missing:
+        for line in sweep.missing:
+            Console(stderr=True).print(f"[bold red]missing:[/] {escape(line)}", highlight=False, soft_wrap=True)
+        if journal is not None:
+            console.print("finished results are kept, and --resume measures what is missing", highlight=False)
+        raise typer.Exit(1)
 
 
 FILES = Annotated[

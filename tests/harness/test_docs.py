@@ -67,6 +67,10 @@ def test_python_examples_run_in_order(page: Path, tmp_path: Path, monkeypatch: p
 def test_console_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``pressgauge`` commands succeed; commands that need something missing here have valid options."""
     monkeypatch.chdir(tmp_path)
+    # Blocks that begin with the name of a file are files.
+    for _, block in blocks(page, "python"):
+        if name := re.match(r"# (\w+\.py)\n", block):
+            (tmp_path / name[1]).write_text(block, encoding="utf-8")
     for command in commands(page):
         options = measure_options(command)
         if command.startswith(("pressgauge compare ", "pressgauge report ")):

@@ -66,7 +66,7 @@ def _check_values(row: Row | TaskRow, types_of: Mapping[str, Any], data: Mapping
         value = getattr(row, name)
         if not fits(value, kind):
             raise ValueError(f"{name} must be {_named(kind)}, got {_shown(data[name])}")
-    if not 0 < row.keep_ratio <= 1:
+    if row.keep_ratio is not None and not 0 < row.keep_ratio <= 1:
         raise ValueError(f"keep_ratio must be in (0, 1], got {row.keep_ratio}")
 
 

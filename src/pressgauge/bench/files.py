@@ -74,8 +74,8 @@ def check_page(folder: Path, names: Iterable[str] = (), option: str = "--report"
         )
 
 
-def write_files(folder: Path, files: Mapping[str, str]) -> None:
-    """Write texts to files in a folder after all are prepared; the parent of the folder must exist.
+def write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write texts and bytes to files in a folder after all are prepared; the parent of the folder must exist.
 
     Raises:
         OSError: if they cannot be written, with the name of the file.
@@ -83,9 +83,9 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
     # An existing folder may be on another device, to which files cannot be moved.
     beside = folder if folder.exists() else folder.parent
     with TemporaryDirectory(prefix=UNFINISHED, dir=beside) as unfinished:
-        for name, text in files.items():
+        for name, content in files.items():
             with naming(folder / name):
-                (Path(unfinished) / name).write_text(text, encoding="utf-8")
+                (Path(unfinished) / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         folder.mkdir(exist_ok=True)
         for name in files:
             (Path(unfinished) / name).replace(folder / name)

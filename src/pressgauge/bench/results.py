@@ -20,14 +20,19 @@ class Results:
     tasks: tuple[TaskRow, ...] = ()
 
 
-def write_results(
-    path: Path, rows: Sequence[Row], provenance: Mapping[str, str], tasks: Sequence[TaskRow] = ()
-) -> None:
-    """Write rows to a file, completely or not at all; ``tasks`` only if there are any."""
+def as_json(rows: Sequence[Row], provenance: Mapping[str, str], tasks: Sequence[TaskRow] = ()) -> str:
+    """Text of a file of rows; ``tasks`` only if there are any."""
     content: dict[str, object] = {"rows": [row.as_dict() for row in rows]}
     content |= {"tasks": [row.as_dict() for row in tasks]} if tasks else {}
     content["provenance"] = dict(provenance)
-    write_files(path.parent, {path.name: json.dumps(content, indent=1, allow_nan=False) + "\n"})
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def write_results(
+    path: Path, rows: Sequence[Row], provenance: Mapping[str, str], tasks: Sequence[TaskRow] = ()
+) -> None:
+    """Write rows to a file, completely or not at all."""
+    write_files(path.parent, {path.name: as_json(rows, provenance, tasks)})
 
 
 def read_results(path: Path) -> Results:

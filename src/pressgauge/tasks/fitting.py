@@ -58,27 +58,39 @@ def fitted(task: Task, tokenizer: PreTrainedTokenizerBase, *, samples: int, toke
             f"answer, got {tokens}"
         )
 
-    def fits(sample: Sample) -> bool:
-        return len(start) + len(_ids(tokenizer, sample.prompt)) + room <= tokens
+    def longest(seed: int) -> Sample:
+        def count(size: int) -> int:
+            return len(start) + len(_ids(tokenizer, task.draw(seed, size, seed).prompt))
+
+        return task.draw(seed, _largest(count, task.least, tokens - room), seed)
 
     prompts = []
     for seed in seeds:
-        size = _largest(lambda size, seed=seed: fits(task.draw(seed, size, seed)), task.least)  # type: ignore[misc]
-        sample = task.draw(seed, size, seed)
+        sample = longest(seed)
         ids = (*start, *_ids(tokenizer, sample.prompt))
         check_sample(task, sample, str(tokenizer.decode(list(ids[len(start) :]))))
         prompts.append(Prompt(sample, ids))
     return Prompts(tuple(prompts), room)
 
 
-def _largest(fits: Callable[[int], bool], least: int) -> int:
-    """A size that fits while the next one does not, by doubling and bisection; ``least`` fits."""
-    low, high = least, 2 * least
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+def _largest(count: Callable[[int], int], least: int, most: int) -> int:
+    """A size of at most ``most`` tokens while the next one has more; ``least`` has not.
+
+    Tokens grow almost evenly with the size, so it is found by interpolation, and every second step is a bisection.
+    """
+    low, at_low, high = least, count(least), None
+    size, slope, steps = 2 * least, 1.0, 0
+    while high is None or high - low > 1:
+        found = count(size)
+        slope = max((found - at_low) / (size - low), slope / 2)
+        if found <= most:
+            low, at_low = size, found
+        else:
+            high = size
+        steps += 1
+        size = low + max(1, int((most - at_low) / slope))
+        if high is not None:
+            size = (low + high) // 2 if steps % 2 else min(size, high - 1)
     return low
 
 

@@ -37,7 +37,9 @@ def test_each_press_is_measured_under_prefill_and_budget(tmp_path: Path) -> None
         for schedule in ("prefill", "budget")
         for ratio in (1.0, 0.5, 0.2)
     ]
-    assert json.loads(path.read_text())["rows"] == []
+    content = json.loads(path.read_text())
+    assert content["rows"] == []
+    assert content["provenance"]["samples"] == "3 of each task, up to 100 tokens each"
     assert {row.recalls for row in found if row.keep_ratio == 1} == {(1.0, 1.0, 1.0)}
     assert all(row.evictions > 0 and row.affected_tokens == 3 for row in found if row.keep_ratio < 1)
     assert all(max(row.prompt_tokens) + row.room <= 100 for row in found)
