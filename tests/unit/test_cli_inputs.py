@@ -548,6 +548,10 @@ FILES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "rows that are a number": (changed(lambda data: data.update(rows=5)), OURS),
     "rows that are numbers": (changed(lambda data: data.update(rows=[5])), OURS),
     "rows that are an object": (changed(lambda data: data.update(rows={"a": 1})), OURS),
+    "a surrogate": (
+        changed(lambda data: data["provenance"].update(date="\udcff")),
+        f"{OURS}'utf-8' codec can't encode character '\\udcff'",
+    ),
     "no provenance": (changed(lambda data: data.pop("provenance")), f"{OURS}it has no 'provenance'"),
     "provenance that is a list": (changed(lambda data: data.update(provenance=[])), OURS),
     "a row without a press": (changed(lambda data: data["rows"][1].pop("press")), f"{OURS}it has no 'press'"),

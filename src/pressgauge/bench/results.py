@@ -39,13 +39,15 @@ def read_results(path: Path) -> Results:
     """Rows of a file that ``pressgauge measure --json`` wrote.
 
     Raises:
-        ValueError: if the file is not one of these, or has two rows of one measurement.
+        ValueError: if the file is not one of these.
         OSError: if it cannot be read.
     """
     if path.is_char_device() or path.is_block_device():
         raise ValueError(f"{str(path)!r} must be a file that `pressgauge measure --json` wrote, and is a device")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        # Texts without a form in UTF-8 could not be shown.
+        json.dumps(content, ensure_ascii=False).encode()
         rows = tuple(read_row(row) for row in content["rows"])
         tasks = tuple(read_task_row(row) for row in content.get("tasks", ()))
         return Results(rows, {str(name): str(value) for name, value in content["provenance"].items()}, tasks)
