@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from pressgauge.bench.files import check_writable
-from pressgauge.bench.naming import make, parse, with_random
+from pressgauge.bench.naming import Named, make, parse, with_random
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
 from pressgauge.errors import one_line, sentence
@@ -278,7 +278,8 @@ def measure(
             prompt = usual_prompt([one.schedule for several in presses.values() for one in several], tokens)
         lines = {
             one.label: under_schedules(presses[one.label], given=schedule is not None or "schedule" in one.options)
-            for one in named
+            for one in (*named, Named("random"))
+            if one.label in presses
         }
         of_tasks = TaskPlan(tasks, lines, samples, tokens) if tasks else TaskPlan()
         plan = Plan(
