@@ -254,7 +254,7 @@ def perplexity(
     """
     check_model(model)
     check_press(press)
-    check_ids(input_ids, 2)
+    check_ids(input_ids, 2, model.config)
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
     prompt = whole_number("prompt", prompt, None)

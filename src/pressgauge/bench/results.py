@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pressgauge.bench.fields import read_row, read_task_row
 from pressgauge.bench.files import write_files
 from pressgauge.bench.row import Row
 from pressgauge.bench.task_row import TaskRow
@@ -38,13 +39,15 @@ def read_results(path: Path) -> Results:
     """Rows of a file that ``pressgauge measure --json`` wrote.
 
     Raises:
-        ValueError: if the file is not one of these.
+        ValueError: if the file is not one of these, or has two rows of one measurement.
         OSError: if it cannot be read.
     """
+    if path.is_char_device() or path.is_block_device():
+        raise ValueError(f"{str(path)!r} must be a file that `pressgauge measure --json` wrote, and is a device")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        rows = tuple(Row.from_dict(row) for row in content["rows"])
-        tasks = tuple(TaskRow.from_dict(row) for row in content.get("tasks", ()))
+        rows = tuple(read_row(row) for row in content["rows"])
+        tasks = tuple(read_task_row(row) for row in content.get("tasks", ()))
         return Results(rows, {str(name): str(value) for name, value in content["provenance"].items()}, tasks)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         missing = f"it has no {error}" if isinstance(error, KeyError) else str(error)

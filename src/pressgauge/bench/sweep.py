@@ -80,11 +80,20 @@ class Plan:
         return max(least, self.tokens - new), new
 
     @property
+    def measurements(self) -> int:
+        """Number of measured rows; the uncompressed one of a text or a task is shared by all presses."""
+        of_text = 1 + sum(len(presses) - 1 for presses in self.presses.values())
+        return len(self.models) * (len(self.texts) * of_text + self.of_tasks.steps)
+
+    @property
+    def steps_per_row(self) -> int:
+        """Number of steps of each measured row, reported to ``advance``."""
+        return 1 + (2 * (PAIRS + 1) if self.timing else 0)
+
+    @property
     def steps(self) -> int:
         """Total number of steps reported to ``advance``."""
-        measurements = 1 + sum(len(presses) - 1 for presses in self.presses.values())
-        each = 1 + (2 * (PAIRS + 1) if self.timing else 0)
-        return len(self.models) * (len(self.texts) * measurements * each + self.of_tasks.steps)
+        return self.measurements * self.steps_per_row
 
     def as_dict(self) -> dict[str, Any]:
         """Everything that determines the results and is known before models are loaded, for a journal."""
@@ -102,10 +111,13 @@ class Plan:
             **versions(),
             "device": f"{self.device} ({device_name(self.device)}), {torch.get_num_threads()} threads",
             "dtype": self.dtype,
-            "samples": f"{self.samples} of {self.tokens} tokens, of which {self.prompt} are fed in one pass",
+            "samples": f"{self.samples} of {self.tokens} tokens, of which {self.prompt} are fed in one pass"
+            if self.texts
+            else f"{self.samples} of each task, up to {self.tokens} tokens each",
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             **({"metrics": ", ".join(metric.reference for metric in self.metrics)} if self.metrics else {}),
-            "command": shlex.join(["pressgauge", *sys.argv[1:]]),
+            # A resumed sweep has the results of a whole one.
+            "command": shlex.join(["pressgauge", *(one for one in sys.argv[1:] if one != "--resume")]),
         }
 
 
@@ -191,6 +203,7 @@ def run_sweep(
     prompts: Mapping[str, Mapping[str, Prompts]] | None = None,
     pictures: bool = False,
     advance: Callable[[str, int], None] = lambda what, steps: None,
+    resume: Callable[[int], None] = lambda steps: None,
 ) -> Sweep:
     """Run all measurements of a plan.
 
@@ -202,6 +215,7 @@ def run_sweep(
         pictures: whether to collect the data of the report's figures as well.
         advance: called with a description of the current measurement, and the number of ``plan.steps`` done since the
             last call.
+        resume: called with the number of steps whose results the journal has, before ``advance`` counts them.
 
     Raises:
         ValueError: if a press does not support a model, or an uncompressed perplexity is not finite.
@@ -211,6 +225,7 @@ def run_sweep(
     correlations: dict[str, Tensor] = {}
     tasks: list[TaskRow] = []
     for name in plan.models:
+        advance(f"loading {name}", 0)
         model, tokenizer = load(name, device=plan.device, dtype=plan.dtype, trust_remote_code=plan.trust_remote_code)
         resolved = {name: tuple(meet(press, model)[0] for press in presses) for name, presses in plan.presses.items()}
         weights = fingerprint(model) if journal is not None else ""
@@ -235,6 +250,7 @@ def run_sweep(
                     weights,
                     parameters,
                 ),
+                resume,
             )
             if journal is not None:
                 journal.check(measure.source)
@@ -245,6 +261,7 @@ def run_sweep(
                 found += [measure.row(label, press, base, advance) for press in presses[1:]]
                 rows += [replace(row, warnings=warnings, bands=plan.bands) for row in found]
                 if pictures and len(presses) > 1:
+                    advance(f"{where}: figures", 0)
                     tightest = min(presses, key=lambda press: press.keep_ratio)
                     title = f"{where}: {label}, keep ratio {tightest.keep_ratio:g}"
                     maps[title] = perplexity(model, ids[:1], tightest, plan.prompt).evicted_at
@@ -254,7 +271,17 @@ def run_sweep(
         if prompts is not None:
             shared = TaskSource(name, plan.dtype, str(plan.device), weights, parameters)
             hardware = device_name(plan.device)
-            tasks += run_tasks(plan.of_tasks, prompts[name], model, tokenizer, shared, hardware, journal, advance)
+            tasks += run_tasks(
+                plan.of_tasks,
+                prompts[name],
+                model,
+                tokenizer,
+                shared,
+                hardware,
+                journal,
+                advance=lambda what, rows: advance(what, rows * plan.steps_per_row),
+                resume=lambda rows: resume(rows * plan.steps_per_row),
+            )
         # Free the memory for the next model.
         del model
         gc.collect()
@@ -290,6 +317,7 @@ class _Measurement:
     model: PreTrainedModel
     ids: Tensor
     source: Source
+    resume: Callable[[int], None]
 
     @cached_property
     def uncompressed(self) -> Uncompressed:
@@ -337,7 +365,8 @@ class _Measurement:
         key = self.key(press) if self.journal is not None else ""
         known = self.journal.find(key) if self.journal is not None else None
         if known is not None:
-            advance(what, 1 + (2 * (PAIRS + 1) if self.plan.timing else 0))
+            self.resume(self.plan.steps_per_row)
+            advance(what, self.plan.steps_per_row)
             return known
         result = perplexity(self.model, self.ids, press, self.plan.prompt, against=self.uncompressed)
         if press is None and not math.isfinite(result.ppl):

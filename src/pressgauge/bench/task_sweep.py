@@ -100,6 +100,7 @@ def run_tasks(
     hardware: str,
     journal: Journal | None,
     advance: Callable[[str, int], None],
+    resume: Callable[[int], None] = lambda rows: None,
 ) -> list[TaskRow]:
     """Measure all tasks with one model.
 
@@ -110,7 +111,8 @@ def run_tasks(
         source: name of the model, and where it is.
         hardware: name of the device.
         journal: store of finished results, which are not measured again.
-        advance: called with a description of the current measurement, and the number of steps done since the last call.
+        advance: called with a description of the current measurement, and the number of rows done since the last call.
+        resume: called with the number of rows that the next call of ``advance`` counts and the journal had.
 
     Raises:
         ValueError: if a press does not support the model.
@@ -133,6 +135,8 @@ def run_tasks(
                 known = make_task_row(name, press or lines[0][1][0], source, given, result, base)
                 if journal is not None:
                     journal.add(key, known)
+            else:
+                resume(1)
             advance(what, 1)
             return known
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pressgauge.bench.comparing import Contest, against_random, contests
-from pressgauge.bench.files import write_files
+from pressgauge.bench.files import GENERATOR, check_page, write_files
 from pressgauge.bench.intervals import Change
 from pressgauge.bench.quantities import BANDS
 from pressgauge.bench.results import as_json
@@ -144,6 +144,10 @@ def write_report(
 
     Returns:
         The page.
+
+    Raises:
+        ValueError: if it would replace files of another origin.
+        OSError: if it cannot be written.
     """
     files: dict[str, str | bytes] = {}
     models, texts = short_names(row.model for row in rows), short_names(row.text for row in rows)
@@ -213,6 +217,7 @@ def write_report(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).get_template("report.html.jinja")
     files["report.html"] = page.render(
+        generator=GENERATOR,
         sections=sections,
         provenance={
             **{f"model {short}": name for name, short in models.items() if short != name},
@@ -227,6 +232,7 @@ def write_report(
         bands=bands_in_words(rows[0].bands if rows else BANDS),
     )
     folder = folder.resolve()
+    check_page(folder, files)
     write_files(folder, files)
     for old in folder.iterdir():
         if old.name not in files and re.fullmatch(rf"({'|'.join(_KINDS)})-\d+\.(svg|png)", old.name):

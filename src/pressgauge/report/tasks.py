@@ -76,7 +76,8 @@ def task_sections(rows: Sequence[TaskRow]) -> list[dict[str, Any]]:
                 "where": f"{first.model}, task {first.task}",
                 "what": _what(first),
                 "gated": first.verdict if first.gated else "",
-                "summaries": [] if first.gated else [_summary(line) for line in _lines(group)],
+                "ceiling": f"{first.ceiling:.0%}",
+                "summaries": [] if first.gated else list(_summaries(group)),
                 "contests": [_told(one) for one in task_contests(group)],
                 "columns": list(columns),
                 "rows": [{name: text(row) for name, text in columns.items()} for row in group],
@@ -86,22 +87,20 @@ def task_sections(rows: Sequence[TaskRow]) -> list[dict[str, Any]]:
     return sections
 
 
-def _lines(rows: Sequence[TaskRow]) -> Iterator[list[TaskRow]]:
-    for _, line in groupby(rows, key=lambda row: (row.press, row.schedule)):
-        yield list(line)
-
-
-def _summary(line: Sequence[TaskRow]) -> str:
-    """Sentence about a press under a schedule."""
-    first = line[0]
-    parts = []
-    for row in line:
-        if row.judged:
-            parts.append(f"{percent(row.recall)} at {row.keep_ratio:g} ({row.verdict})")
-        elif row.vacuous:
-            parts.append(f"vacuous at {row.keep_ratio:g}")
-    found = "; ".join(parts) or "only the uncompressed run was measured"
-    return f"{first.press}, {first.schedule}: {found}. Uncompressed: {percent(first.ceiling)}."
+def _summaries(rows: Sequence[TaskRow]) -> Iterator[str]:
+    """A sentence per press, and per schedule if they differ."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for (press, schedule), line in groupby(rows, key=lambda row: (row.press, row.schedule)):
+        told = [
+            f"{row.recall:.0%} at {row.keep_ratio:g} ({row.verdict})"
+            if row.judged
+            else f"vacuous at {row.keep_ratio:g}"
+            for row in line
+            if row.judged or row.vacuous
+        ]
+        found.setdefault((press, "; ".join(told)), []).append(schedule)
+    for (press, results), schedules in found.items():
+        yield f"{press}, {' and '.join(schedules)}: {results or 'only the uncompressed run was measured'}."
 
 
 def _told(contest: TaskContest) -> str:

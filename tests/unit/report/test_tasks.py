@@ -1,5 +1,6 @@
 """Results of tasks in the terminal and on the page."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,11 +60,26 @@ def test_the_page_has_a_section_per_task(tmp_path: Path) -> None:
     page = write_report(tmp_path / "page", [], maps={}, correlations={}, provenance={}, tasks=of)
     text = page.read_text(encoding="utf-8")
     assert "<h2>a-model, task niah</h2>" in text
-    assert "streaming-llm, budget: 5.0% at 0.5 (recalls less). Uncompressed: 100%." in text
+    assert "The uncompressed model recalls 100%." in text
+    assert "streaming-llm, budget: 5% at 0.5 (recalls less)." in text
     assert '<td class="verdict bad">recalls less</td>' in text
     assert "It cannot be told: the uncompressed model recalls 10 %." in text
     first, second = task_sections(of)
     assert (first["gated"], second["summaries"]) == ("", [])
+
+
+def test_schedules_with_the_same_results_share_a_sentence() -> None:
+    """As with answers of one token, before which both schedules evict the same entries."""
+    base, pressed = rows(1, 0.05)
+    other = [replace(base, schedule="prefill"), replace(pressed, schedule="prefill")]
+    (section,) = task_sections([base, pressed, *other])
+    assert section["summaries"] == ["streaming-llm, budget and prefill: 5% at 0.5 (recalls less)."]
+    (section,) = task_sections([base, pressed, other[0], replace(other[1], recall=0.25)])
+    assert [text.split(":")[0] for text in section["summaries"]] == ["streaming-llm, budget", "streaming-llm, prefill"]
+    (section,) = task_sections([base])
+    assert section["summaries"] == ["streaming-llm, budget: only the uncompressed run was measured."]
+    (section,) = task_sections([base, replace(pressed, vacuous=True)])
+    assert section["summaries"] == ["streaming-llm, budget: vacuous at 0.5."]
 
 
 @pytest.mark.parametrize("name", ["knorm[bold]", "<b>knorm</b>"])
