@@ -242,7 +242,7 @@ def _draw(panel: _Panel, axes: Axes, rows: Sequence[Row]) -> None:
     drawn: list[float] = []
     if len(lines) > 1 and (same := _alike(panel.value, rows)):
         axes.plot(*zip(*sorted(same.items()), strict=True), color=_GREY, marker="o", markersize=5.5, linewidth=1.3)
-        axes.text(0.03, 0.95, "the same for all presses", color=_GREY, va="top", transform=axes.transAxes)
+        axes.text(0.97, 0.05, "the same for all presses", color=_GREY, ha="right", transform=axes.transAxes)
         drawn, lines = list(same.values()), {}
     for number, line in enumerate(lines.values()):
         # Next to each other, since presses that hold equally many entries cost the same.

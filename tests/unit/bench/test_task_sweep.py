@@ -17,8 +17,8 @@ SMALL = ("--task", "recall", "--tokens", "100", "--samples", "3", "--prune-after
 
 
 def run(*arguments: str) -> Result:
-    """``pressgauge measure`` with these arguments."""
-    return CliRunner().invoke(app, ["measure", *arguments], env={"COLUMNS": "80"})
+    """``pressgauge measure --no-random`` with these arguments."""
+    return CliRunner().invoke(app, ["measure", "--no-random", *arguments], env={"COLUMNS": "80"})
 
 
 def tasks(path: Path) -> tuple[TaskRow, ...]:
@@ -141,3 +141,12 @@ def test_the_page_is_written_from_a_file_with_tasks(tmp_path: Path) -> None:
     pages = [(tmp_path / name / "report.html").read_text(encoding="utf-8") for name in ("own", "page")]
     assert pages[0] == pages[1]
     assert "reference, task recall" in pages[0]
+
+
+def test_random_is_measured_beside_the_presses(tmp_path: Path) -> None:
+    """Under both schedules, unless it is named or left out."""
+    path = tmp_path / "rows.json"
+    result = CliRunner().invoke(app, ["measure", *SMALL, "--keep-ratios", "0.5", "--json", str(path)])
+    assert result.exit_code == 0, result.stderr
+    found = [(row.press, row.schedule) for row in tasks(path) if row.keep_ratio < 1]
+    assert found == [(press, schedule) for press in ("knorm", "random") for schedule in ("prefill", "budget")]
