@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from transformers.cache_utils import DynamicLayer
 
-from pressgauge.onepass import _attend, beyond
+from pressgauge.history import NEVER
+from pressgauge.onepass import OnePassCache, _attend, _Noting, beyond
 
 
 def window(tokens: int, size: int) -> torch.Tensor:
@@ -41,3 +43,34 @@ def test_attention_that_is_merged_is_computed_in_float32(masked: bool) -> None:
     scores = query.double() @ key.double().mT * 0.5 + bias.double()
     torch.testing.assert_close(output.double(), scores.softmax(dim=-1) @ value.double(), rtol=0, atol=1e-5)
     torch.testing.assert_close(total.double(), scores.logsumexp(dim=-1), rtol=0, atol=1e-5)
+
+
+def noting(tokens: int) -> _Noting:
+    """A layer that was passed ``tokens`` tokens; none for 0."""
+    layer = _Noting()
+    if tokens:
+        layer.update(torch.ones(1, 1, tokens, 2), torch.ones(1, 1, tokens, 2))
+    return layer
+
+
+def test_a_replayed_cache_tells_what_each_layer_would_hold() -> None:
+    """From the table of evictions, else from what the layer was passed, and within its window less the query's own
+    token; unknown for a layer that was passed nothing. There may be more layers than windows."""
+    cache = OnePassCache()
+    plain = DynamicLayer()
+    plain.update(torch.ones(1, 1, 5, 2), torch.ones(1, 1, 5, 2))
+    cache.layers = [noting(5), noting(5), noting(0), plain]
+    cache.evicted_at = {0: torch.tensor([[[NEVER, 3, NEVER, NEVER, 4]]])}
+    assert cache.held([None, 4, 4]) == [3, 3, None, 5]
+    assert cache.held([None, 4, None, 9]) == [3, 3, None, 5]
+
+
+def test_rows_are_affected_from_the_first_eviction_in_any_layer() -> None:
+    """One index a row, counted without the padding columns; the number of tokens if nothing is evicted."""
+    cache = OnePassCache()
+    cache.padding, cache.evicted_at = 1, {}
+    assert cache.affected_from(4) is None
+    one = torch.tensor([[[0, 4, NEVER, NEVER, NEVER]], [[0, NEVER, NEVER, NEVER, NEVER]]])
+    two = torch.tensor([[[0, NEVER, 3, NEVER, NEVER]], [[0, NEVER, NEVER, NEVER, NEVER]]])
+    cache.evicted_at = {0: one, 1: two}
+    assert cache.affected_from(4) == [2, 4]
