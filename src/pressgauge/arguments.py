@@ -44,12 +44,12 @@ def check_tensor(name: str, value: object, shape: str) -> None:
         raise TypeError(f"{name} must be a tensor {shape}, got {described(value)}: make one with torch.tensor")
 
 
-def check_ids(input_ids: object, least: int) -> None:
-    """Check that ``input_ids`` is a batch ``[B, T]`` of at least ``least`` token ids per row.
+def check_ids(input_ids: object, least: int, config: PretrainedConfig) -> None:
+    """Check that ``input_ids`` is a batch ``[B, T]`` of at least ``least`` token ids of a model per row.
 
     Raises:
         TypeError: if it is not a tensor of int64 or int32.
-        ValueError: if it is not 2-D, is empty, or has fewer tokens.
+        ValueError: if it is not 2-D, is empty, has fewer tokens, or has an id without an embedding.
     """
     check_tensor("input_ids", input_ids, "[batch, tokens]")
     assert isinstance(input_ids, Tensor)
@@ -60,6 +60,13 @@ def check_ids(input_ids: object, least: int) -> None:
     if input_ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(
             f"input_ids must be token ids, int64 or int32, got {described(input_ids)}: convert them with .long()"
+        )
+    size = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    low, high = int(input_ids.min()), int(input_ids.max())
+    if size is not None and not 0 <= low <= high < size:
+        raise ValueError(
+            f"input_ids must be token ids from 0 to {size - 1}, the model's vocabulary, got "
+            f"{low if low < 0 else high}: use the model's own tokenizer"
         )
 
 

@@ -1,8 +1,12 @@
 """The command line: ``pressgauge measure``."""
 
 import math
+import os
 import re
+import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -11,16 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 
-from pressgauge.bench.files import check_writable
-from pressgauge.bench.naming import make, parse
+from pressgauge.bench.files import check_page, check_writable
+from pressgauge.bench.naming import make, only_presses, parse, schedule_of, with_options, with_random
+from pressgauge.bench.progress import Progress
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
-from pressgauge.errors import one_line, sentence
+from pressgauge.errors import Terminated, one_line, sentence, terminable
 from pressgauge.models import DTYPES, check_dtype, check_model_name
 from pressgauge.presses import PRESSES
 from pressgauge.rules import UNPRUNABLE, Budget, check_prompt, usual_prompt, whole_number
+from pressgauge.tasks import TASKS, check_task_name
 from pressgauge.texts import check_text_name
 
 # Modules that need torch are imported after the arguments are checked, so that help and refusals are fast.
@@ -28,6 +33,10 @@ if TYPE_CHECKING:
     from pressgauge.bench.journal import Journal
     from pressgauge.bench.sweep import Plan
 
+KEPT = "; finished results are kept, and --resume continues from them"
+"""What an error says of a sweep with an output."""
+LEAST_WIDTH = 60
+"""Columns that tables have at least, in any terminal."""
 EXTRAS = {
     **dict.fromkeys(("datasets", "jinja2", "matplotlib", "scipy"), "bench"),
     **dict.fromkeys(("hypothesis", "pytest"), "conformance"),
@@ -91,13 +100,37 @@ def _layers(text: str) -> tuple[int, ...] | Literal["unprunable"]:
 
 def _split(option: str, text: str) -> tuple[str, ...]:
     """Names separated by commas, without repetitions."""
+    _check_unicode(option, text)
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     if not all(names):
         raise ValueError(f"{option} must be names with commas between them, got {text!r}")
     return names
 
 
-def _check_places(json_file: Path | None, report: Path | None, resume: bool) -> None:
+def _check_unicode(option: str, text: str) -> None:
+    """Raise ``ValueError`` if a name has bytes that are not UTF-8, which no table or page could show."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{option} must be a name in UTF-8, got {text!r}: rename it, or link to it") from None
+
+
+def _resolved(option: str, path: Path | None) -> Path | None:
+    """An absolute path without symbolic links.
+
+    Raises:
+        ValueError: if its links lead to each other, or its name is not Unicode.
+    """
+    _check_unicode(option, str(path))
+    try:
+        return path and path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"{option} must be a path without a loop of symbolic links, got {str(path)!r}: give another one"
+        ) from error
+
+
+def _check_places(json_file: Path | None, report: Path | None, resume: bool, option: str = "--report") -> None:
     """Raise ``ValueError`` if results cannot be written to the given paths."""
     if json_file is not None and json_file == report:
         raise ValueError(f"--json is a file and --report a folder, got {str(report)!r} for both")
@@ -106,15 +139,28 @@ def _check_places(json_file: Path | None, report: Path | None, resume: bool) -> 
     if json_file is not None and not json_file.parent.is_dir():
         raise ValueError(f"--json must be in a folder that exists, got {str(json_file)!r}")
     if report is not None and not report.parent.is_dir():
-        raise ValueError(f"--report must be in a folder that exists, got {str(report)!r}")
+        raise ValueError(f"{option} must be in a folder that exists, got {str(report)!r}")
     if report is not None and report.exists() and not report.is_dir():
-        raise ValueError(f"--report must be a folder, got the file {str(report)!r}")
+        raise ValueError(f"{option} must be a folder, got the file {str(report)!r}")
     if json_file is not None:
         check_writable("--json", json_file)
     if report is not None:
-        check_writable("--report", report / "report.html" if report.exists() else report)
+        check_page(report, option=option)
+        check_writable(option, report / "report.html" if report.exists() else report)
     if resume and json_file is None and report is None:
         raise ValueError("--resume continues a sweep that writes --json or --report: give the same one again")
+
+
+def _check_not_replaced(json_file: Path | None, models: tuple[str, ...], texts: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` if the file of results would replace a text or a file of a model."""
+    if json_file is None or not json_file.exists():
+        return
+    for name in texts:
+        if Path(name).exists() and json_file.samefile(name):
+            raise ValueError(f"--json must not replace the text that is measured, got {str(json_file)!r} for both")
+    for name in models:
+        if Path(name).is_dir() and json_file.is_relative_to(Path(name).resolve()):
+            raise ValueError(f"--json must not replace a file of the model {name!r}, got {str(json_file)!r}")
 
 
 def _journal(json_file: Path | None, report: Path | None, resume: bool, plan: "Plan") -> "Journal | None":
@@ -146,7 +192,7 @@ def _sentence(error: Exception) -> str | None:
     return sentence(error)
 
 
-def _fail(error: Exception) -> NoReturn:
+def _fail(error: Exception, note: str = "") -> NoReturn:
     """Print the message of an error and exit with code 2; an internal error has a traceback and code 1."""
     text, code, kind = _sentence(error), 2, "error"
     if text is None:
@@ -157,8 +203,27 @@ def _fail(error: Exception) -> NoReturn:
             f"{type(error).__name__}: {one_line(str(error))}. Unless it is from code of your own, please report it "
             f"with the lines above: {releases}"
         )
-    Console(stderr=True).print(f"[bold red]{kind}:[/] {escape(text)}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[bold red]{kind}:[/] {escape(text)}{note}", highlight=False, soft_wrap=True)
     raise typer.Exit(code) from None
+
+
+def _console() -> Console:
+    """The standard output, as wide as a table needs to be readable."""
+    console = Console()
+    console.width = max(console.width, LEAST_WIDTH)
+    return console
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    """Print results; if the standard output takes none, exit with a message."""
+    try:
+        yield
+    except OSError as error:
+        # Python would try again to write what is left.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the process ends
+        error.filename = "standard output"
+        _fail(error)
 
 
 @app.command()
@@ -167,14 +232,21 @@ def measure(
         str, typer.Option(help="reference, reference-neox, a folder, or a hub's name; several with commas")
     ] = "reference",
     text: Annotated[
-        str, typer.Option(help="reference, wikitext-2, pg-19, or a text file; several with commas")
-    ] = "reference",
+        str | None,
+        typer.Option(
+            help="reference, wikitext-2, pg-19, or a text file; several with commas (default: reference, or no text "
+            "with --task)"
+        ),
+    ] = None,
+    task_names: Annotated[
+        str | None, typer.Option("--task", help=f"recall in long contexts: {', '.join(TASKS)}; several with commas")
+    ] = None,
     press: Annotated[
         str,
         typer.Option(
             help=", ".join(PRESSES)
-            + ", or your_module:YourPress; several with commas, with options of their own such as "
-            "'snapkv(recent=32)'"
+            + ", or your_module:YourPress, or your_module:factory of any other compressor; several with commas, with "
+            "options of their own such as 'snapkv(recent=32)'"
         ),
     ] = "knorm",
     keep_ratios: Annotated[str, typer.Option(help="shares of the tokens that are kept")] = "1.0,0.9,0.8,0.7",
@@ -193,6 +265,10 @@ def measure(
     ] = None,
     interval: Annotated[int | None, typer.Option(help="evict after every k-th later pass (default: 1)")] = None,
     seed: Annotated[int | None, typer.Option(help="seed of random (default: 0)")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="option of compressors named by their module; may be repeated"),
+    ] = None,
     prompt: Annotated[
         int | None,
         typer.Option(help="tokens fed in one pass (default: 1; 3/4 of them if a press acts under prefill)"),
@@ -204,18 +280,29 @@ def measure(
     timing: Annotated[
         bool, typer.Option("--timing", help="also measure times, relative to the uncompressed model")
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the rows to this file")] = None,
-    report: Annotated[Path | None, typer.Option(help="write a page with pictures to this folder")] = None,
+    random: Annotated[
+        bool, typer.Option("--random/--no-random", help="also measure random, which a press has to beat")
+    ] = True,
+    metric: Annotated[
+        str | None, typer.Option(help="your_module:function of a result and the uncompressed one; several with commas")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", readable=False, help="write the rows to this file")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(readable=False, help="write a page with pictures to this folder")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a sweep that was interrupted")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="run the model's own code")] = False,
     bands: Annotated[str, typer.Option(help="changes in perplexity, in %, that verdicts are told apart by")] = ",".join(
         f"{100 * band:g}" for band in BANDS
     ),
 ) -> None:
-    """Measure the perplexity of texts under compressed caches, for several keep ratios."""
-    console = Console()
-    json_file, report = (path and path.resolve() for path in (json_file, report))
+    """Measure the perplexity of texts, and recall in tasks, under compressed caches, for several keep ratios."""
+    console = _console()
+    journal = None
     try:
+        json_file, report = _resolved("--json", json_file), _resolved("--report", report)
         ratios = _numbers("--keep-ratios", keep_ratios)
         if not ratios:
             raise ValueError("--keep-ratios must name at least one ratio, got none")
@@ -229,29 +316,55 @@ def measure(
         options |= {} if schedule is None else {"schedule": schedule}
         shared = {"sinks": sinks, "recent": recent, "interval": interval}
         named = tuple(one.given(**shared, seed=seed if one.name == "random" else None) for one in named)
+        named = with_options(named, option or ())
         known = {field.name for field in fields(Budget)}
         for ratio in ratios:
-            for one in named:
+            for one in (one for one in named if ":" not in one.name):
                 Budget(ratio, **options | {name: value for name, value in one.options.items() if name in known})
         whole_number("samples", samples, 1)
         whole_number("tokens", tokens, 2)
         check_prompt(None, 1 if prompt is None else prompt, tokens)
         _check_places(json_file, report, resume)
-        models, texts = _split("--model", model), _split("--text", text)
+        own_metrics = () if metric is None else _split("--metric", metric)
+        tasks = () if task_names is None else _split("--task", task_names)
+        for name in tasks:
+            check_task_name(name)
+        models = _split("--model", model)
+        texts = () if tasks and text is None else _split("--text", "reference" if text is None else text)
+        if not texts and (timing or prompt is not None):
+            raise ValueError(
+                f"{'--timing' if timing else '--prompt'} is for texts, and --task alone measures none: give --text too"
+            )
         for name in models:
             check_model_name(name)
         for name in texts:
             check_text_name(name)
+        _check_not_replaced(json_file, models, texts)
         from transformers.utils.logging import disable_progress_bar
 
+        from pressgauge.bench.metrics import find_metric
         from pressgauge.bench.sweep import Plan, prepare, run_sweep
+        from pressgauge.bench.task_sweep import TaskPlan, prepare_tasks, under_schedules
         from pressgauge.models import pick_device
 
         presses = {one.label: make(one, ratios, options) for one in named}
+        if random:
+            presses = with_random(presses, ratios, options, **shared, seed=seed)
         if prompt is None:
-            prompt = usual_prompt([one.schedule for several in presses.values() for one in several], tokens)
+            prompt = usual_prompt([schedule_of(one) for several in presses.values() for one in several], tokens)
+        own = only_presses(presses, "--task") if tasks else {}
+        lines = {
+            one.label: under_schedules(own[one.label], given=schedule is not None or "schedule" in one.options)
+            for one in named
+            if tasks
+        }
+        if random and tasks:
+            flat = {f"{name} {place}": line for name, each in lines.items() for place, line in enumerate(each)}
+            more = only_presses(with_random(flat, ratios, options, **shared, seed=seed), "--task")
+            lines["random"] = (*lines.get("random", ()), *(line for name, line in more.items() if name not in flat))
+        of_tasks = TaskPlan(tasks, lines, samples, tokens) if tasks else TaskPlan()
         plan = Plan(
-            presses=presses,
+            presses=presses if texts else {},
             models=models,
             texts=texts,
             samples=samples,
@@ -262,79 +375,111 @@ def measure(
             timing=timing,
             trust_remote_code=trust_remote_code,
             bands=limits,
+            metrics=tuple(map(find_metric, own_metrics)),
+            of_tasks=of_tasks,
         )
         journal = _journal(json_file, report, resume, plan)
         disable_progress_bar()
-        found = prepare(plan)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("measuring", total=plan.steps)
+        with terminable(), Progress(plan.measurements, plan.steps_per_row, Console(stderr=True)) as bar:
+            found = prepare(plan)
+            prompts = {name: prepare_tasks(of_tasks, name, trust_remote_code=trust_remote_code) for name in models}
             sweep = run_sweep(
                 plan,
                 found,
                 journal,
+                prompts=prompts,
                 pictures=report is not None,
-                advance=lambda what, steps: bar.update(task, description=escape(what), advance=steps),
+                advance=bar.advance,
+                resume=bar.resume,
             )
-        provenance = plan.provenance()
-        if json_file is not None:
-            from pressgauge.bench.results import write_results
+            provenance = plan.provenance()
+            if sweep.missing:
+                provenance["missing"] = "; ".join(sweep.missing)
+            if json_file is not None:
+                from pressgauge.bench.results import write_results
 
-            write_results(json_file, sweep.rows, provenance)
-        page = None
-        if report is not None:
-            from pressgauge.report.page import write_report
+                write_results(json_file, sweep.rows, provenance, sweep.tasks)
+            page = None
+            if report is not None:
+                from pressgauge.report.page import write_report
 
-            page = write_report(
-                report, sweep.rows, maps=sweep.maps, correlations=sweep.correlations, provenance=provenance
-            )
-        if journal is not None:
-            journal.close()
+                page = write_report(
+                    report,
+                    sweep.rows,
+                    maps=sweep.maps,
+                    correlations=sweep.correlations,
+                    provenance=provenance,
+                    tasks=sweep.tasks,
+                )
+            if journal is not None and not sweep.missing:
+                journal.close()
     except Exception as error:
-        _fail(error)
-    except KeyboardInterrupt:
-        kept = "; finished results are kept, and --resume continues from them" if json_file or report else ""
+        _fail(error, KEPT if journal is not None and len(journal) else "")
+    except KeyboardInterrupt as error:
+        kept = KEPT if json_file or report else ""
         Console(stderr=True).print(f"[bold red]interrupted[/]{kept}", highlight=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
     from pressgauge.report.table import make_tables
+    from pressgauge.report.tasks import make_task_tables
 
-    for table in make_tables(sweep.rows):
-        console.print(table)
-    if page is not None:
-        console.print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
+    with _printing():
+        for table in make_tables(sweep.rows):
+            console.print(table)
+        for table in make_task_tables(sweep.tasks):
+            console.print(table)
+        if page is not None:
+            console.print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
+    if sweep.missing:
+        for line in sweep.missing:
+            Console(stderr=True).print(f"[bold red]missing:[/] {escape(line)}", highlight=False, soft_wrap=True)
+        if journal is not None:
+            console.print("finished results are kept, and --resume measures what is missing", highlight=False)
+        raise typer.Exit(1)
 
 
-FILES = Annotated[list[Path], typer.Argument(metavar="FILE...", help="files that `pressgauge measure --json` wrote")]
+FILES = Annotated[
+    list[Path], typer.Argument(metavar="FILE...", readable=False, help="files that `pressgauge measure --json` wrote")
+]
 
 
 @app.command()
 def compare(
-    before: Annotated[Path, typer.Argument(help="a file that `pressgauge measure --json` wrote")],
-    after: Annotated[Path, typer.Argument(help="another one")],
+    before: Annotated[Path, typer.Argument(readable=False, help="a file that `pressgauge measure --json` wrote")],
+    after: Annotated[Path, typer.Argument(readable=False, help="another one")],
 ) -> None:
     """Compare two files of results: changes in perplexity of the same measurements, paired, with 95 % intervals."""
-    console = Console()
+    console = _console()
     try:
         from pressgauge.bench import comparing
         from pressgauge.bench.results import read_results
+        from pressgauge.bench.task_comparing import compare_tasks
         from pressgauge.report.table import comparison_notes, make_comparison
+        from pressgauge.report.tasks import make_task_comparison, task_comparison_notes
 
-        found = comparing.compare(read_results(before), read_results(after))
+        both = read_results(before), read_results(after)
+        found, of_tasks = comparing.compare(*both), compare_tasks(*both)
     except Exception as error:
         _fail(error)
-    if found.cells:
-        console.print(make_comparison(found))
-    for line in comparison_notes(found):
-        console.print(escape(line), highlight=False, soft_wrap=True)
+    with _printing():
+        if found.cells:
+            console.print(make_comparison(found))
+        if of_tasks.cells:
+            console.print(make_task_comparison(of_tasks))
+        for line in (*comparison_notes(found), *task_comparison_notes(of_tasks)):
+            console.print(escape(line), highlight=False, soft_wrap=True)
 
 
 @app.command("report")
 def report_of(
     files: FILES,
-    to: Annotated[Path, typer.Option(help="folder of the page; its parent must exist")] = Path("report"),
+    to: Annotated[Path, typer.Option(readable=False, help="folder of the page; its parent must exist")] = Path(
+        "report"
+    ),
 ) -> None:
     """Write the page from files of results, without measuring anything."""
     try:
-        _check_places(None, to.resolve(), resume=False)
+        place = _resolved("--to", to) or to
+        _check_places(None, place, resume=False, option="--to")
         from pressgauge.bench.results import read_results
         from pressgauge.report.page import write_report
 
@@ -345,10 +490,12 @@ def report_of(
             for name in names
         }
         rows = [row for results in found for row in results.rows]
-        page = write_report(to.resolve(), rows, maps={}, correlations={}, provenance=provenance)
+        tasks = [row for results in found for row in results.tasks]
+        page = write_report(place, rows, maps={}, correlations={}, provenance=provenance, tasks=tasks)
     except Exception as error:
         _fail(error)
-    Console().print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
+    with _printing():
+        Console().print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
 
 
 audit = typer.Typer(no_args_is_help=True, help="Run the laws on a compressor, or on code that measures one.")
@@ -359,11 +506,19 @@ FUNCTION = Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="the me
 
 
 KNOWN = Annotated[
-    Path | None, typer.Option("--known", metavar="FILE", help="TOML file of known findings, which do not fail the run")
+    Path | None,
+    typer.Option(
+        "--known", metavar="FILE", readable=False, help="TOML file of known findings, which do not fail the run"
+    ),
 ]
 SUMMARY = Annotated[
     list[Path] | None,
-    typer.Option("--summary", metavar="FILE", help="write the outcomes to this file, .json or .md; may be repeated"),
+    typer.Option(
+        "--summary",
+        metavar="FILE",
+        readable=False,
+        help="write the outcomes to this file, .json or .md; may be repeated",
+    ),
 ]
 
 

@@ -240,7 +240,7 @@ def generate(
     """
     check_model(model)
     check_press(press)
-    check_ids(input_ids, 1)
+    check_ids(input_ids, 1, model.config)
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
     if cache is not None and not isinstance(cache, DynamicCache):
         raise TypeError(f"cache must be a DynamicCache, got {described(cache)}: give that of a Generation, or none")

@@ -3,6 +3,11 @@
 import dis
 import errno
 import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 WAYS_OUT = {
     errno.ENOSPC: "free some space, or write elsewhere",
@@ -21,6 +26,28 @@ _OUT_OF_MEMORY = re.compile(
     r"|[Ss]torage size calculation overflowed|Unable to allocate"
 )
 _AMOUNT = re.compile(r"allocate (\d[\d,.]*) ?(bytes|[KMGTPE]i?B)")
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end, by SIGTERM."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Raise ``Terminated`` at SIGTERM, so that unfinished files are removed as after an interruption."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    # Only the main thread may set handlers.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def raised_by(error: BaseException) -> tuple[str, str]:

@@ -71,3 +71,9 @@ def share(value: float | None, ends: tuple[float, float] | None) -> str:
     if value is None or ends is None:
         return DASH if value is None else f"{value:.1%}"
     return f"{value:.1%} [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+
+
+def points(change: float, ends: tuple[float, float]) -> str:
+    """A change of a share and its confidence interval, in percentage points."""
+    low, high = (f"{100 * end:+.0f}" for end in ends)
+    return f"{100 * change:+.0f} [{low}, {high}]"

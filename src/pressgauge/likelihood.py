@@ -32,7 +32,7 @@ _MOST_LOGITS = 1 << 28
 """Maximum number of logits of the rows of one forward pass, unless a single row has more."""
 
 
-def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """NLL and top-1 hits ``[B, n]`` on the CPU of ``targets`` ``[B, n]``, logits ``[B, n, V]``."""
     # MPS has no float64.
     device = torch.device("cpu") if logits.device.type == "mps" else logits.device
@@ -71,7 +71,7 @@ def _plain(model: PreTrainedModel, input_ids: Tensor, mask: Tensor, prompt: int,
     logits = interface.feed(model, input_ids, {}, *given)
     if note is not None:
         note(list(range(len(logits))), slice(0, logits.shape[1] - prompt), logits[:, prompt - 1 : -1])
-    return _Scores(*_score(logits[:, prompt - 1 : -1], input_ids[:, prompt:]))
+    return _Scores(*score(logits[:, prompt - 1 : -1], input_ids[:, prompt:]))
 
 
 def _stepwise(
@@ -107,7 +107,7 @@ def _stepwise(
                 ) from error
             prove(model, cache, end)
             if end < columns:
-                scores.append(_score(logits[:, -1:], input_ids[:, end : end + 1]))
+                scores.append(score(logits[:, -1:], input_ids[:, end : end + 1]))
                 if note is not None:
                     note(list(range(len(logits))), slice(end - prompt, end - prompt + 1), logits[:, -1:])
             seen = end
@@ -180,7 +180,7 @@ def _onepass(
             first = max(prompt - padding, 1)
             if first < ids.shape[1]:
                 scored = slice(padding + first - prompt, columns - prompt)
-                nll[group, scored], hits[group, scored] = _score(logits[:, first - 1 : -1], ids[:, first:])
+                nll[group, scored], hits[group, scored] = score(logits[:, first - 1 : -1], ids[:, first:])
                 if note is not None:
                     note(group, scored, logits[:, first - 1 : -1])
             entry_nbytes |= onepass.entry_nbytes
@@ -254,7 +254,7 @@ def perplexity(
     """
     check_model(model)
     check_press(press)
-    check_ids(input_ids, 2)
+    check_ids(input_ids, 2, model.config)
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
     prompt = whole_number("prompt", prompt, None)
@@ -269,9 +269,9 @@ def perplexity(
     comparison = None
     if against is not None:
         against.check(model, input_ids, mask, prompt)
-        if against.result is None and (press is not None or method != "onepass"):
-            perplexity(model, input_ids, None, prompt, against=against, attention_mask=attention_mask)
-        comparison = against.comparison(partial(_again, model, input_ids, mask, prompt))
+        first = press is None and method == "onepass" and against.result is None
+        again = partial(_again, model, input_ids, mask, prompt)
+        comparison = against.comparison(again) if first else compared_with(against)
     note = None if comparison is None else comparison.note
     if method == "plain":
         scores = _plain(model, input_ids, mask, prompt, note)
@@ -283,6 +283,14 @@ def perplexity(
     if against is not None:
         against.close(result)
     return result
+
+
+def compared_with(against: Uncompressed) -> Comparison:
+    """A comparison of a run with the uncompressed one, which runs now if it has not."""
+    model, input_ids, prompt, given = against.model, against.input_ids, against.prompt, against.attention_mask
+    if against.result is None:
+        perplexity(model, input_ids, None, prompt, against=against, attention_mask=given)
+    return against.comparison(partial(_again, model, input_ids, checked_mask(input_ids, given), prompt))
 
 
 def _result(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pressgauge.conformance import architectures
+from pressgauge.conformance.audit import Audit
 from pressgauge.conformance.checks import check_attention, check_counts
 from pressgauge.conformance.operations import go_on, in_words, started, state
 from pressgauge.conformance.outcomes import Departure, Refused, not_applicable
@@ -16,12 +17,13 @@ from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited
 from pressgauge.conformance.versions import mask_sizes
 
+# Ratios are exact in binary: another law is about those that are not.
 SIZES: list[tuple[list[int], dict[str, Any]]] = [
     # Longer than the budget, and than twice what is held.
-    ([4, 7, 1, 8], {"keep_ratio": 0.1, "prune_after": 4}),
-    ([20, 3, 11, 2, 30, 1, 1], {"keep_ratio": 0.2, "prune_after": 6}),
+    ([4, 7, 1, 8], {"keep_ratio": 0.125, "prune_after": 4}),
+    ([20, 3, 11, 2, 30, 1, 1], {"keep_ratio": 0.25, "prune_after": 6}),
     # The first passes shorter than what is retained.
-    ([1, 2, 1, 3, 9, 1], {"keep_ratio": 0.3, "prune_after": 3}),
+    ([1, 2, 1, 3, 9, 1], {"keep_ratio": 0.375, "prune_after": 3}),
     # As long as what is held under budget, step and prefill.
     ([12, 6, 9, 1], {"keep_ratio": 0.5, "prune_after": 2}),
     ([10, 5, 10, 13], {"keep_ratio": 0.5, "prune_after": 5}),
@@ -48,11 +50,19 @@ def check_runs(subject: Subject, model: architectures.Model, runs: list[tuple[li
         check_counts(subject, trace)
         if subject.declares.matchable:
             check_attention(trace)
-            if subject.declares.order != "any":
+            if subject.declares.order != "any" and _in_order_at_first(audited(trace)):
                 check_order(audited(trace))
             if subject.declares.scored and not subject.declares.votes:
                 check_best(audited(trace))
     _answer(refusals, len(runs))
+
+
+def _in_order_at_first(audit: Audit) -> bool:
+    """Whether the first pass that evicts leaves entries in order; if not, another law is broken already."""
+    for one, layers in zip(audit.trace.passes, audit.held, strict=True):
+        if any(held.positions.shape[-1] < one.end for held in layers):
+            return all(bool((held.positions.diff() > 0).all()) for held in layers)
+    return True
 
 
 def test_a_later_pass_may_have_any_length(subject: Subject, one_model: architectures.Model) -> None:
@@ -65,7 +75,7 @@ def test_a_later_pass_may_have_any_length(subject: Subject, one_model: architect
 def test_a_later_pass_may_be_as_long_as_what_is_held(subject: Subject, one_model: architectures.Model) -> None:
     """Rules 1 and 2: passes as long as what is held, one shorter, one longer and twice as long attend to all held
     entries and to themselves."""
-    options: dict[str, Any] = {"keep_ratio": 0.4, "prune_after": 4}
+    options: dict[str, Any] = {"keep_ratio": 0.375, "prune_after": 4}
     ids = architectures.text(one_model, 1, 400)
     refusals = []
     for factor, extra in ((1, 0), (1, -1), (1, 1), (2, 1)):
@@ -98,7 +108,7 @@ FLOAT32 = 2.0**-16
 STEPS: list[tuple[list[int], dict[str, Any]]] = [
     ([127, 1, 1, 126, 1, 1, 1], {"keep_ratio": 1.0}),
     ([129, 126, 1, 1, 1], {"keep_ratio": 0.5, "prune_after": 127}),
-    ([139, 1, 1, 1, 1, 2], {"keep_ratio": 0.9, "prune_after": 4}),
+    ([139, 1, 1, 1, 1, 2], {"keep_ratio": 0.875, "prune_after": 4}),
     ([255, 1, 1, 1], {"keep_ratio": 0.5, "prune_after": 4}),
 ]
 
@@ -120,7 +130,7 @@ def test_hundreds_of_passes_follow_the_schedule(subject: Subject) -> None:
     model = architectures.small()
     lengths = [20] + [1] * MANY
     ids = architectures.text(model, 1, sum(lengths))
-    every: list[dict[str, Any]] = [{"keep_ratio": 0.05, "prune_after": 8}, {"keep_ratio": 0.75, "prune_after": 12}]
+    every: list[dict[str, Any]] = [{"keep_ratio": 0.0625, "prune_after": 8}, {"keep_ratio": 0.75, "prune_after": 12}]
     for options in every:
         with in_words(f"a run of {len(lengths)} passes"):
             trace = run(subject, model, ids, lengths, **options)
@@ -139,7 +149,7 @@ def test_the_mask_is_announced_for_the_keys_that_are_returned(subject: Subject, 
     refusals = []
     for lengths, options in (
         ([12, 1, 1, 4, 1, 8], {"keep_ratio": 0.5, "prune_after": 4}),
-        ([4, 7, 1, 8], {"keep_ratio": 0.1, "prune_after": 4}),
+        ([4, 7, 1, 8], {"keep_ratio": 0.125, "prune_after": 4}),
         ([12, 1, 3], {"keep_ratio": 1.0}),
         ([126, 1, 1, 1, 1, 4], {"keep_ratio": 0.5, "prune_after": 130}),
     ):

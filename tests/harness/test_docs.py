@@ -14,10 +14,12 @@ from typer.testing import CliRunner
 
 import pressgauge
 from pressgauge.bench.row import Row
+from pressgauge.bench.task_row import TaskRow
 from pressgauge.cli import app
 from pressgauge.presses import PRESSES
 from support.pages import DOCS, PAGES, README, ROOT, blocks, commands, name_of, sessions
 from tools.false_results import SHOWING
+from tools.quantity_table import PAGES as QUANTITY_PAGES
 from tools.quantity_table import TABLE, table
 
 COLUMNS = ["keep ratio", "perplexity", "change", "accuracy", "affected", "held"]
@@ -65,6 +67,10 @@ def test_python_examples_run_in_order(page: Path, tmp_path: Path, monkeypatch: p
 def test_console_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``pressgauge`` commands succeed; commands that need something missing here have valid options."""
     monkeypatch.chdir(tmp_path)
+    # Blocks that begin with the name of a file are files.
+    for _, block in blocks(page, "python"):
+        if name := re.match(r"# (\w+\.py)\n", block):
+            (tmp_path / name[1]).write_text(block, encoding="utf-8")
     for command in commands(page):
         options = measure_options(command)
         if command.startswith(("pressgauge compare ", "pressgauge report ")):
@@ -118,11 +124,12 @@ def test_every_public_name_is_in_the_api_page() -> None:
     assert sorted(shown) == sorted(pressgauge.__all__)
 
 
-def test_the_table_of_quantities_is_that_of_the_declarations() -> None:
+@pytest.mark.parametrize(("page", "row"), [("measuring.md", Row), ("tasks.md", TaskRow)])
+def test_the_table_of_quantities_is_that_of_the_declarations(page: str, row: type[Row | TaskRow]) -> None:
     """The table of quantities agrees with their declarations; ``python -m tools.quantity_table`` writes it."""
-    (shown,) = TABLE.findall((DOCS / "measuring.md").read_text(encoding="utf-8"))
-    assert shown == table()
-    assert all(f"`{field.name}`" in (DOCS / "measuring.md").read_text(encoding="utf-8") for field in fields(Row))
+    (shown,) = TABLE.findall((DOCS / page).read_text(encoding="utf-8"))
+    assert shown == table(QUANTITY_PAGES[DOCS / page])
+    assert all(f"`{field.name}`" in (DOCS / page).read_text(encoding="utf-8") for field in fields(row))
 
 
 def test_the_two_commands_of_a_fresh_clone_are_in_the_readme() -> None:

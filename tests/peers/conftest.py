@@ -15,7 +15,7 @@ def installed(requirement: str) -> bool:
         return False
 
 
-collect_ignore = [] if find_spec("kvpress") else ["test_agreement.py", "test_watch.py"]
+collect_ignore = [] if find_spec("kvpress") else ["test_agreement.py", "test_measured.py", "test_watch.py"]
 for package, about in tomllib.loads((Path(__file__).parent / "packages.toml").read_text(encoding="utf-8")).items():
     if not all(map(installed, about["requires"])):
         module = package.replace("-", "_")

@@ -203,3 +203,16 @@ def test_integers_of_other_libraries_are_integers() -> None:
     assert measure(prompt=torch.tensor(3)).nll.equal(measure(prompt=3).nll)  # type: ignore[attr-defined]
     with pytest.raises(TypeError, match="prompt must be a whole number"):
         measure(prompt=Decimal(3))
+
+
+@pytest.mark.parametrize("call", [measure, decode])
+@pytest.mark.parametrize("wrong", [architectures.VOCABULARY, -1, 2**40])
+def test_ids_without_an_embedding_are_refused(call: Callable[..., object], wrong: int) -> None:
+    """An id outside of the model's vocabulary is refused with the vocabulary, before any pass."""
+    ids = IDS.clone()
+    ids[1, 3] = wrong
+    sentence = (
+        f"input_ids must be token ids from 0 to {architectures.VOCABULARY - 1}, the model's vocabulary, got {wrong}:"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        call(input_ids=ids)

@@ -132,7 +132,7 @@ def test_scores_are_those_of_the_softmax_written_out(dtype: torch.dtype) -> None
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 150, 11, generator=generator, dtype=torch.float64).mul(4).round().to(dtype)
     targets = torch.randint(11, (2, 150), generator=generator)
-    nll, hits = likelihood._score(logits, targets)
+    nll, hits = likelihood.score(logits, targets)
     assert (nll.dtype, hits.dtype) == (torch.float64, torch.bool)
     for row in range(2):
         for column in range(150):

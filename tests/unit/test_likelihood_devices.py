@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pressgauge.likelihood import _score
+from pressgauge.likelihood import score
 from support.accelerator import accelerator
 
 LOGITS = torch.randn(2, 70, 11, generator=torch.Generator().manual_seed(0))
@@ -15,10 +15,10 @@ TARGETS = torch.randint(11, (2, 70), generator=torch.Generator().manual_seed(1))
 
 def test_logits_are_scored_where_they_are() -> None:
     """On an accelerator NLL and hits equal those of the CPU, and the results are on the CPU."""
-    expected = _score(LOGITS, TARGETS)
+    expected = score(LOGITS, TARGETS)
     with accelerator() as device:
-        found = _score(LOGITS.to(device), TARGETS.to(device))
-        elsewhere = _score(LOGITS.to(device), TARGETS)
+        found = score(LOGITS.to(device), TARGETS.to(device))
+        elsewhere = score(LOGITS.to(device), TARGETS)
     for result in (found, elsewhere):
         assert all(tensor.device.type == "cpu" for tensor in result)
         assert all(map(torch.equal, result, expected))
@@ -40,12 +40,12 @@ class Noted:
 
 def test_apples_devices_score_on_the_cpu() -> None:
     """They have no float64, so that the logits are copied, 64 tokens at a time; others score on their own device."""
-    expected = _score(LOGITS, TARGETS)
+    expected = score(LOGITS, TARGETS)
     for apple in (True, False):
         copied: list[tuple[int, torch.device]] = []
         with accelerator() as device:
             logits: Any = Noted(LOGITS, SimpleNamespace(type="mps"), copied)
             if not apple:
                 logits = Noted(LOGITS.to(device), device, copied)
-            assert all(map(torch.equal, _score(logits, TARGETS), expected))
+            assert all(map(torch.equal, score(logits, TARGETS), expected))
             assert copied == [(64, torch.device("cpu") if apple else device), (6, copied[0][1])] * 2

@@ -10,7 +10,7 @@ from pressgauge.bench.row import Row
 
 CELL = ("model", "text", "press", "schedule", "keep_ratio", "prune_after", "skip_layers")
 """Fields that identify a measurement in two files."""
-DETERMINANTS = ("dtype", "device", "samples", "tokens", "prompt", "text_sha256", "weights_sha256")
+DETERMINANTS = ("dtype", "device", "samples", "tokens", "prompt", "text_sha256", "weights_sha256", "package")
 """Fields on which a result may depend besides."""
 
 
@@ -101,6 +101,43 @@ def contests(rows: Sequence[Row]) -> list[Contest]:
     pairs = list(_pairs(rows))
     level = 1 - (1 - LEVEL) / max(1, len(pairs))
     return [Contest(one, other, change(one.sums, other.sums, level)) for one, other in pairs]
+
+
+RANDOM = ("keep_ratio", "schedule", "prune_after", "skip_layers", "dtype", "device")
+"""Fields in which a row and the row of ``random`` that it has to beat agree."""
+
+
+def is_random(row: Row) -> bool:
+    """Whether a row is one of ``random``."""
+    return row.press == "random" or row.press.startswith("random(")
+
+
+def against_random(rows: Sequence[Row]) -> dict[int, Change]:
+    """Changes in perplexity from ``random`` to each press, by the row's index; presses without one have none.
+
+    The rows are of one text under one model. Intervals are simultaneous (Bonferroni).
+    """
+    pairs: dict[int, Row] = {}
+    for index, row in enumerate(rows):
+        if row.judged and not is_random(row):
+            alike = [
+                other
+                for other in rows
+                if is_random(other)
+                and other.judged
+                and other.token_counts == row.token_counts
+                and all(getattr(other, name) == getattr(row, name) for name in RANDOM)
+            ]
+            pairs |= {index: alike[0]} if alike else {}
+    level = 1 - (1 - LEVEL) / max(1, len(pairs))
+    return {index: change(other.sums, rows[index].sums, level) for index, other in pairs.items()}
+
+
+def beats(found: Change) -> str:
+    """Whether a press loses less than ``random``, in words."""
+    if found.interval is None or found.interval[0] <= 0 <= found.interval[1]:
+        return "no difference can be told"
+    return "loses less than random" if found.change < 0 else "loses more than random"
 
 
 def _pairs(rows: Sequence[Row]) -> Iterator[tuple[Row, Row]]:

@@ -1,12 +1,17 @@
 """Writing files completely or not at all, and checks before the work whether they can be written."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 UNFINISHED = ".pressgauge-"
 """Prefix of the folder in which files are prepared."""
+
+GENERATOR = "pressgauge"
+"""What the pages of this package name as their generator."""
+MARKED = 4096
+"""Bytes of a page in which they name it."""
 
 
 @contextmanager
@@ -46,8 +51,31 @@ def check_writable(option: str, path: Path) -> None:
         ) from error
 
 
-def write_files(folder: Path, files: Mapping[str, str]) -> None:
-    """Write texts to files in a folder after all are prepared; the parent of the folder must exist.
+def check_page(folder: Path, names: Iterable[str] = (), option: str = "--report") -> None:
+    """Raise ``ValueError`` if a page in a folder would replace files of another origin.
+
+    Args:
+        folder: the folder, which need not exist.
+        names: files of the page next to its ``report.html``.
+        option: the option that names the folder, for errors.
+    """
+    page = folder / "report.html"
+    if page.is_file():
+        mark = f'<meta name="generator" content="{GENERATOR}">'
+        if mark.encode() not in page.read_bytes()[:MARKED]:
+            raise ValueError(
+                f"{option} replaces pages of pressgauge only, got {str(page)!r} of another origin: give another "
+                "folder, or move it away"
+            )
+    elif strange := [name for name in ("report.html", *names) if (folder / name).exists()]:
+        raise ValueError(
+            f"{option} replaces pages of pressgauge only, got {str(folder)!r} with {strange[0]!r} and without a page: "
+            "give another folder, or move it away"
+        )
+
+
+def write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write texts and bytes to files in a folder after all are prepared; the parent of the folder must exist.
 
     Raises:
         OSError: if they cannot be written, with the name of the file.
@@ -55,9 +83,9 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
     # An existing folder may be on another device, to which files cannot be moved.
     beside = folder if folder.exists() else folder.parent
     with TemporaryDirectory(prefix=UNFINISHED, dir=beside) as unfinished:
-        for name, text in files.items():
+        for name, content in files.items():
             with naming(folder / name):
-                (Path(unfinished) / name).write_text(text, encoding="utf-8")
+                (Path(unfinished) / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         folder.mkdir(exist_ok=True)
         for name in files:
             (Path(unfinished) / name).replace(folder / name)

@@ -4,13 +4,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from pressgauge.bench.files import naming
 from pressgauge.bench.row import Row, Source
+from pressgauge.bench.task_row import TaskInput, TaskRow, TaskSource
 
 _FIRST = b'{"plan": '
 """Beginning of a journal."""
@@ -116,18 +117,35 @@ class Journal:
 
     def check(self, source: Source) -> None:
         """Raise ``ValueError`` if results of this model on this text were taken with other weights or tokens."""
-        named = ("model", "text", "dtype", "samples", "tokens", "prompt")
+        same = ("model", "text", "dtype", "samples", "tokens", "prompt")
+        digests = {"weights_sha256": "weights or configuration", "text_sha256": "tokens of the text"}
+        self._check(asdict(source), same, digests, f"{source.model} on {source.text}")
+
+    def check_task(self, source: TaskSource, given: TaskInput) -> None:
+        """Raise ``ValueError`` if results of this model in this task were taken with other weights or prompts."""
+        same = ("model", "task", "dtype", "samples", "tokens")
+        digests = {"weights_sha256": "weights or configuration", "prompts_sha256": "prompts"}
+        self._check(asdict(source) | asdict(given), same, digests, f"{source.model} in task {given.task}")
+
+    def _check(self, now: Mapping[str, Any], same: Sequence[str], digests: Mapping[str, str], where: str) -> None:
         for row in self._rows.values():
-            if any(row.get(name) != getattr(source, name) for name in named):
+            if any(row.get(name) != now[name] for name in same):
                 continue
-            for name, what in (("weights_sha256", "weights or configuration"), ("text_sha256", "tokens of the text")):
-                if row.get(name, getattr(source, name)) != getattr(source, name):
+            for name, what in digests.items():
+                if row.get(name, now[name]) != now[name]:
                     raise ValueError(
-                        f"{str(self.path)!r} has results of {source.model} on {source.text} with other {what}: put "
-                        "them back and repeat the command, or delete the file"
+                        f"{str(self.path)!r} has results of {where} with other {what}: put them back and repeat the "
+                        "command, or delete the file"
                     )
 
-    def add(self, key: str, row: Row) -> None:
+    def find_task(self, key: str) -> TaskRow | None:
+        """The result of a task with this key, or None."""
+        try:
+            return TaskRow.from_dict(self._rows[key])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+
+    def add(self, key: str, row: Row | TaskRow) -> None:
         """Append a result.
 
         Raises:

@@ -1,26 +1,38 @@
-"""Files of rows: ``{"rows": [...], "provenance": {...}}``."""
+"""Files of rows: ``{"rows": [...], "tasks": [...], "provenance": {...}}``."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pressgauge.bench.fields import read_row, read_task_row
 from pressgauge.bench.files import write_files
 from pressgauge.bench.row import Row
+from pressgauge.bench.task_row import TaskRow
 
 
 @dataclass(frozen=True)
 class Results:
-    """Rows of one sweep, and what they were measured with."""
+    """Rows of one sweep, and what they were measured with. Older files have no tasks."""
 
     rows: tuple[Row, ...]
     provenance: Mapping[str, str]
+    tasks: tuple[TaskRow, ...] = ()
 
 
-def write_results(path: Path, rows: Sequence[Row], provenance: Mapping[str, str]) -> None:
+def as_json(rows: Sequence[Row], provenance: Mapping[str, str], tasks: Sequence[TaskRow] = ()) -> str:
+    """Text of a file of rows; ``tasks`` only if there are any."""
+    content: dict[str, object] = {"rows": [row.as_dict() for row in rows]}
+    content |= {"tasks": [row.as_dict() for row in tasks]} if tasks else {}
+    content["provenance"] = dict(provenance)
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def write_results(
+    path: Path, rows: Sequence[Row], provenance: Mapping[str, str], tasks: Sequence[TaskRow] = ()
+) -> None:
     """Write rows to a file, completely or not at all."""
-    content = {"rows": [row.as_dict() for row in rows], "provenance": dict(provenance)}
-    write_files(path.parent, {path.name: json.dumps(content, indent=1, allow_nan=False) + "\n"})
+    write_files(path.parent, {path.name: as_json(rows, provenance, tasks)})
 
 
 def read_results(path: Path) -> Results:
@@ -30,10 +42,15 @@ def read_results(path: Path) -> Results:
         ValueError: if the file is not one of these.
         OSError: if it cannot be read.
     """
+    if path.is_char_device() or path.is_block_device():
+        raise ValueError(f"{str(path)!r} must be a file that `pressgauge measure --json` wrote, and is a device")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        rows = tuple(Row.from_dict(row) for row in content["rows"])
-        return Results(rows, {str(name): str(value) for name, value in content["provenance"].items()})
+        # Texts without a form in UTF-8 could not be shown.
+        json.dumps(content, ensure_ascii=False).encode()
+        rows = tuple(read_row(row) for row in content["rows"])
+        tasks = tuple(read_task_row(row) for row in content.get("tasks", ()))
+        return Results(rows, {str(name): str(value) for name, value in content["provenance"].items()}, tasks)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         missing = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(

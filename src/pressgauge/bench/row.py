@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
+from pressgauge.bench.compressors import Compressor
 from pressgauge.bench.intervals import Blocks, Sums, block_sums, change, mean, sums
+from pressgauge.bench.metrics import Measured
+from pressgauge.bench.observed import Observed
 from pressgauge.bench.quantities import BANDS, Column, Quantity, declared
 from pressgauge.formats import DASH, interval, number, percent, ratio, share, size, spread
 from pressgauge.presses.base import Press
@@ -39,6 +42,8 @@ class Source:
     parameters: int
 
 
+ONE_PASS, OBSERVED = "one pass", "stepwise, observed"
+"""Methods: replayed in one pass, or decoded stepwise with a third-party compressor that is observed from outside."""
 CHANGELESS = ("uncompressed", "vacuous", "not a number")
 """Verdicts of rows without a meaningful change in perplexity."""
 UNTOLD = "cannot be told"
@@ -57,6 +62,15 @@ _SUMS = ("nll_sums", "kl_sums")
 def _span(numbers: tuple[int, ...], dash: str, separator: str = "") -> str:
     ends = sorted({min(numbers), max(numbers)}) if numbers else []
     return dash.join(f"{end:{separator}}" for end in ends) or DASH
+
+
+def _affected(row: "Row", separator: str = "") -> str:
+    """Affected tokens, at least so many if some are unreadable; what else has changed the result if there are none."""
+    if not row.affected_tokens and row.altered:
+        return "altered"
+    if row.affected_tokens is None:
+        return DASH
+    return f"{'' if not row.unreadable_tokens else '>='}{row.affected_tokens:{separator}}"
 
 
 _TTFT_RATIO = Column("TTFT ratio", lambda row: ratio(row.ttft_ratio, row.ttft_interval))
@@ -82,16 +96,22 @@ class Row:
     property of this name of ``Perplexity`` or ``Timing``.
 
     Attributes:
+        keep_ratio, schedule, prune_after, skip_layers: of the press; None for what a third-party compressor does not
+            take or declare.
+        method: how it was measured, ``ONE_PASS`` or ``OBSERVED``.
+        convention, package: of a third-party compressor, how it is used, and its package and version.
+        left: what it left changed in the model, which was undone; usually nothing.
         warnings: reasons why measurements with this model on this text say nothing about a press, a sentence each;
             usually none.
         bands: ascending changes in perplexity that separate the verdicts.
+        metrics: values of the user's own metrics.
     """
 
     press: str
-    schedule: str
-    keep_ratio: float
-    prune_after: int
-    skip_layers: tuple[int, ...]
+    schedule: str | None
+    keep_ratio: float | None
+    prune_after: int | None
+    skip_layers: tuple[int, ...] | None
     model: str
     text: str
     dtype: str
@@ -148,22 +168,22 @@ class Row:
     ]
     scored_tokens: Annotated[int, Quantity("scored tokens", "tokens that have an NLL", "tokens")]
     affected_tokens: Annotated[
-        int,
+        int | None,
         Quantity(
             "affected tokens",
-            "scored tokens whose query came after an eviction in its row",
+            "scored tokens whose query came after an eviction in its row; at least so many if some are unreadable",
             "tokens",
-            page=Column("affected / scored", lambda row: f"{row.affected_tokens:,} / {row.scored_tokens:,}"),
-            terminal=Column("affected", lambda row: f"{row.affected_tokens}/{row.scored_tokens}"),
+            page=Column("affected / scored", lambda row: f"{_affected(row, ',')} / {row.scored_tokens:,}"),
+            terminal=Column("affected", lambda row: f"{_affected(row)}/{row.scored_tokens}"),
         ),
     ]
     evictions: Annotated[
-        int,
+        int | None,
         Quantity(
             "evictions",
-            "entries evicted over all layers, KV heads and samples",
+            "entries evicted over all layers, KV heads and samples; missing if observed",
             "entries",
-            page=Column("evictions", lambda row: f"{row.evictions:,}"),
+            page=Column("evictions", lambda row: DASH if row.evictions is None else f"{row.evictions:,}"),
         ),
     ]
     held: Annotated[
@@ -177,10 +197,10 @@ class Row:
         ),
     ]
     kv_bytes: Annotated[
-        int,
+        int | None,
         Quantity(
             "keys and values",
-            "memory of the entries held at the end",
+            "memory of the entries held at the end; if observed, the storages of all tensors of the cache",
             "bytes",
             "less",
             page=Column("keys and values", lambda row: size(row.kv_bytes)),
@@ -188,7 +208,13 @@ class Row:
             drawn=True,
         ),
     ]
-    vacuous: Annotated[bool, Quantity("vacuous", "whether no scored token was affected, although a press was given")]
+    vacuous: Annotated[
+        bool,
+        Quantity(
+            "vacuous",
+            "whether no scored token was affected, although a press was given, nor the NLL altered",
+        ),
+    ]
     kl_divergence: Annotated[
         float | None,
         Quantity(
@@ -330,6 +356,22 @@ class Row:
     agreement_counts: Annotated[
         Blocks, Quantity("tokens that agree", "tokens of the same blocks with the uncompressed prediction", "tokens")
     ] = ()
+    unreadable_tokens: Annotated[
+        int,
+        Quantity(
+            "unreadable tokens",
+            "scored tokens of which it is not known whether they were affected, if observed",
+            "tokens",
+        ),
+    ] = 0
+    altered: Annotated[
+        bool | None,
+        Quantity("altered", "whether the NLL differs from the uncompressed run's by more than rounding, if observed"),
+    ] = None
+    method: str = ONE_PASS
+    convention: str = ""
+    package: str = ""
+    left: str = ""
     samples: int = 0
     tokens: int = 0
     prompt: int = 0
@@ -338,6 +380,7 @@ class Row:
     parameters: int = 0
     warnings: tuple[str, ...] = ()
     bands: tuple[float, ...] = BANDS
+    metrics: tuple[Measured, ...] = ()
 
     @property
     def finite(self) -> bool:
@@ -347,7 +390,7 @@ class Row:
     @property
     def judged(self) -> bool:
         """Whether the verdict is one on the change: a band, or that it cannot be told."""
-        return self.keep_ratio < 1 and self.finite and not self.vacuous and not self.warnings
+        return self.keep_ratio != 1 and self.finite and not self.vacuous and not self.warnings
 
     @property
     def band(self) -> int | None:
@@ -383,6 +426,17 @@ class Row:
         return self.verdict if self.verdict in CHANGELESS else interval(self.ppl_change, self.ppl_interval)
 
     @property
+    def ratio(self) -> str:
+        """The keep ratio as text; a dash if the compressor takes none."""
+        return DASH if self.keep_ratio is None else f"{self.keep_ratio:g}"
+
+    @property
+    def settings(self) -> str:
+        """What is known of its settings, in words: those of a press, or how a third-party compressor is used."""
+        known = [self.schedule or "", f"prune_after {self.prune_after}" if self.prune_after is not None else ""]
+        return ", ".join(filter(None, [self.convention, *known]))
+
+    @property
     def sums(self) -> Sums:
         """NLL of the scored tokens, for intervals and pooling."""
         return Sums(self.nll_sums, self.token_counts)
@@ -409,10 +463,11 @@ class Row:
         strange = {name: at for name, at in values.items() if isinstance(at, float) and not math.isfinite(at)}
         # As Python's own JSON and JavaScript write them.
         names = {name: "NaN" if math.isnan(at) else f"{'-' * (at < 0)}Infinity" for name, at in strange.items()}
-        blocks = {
+        blocks: dict[str, Any] = {
             name: [[number if math.isfinite(number) else None for number in sample] for sample in values[name]]
             for name in _SUMS
         }
+        blocks["metrics"] = [metric.as_dict() for metric in self.metrics]
         return values | dict.fromkeys(strange) | blocks | {"not_finite": names, "verdict": self.verdict}
 
     @classmethod
@@ -422,6 +477,7 @@ class Row:
         values |= {name: float(strange) for name, strange in data["not_finite"].items()}
         for name in _SUMS:
             values[name] = [[math.nan if at is None else at for at in sample] for sample in values[name]]
+        values["metrics"] = [Measured.from_dict(metric) for metric in values["metrics"]]
         return cls(**{name: _tuples(value) for name, value in values.items()})
 
 
@@ -434,7 +490,7 @@ QUANTITIES = declared(Row)
 """Measured quantities, by the fields of a row."""
 
 
-def _measured(result: Perplexity | Timing) -> dict[str, Any]:
+def _measured(result: Perplexity | Observed | Timing) -> dict[str, Any]:
     """Fields of a row that a result has by the same names; the interval of a ratio is in another field."""
     found: dict[str, Any] = {name: getattr(result, name) for name in QUANTITIES if hasattr(result, name)}
     for name, value in list(found.items()):
@@ -443,7 +499,14 @@ def _measured(result: Perplexity | Timing) -> dict[str, Any]:
     return found
 
 
-def _distance(result: Perplexity, tokens: Blocks) -> dict[str, Any]:
+def origin(press: Press | Compressor) -> dict[str, Any]:
+    """Fields of a row about where a third-party compressor comes from."""
+    if isinstance(press, Compressor):
+        return {"convention": press.adapter.words, "package": press.version}
+    return {"convention": "", "package": ""}
+
+
+def _distance(result: Perplexity | Observed, tokens: Blocks) -> dict[str, Any]:
     """Fields of a row on the distance from the uncompressed run, besides the means."""
     if result.kl is None or result.agrees is None:
         return {}
@@ -458,9 +521,9 @@ def _distance(result: Perplexity, tokens: Blocks) -> dict[str, Any]:
 
 def make_row(
     name: str,
-    press: Press,
+    press: Press | Compressor,
     source: Source,
-    result: Perplexity,
+    result: Perplexity | Observed,
     uncompressed: Row | None = None,
     timing: Timing | None = None,
 ) -> Row:
@@ -479,9 +542,12 @@ def make_row(
     return Row(
         press=name,
         schedule=press.schedule,
-        keep_ratio=float(press.keep_ratio),
+        keep_ratio=None if press.keep_ratio is None else float(press.keep_ratio),
         prune_after=press.prune_after,
         skip_layers=press.skipped,
+        method=OBSERVED if isinstance(result, Observed) else ONE_PASS,
+        left=result.left if isinstance(result, Observed) else "",
+        **origin(press),
         **asdict(source),
         ppl_change=0.0 if uncompressed is None else result.ppl / uncompressed.ppl - 1,
         ppl_interval=against.interval,

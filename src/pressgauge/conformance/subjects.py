@@ -16,7 +16,7 @@ from pressgauge.conformance.outcomes import DECLINES, Refused, refusals
 from pressgauge.conformance.precision import in_dtype
 from pressgauge.conventions.adapter import Adapter
 from pressgauge.conventions.adapters import ADAPTERS, adapter_of
-from pressgauge.conventions.factories import given, takes, version_of
+from pressgauge.conventions.factories import given, takes, takes_ratio, version_of
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -43,7 +43,8 @@ class Subject:
 
         Args:
             keep_ratio: ratio of retained entries.
-            model: the model that it will compress; passed to a factory that names ``model``, ``dtype`` or ``device``.
+            model: the model that it will compress; passed to a factory that names ``model``, ``dtype`` or ``device``,
+                or needs its ``config``.
             prompt_length: tokens of the first pass; passed to a factory that names it.
             options: further options.
 
@@ -56,7 +57,7 @@ class Subject:
         known: dict[str, Any] = {"prompt_length": prompt_length}
         if model is not None:
             own = self.shown(model)
-            known |= {"model": own, "dtype": own.dtype, "device": own.device}
+            known |= {"model": own, "config": own.config, "dtype": own.dtype, "device": own.device}
         with refusals(*DECLINES):
             arguments = given(self.factory, keep_ratio, **known)
             create = functools.partial(self.factory, **{**arguments, **self.options, **options})
@@ -161,7 +162,7 @@ def _filled(given: Mapping[str, Any], factory: Callable[..., Any]) -> dict[str, 
     found = dict(given)
     if found.get("entries") == "quantised":
         found |= {option: None for option in ("prune_after", "skip_layers") if not takes(factory, option)}
-        if not takes(factory, "keep_ratio"):
+        if not takes_ratio(factory):
             found.setdefault("target", lambda seen, held: held)
     return found
 

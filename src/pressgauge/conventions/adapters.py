@@ -201,7 +201,7 @@ def _makes(compressor: Any) -> str:
     """What a callable returns for a model: ``cache``, ``undo``, or nothing of the two; tried on a model of its own."""
     if not callable(compressor) or _is_context(compressor) or _parameters(compressor)[:1] != ["model"]:
         return ""
-    model = _throwaway()
+    model = throwaway()
     with registrations_undone():
         try:
             made = compressor(model)
@@ -216,7 +216,7 @@ def _makes(compressor: Any) -> str:
     return "undo"
 
 
-def _throwaway() -> Any:
+def throwaway() -> Any:
     """A tiny random model, on which a function of a model is tried."""
     settings = LlamaConfig(
         vocab_size=61,

@@ -1,5 +1,6 @@
 """State of a model, and of the functions that all models share, to find out what a compressor changed."""
 
+import copy
 import sys
 import zlib
 from types import ModuleType
@@ -109,3 +110,50 @@ def _source(value: Any) -> str | None:
     value = getattr(value, "__func__", getattr(value, "fget", None)) or value
     names = getattr(value, "__globals__", {})
     return str(names.get("__name__") or getattr(value, "__module__", None) or type(value).__name__)
+
+
+class Snapshot:
+    """A model as it is, to put it back after a compressor.
+
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._fingerprint, self._functions = fingerprint(model), functions()
+        modules = list(model.modules())
+        self._classes = [(module, type(module)) for module in modules]
+        self._attributes = [
+            (module, {name: (value, _content(value)) for name, value in vars(module).items()}) for module in modules
+        ]
+        configs = {id(config): config for module in modules if (config := vars(module).get("config")) is not None}
+        self._configs = [(config, copy.deepcopy(vars(config))) for config in configs.values()]
+
+    def difference(self) -> str:
+        """Description of the first part that has changed since; empty if none has."""
+        for module, kind in self._classes:
+            if type(module) is not kind:
+                return f"a {kind.__name__} is now a {type(module).__name__}"
+        return difference(self._fingerprint, fingerprint(self._model)) or replaced(self._functions)
+
+    def restore(self) -> None:
+        """Undo changes to attributes, hooks, submodules, classes and configurations, but not to weights in place and
+        to functions that all models share."""
+        for module, kind in self._classes:
+            module.__class__ = kind
+        for module, own in self._attributes:
+            vars(module).clear()
+            for name, (value, content) in own.items():
+                if content is not None:
+                    # The same object, since handles of hooks refer to it.
+                    value.clear()
+                    value.update(content)
+                vars(module)[name] = value
+        for config, settings in self._configs:
+            vars(config).clear()
+            vars(config).update(copy.deepcopy(settings))
+
+
+def _content(value: Any) -> Any:
+    return copy.copy(value) if isinstance(value, dict | set) else None

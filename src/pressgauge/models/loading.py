@@ -161,9 +161,10 @@ def load(
         trust_remote_code: whether to run code that comes with the model.
 
     Raises:
-        ValueError: if the dtype is not supported, or the model cannot be loaded.
+        ValueError: if the dtype is not supported, this machine has no such device, or the model cannot be loaded.
     """
     check_dtype(dtype)
+    place = pick_device(str(device))
     with _explained(name):
         options = _options(name, trust_remote_code)
         _, tokenizer = _parts(location(name), options)
@@ -178,6 +179,6 @@ def load(
         )
         model, loading = loaded
         check_loaded(model, loading)
-    model.to(device)
+    model.to(place)
     model.eval()
     return model, tokenizer

@@ -48,6 +48,8 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
 }
 _WIDTH = 12
+_NARROW = 3.7
+"""Width on a screen of 400 pixels."""
 # Okabe and Ito's colour-blind-safe colours; further presses differ by markers.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "os^DvPX*p"
@@ -65,14 +67,16 @@ Value = Callable[[Row], float | None]
 def label(row: Row, rows: Sequence[Row]) -> str:
     """Press of a row, with settings that differ between rows."""
     names = ("schedule", "prune_after", "skip_layers", "dtype", "device")
-    differ = [name for name in names if len({getattr(other, name) for other in rows}) > 1]
-    return ", ".join([row.press, *(f"{name} {getattr(row, name)}" for name in differ)])
+    # Third-party compressors have no settings that they do not take.
+    differ = [name for name in names if len({getattr(other, name) for other in rows} - {None}) > 1]
+    own = [name for name in differ if getattr(row, name) is not None]
+    return ", ".join([row.press, *(f"{name} {getattr(row, name)}" for name in own)])
 
 
 def series(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by label, in descending keep ratio."""
+    """Rows by label, in descending keep ratio, and last those without one."""
     lines: dict[str, list[Row]] = {label(row, rows): [] for row in rows}
-    for row in sorted(rows, key=lambda row: -row.keep_ratio):
+    for row in sorted(rows, key=lambda row: -(row.keep_ratio or 0)):
         lines[label(row, rows)].append(row)
     return lines
 
@@ -97,34 +101,46 @@ def _finite(values: Sequence[float | None]) -> list[float]:
 
 @dataclass(frozen=True)
 class _Panel:
-    """A quantity for plotting: field, title, label, value, and value and interval relative to uncompressed."""
+    """A quantity for plotting: title, axis label, value and interval of a row, and the value of no change, if any."""
 
-    field: str
     title: str
     label: str
     value: Value
-    ratio: Value | None
     interval: Callable[[Row], tuple[float, float] | None]
+    level: float | None
+    logarithmic: bool
+    share: bool
+
+
+def _scaled(name: str, one: float) -> Value:
+    return lambda row: None if (value := getattr(row, name)) is None else value / one
 
 
 def _panel(name: str, title: str, rows: Sequence[Row]) -> _Panel:
-    """Panel of a quantity, in the unit in which its largest value is at least 1."""
+    """Panel of a quantity: relative to uncompressed if rows give that ratio, else in the unit in which its largest
+    value is at least 1."""
     quantity = QUANTITIES[name]
-    given: Value = attrgetter(name)
-    unit, one = scale(quantity.unit, max((x for x in _finite([given(row) for row in rows]) if x > 0), default=1.0))
-    ratio: Value | None = None
     if quantity.ratio:
-        ratio = attrgetter(quantity.ratio)
-    elif quantity.comparable:
+        interval = attrgetter(QUANTITIES[quantity.ratio].interval)
+        label = f"relative to uncompressed\n{quantity.direction}"
+        return _Panel(title, label, attrgetter(quantity.ratio), interval, 1.0, logarithmic=False, share=False)
+    given: Value = attrgetter(name)
+    share = quantity.unit.startswith("share")
+    if quantity.comparable and not share:
+        label = f"relative to uncompressed\n{quantity.direction}"
         ratio = partial(relative, rows=rows, value=given)
-    interval = QUANTITIES[quantity.ratio].interval if quantity.ratio else ""
+        of_ppl = _ppl_ratio if name == "ppl" else lambda row: None
+        return _Panel(title, label, ratio, of_ppl, 1.0, logarithmic=name == "ppl", share=False)
+    unit, one = scale(quantity.unit, max((x for x in _finite([given(row) for row in rows]) if x > 0), default=1.0))
+    ends = attrgetter(quantity.interval) if quantity.interval else lambda row: None
     return _Panel(
-        name,
         title,
         "\n".join(filter(None, (unit, quantity.direction))),
-        lambda row: None if (value := given(row)) is None else value / one,
-        ratio,
-        _ppl_ratio if name == "ppl" else attrgetter(interval) if interval else lambda row: None,
+        _scaled(name, one),
+        lambda row: None if (found := ends(row)) is None else (found[0] / one, found[1] / one),
+        None,
+        logarithmic=False,
+        share=share,
     )
 
 
@@ -143,6 +159,14 @@ def _panels(rows: Sequence[Row]) -> Iterator[_Panel]:
             yield _panel("peak_memory_bytes", f"memory of the {kind}", rows)
         elif quantity.drawn and any(getattr(row, name) is not None for row in rows):
             yield _panel(name, quantity.name, rows)
+    for own in {metric.reference: metric for row in rows for metric in row.metrics if metric.drawn}.values():
+        label = "\n".join(filter(None, (own.unit, f"{own.better} is better" if own.better else "")))
+        value = partial(_of_metric, reference=own.reference)
+        yield _Panel(own.name, label, value, lambda row: None, None, logarithmic=False, share=True)
+
+
+def _of_metric(row: Row, reference: str) -> float | None:
+    return next((metric.value for metric in row.metrics if metric.reference == reference), None)
 
 
 def _marks(axes: Axes, x: Sequence[float], y: Sequence[float], rows: Sequence[Row], number: int) -> None:
@@ -165,11 +189,14 @@ def _legend(figure: Figure, rows: Sequence[Row], *more: Patch) -> None:
     ]
 
     def named(chosen: Callable[[Row], bool]) -> str:
-        ratios = {name: [f"{row.keep_ratio:g}" for row in line if chosen(row)] for name, line in lines.items()}
+        ratios = {name: [row.ratio for row in line if chosen(row)] for name, line in lines.items()}
         return "; ".join(f"{name} {', '.join(found)}" for name, found in ratios.items() if found)
 
+    letters = int(13.3 * figure.get_figwidth())
+
     def note(text: str, **style: Any) -> None:
-        handles.append(Line2D([], [], color=_GREY, linestyle="", label=textwrap.fill(text, 110), **style))
+        text = textwrap.fill(text, 110 * letters // 160)
+        handles.append(Line2D([], [], color=_GREY, linestyle="", label=text, **style))
 
     if hollow := named(lambda row: row.vacuous):
         note(f"hollow: vacuous, says nothing ({hollow})", marker="o", markerfacecolor="white")
@@ -179,7 +206,7 @@ def _legend(figure: Figure, rows: Sequence[Row], *more: Patch) -> None:
         note(f"no verdict: {warning}")
     handles += more
     widths = [8 + max(map(len, str(handle.get_label()).split("\n"))) for handle in handles]
-    columns = len(handles) if sum(widths) < 160 else max(1, 160 // max(widths))
+    columns = len(handles) if sum(widths) < letters else max(1, letters // max(widths))
     figure.legend(handles=handles, loc="outside upper left", ncols=columns)
 
 
@@ -193,59 +220,78 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
 
 
-def _draw(panel: _Panel, absolute: Axes, ratio: Axes, rows: Sequence[Row]) -> None:
-    """Plot one quantity over the keep ratio: absolute, and below relative to uncompressed."""
+def _alike(value: Value, rows: Sequence[Row]) -> dict[float, float]:
+    """Values by keep ratio if all presses have the same ones and none is vacuous, otherwise empty."""
+    found: dict[float, set[float | None]] = {}
+    for row in rows:
+        if row.keep_ratio is None:
+            return {}
+        found.setdefault(row.keep_ratio, set()).add(value(row))
+    only = {ratio: next(iter(values)) for ratio, values in found.items() if len(values) == 1}
+    known = {ratio: one for ratio, one in only.items() if one is not None and math.isfinite(one)}
+    return known if len(known) == len(found) > 1 and not any(row.vacuous for row in rows) else {}
+
+
+def _draw(panel: _Panel, axes: Axes, rows: Sequence[Row]) -> None:
+    """Plot one quantity over the keep ratio, with its intervals."""
     lines = series(rows)
-    ratios = sorted({row.keep_ratio for row in rows})
+    ratios = sorted({row.keep_ratio for row in rows if row.keep_ratio is not None})
     span = ratios[-1] - ratios[0] or 1.0
-    absolute.set(title=panel.title, ylabel=panel.label)
+    axes.set(title=panel.title, ylabel=panel.label, xlabel="keep ratio")
     crowded = any(after - before < 0.07 * span for before, after in pairwise(ratios))
-    for axes, value in ((absolute, panel.value), (ratio, panel.ratio)):
-        if value is None:
-            axes.set_axis_off()
-            reason = "not drawn: rows are timed separately, and only TTFT and TPOT in pairs"
-            text = textwrap.fill(reason, 36)
-            axes.text(0.5, 0.5, text, ha="center", va="center", color=_GREY, transform=axes.transAxes)
-            return
-        drawn: list[float] = []
-        for number, line in enumerate(lines.values()):
-            # Next to each other, since presses that hold equally many entries cost the same.
-            aside = 0.018 * span * (number - (len(lines) - 1) / 2)
-            x, y = [row.keep_ratio + aside for row in line], _finite([value(row) for row in line])
-            drawn += y
-            for place, row in zip(x, line, strict=True):
-                interval = panel.interval(row) if axes is ratio else None
-                if interval is not None:
-                    colour = _COLOURS[number % len(_COLOURS)]
-                    axes.plot([place] * 2, interval, color=colour, linewidth=1, marker="_", markersize=5)
-            _marks(axes, x, y, line, number)
-        axes.xaxis.set_major_locator(MaxNLocator(6) if crowded else FixedLocator(ratios))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:g}"))
-        axes.set_xlim(ratios[0] - 0.07 * span, ratios[-1] + 0.07 * span)
-        if panel.field == "ppl":
-            _scale(axes, drawn)
-        elif axes is absolute:
-            axes.set_ylim(0, 1.1 * max((number for number in drawn if number > 0), default=1))
-    low, high = ratio.get_ylim()
-    ratio.set_ylim(min(low, 0.9), max(high, 1.1))  # so that noise alone looks like noise
-    ratio.axhline(1, color=_GREY, linewidth=1, linestyle="--", zorder=1)
-    ratio.set(xlabel="keep ratio", ylabel="relative to uncompressed")
+    drawn: list[float] = []
+    if len(lines) > 1 and (same := _alike(panel.value, rows)):
+        axes.plot(*zip(*sorted(same.items()), strict=True), color=_GREY, marker="o", markersize=5.5, linewidth=1.3)
+        axes.text(0.03, 0.95, "the same for all presses", color=_GREY, va="top", transform=axes.transAxes)
+        drawn, lines = list(same.values()), {}
+    for number, line in enumerate(lines.values()):
+        # Next to each other, since presses that hold equally many entries cost the same.
+        aside = 0.018 * span * (number - (len(lines) - 1) / 2)
+        colour = _COLOURS[number % len(_COLOURS)]
+        for row in (row for row in line if row.keep_ratio is None):
+            # It has no place on this axis.
+            (level,) = _finite([panel.value(row)])
+            axes.axhline(level, color=colour, linewidth=1.3, linestyle="--" if row.vacuous else "-.")
+            drawn.append(level)
+        line = [row for row in line if row.keep_ratio is not None]
+        x, y = [(row.keep_ratio or 0) + aside for row in line], _finite([panel.value(row) for row in line])
+        drawn += y
+        for place, row in zip(x, line, strict=True):
+            interval = panel.interval(row)
+            if interval is not None and (row.keep_ratio != 1 or interval[0] < interval[1]):
+                axes.plot([place] * 2, interval, color=colour, linewidth=1, marker="_", markersize=5)
+                drawn += interval
+        _marks(axes, x, y, line, number)
+    axes.xaxis.set_major_locator(MaxNLocator(6) if crowded else FixedLocator(ratios))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:g}"))
+    axes.set_xlim(ratios[0] - 0.07 * span, ratios[-1] + 0.07 * span)
+    finite = [value for value in drawn if math.isfinite(value)]
+    if panel.logarithmic:
+        _scale(axes, finite)
+    if panel.level is not None:
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, 0.9), max(high, 1.1))  # so that noise alone looks like noise
+        axes.axhline(panel.level, color=_GREY, linewidth=1, linestyle="--", zorder=1)
+    elif panel.share:
+        middle = (max(finite, default=1) + min(finite, default=0)) / 2
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, middle - 5), max(high, middle + 5))
+    else:
+        axes.set_ylim(0, 1.1 * max((number for number in finite if number > 0), default=1))
 
 
-def overview(rows: Sequence[Row]) -> Figure:
-    """Measured quantities over the keep ratio, a line per press: absolute, and below relative to uncompressed."""
+def overview(rows: Sequence[Row], columns: int = 3) -> Figure:
+    """Measured quantities over the keep ratio: a panel each, a line per press, in this many columns."""
     with rc_context(_STYLE):
         panels = list(_panels(rows))
-        blocks = math.ceil(len(panels) / 3)
-        figure = Figure(figsize=(_WIDTH, 4.4 * blocks + 0.4))
-        grid = figure.subplots(2 * blocks, 3, squeeze=False)
-        for cell in range(3 * blocks):
-            above, below = (grid[2 * (cell // 3) + half][cell % 3] for half in (0, 1))
+        lines = math.ceil(len(panels) / columns)
+        figure = Figure(figsize=(_WIDTH if columns > 1 else _NARROW, 3.0 * lines + (0.4 if columns > 1 else 1.2)))
+        grid = figure.subplots(lines, columns, squeeze=False)
+        for cell, axes in enumerate(grid.flat):
             if cell < len(panels):
-                _draw(panels[cell], above, below, rows)
+                _draw(panels[cell], axes, rows)
             else:
-                above.set_axis_off()
-                below.set_axis_off()
+                axes.set_axis_off()
         _legend(figure, rows)
     return figure
 
@@ -288,10 +334,10 @@ def _annotate(axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence
         ).set_in_layout(False)
 
 
-def trade_off(rows: Sequence[Row]) -> Figure:
+def trade_off(rows: Sequence[Row], narrow: bool = False) -> Figure:
     """Gain of a press against its change in perplexity: speed if all rows have times, otherwise memory."""
     with rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 5.8))
+        figure = Figure(figsize=(_NARROW, 5.2) if narrow else (_WIDTH, 5.8))
         axes = figure.subplots()
         fast = all(row.tpot_ratio for row in rows)
         points, texts, colours = [], [], []
@@ -311,7 +357,7 @@ def trade_off(rows: Sequence[Row]) -> Figure:
                 shown.append((row, gain, 100 * row.ppl_change))
             _marks(axes, [x for _, x, _ in shown], [y for _, _, y in shown], [row for row, _, _ in shown], number)
             points += [(x, y) for _, x, y in shown]
-            texts += [f"{row.keep_ratio:g}" for row, _, _ in shown]
+            texts += [row.ratio for row, _, _ in shown]
             colours += [colour] * len(shown)
         judged, band = not any(row.warnings for row in rows), rows[0].bands[0]
         if judged:
@@ -331,11 +377,15 @@ def trade_off(rows: Sequence[Row]) -> Figure:
             better = (1, x_limits[1]) if fast else (x_limits[0], 1)
             axes.fill_between(better, y_limits[0], 100 * band, color=_BETTER, zorder=0)
         rise, memory = QUANTITIES["ppl_change"], QUANTITIES["kv_bytes"]
-        axes.set(xlim=x_limits, ylim=y_limits, ylabel=f"{rise.name}, {rise.direction}")
+        bent = "\n(linear to 30 %, logarithmic beyond)" if axes.get_yscale() == "symlog" else ""
+        axes.set(xlim=x_limits, ylim=y_limits, ylabel=f"{rise.name}, {rise.direction}{bent}")
         axes.set_xlabel(
-            f"speed relative to uncompressed (1 / {QUANTITIES['tpot_ratio'].name}), more is better"
-            if fast
-            else f"memory of {memory.name} relative to uncompressed, {memory.direction}"
+            textwrap.fill(
+                f"speed relative to uncompressed (1 / {QUANTITIES['tpot_ratio'].name}), more is better"
+                if fast
+                else f"memory of {memory.name} relative to uncompressed, {memory.direction}",
+                40 if narrow else 110,
+            )
         )
         corner = f"{'faster' if fast else 'smaller'}, and perplexity {band_names(rows[0].bands)[0]}"
         corners = [Patch(facecolor=_BETTER, edgecolor="#5a9a68", label=corner)] if judged else []
@@ -366,8 +416,21 @@ def _shares(evicted_at: Tensor, pixels: int) -> np.ndarray[Any, Any]:
     return (held / (heads * fed)).numpy()
 
 
+def evicting(evicted_at: Sequence[Tensor]) -> list[int]:
+    """Layers that evicted something."""
+    return [layer for layer, table in enumerate(evicted_at) if int(table.min()) < table.shape[-1]]
+
+
 def eviction_map(title: str, evicted_at: Sequence[Tensor]) -> Figure:
-    """Map of the tokens held over time: a panel per layer, from one ``[1, K, T]`` each, see ``pressgauge.history``."""
+    """Map of the tokens held over time, from one ``[1, K, T]`` per layer, see ``pressgauge.history``.
+
+    Layers that evicted something, of which there must be one, have a panel; the title names the others.
+    """
+    layers = evicting(evicted_at)
+    idle = [str(layer) for layer in range(len(evicted_at)) if layer not in layers]
+    if idle:
+        title += f"; nothing evicted in layer{'s' * (len(idle) > 1)} {', '.join(idle)}"
+    evicted_at = [evicted_at[layer] for layer in layers]
     with rc_context({**_STYLE, "axes.grid": False, "axes.titleweight": "normal"}):
         columns = min(4, len(evicted_at))
         lines = math.ceil(len(evicted_at) / columns)
@@ -391,8 +454,7 @@ def eviction_map(title: str, evicted_at: Sequence[Tensor]) -> Figure:
                 extent=(0, tokens, tokens, 0),
                 interpolation="none",
             )
-            nothing = ", nothing evicted" if int(table.min()) >= tokens else ""
-            axes.set_title(f"layer {number}{nothing}", fontsize=9)
+            axes.set_title(f"layer {layers[number]}", fontsize=9)
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.label_outer()
@@ -466,3 +528,11 @@ def to_svg(figure: Figure, name: str) -> str:
         return re.sub(r'((?<=href="#)|(?<=url\(#))', f"{name}-", re.sub(r'\sid="([^"]*)"', numbered, tag[0]))
 
     return re.sub(r"<[^>]*>", own, text[text.index("<svg") :])
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    with rc_context(_STYLE):
+        figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
+    return buffer.getvalue()

@@ -7,8 +7,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from pressgauge.bench.comparing import Comparison
-from pressgauge.bench.row import MEMORY, QUANTITIES, UNTOLD, Row, bands_in_words
+from pressgauge.bench.comparing import Comparison, against_random, beats
+from pressgauge.bench.row import MEMORY, OBSERVED, QUANTITIES, UNTOLD, Row, bands_in_words
 from pressgauge.formats import DASH, interval, number
 
 
@@ -34,7 +34,7 @@ def _table(title: str, caption: str, rows: Sequence[Row], *, timed: bool) -> Tab
         colour = _colour(row)
         if colour and not timed:
             cells["ppl_change"] = f"[{colour}]{cells['ppl_change']}[/]"
-        table.add_row(f"{row.keep_ratio:g}", *cells.values())
+        table.add_row(row.ratio, *cells.values())
     return table
 
 
@@ -45,15 +45,24 @@ def make_table(rows: Sequence[Row]) -> Table:
     caption += " fullest layer"
     if any(row.judged for row in rows):
         caption += f"\nbands of change: {bands_in_words(first.bands)}"
-    if any(row.ppl_interval and row.keep_ratio < 1 for row in rows):
+    if any(row.ppl_interval and row.keep_ratio != 1 for row in rows):
         caption += f"\nin brackets: paired 95 % confidence interval, over {first.ppl_interval_units}"
     if any(row.verdict == "not a number" for row in rows):
         caption += "\nnot a number: the press makes the perplexity NaN or infinite"
     if any(row.vacuous for row in rows):
         caption += "\nvacuous: no scored token met an eviction, so this says nothing about the press"
+    observed = [row for row in rows if row.method == OBSERVED]
+    if observed:
+        caption += f"\nstepwise, observed ({observed[0].package}); the row of ratio 1 in one pass"
+    if left := next((row.left for row in rows if row.left), ""):
+        caption += f"\nIT LEFT THE MODEL CHANGED, which was undone: {escape(left)}"
+    if any(row.unreadable_tokens for row in rows):
+        caption += "\n>=: what some queries met cannot be read from outside"
+    if any(row.altered and not row.affected_tokens for row in rows):
+        caption += "\naltered: no eviction was seen, but the NLL is not that of the uncompressed run"
     caption += "".join(f"\nNO VERDICT: {escape(warning)}" for warning in first.warnings)
     where = escape(f"{first.model} on {first.text}")
-    title = f"{first.press}, {first.schedule}, prune_after {first.prune_after}: {where}"
+    title = f"{escape(first.press)}, {escape(rows[-1].settings)}: {where}"
     return _table(title, caption, rows, timed=False)
 
 
@@ -74,11 +83,35 @@ def make_distance_table(rows: Sequence[Row]) -> Table:
     caption = "KL divergence from the uncompressed distribution, in nats per token; share of tokens with the same top-1"
     table = Table(title=escape(f"to uncompressed: {rows[0].model} on {rows[0].text}"), box=box.SIMPLE, padding=0)
     table.caption = f"{caption} prediction; in brackets: 95 % confidence intervals"
-    for heading in ("press", "keep\nratio", *(column.heading for column in columns)):
+    own = list(dict.fromkeys(metric.name for row in rows for metric in row.metrics))
+    random = against_random(rows)
+    if random:
+        table.caption += f"; ppl: change in perplexity from random to the press, {SIMULTANEOUS}"
+        table.caption += "".join(f"\n{escape(line)}" for line in random_notes(rows))
+    headings = ("press", "keep\nratio", *(column.heading for column in columns), *["ppl to random"][: len(random)])
+    for heading in (*headings, *map(escape, own)):
         table.add_column(heading, justify="left" if heading == "press" else "right")
-    for row in rows:
-        table.add_row(escape(row.press), f"{row.keep_ratio:g}", *(column.text(row) for column in columns))
+    for index, row in enumerate(rows):
+        values = {metric.name: metric.text for metric in row.metrics}
+        cells = [column.text(row) for column in columns]
+        cells += [interval(random[index].change, random[index].interval) if index in random else DASH] if random else []
+        cells += [values.get(name, DASH) for name in own]
+        table.add_row(escape(row.press), row.ratio, *cells)
     return table
+
+
+SIMULTANEOUS = "with intervals that hold together at 95 %"
+
+
+def random_notes(rows: Sequence[Row]) -> Iterator[str]:
+    """For each press, at which ratios it loses less or more than ``random``, a line each."""
+    for press in dict.fromkeys(row.press for row in rows):
+        said: dict[str, list[str]] = {}
+        for index, found in against_random(rows).items():
+            if rows[index].press == press:
+                said.setdefault(beats(found), []).append(rows[index].ratio)
+        if said:
+            yield f"{press}: " + "; ".join(f"{words} at {', '.join(ratios)}" for words, ratios in said.items())
 
 
 def make_tables(rows: Sequence[Row]) -> Iterator[Table]:
@@ -88,9 +121,9 @@ def make_tables(rows: Sequence[Row]) -> Iterator[Table]:
         for _, rows_of_press in groupby(text, key=lambda row: row.press):
             same = list(rows_of_press)
             yield make_table(same)
-            if same[0].ttft is not None:
+            if same[-1].ttft is not None:
                 yield make_timing_table(same)
-        compared = [row for row in text if row.keep_ratio < 1 and row.kl_divergence is not None]
+        compared = [row for row in text if row.keep_ratio != 1 and row.kl_divergence is not None]
         if compared:
             yield make_distance_table(compared)
 
@@ -118,6 +151,9 @@ def comparison_notes(found: Comparison) -> Iterator[str]:
 
 
 def _cell(row: Row) -> str:
-    skipped = ",".join(map(str, row.skip_layers)) or "none"
-    settings = f"{row.schedule}, {row.keep_ratio:g} from {row.prune_after}, layers skipped: {skipped}"
-    return f"{row.model} on {row.text}: {row.press}, {settings}"
+    settings = [f"{row.schedule or row.convention}, {row.ratio}"]
+    if row.prune_after is not None:
+        settings[0] += f" from {row.prune_after}"
+    if row.skip_layers is not None:
+        settings.append(f"layers skipped: {','.join(map(str, row.skip_layers)) or 'none'}")
+    return f"{row.model} on {row.text}: {row.press}, {', '.join(settings)}"

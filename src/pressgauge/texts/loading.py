@@ -92,13 +92,18 @@ def load_text(name: str, tokenizer: PreTrainedTokenizerBase, *, samples: int, to
         ``[samples, tokens]`` int64.
 
     Raises:
-        TypeError: if ``samples`` or ``tokens`` is not an integer.
+        TypeError: if ``samples`` or ``tokens`` is not an integer, or ``tokenizer`` is none.
         ValueError: if there is no such text, it cannot be loaded or is too short, or only one of tokenizer and text is
             of the reference language.
     """
     whole_number("samples", samples, 1)
     whole_number("tokens", tokens, 2)
     check_text_name(name)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise TypeError(
+            f"tokenizer must be a transformers tokenizer, got {type(tokenizer).__name__}: pressgauge.models.load gives "
+            "the model and its tokenizer"
+        )
     reference = tokenizer.convert_tokens_to_ids(list(TOKENS)) == list(range(len(TOKENS)))
     if name == "reference":
         if not reference:

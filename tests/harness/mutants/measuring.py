@@ -88,7 +88,7 @@ def no_shift(real: Any) -> Any:
 
     def plain(model: Any, ids: Tensor, mask: Tensor, prompt: int, note: Any) -> Any:
         logits = model(ids, attention_mask=mask, position_ids=scoring.own_positions(mask), use_cache=False).logits
-        return scoring._Scores(*scoring._score(logits[:, prompt:], ids[:, prompt:]))
+        return scoring._Scores(*scoring.score(logits[:, prompt:], ids[:, prompt:]))
 
     return plain
 
@@ -102,7 +102,7 @@ def no_shift_in_steps(real: Any) -> Any:
         scores = []
         for token in range(prompt, ids.shape[1]):
             fed = ids[:, token : token + 1]
-            scores.append(scoring._score(model(fed, **using(cache)).logits, fed))
+            scores.append(scoring.score(model(fed, **using(cache)).logits, fed))
         return scoring._Scores(*(torch.cat(parts, dim=1) for parts in zip(*scores, strict=True)))
 
     return stepwise
@@ -123,7 +123,7 @@ def prompt_is_scored(real: Any) -> Any:
 
     def plain(model: Any, ids: Tensor, mask: Tensor, prompt: int, note: Any) -> Any:
         logits = model(ids, attention_mask=mask, position_ids=scoring.own_positions(mask), use_cache=False).logits
-        return scoring._Scores(*scoring._score(logits[:, :-prompt], ids[:, 1 : ids.shape[1] - prompt + 1]))
+        return scoring._Scores(*scoring.score(logits[:, :-prompt], ids[:, 1 : ids.shape[1] - prompt + 1]))
 
     return plain
 
@@ -133,7 +133,7 @@ def prompt_is_forgotten(real: Any) -> Any:
 
     def plain(model: Any, ids: Tensor, mask: Tensor, prompt: int, note: Any) -> Any:
         logits = model(ids[:, prompt - 1 : -1], attention_mask=mask[:, prompt - 1 : -1], use_cache=False).logits
-        return scoring._Scores(*scoring._score(logits, ids[:, prompt:]))
+        return scoring._Scores(*scoring.score(logits, ids[:, prompt:]))
 
     return plain
 
@@ -253,6 +253,7 @@ def nominal_size(real: Any) -> Any:
         row: Row = real(name, press, source, result, base, times)
         columns = result.nll.shape[1] + 1
         entries = round(press.keep_ratio * columns) if result.compressing else columns
+        assert row.kv_bytes is not None
         nominal = row.kv_bytes * entries * len(row.held) // sum(row.held)
         return replace(row, held=(entries,) * len(row.held), kv_bytes=nominal)
 
@@ -489,17 +490,17 @@ MEASURING = [
     Mutant(
         "measure-bits", "the exponential of an NLL in bits", "plausible",
         None, laws.test_nll_is_exact_for_a_model_whose_distribution_is_known,
-        breaks=replacing(scoring, "_score", in_units_of(2)),
+        breaks=replacing(scoring, "score", in_units_of(2)),
     ),
     Mutant(
         "measure-log10", "common logarithms", "plausible",
         None, laws.test_no_perplexity_is_below_the_exact_entropy_by_more_than_sampling_error,
-        breaks=replacing(scoring, "_score", in_units_of(10)),
+        breaks=replacing(scoring, "score", in_units_of(10)),
     ),
     Mutant(
         "measure-own-text", "the model is scored on its own predictions", "plausible",
         None, laws.test_no_perplexity_is_below_the_exact_entropy_by_more_than_sampling_error,
-        breaks=replacing(scoring, "_score", own_text),
+        breaks=replacing(scoring, "score", own_text),
     ),
     Mutant(
         "measure-padding", "the attention mask is ignored", "KIVI issue 18",
@@ -519,12 +520,12 @@ MEASURING = [
     Mutant(
         "measure-half", "the loss is computed in bfloat16", "plausible",
         None, laws.test_nll_of_a_model_in_half_precision_is_taken_in_float32_or_wider,
-        breaks=replacing(scoring, "_score", own_precision),
+        breaks=replacing(scoring, "score", own_precision),
     ),
     Mutant(
         "measure-top-3", "top-3 predictions count as top-1", "plausible",
         None, laws.test_accuracy_is_the_top_1_share_of_scored_tokens,
-        breaks=replacing(scoring, "_score", among_the_best_three),
+        breaks=replacing(scoring, "score", among_the_best_three),
     ),
     Mutant(
         "measure-columns", "accuracy includes padding", "plausible",

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from pressgauge.bench.comparing import compare, contests
+from pressgauge.bench.comparing import against_random, beats, compare, contests
 from pressgauge.bench.results import Results, read_results, write_results
 from pressgauge.bench.row import Row
-from pressgauge.report.table import comparison_notes, make_comparison
+from pressgauge.report.table import comparison_notes, make_comparison, random_notes
 
 SAMPLES = 6
 
@@ -107,6 +107,47 @@ def test_presses_are_compared_at_the_same_ratio() -> None:
     assert (found.better.press, found.worse.press) == ("random", "knorm")
     assert found.told
     assert found.change.change == pytest.approx(math.exp(np.mean(OTHER) - np.mean(ONE)) - 1)
+
+
+def test_a_press_is_compared_with_random_of_the_same_budget() -> None:
+    """At each ratio, schedule, threshold and layers; a row without such a random, or without a verdict, is not."""
+    rows = [
+        row("knorm", means=OTHER),
+        row("random", means=ONE),
+        row("knorm", 0.4, means=ONE),
+        row("tova", means=ONE, schedule="prefill"),
+        row("random(schedule=prefill)", means=OTHER, schedule="prefill"),
+        row("h2o", means=ONE, prune_after=9),
+        row("keydiff", vacuous=True),
+        row("snapkv", means=ONE),
+    ]
+    found = against_random(rows)
+    assert {index: beats(change) for index, change in found.items()} == {
+        0: "loses more than random",
+        3: "loses less than random",
+        7: "no difference can be told",
+    }
+    level = 1 - 0.05 / 3
+    expected = ttest_rel(OTHER, ONE).confidence_interval(level)
+    assert found[0].interval == pytest.approx((math.expm1(expected.low), math.expm1(expected.high)))
+    assert beats(replace(found[0], interval=None)) == "no difference can be told"
+    shown = [*random_notes(rows)]
+    assert "knorm: loses more than random at 0.5" in shown
+
+
+def test_equal_presses_seldom_beat_random() -> None:
+    """Among four presses that are as good as random, one is told from it in at most 5 % of the sweeps."""
+    random = np.random.default_rng(4)
+    false = 0
+    for _ in range(200):
+        of_text = random.standard_normal(SAMPLES)
+        rows = [
+            row(press, ratio, tuple(of_text + 0.1 * random.standard_normal(SAMPLES)))
+            for press in ("knorm", "tova", "h2o", "keydiff", "random")
+            for ratio in (0.5, 0.2)
+        ]
+        false += any(beats(one) != "no difference can be told" for one in against_random(rows).values())
+    assert false <= 0.05 * 200
 
 
 def test_equal_presses_are_seldom_told_apart() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pressgauge import KnormPress, RandomPress, SnapKVPress
-from pressgauge.bench.naming import Named, make, parse
+from pressgauge.bench.naming import Named, make, parse, with_random
 
 OWN = """
 from pressgauge import KnormPress
@@ -108,12 +108,15 @@ def test_a_press_is_made_with_its_options(text: str, expected: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("knorm(depth=3)", r"knorm\(depth=3\) does not take these options \(.*depth"),
+        ("knorm(depth=3)", "knorm does not take depth=3: it takes prune_after, skip_layers, sinks"),
         ("own_presses:Narrow", "own_presses:Narrow was not found: AttributeError"),
         ("missing_presses:Press", "missing_presses:Press was not found: ModuleNotFoundError"),
         ("failing_presses:Press", "failing_presses:Press was not found: ZeroDivisionError"),
         ("own_presses:", "must be package.module:name, got 'own_presses:'"),
-        ("own_presses:nothing", r"must make a pressgauge.Press, got NoneType: .* pressgauge audit compressor"),
+        (
+            "own_presses:nothing",
+            "own_presses:nothing cannot be measured: the factory returned a NoneType: it has to",
+        ),
         ("knorm(recent=-1)", "recent must be at least 0, got -1"),
     ],
 )
@@ -122,3 +125,31 @@ def test_what_cannot_be_made_is_refused(text: str, sentence: str) -> None:
     (one,) = parse(text)
     with pytest.raises(ValueError, match=sentence):
         make(one, [0.5], {})
+
+
+def test_random_stands_beside_every_press_with_the_same_budget() -> None:
+    """A random press is added under each schedule, prune_after and layers of a press, unless one is there."""
+    ratios = [1.0, 0.5]
+    options: dict[str, Any] = {"prune_after": 16, "skip_layers": (0,)}
+
+    def added(text: str, **shared: Any) -> dict[str, Any]:
+        named = parse(text)
+        given = {one.label: make(one, ratios, options | shared) for one in named}
+        found = with_random(given, ratios, options | shared, seed=None)
+        assert list(found)[: len(given)] == list(given)
+        return {label: presses for label, presses in found.items() if label not in given}
+
+    assert added("random") == {}
+    assert added("random(seed=3),knorm") == {}
+    both = added("knorm,snapkv,snapkv(recent=8),knorm(prune_after=4)")
+    assert list(both) == ["random", "random(schedule=prefill)", "random(prune_after=4)"]
+    assert both["random"] == (RandomPress(1.0, **options), RandomPress(0.5, **options))
+    assert both["random(schedule=prefill)"][1] == RandomPress(0.5, schedule="prefill", **options)
+    assert both["random(prune_after=4)"][1] == RandomPress(0.5, prune_after=4, skip_layers=(0,))
+    assert list(added("knorm,snapkv", schedule="step")) == ["random"]
+
+
+def test_random_has_the_options_of_all_presses() -> None:
+    """Shared options and the seed are those of the added press, too."""
+    found = with_random({"knorm": make(Named("knorm"), [0.5], {})}, [0.5], {}, recent=4, seed=7, sinks=None)
+    assert found["random(recent=4, seed=7)"] == (RandomPress(0.5, recent=4, seed=7),)

@@ -199,8 +199,11 @@ def test_a_device_is_picked_by_its_name() -> None:
     assert pick_device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cpu0"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cpu0", "meta", "cpu:1", "hpu", "xla", "mkldnn"])
 def test_a_missing_device_is_refused(name: str) -> None:
-    """A missing device is refused with the available ones."""
-    with pytest.raises(ValueError, match=f"device must be auto, cpu or an accelerator of this machine, got '{name}'"):
+    """A device that is missing or cannot compute is refused with the available ones, by its name and for a model."""
+    sentence = f"device must be auto, cpu or an accelerator of this machine, got '{name}'"
+    with pytest.raises(ValueError, match=sentence):
         pick_device(name)
+    with pytest.raises(ValueError, match=sentence):
+        load("reference", device=name)

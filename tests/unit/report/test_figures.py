@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 
+from pressgauge.bench.metrics import Measured
 from pressgauge.bench.row import Row
 from pressgauge.history import NEVER
 from pressgauge.report import figures
@@ -82,13 +83,9 @@ def legend(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def panel(figure: Figure, title: str) -> tuple[Axes, Axes]:
-    """The panel with this title, and the relative one below it."""
-    above = next(axes for axes in figure.axes if axes.get_title(loc="left") == title)
-    left = above.get_position().x0
-    below = [a for a in figure.axes if abs(a.get_position().x0 - left) < 0.01 and a.get_position().y0 < 0.99]
-    lower = [a for a in below if a.get_position().y0 < above.get_position().y0]
-    return above, max(lower, key=lambda axes: axes.get_position().y0)
+def panel(figure: Figure, title: str) -> Axes:
+    """The panel with this title."""
+    return next(axes for axes in figure.axes if axes.get_title(loc="left") == title)
 
 
 def path(line: Line2D) -> list[tuple[float, float]]:
@@ -193,25 +190,83 @@ def test_memory_of_different_kinds_is_never_in_one_panel(kinds: tuple[str | None
     assert title in titles(figures.overview(mixed))
 
 
-def test_values_are_drawn_in_the_unit_of_the_axis_and_relative_below() -> None:
-    """Values have the unit and direction of the axis, with error bars, and the panel below is relative to the row of
-    ratio 1."""
+def bars(axes: Axes) -> list[list[float]]:
+    """Ends of the intervals."""
+    return [[y for _, y in path(line)] for line in axes.lines if line.get_marker() == "_"]
+
+
+def test_each_quantity_is_drawn_once_with_its_interval() -> None:
+    """Times, sizes and perplexity are relative to uncompressed; others are in the unit of the axis."""
     figure = figures.overview([replace(row, **TIMES) for row in rows()])
-    above, below = panel(figure, "time to first token (TTFT)")
-    assert above.get_ylabel() == "ms\nless is better"
-    assert [y for _, y in points(above)] == pytest.approx([30] * 3)
-    bars = [[y for _, y in path(line)] for line in below.lines if line.get_marker() == "_"]
-    assert bars == [[0.9, 1.25]] * 3
-    above, below = panel(figures.overview(rows()), "keys and values")
-    assert above.get_ylabel() == "MiB\nless is better"
-    assert sum(points(below), ()) == pytest.approx((1, 1, 0.7, 0.7, 0.3, 0.3), abs=1e-5)
+    axes = panel(figure, "time to first token (TTFT)")
+    assert axes.get_ylabel() == "relative to uncompressed\nless is better"
+    assert [y for _, y in points(axes)] == pytest.approx([1.0] * 3)
+    assert bars(axes) == [[0.9, 1.25]] * 3
+    axes = panel(figures.overview(rows()), "keys and values")
+    assert sum(points(axes), ()) == pytest.approx((1, 1, 0.7, 0.7, 0.3, 0.3), abs=1e-5)
+    axes = panel(figures.overview(rows()), "perplexity")
+    assert [y for _, y in points(axes)] == pytest.approx([1, 1.1, 1.5])
+    assert bars(axes) == [pytest.approx([1.05, 1.15]), pytest.approx([1.45, 1.55])]
+    axes = panel(figures.overview(rows(**TIMES)), "speed")
+    assert axes.get_ylabel() == "tokens per second\nmore is better"
+    assert [y for _, y in points(axes)] == pytest.approx([400] * 3)
 
 
-def test_speeds_of_rows_are_not_divided_by_each_other() -> None:
-    """Throughputs of rows, which are timed separately, are not divided by each other."""
-    _, below = panel(figures.overview(rows(**TIMES)), "speed")
-    assert not points(below)
-    assert "not drawn" in below.texts[0].get_text()
+def test_distances_are_drawn_with_their_intervals() -> None:
+    """KL divergence in nats from 0, and agreement in percent of tokens over at least 10 of them."""
+    distances: dict[str, Any] = {
+        "kl_divergence": 0.2,
+        "kl_interval": (0.1, 0.3),
+        "agreement": 0.9,
+        "agreement_interval": (0.89, 0.91),
+    }
+    found = [replace(row, **distances) if row.keep_ratio != 1 else row for row in rows()]
+    whole: dict[str, Any] = {
+        "kl_divergence": 0.0,
+        "kl_interval": (0.0, 0.0),
+        "agreement": 1.0,
+        "agreement_interval": (1.0, 1.0),
+    }
+    figure = figures.overview([replace(found[0], **whole), *found[1:]])
+    axes = panel(figure, "KL divergence")
+    assert (axes.get_ylabel(), axes.get_ylim()[0]) == ("nats per token\nless is better", 0)
+    assert [y for _, y in points(axes)] == [0, 0.2, 0.2]
+    assert bars(axes) == [[0.1, 0.3]] * 2
+    axes = panel(figure, "top-1 agreement")
+    assert axes.get_ylabel() == "% of tokens\nmore is better"
+    assert bars(axes) == [pytest.approx([89, 91])] * 2
+    low, high = axes.get_ylim()
+    assert high - low >= 10
+
+
+def test_values_that_all_presses_have_are_one_line() -> None:
+    """Presses that hold equally many entries are not drawn as if they differed."""
+    axes = panel(figures.overview(rows("knorm", "random")), "keys and values")
+    assert [text.get_text() for text in axes.texts] == ["the same for all presses"]
+    assert [len(path(line)) for line in axes.lines if line.get_marker() == "o"] == [3]
+    differing = [*rows("knorm"), *(replace(row, kv_bytes=(row.kv_bytes or 0) + 9) for row in rows("random"))]
+    assert not panel(figures.overview(differing), "keys and values").texts
+
+
+def test_a_declared_metric_has_a_panel() -> None:
+    """A metric with ``drawn`` has a panel with its values, and another one has none."""
+    own = [
+        replace(row, metrics=(Measured("m:f", "own", "it", row.keep_ratio or 0.0, "nats", "less", drawn=drawn),))
+        for drawn in (True,)
+        for row in rows()
+    ]
+    axes = panel(figures.overview(own), "own")
+    assert [y for _, y in points(axes)] == [1.0, 0.7, 0.3]
+    plain = [replace(row, metrics=(replace(row.metrics[0], drawn=False),)) for row in own]
+    assert "own" not in titles(figures.overview(plain))
+
+
+def test_a_narrow_overview_has_one_column() -> None:
+    """It fits a screen of 400 pixels without being scaled down."""
+    figure = figures.overview(rows(), columns=1)
+    assert figure.get_figwidth() * 96 < 400
+    assert len({round(axes.get_position().x0, 3) for axes in figure.axes}) == 1
+    assert figures.trade_off(rows(), narrow=True).get_figwidth() * 96 < 400
 
 
 def test_vacuous_rows_are_hollow_and_named() -> None:
@@ -266,7 +321,7 @@ def test_presses_that_differ_in_a_setting_are_separate_lines() -> None:
 def test_a_row_is_compared_with_the_uncompressed_row_of_its_own_dtype() -> None:
     """A row is relative to the uncompressed row of its own dtype."""
     half = rows(dtype="bfloat16")
-    half = [replace(row, kv_bytes=row.kv_bytes // 2) for row in half]
+    half = [replace(row, kv_bytes=(row.kv_bytes or 0) // 2) for row in half]
     every = [*rows(), *half]
     assert figures.relative(half[1], every, lambda row: row.kv_bytes) == pytest.approx(0.7, abs=1e-5)
     assert figures.relative(pressed(0.7, 0.1), [pressed(0.7, 0.1)], lambda row: row.kv_bytes) is None
@@ -275,8 +330,8 @@ def test_a_row_is_compared_with_the_uncompressed_row_of_its_own_dtype() -> None:
 def test_numbers_that_are_none_or_not_finite_are_left_out() -> None:
     """None and non-finite numbers are left out, and other points are drawn."""
     broken = [BASE, pressed(0.7, 0.1), pressed(0.5, math.inf), pressed(0.3, math.nan)]
-    above, _ = panel(figures.overview(broken), "perplexity")
-    assert [y for _, y in points(above) if math.isfinite(y)] == [4.0, pytest.approx(4.4)]
+    axes = panel(figures.overview(broken), "perplexity")
+    assert [y for _, y in points(axes) if math.isfinite(y)] == [1.0, pytest.approx(1.1)]
     assert len(points(figures.trade_off(broken).axes[0])) == 1
     figures.to_svg(figures.trade_off([BASE]), "nothing")
     figures.to_svg(figures.overview([pressed(0.3, math.nan, ppl=math.nan, accuracy=math.nan)]), "nothing")
@@ -351,7 +406,7 @@ def shares(table: list[list[int]], step: int, line: int) -> list[float | None]:
     return pixels
 
 
-@pytest.mark.parametrize(("tokens", "step"), [(1, 1), (40, 1), (512, 1), (513, 2), (1200, 3)])
+@pytest.mark.parametrize(("tokens", "step"), [(2, 1), (40, 1), (512, 1), (513, 2), (1200, 3)])
 def test_an_eviction_map_shows_the_share_of_heads_that_hold_a_token(tokens: int, step: int) -> None:
     """A map has one pixel per query up to 512 tokens, and longer texts are averaged."""
     tables = eviction_tables(1, 2, tokens, seed=tokens)
@@ -383,11 +438,12 @@ def test_many_layers_are_a_grid_of_at_most_four_columns_in_a_small_file() -> Non
     title = "an-organisation/a-model on wikitext-2: streaming-llm, keep ratio 0.5, schedule budget"
     figure = figures.eviction_map(title, tables)
     shown = [axes for axes in figure.axes if axes.images]
-    expected = ["layer 0, nothing evicted", *(f"layer {number}" for number in range(1, 10))]
+    expected = [f"layer {number}" for number in range(1, 10)]
     assert [axes.get_title(loc="left") for axes in shown] == expected
     assert len({round(axes.get_position().x0, 3) for axes in shown}) == 4
     svg = figures.to_svg(figure, "many")
     assert title in svg
+    assert "nothing evicted in layer 0" in svg
     assert len(svg) < 500_000
 
 

@@ -1,5 +1,6 @@
 """The page of a report: self-contained and complete, with notes on the interpretation of its numbers."""
 
+import base64
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -13,12 +14,14 @@ import torch
 from matplotlib.figure import Figure
 
 from pressgauge import KnormPress, perplexity
+from pressgauge.bench.results import read_results
 from pressgauge.bench.row import Row, Source, make_row
 from pressgauge.conformance import architectures
 from pressgauge.formats import DASH
 from pressgauge.history import NEVER
 from pressgauge.norm_attention import norm_attention
 from pressgauge.report import figures
+from pressgauge.report.conclusion import conclusion, short_names
 from pressgauge.report.page import summary, write_report
 
 PROVENANCE = {"torch": "2.13.0", "command": "pressgauge measure --report out"}
@@ -162,8 +165,9 @@ def write(folder: Path, rows: Sequence[Row], **changes: Any) -> Page:
 def plain_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty figures, for tests of texts."""
     for name in ("overview", "trade_off"):
-        monkeypatch.setattr(figures, name, lambda rows: Figure())
+        monkeypatch.setattr(figures, name, lambda rows, **options: Figure())
     monkeypatch.setattr(figures, "to_svg", lambda figure, name: f'<svg id="{name}"></svg>')
+    monkeypatch.setattr(figures, "to_png", lambda figure: b"PNG")
 
 
 def eviction_tables(layers: int = 2) -> tuple[torch.Tensor, ...]:
@@ -185,7 +189,10 @@ def test_a_page_is_self_contained(tmp_path: Path) -> None:
         for name, value in attributes.items():
             if name in ("href", "xlink:href", "src", "srcset", "action", "style", "fill", "clip-path"):
                 assert value is not None
-                assert value.startswith(("#", "data:image/png;base64,")) or "//" not in value, (tag, name, value[:80])
+                assert (
+                    value.startswith(("#", "data:image/png;base64,", "data:application/json;base64,"))
+                    or "//" not in value
+                ), (tag, name, value[:80])
             assert not name.startswith("on")
     assert not re.search(r"@import|url\((?!#)", " ".join(page.styles))
     policy = [attributes["content"] for tag, attributes in page.tags if tag == "meta" and "http-equiv" in attributes]
@@ -213,6 +220,7 @@ def test_every_figure_is_in_the_page_and_in_its_own_file(tmp_path: Path) -> None
         assert svg.startswith("<svg")
         assert svg in page.source
         assert name in page.text
+        assert (tmp_path / "out" / name).with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -398,14 +406,14 @@ def test_models_and_texts_have_sections_with_their_own_rows_and_pictures(tmp_pat
         },
         correlations={"large on noise": torch.tensor([[0.5]])},
     )
-    assert page.headings == ["large on noise", "tiny on noise", "odd on noise: x", "How to read this"]
+    assert page.headings == ["large on noise", "tiny on noise", "odd on noise: x", "Provenance", "How to read this"]
     assert [[row[4] if row[0] == "press" else row[3] for row in table] for table in page.tables] == [
         ["change", "9.000", "9.000"],
         ["change", "4.000", "4.400"],
     ]
     sections = page.source.split("<section>")
-    assert ["Norm against attention" in section for section in sections] == [False, True, False, False, False]
-    assert ["eviction-map-" in section for section in sections] == [False, False, True, True, False]
+    assert ["Norm against attention" in section for section in sections] == [False, True, False, False, False, False]
+    assert ["eviction-map-" in section for section in sections] == [False, False, True, True, False, False]
     assert "arXiv 2406.11430" in sections[1]
 
 
@@ -472,20 +480,111 @@ def test_a_press_has_a_summary(rows: list[Row], words: str) -> None:
 
 
 def _fail_to_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "trade_off", lambda rows: 1 / 0)
+    monkeypatch.setattr(figures, "trade_off", lambda rows, **options: 1 / 0)
 
 
 def _fail_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    own, calls = Path.write_text, []
+    own, calls = Path.write_bytes, []
 
-    def write_text(self: Path, text: str, **kwargs: Any) -> int:
+    def write_bytes(self: Path, content: bytes) -> int:
         calls.append(self)
         if len(calls) == 3:
-            own(self, text[:100], **kwargs)
+            own(self, content[:100])
             raise OSError("no space left on device")
-        return own(self, text, **kwargs)
+        return own(self, content)
 
-    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+
+
+@pytest.mark.usefixtures("plain_pictures")
+def test_rows_can_be_downloaded_from_the_page(tmp_path: Path) -> None:
+    """The link has the rows and the provenance, as a file of ``--json`` has them."""
+    page = write(tmp_path, [UNCOMPRESSED, replace(GOOD, ppl=math.nan)])
+    (link,) = [attributes for tag, attributes in page.tags if "download" in attributes]
+    head, content = str(link["href"]).split(",")
+    assert head == "data:application/json;base64"
+    (tmp_path / "rows.json").write_bytes(base64.b64decode(content))
+    found = read_results(tmp_path / "rows.json")
+    # NaN is not equal to NaN.
+    assert repr(found.rows) == repr((UNCOMPRESSED, replace(GOOD, ppl=math.nan)))
+    assert found.provenance == PROVENANCE
+
+
+@pytest.mark.usefixtures("plain_pictures")
+def test_paths_are_shown_by_their_last_part_and_whole_in_the_provenance(tmp_path: Path) -> None:
+    """Names of the hub and of embedded models are whole, and so are paths with the same last part."""
+    names = {
+        "/home/a/models/small": "small",
+        "./texts/mine": "mine",
+        "/one/same": "/one/same",
+        "/two/same": "/two/same",
+        "organisation/model": "organisation/model",
+        "reference": "reference",
+    }
+    assert short_names(names) == names
+    rows = [replace(row, model="/home/a/models/small") for row in (UNCOMPRESSED, GOOD)]
+    maps = {"/home/a/models/small on noise: knorm, keep ratio 0.7": eviction_tables()}
+    page = write(tmp_path, rows, maps=maps)
+    assert page.headings[0] == "small on noise"
+    assert "small on noise: knorm, keep ratio 0.7, schedule budget" in page.text
+    assert page.text.count("/home/a/models/small") == 1
+
+
+@pytest.mark.usefixtures("plain_pictures")
+def test_a_map_without_evictions_is_not_shown(tmp_path: Path) -> None:
+    """A figure is shown only where something was evicted."""
+    nothing = (torch.full((1, 1, 6), NEVER, dtype=torch.int32),) * 2
+    page = write(tmp_path, [UNCOMPRESSED, GOOD], maps={"tiny on noise: knorm, keep ratio 0.7": nothing})
+    assert "eviction-map-" not in page.source
+
+
+def told(press: str, ratio: float, *means: float, **changes: Any) -> Row:
+    """A row below a threshold whose samples, of 100 tokens each, have these mean NLLs."""
+    changes |= {"nll_sums": tuple((100 * mean,) for mean in means), "token_counts": ((100.0,),) * len(means)}
+    return replace(GOOD, press=press, keep_ratio=ratio, **changes)
+
+
+LOW, HIGH = (1.0, 1.1, 0.9, 1.2, 0.8), (1.3, 1.4, 1.21, 1.5, 1.1)
+OUT: dict[str, Any] = {"ppl_change": 0.9, "ppl_interval": (0.8, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([UNCOMPRESSED], "No press has a verdict here."),
+        ([UNCOMPRESSED, VACUOUS], "No press has a verdict here."),
+        ([UNCOMPRESSED, GOOD], "knorm is within +20 % at a keep ratio of 0.7."),
+        ([UNCOMPRESSED, replace(GOOD, **OUT)], "No press is known to be within +20 % at any ratio."),
+        (
+            [told("knorm", 0.5, *LOW), told("tova", 0.5, *LOW), told("random", 0.2, *LOW)],
+            "knorm and tova are within +20 % at a keep ratio of 0.5.",
+        ),
+        (
+            [
+                told("knorm", 0.5, *LOW), told("knorm", 0.2, *LOW), told("tova", 0.5, *HIGH), told("h2o", 0.5, *LOW),
+                told("random", 0.5, *LOW[::-1]), told("random", 0.2, *HIGH),
+            ],
+            "knorm is within +20 % at a keep ratio of 0.2, the smallest of any press. knorm (at 0.2) loses less than "
+            "random.",
+        ),
+        (
+            [told("tova", 0.5, *HIGH), told("random", 0.5, *LOW)],
+            "tova is within +20 % at a keep ratio of 0.5. No press is known to lose less than random. tova (at 0.5) "
+            "loses more than random.",
+        ),
+    ],
+)  # fmt: skip
+def test_the_conclusion_says_what_intervals_tell(rows: list[Row], words: str) -> None:
+    """The presses within the first band at the smallest ratio, and those that lose less or more than random."""
+    assert conclusion(rows) == words
+
+
+@pytest.mark.usefixtures("plain_pictures")
+def test_the_conclusion_comes_first(tmp_path: Path) -> None:
+    """Before all figures, tables and the provenance."""
+    page = write(tmp_path, [UNCOMPRESSED, GOOD])
+    place = page.source.index("knorm is within +20 % at a keep ratio of 0.7.")
+    assert all(place < page.source.index(later) for later in ("<h2", "<table", "<figure", ">Provenance<"))
 
 
 @pytest.mark.usefixtures("plain_pictures")
@@ -507,13 +606,17 @@ def test_a_failed_report_changes_nothing(
 def test_a_new_report_replaces_only_the_old_one(tmp_path: Path) -> None:
     """A new report removes the figures of the old one and no user's files."""
     write(tmp_path, [UNCOMPRESSED, GOOD], **EVERYTHING)
-    mine = [tmp_path / "out" / name for name in ("rows.json", "my.svg", "overview-final.svg")]
+    mine = [tmp_path / "out" / name for name in ("rows.json", "my.svg", "overview-final.svg", "my-1.png")]
     for path in mine:
         path.write_text("mine", encoding="utf-8")
     page = write(tmp_path, [UNCOMPRESSED, BAD])
     assert "above" in page.text
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        ["report.html", "overview-1.svg", "trade-off-1.svg", *(path.name for path in mine)]
+        [
+            "report.html",
+            *(f"{kind}-1.{ending}" for kind in ("overview", "trade-off") for ending in ("svg", "png")),
+            *(path.name for path in mine),
+        ]
     )
     assert {path.read_text(encoding="utf-8") for path in mine} == {"mine"}
 

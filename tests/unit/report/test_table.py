@@ -179,6 +179,7 @@ def test_a_row_as_a_dict_has_every_field_and_is_json() -> None:
         "agreement_counts": [],
         "warnings": [],
         "bands": [0.2, 0.3],
+        "metrics": [],
     }
 
 

@@ -186,6 +186,23 @@ def test_fewer_than_two_tokens_are_refused(tokens: int) -> None:
         load_text("reference", build_tokenizer(), samples=1, tokens=tokens)
 
 
+def test_a_tokenizer_is_needed() -> None:
+    """Anything but a tokenizer is refused with where one is from."""
+    with pytest.raises(TypeError, match="must be a transformers tokenizer, got NoneType: "):
+        load_text("reference", None, samples=1, tokens=5)  # type: ignore[arg-type]
+
+
+def test_a_word_that_a_tokenizer_does_not_know_is_refused(tmp_path: Path) -> None:
+    """A tokenizer without an unknown token fails at other words, which is one sentence about the text."""
+    (tmp_path / "text.txt").write_text("1 2 three", encoding="utf-8")
+    strict = Tokenizer(models.WordLevel(vocab={"1": 1, "2": 2}))
+    strict.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    with pytest.raises(
+        ValueError, match=r"text.txt' cannot be tokenised by the model's tokenizer \(.*\): give another"
+    ):
+        load_text(str(tmp_path / "text.txt"), PreTrainedTokenizerFast(tokenizer_object=strict), samples=1, tokens=3)
+
+
 # The hub
 
 
