@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, StaticCache
 
-from pressgauge import KnormPress, PressedCache, perplexity
+from pressgauge import KnormPress, PressedCache, TOVAPress, perplexity
 from pressgauge.attach import _Attachment, attach, refuse_implementation
 from pressgauge.cache import Handed
 from pressgauge.conformance import architectures
@@ -366,3 +366,110 @@ def test_one_error_reports_the_problems_of_all_layers() -> None:
         model(IDS)
     with pytest.raises(ValueError, match=said(sentence)):
         perplexity(model, IDS, PRESS, 2)
+
+
+def carried(model: Any) -> _Attachment:
+    """The attachment of the press that a model carries."""
+    found: _Attachment = model.__dict__["generate"].attachment
+    return found
+
+
+@pytest.mark.parametrize(
+    ("given", "length"),
+    [
+        ({"inputs_embeds": torch.ones(2, 7, 4)}, 7),
+        ({"input_ids": torch.ones(2, 6)}, 6),
+        ({"inputs": torch.ones(2, 5)}, 5),
+        ({"inputs": torch.ones(5)}, None),
+        ({}, None),
+    ],
+)
+def test_the_prompt_of_generate_is_its_input(given: dict[str, Any], length: int | None) -> None:
+    """However it is passed, and only while ``generate`` runs."""
+    model, lengths = architectures.build("llama"), []
+    with attach(PRESS, model):
+        attachment = carried(model)
+        attachment.generate(lambda **_: lengths.append(attachment.running.prompt_length), **given)
+        assert attachment.running.prompt_length is None
+    assert lengths == [length]
+
+
+def test_only_the_mask_of_the_whole_model_that_has_two_dimensions_is_noted() -> None:
+    """It is released with the pass."""
+    model, mask = architectures.build("llama"), torch.ones(1, 4)
+    with attach(PRESS, model):
+        attachment = carried(model)
+        for given, noted in ((mask, mask), (mask[None], None), ("causal", None)):
+            attachment.enter(model, (), {"attention_mask": given})
+            assert attachment.running.mask is noted
+        attachment.enter(model, (), {"attention_mask": mask})
+        attachment.leave(model, (), {}, None)
+        assert attachment.running.mask is None
+
+
+def test_on_an_accelerator_the_mask_of_the_first_pass_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of later passes, whose values would have to be waited for; on the CPU all are."""
+    monkeypatch.setattr("pressgauge.attach.strange_mask", lambda *_: "strange")
+    cache: Any = SimpleNamespace(ledger=SimpleNamespace(columns=6, padding=[]))
+    strange: Any = _Attachment._strange
+    cases = (("meta", 6, "strange"), ("meta", 2, None), ("cpu", 6, "strange"), ("cpu", 2, "strange"))
+    for device, tokens, reason in cases:
+        assert strange(None, None, torch.empty(1, device=device), tokens, cache) == reason
+    assert strange(None, None, None, 2, cache) == "strange"
+
+
+def test_a_body_may_remove_generate() -> None:
+    """The model has its own again."""
+    model = architectures.build("llama")
+    with attach(PRESS, model):
+        del model.generate
+    assert "generate" not in model.__dict__
+
+
+@torch.no_grad()
+def test_rows_of_a_batch_share_a_mask_under_eager_attention() -> None:
+    """Where none of them is padded; the logits are those of rows alone."""
+    model, ids = architectures.attending_by("eager"), architectures.tokens(3, 9)
+
+    def logits(rows: Tensor) -> Tensor:
+        cache = PRESS.cache(model.config)
+        with attach(PRESS, model):
+            return torch.cat([model(part, **using(cache)).logits for part in rows.split([8, 1], dim=1)], dim=1)
+
+    alone = torch.cat([logits(row) for row in ids.split(1)])
+    torch.testing.assert_close(logits(ids), alone)
+
+
+@pytest.mark.parametrize("method", ["onepass", "stepwise"])
+def test_attention_scores_without_a_scaling_use_that_of_the_head_dimension(method: Any) -> None:
+    """As attention itself does."""
+    press, ids = TOVAPress(0.5, prune_after=4), architectures.tokens(1, 12)
+    model = architectures.build("llama")
+    expected = perplexity(model, ids, press, 6, method=method).nll
+    for layer in model.model.layers:
+        layer.self_attn.scaling = None
+    assert torch.equal(perplexity(model, ids, press, 6, method=method).nll, expected)
+
+
+def test_a_pass_that_fails_leaves_nothing_handed() -> None:
+    """A layer that passed entries to the cache and did not attend to them starts the next pass as any other."""
+    model = architectures.build("llama")
+    cache = PRESS.cache(model.config)
+
+    def forward(hidden_states: Tensor, **given: Any) -> tuple[Tensor, None]:
+        own = given["past_key_values"] if given.get("past_key_values") is not None else given["cache"]
+        entries = torch.zeros(1, model.config.num_key_value_heads, hidden_states.shape[1], 8)
+        own.update(entries, entries, 1)
+        return hidden_states, None
+
+    model.model.layers[1].self_attn.forward = forward
+    with attach(PRESS, model), pytest.raises(ValueError, match="layer 1"):
+        model(architectures.tokens(1, 6), **using(cache))
+    assert [layer.handed for layer in cache.pressed] == [None] * len(cache.pressed)
+
+
+def test_numbers_below_half_of_the_least_one_hide() -> None:
+    """Smaller ones do not."""
+    mask = torch.zeros(1, 1, 3, 3).masked_fill(torch.ones(3, 3).triu(1).bool(), torch.finfo(torch.float32).min)
+    assert strange_mask(nn.Module(), mask, 3, 3, []) is None
+    assert strange_mask(nn.Module(), mask * 0.4, 3, 3, []) is not None
