@@ -362,6 +362,10 @@ def measure(
             for one in named
             if tasks
         }
+        if random and tasks:
+            flat = {f"{name} {place}": line for name, each in lines.items() for place, line in enumerate(each)}
+            more = only_presses(with_random(flat, ratios, options, **shared, seed=seed), "--task")
+            lines["random"] = (*lines.get("random", ()), *(line for name, line in more.items() if name not in flat))
         of_tasks = TaskPlan(tasks, lines, samples, tokens) if tasks else TaskPlan()
         plan = Plan(
             presses=presses if texts else {},

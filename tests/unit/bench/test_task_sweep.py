@@ -26,14 +26,14 @@ def tasks(path: Path) -> tuple[TaskRow, ...]:
 
 
 def test_each_press_is_measured_under_prefill_and_budget(tmp_path: Path) -> None:
-    """Both schedules have a row per ratio; no text is measured, and nothing but the uncompressed row is repeated."""
+    """Each has a row per schedule and ratio, beside those of random; no text is measured."""
     path = tmp_path / "rows.json"
     result = run(*SMALL, "--press", "knorm,streaming-llm", "--keep-ratios", "0.5,0.2", "--json", str(path))
     assert result.exit_code == 0, result.stderr
     found = tasks(path)
     assert [(row.press, row.schedule, row.keep_ratio) for row in found] == [
         (press, schedule, ratio)
-        for press in ("knorm", "streaming-llm")
+        for press in ("knorm", "streaming-llm", "random")
         for schedule in ("prefill", "budget")
         for ratio in (1.0, 0.5, 0.2)
     ]
@@ -50,7 +50,18 @@ def test_each_press_is_measured_under_prefill_and_budget(tmp_path: Path) -> None
 def test_a_schedule_that_is_given_is_the_only_one(how: tuple[str, str], tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     assert run(*SMALL, *how, "--keep-ratios", "0.5", "--json", str(path)).exit_code == 0
-    assert [row.schedule for row in tasks(path)] == ["step", "step"]
+    assert [row.schedule for row in tasks(path)] == ["step"] * 4
+    assert [row.press.split("(")[0] for row in tasks(path)] == ["knorm"] * 2 + ["random"] * 2
+
+
+@pytest.mark.parametrize("how", [("--press", "random"), ("--no-random",)])
+def test_random_is_measured_once_or_not_at_all(how: tuple[str, ...], tmp_path: Path) -> None:
+    """A random press that is named is not added again, and --no-random leaves it out."""
+    path = tmp_path / "rows.json"
+    assert run(*SMALL, *how, "--keep-ratios", "0.5", "--json", str(path)).exit_code == 0
+    assert [(row.press, row.schedule) for row in tasks(path)] == [
+        ("random" if "random" in how else "knorm", schedule) for schedule in ("prefill", "prefill", "budget", "budget")
+    ]
 
 
 def test_texts_and_tasks_are_measured_together(tmp_path: Path) -> None:
@@ -60,14 +71,14 @@ def test_texts_and_tasks_are_measured_together(tmp_path: Path) -> None:
     assert run(*SMALL, *text, "--json", str(both)).exit_code == 0
     assert run(*SMALL[2:], *text, "--json", str(alone)).exit_code == 0
     assert read_results(both).rows == read_results(alone).rows
-    assert (len(tasks(both)), len(tasks(alone))) == (4, 0)
+    assert (len(tasks(both)), len(tasks(alone))) == (8, 0)
     assert "tasks" not in json.loads(alone.read_text())
 
 
 def test_finished_cells_are_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupted sweep goes on where it was, and its file is that of one without interruption."""
     whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
-    options = (*SMALL, "--press", "knorm", "--keep-ratios", "0.5,0.2")
+    options = (*SMALL, "--press", "knorm", "--no-random", "--keep-ratios", "0.5,0.2")
     assert run(*options, "--json", str(whole)).exit_code == 0
     asked: list[Any] = []
 
