@@ -1,5 +1,6 @@
 """The command line: ``pressgauge measure``."""
 
+import io
 import math
 import os
 import re
@@ -217,6 +218,9 @@ def _console() -> Console:
 @contextmanager
 def _printing() -> Iterator[None]:
     """Print results; if the standard output takes none, exit with a message."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # An encoding without a character loses it, and not the table.
+        sys.stdout.reconfigure(errors="replace")
     try:
         yield
     except OSError as error:
