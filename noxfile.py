@@ -211,8 +211,9 @@ MUTATED = {
         ),
     ),
     "measure": (
-        ("decoder", "likelihood"),
+        ("decoder", "likelihood", "uncompressed", "divergence"),
         (
+            "unit/test_divergence.py",
             "unit/test_decoder.py",
             "unit/test_decoder_details.py",
             "unit/test_onepass.py",

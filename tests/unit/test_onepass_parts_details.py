@@ -129,3 +129,21 @@ def test_a_layer_that_evicts_nothing_attends_under_its_own_mask(skipped: tuple[i
     plain = perplexity(model, ids, None, 4, method="plain")
     press = KnormPress(0.5, prune_after=9 if not skipped else 2, skip_layers=skipped)
     torch.testing.assert_close(perplexity(model, ids, press, 4).nll, plain.nll)
+
+
+def test_each_mask_of_layers_with_windows_is_checked() -> None:
+    """A second layer may attend beyond a window that the first one keeps to."""
+    model = architectures.shared("llama")
+    onepass = OnePass(None, support.of_config(model.config), 1)
+    modules = [layer.self_attn for layer in model.model.layers[:2]]
+    onepass._layers = {id(module): index for index, module in enumerate(modules)}
+    onepass._cache = DynamicCache()
+    onepass._cache.layers = [DynamicSlidingWindowLayer(sliding_window=4) for _ in modules]
+    states = torch.ones(1, 1, 9, 2)
+
+    def own(*args: Any, **kwargs: Any) -> Any:
+        return states, None
+
+    onepass._attend(own, modules[0], states, states, states, window(9, 4))
+    with pytest.raises(ValueError, match="layer 1 attends beyond the window of 4 tokens"):
+        onepass._attend(own, modules[1], states, states, states, window(9, 6))
