@@ -484,7 +484,7 @@ def report_of(
     try:
         place = _resolved("--to", to) or to
         _check_places(None, place, resume=False, option="--to")
-        from pressgauge.bench.results import read_results
+        from pressgauge.bench.results import read_results, told_apart
         from pressgauge.report.page import write_report
 
         found = [read_results(path) for path in files]
@@ -493,7 +493,7 @@ def report_of(
             name: "; ".join(dict.fromkeys(results.provenance.get(name, "missing") for results in found))
             for name in names
         }
-        rows = [row for results in found for row in results.rows]
+        rows = told_apart([row for results in found for row in results.rows])
         tasks = [row for results in found for row in results.tasks]
         page = write_report(place, rows, maps={}, correlations={}, provenance=provenance, tasks=tasks)
     except Exception as error:

@@ -50,12 +50,19 @@ def test_logits_are_those_of_attention_to_the_held_entries(subject: Subject, mod
         raise refusals[0]
 
 
+LONGEST = 1200
+"""Tokens of the longest text that is fed to see an eviction."""
+
+
 def test_a_token_is_rotated_by_the_number_of_tokens_seen(subject: Subject, model: architectures.Model) -> None:
     """Rule 6: a query's position is the number of tokens seen before it, never the number held (C3). If keys are
     declared as rotated anew, it is the number held, and held keys are rotated by the positions 0, 1, 2, ..."""
-    ids = architectures.text(model, 1, LENGTH)
     anew = subject.declares.positions == "rerotated"
-    for lengths in ([14] + [1] * (LENGTH - 14), FEEDINGS["prompt, answer, prompt, answer"]):
+    feedings = [[14] + [1] * (LENGTH - 14), FEEDINGS["prompt, answer, prompt, answer"]]
+    if LENGTH < subject.evicts_from <= LONGEST:
+        feedings.append([subject.evicts_from + 2, 1, 1])
+    for lengths in feedings:
+        ids = architectures.text(model, 1, sum(lengths))
         trace = run(subject, model, ids, lengths, keep_ratio=0.5, prune_after=4)
         for number, one in enumerate(trace.passes):
             if one.positions is None:

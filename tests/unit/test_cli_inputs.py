@@ -382,6 +382,8 @@ def process(*arguments: str, **options: Any) -> "subprocess.Popen[str]":
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
         [sys.executable, "-m", "pressgauge", "measure", *SMALL, *arguments],
+        # A shell lets what it starts in the background ignore interrupts, and the tests with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **{**pipes, "text": True, "env": os.environ | {"PYTHONPATH": LIBRARY}, **options},
     )
 

@@ -59,6 +59,8 @@ def parse(text: str) -> tuple[Named, ...]:
             raise ValueError(
                 f"press must be one of {', '.join(PRESSES)}, or package.module:name of one of your own, got {name!r}"
             )
+        if ":" not in name and re.search(r"(^|,)\s*keep_ratio\s*=", part["options"] or ""):
+            raise ValueError(f"ratios are given by --keep-ratios, got keep_ratio in {part[0].strip(' ,')!r}")
         found.append(Named(name, dict(_option(one) for one in (part["options"] or "").split(",") if one.strip())))
     return tuple({one.label: one for one in found}.values())
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pressgauge.bench.fields import read_row, read_task_row
@@ -35,6 +35,23 @@ def write_results(
     write_files(path.parent, {path.name: as_json(rows, provenance, tasks)})
 
 
+def told_apart(rows: Sequence[Row]) -> list[Row]:
+    """Rows of several files, with what they scored in the name of a text that stands for more than one."""
+    scored: dict[tuple[str, str], set[tuple[object, ...]]] = {}
+    for row in rows:
+        scored.setdefault((row.model, row.text), set()).add(_scored(row))
+    return [
+        replace(row, text=f"{row.text}, {row.samples} x {row.tokens} tokens after {row.prompt} ({row.text_sha256[:8]})")
+        if len(scored[row.model, row.text]) > 1
+        else row
+        for row in rows
+    ]
+
+
+def _scored(row: Row) -> tuple[object, ...]:
+    return row.samples, row.tokens, row.prompt, row.text_sha256
+
+
 def read_results(path: Path) -> Results:
     """Rows of a file that ``pressgauge measure --json`` wrote.
 
@@ -48,6 +65,8 @@ def read_results(path: Path) -> Results:
         content = json.loads(path.read_text(encoding="utf-8"))
         # Texts without a form in UTF-8 could not be shown.
         json.dumps(content, ensure_ascii=False).encode()
+        if not isinstance(content, dict):
+            raise ValueError(f"it must be an object, and is a {type(content).__name__}")
         rows = tuple(read_row(row) for row in content["rows"])
         tasks = tuple(read_task_row(row) for row in content.get("tasks", ()))
         return Results(rows, {str(name): str(value) for name, value in content["provenance"].items()}, tasks)

@@ -15,7 +15,7 @@ import transformers
 
 from pressgauge.conformance import architectures, oracle
 from pressgauge.conformance.generating import PROMPT, check_compresses, tokens_of
-from pressgauge.conformance.outcomes import OF_OTHERS, Departure, Refused, Vacuous, not_applicable
+from pressgauge.conformance.outcomes import OF_OTHERS, Departure, Refused, Vacuous, not_applicable, note
 from pressgauge.conformance.session import Trace, run
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import uncompressed
@@ -153,6 +153,11 @@ def check_acts(subject: Subject) -> None:
         evicted = any(keys.shape[2] < one.end for one in trace.passes for keys, _ in one.held)
         altered = not evicted and not _as_a_dynamic_cache(trace)
         if evicted or (altered and not evicts):
+            if evicted and length > LENGTHS[0]:
+                note(
+                    f"nothing is evicted from {LENGTHS[0]} tokens: most laws feed fewer, and say nothing about "
+                    "evictions; audit it with a smaller window as well"
+                )
             return
         claims.add("evictions" if evicts else f"entries as {declares.entries}")
         if altered:
@@ -163,6 +168,11 @@ def check_acts(subject: Subject) -> None:
         if evicts:
             break
     if not claims:
+        if first := subject.evicts_from:
+            raise Vacuous(
+                f"nothing is evicted from texts of up to {LENGTHS[-1]} tokens, as laws feed them, since its target "
+                f"evicts from {first} tokens on: audit it with a smaller window"
+            )
         not_applicable("the subject declares neither evictions from texts of this length nor altered entries")
     raise Vacuous(
         f"nothing was evicted from {length} tokens with keep_ratio 0.5 and prune_after 8, and nothing altered: entries "

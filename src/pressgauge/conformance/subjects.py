@@ -18,6 +18,9 @@ from pressgauge.conventions.adapter import Adapter
 from pressgauge.conventions.adapters import ADAPTERS, adapter_of
 from pressgauge.conventions.factories import given, takes, takes_ratio, version_of
 
+FARTHEST = 1 << 17
+"""Tokens up to which a target is asked whether it evicts."""
+
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Subject:
@@ -62,6 +65,12 @@ class Subject:
             arguments = given(self.factory, keep_ratio, **known)
             create = functools.partial(self.factory, **{**arguments, **self.options, **options})
             return create if self.adapter.made_anew else create()
+
+    @functools.cached_property
+    def evicts_from(self) -> int:
+        """Number of tokens from which on the declared target evicts something; 0 without one, or if it never does."""
+        target = self.declares.target
+        return 0 if target is None else next((seen for seen in range(1, FARTHEST) if target(seen, seen) < seen), 0)
 
     @property
     def adapter(self) -> type[Adapter]:

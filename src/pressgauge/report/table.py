@@ -43,6 +43,8 @@ def make_table(rows: Sequence[Row]) -> Table:
     first = rows[0]
     caption = "ppl: perplexity; affected: scored tokens that met an eviction; held: entries per KV head, emptiest to"
     caption += " fullest layer"
+    if first.samples:
+        caption += f"\n{first.samples} x {first.tokens} tokens, of which the first {first.prompt} are fed in one pass"
     if any(row.judged for row in rows):
         caption += f"\nbands of change: {bands_in_words(first.bands)}"
     if any(row.ppl_interval and row.keep_ratio != 1 for row in rows):
@@ -90,7 +92,8 @@ def make_distance_table(rows: Sequence[Row]) -> Table:
         table.caption += "".join(f"\n{escape(line)}" for line in random_notes(rows))
     headings = ("press", "keep\nratio", *(column.heading for column in columns), *["ppl to random"][: len(random)])
     for heading in (*headings, *map(escape, own)):
-        table.add_column(heading, justify="left" if heading == "press" else "right")
+        own_line = heading == "press"
+        table.add_column(heading, justify="left" if own_line else "right", overflow="fold" if own_line else "ellipsis")
     for index, row in enumerate(rows):
         values = {metric.name: metric.text for metric in row.metrics}
         cells = [column.text(row) for column in columns]
@@ -142,6 +145,8 @@ def make_comparison(found: Comparison) -> Table:
 
 def comparison_notes(found: Comparison) -> Iterator[str]:
     """What two files of results do not share, a line each."""
+    if not found.cells:
+        yield "nothing was measured in both files"
     if any(cell.change is None for cell in found.cells):
         yield f"{DASH}: the files scored other tokens, so their perplexities cannot be compared"
     for name, (one, other) in found.differences.items():

@@ -16,6 +16,7 @@ from conformance.ours import SUBJECTS
 from harness.mutants.kept import KEPT, NEWEST, TENSORS, Kept, KeptCache, KeptLayer, NewestLayer, kept
 from harness.mutants.mutant import Mutant
 from harness.mutants.plain import HOOKED, Hooked, Layers, Plain, hooked, plain
+from pressgauge.conformance.subjects import Subject
 from pressgauge.rules import Ledger
 
 KNORM = next(subject for subject in SUBJECTS if subject.name == "knorm-budget")
@@ -343,6 +344,24 @@ class RingRestarts(NewestLayer):
             self.each(lambda tensor, name: tensor if name == "scores" else tensor.roll(turned, 2))
 
 
+class Hundred(NewestLayer):
+    """A window of 100 tokens."""
+
+    def evict(self) -> None:
+        if self.keys.shape[2] > 100:
+            self.take(torch.arange(self.keys.shape[2] - 100, self.keys.shape[2]).expand(*self.keys.shape[:2], -1))
+
+
+class CountsTheWindow(Hundred):
+    """The length is the number held, which differs in texts longer than the window of 100 tokens only."""
+
+    def get_seq_length(self) -> int:
+        return self.keys.shape[2] if self.is_initialized else 0
+
+    def get_mask_sizes(self, query: Any) -> tuple[int, int]:
+        return super().get_mask_sizes(query)[0], 0
+
+
 class OldScoresAreLost(KeptLayer):
     """A pass longer than what is held sets the scores of the entries to zero."""
 
@@ -546,6 +565,7 @@ PADDED = test_operations.test_rows_of_a_padded_batch_continue_as_the_rows_they_w
 BEAMS = test_operations.test_beam_search_scores_each_beam_by_its_own_tokens
 ANY_ORDER = test_operations.test_operations_in_any_order_leave_a_cache_as_fresh
 PAIRS = test_operations.test_two_operations_leave_a_cache_as_fresh
+POSITION = test_attention.test_a_token_is_rotated_by_the_number_of_tokens_seen
 COPY = test_attention.test_a_copied_cache_is_independent
 ANY_LENGTH = test_passes.test_a_later_pass_may_have_any_length
 AS_HELD = test_passes.test_a_later_pass_may_be_as_long_as_what_is_held
@@ -566,7 +586,14 @@ def _mutant(kind: type, law: Callable[..., None], seen_in: str = "plausible", *s
     return Mutant(f"operation{name}", what, seen_in, kept(kind), law, twin, says=says)
 
 
+def window(kind: type[Hundred]) -> Subject:
+    """Subject of a window of 100 tokens."""
+    return kept(kind, prune_after=None, target=lambda seen, held: min(held, 100))
+
+
 OPERATIONS = [
+    Mutant("operation-counts-the-window", "the length of a window of 100 tokens is the number held", "third-party",
+           window(CountsTheWindow), POSITION, window(Hundred), says=("was rotated by position 100",)),
     _mutant(CropsACounter, CROP, "mlx-lm issue 1494", "crop by 1"),
     _mutant(CropsOneLayer, CROP, "mlx-lm issue 1494", "layer 1"),
     _mutant(CropsFromTheEnd, CROP, "transformers issue 47433"),

@@ -8,6 +8,7 @@ import torch
 
 from pressgauge import H2OPress, KnormPress, Press, RandomPress, SnapKVPress, StreamingLLMPress
 from pressgauge.bench.answering import Answers, answers
+from pressgauge.conformance.versions import using
 from pressgauge.models import load
 from pressgauge.tasks import TASKS
 from pressgauge.tasks.fitting import Prompt, Prompts, fitted
@@ -98,6 +99,6 @@ def test_answers_are_those_of_feeding_the_cache_by_hand(ratio: float) -> None:
         ids = torch.tensor([prompt.ids])
         with torch.no_grad(), press(model):
             cache = press.cache(model.config)
-            model(ids[:, :-1], past_key_values=cache)
-            logits = model(ids[:, -1:], past_key_values=cache).logits[0, -1]
+            model(ids[:, :-1], **using(cache))
+            logits = model(ids[:, -1:], **using(cache)).logits[0, -1]
         assert tokenizer.decode([int(logits.argmax())]) == text

@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from pressgauge.bench.comparing import against_random, beats, compare, contests
-from pressgauge.bench.results import Results, read_results, write_results
+from pressgauge.bench.results import Results, read_results, told_apart, write_results
 from pressgauge.bench.row import Row
 from pressgauge.report.table import comparison_notes, make_comparison, random_notes
 
@@ -192,3 +192,14 @@ def test_another_file_is_refused(content: str, tmp_path: Path) -> None:
     path.write_text(content)
     with pytest.raises(ValueError, match=r"x.json' must be a file that `pressgauge measure --json`"):
         read_results(path)
+
+
+def test_rows_that_scored_other_tokens_are_told_apart() -> None:
+    """On a page of several files, a name that stands for several texts says what was scored of each."""
+    one, other = row(samples=2, tokens=128, prompt=1), row(samples=2, tokens=256, prompt=1, text_sha256="others of it")
+    assert told_apart([one, row("random", samples=2, tokens=128, prompt=1)])[0] is one
+    assert [found.text for found in told_apart([one, other, row(text="u")])] == [
+        "t, 2 x 128 tokens after 1 (text)",
+        "t, 2 x 256 tokens after 1 (others o)",
+        "u",
+    ]

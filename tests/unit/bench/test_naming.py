@@ -70,6 +70,7 @@ def test_names_are_separated_by_commas_outside_of_parentheses(text: str, found: 
         ("knorm(recent)", "options of a press must be name=value, such as recent=32, got 'recent'"),
         ("knorm(=3)", "options of a press must be name=value"),
         ("knorm(recent=)", "options of a press must be name=value"),
+        ("knorm,tova(recent=2, keep_ratio=0.3)", "ratios are given by --keep-ratios, got keep_ratio in 'tova"),
     ],
 )
 def test_bad_names_are_refused(text: str, sentence: str) -> None:

@@ -17,8 +17,8 @@ SMALL = ("--task", "recall", "--tokens", "100", "--samples", "3", "--prune-after
 
 
 def run(*arguments: str) -> Result:
-    """``pressgauge measure --no-random`` with these arguments."""
-    return CliRunner().invoke(app, ["measure", "--no-random", *arguments], env={"COLUMNS": "80"})
+    """``pressgauge measure`` with these arguments."""
+    return CliRunner().invoke(app, ["measure", *arguments], env={"COLUMNS": "80"})
 
 
 def tasks(path: Path) -> tuple[TaskRow, ...]:
