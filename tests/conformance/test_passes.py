@@ -50,6 +50,7 @@ def check_runs(subject: Subject, model: architectures.Model, runs: list[tuple[li
         check_counts(subject, trace)
         if subject.declares.matchable:
             check_attention(trace)
+        if subject.declares.matchable and not subject.declares.quantised:
             if subject.declares.order != "any" and _in_order_at_first(audited(trace)):
                 check_order(audited(trace))
             if subject.declares.scored and not subject.declares.votes:
