@@ -44,7 +44,7 @@ def make_table(rows: Sequence[Row]) -> Table:
     caption = "ppl: perplexity; affected: scored tokens that met an eviction; held: entries per KV head, emptiest to"
     caption += " fullest layer"
     if first.samples:
-        caption += f"\n{first.samples} x {first.tokens} tokens, of which the first {first.prompt} are fed in one pass"
+        caption += f"\nsamples: {first.samples} x {first.tokens} tokens, {first.prompt} in one pass"
     if any(row.judged for row in rows):
         caption += f"\nbands of change: {bands_in_words(first.bands)}"
     if any(row.ppl_interval and row.keep_ratio != 1 for row in rows):
