@@ -82,8 +82,8 @@ CASES = [
     if concerns(file_of(law), variant)
     and ((row + column) % 20 == 0 or os.environ.get("HYPOTHESIS_PROFILE") == "nightly")
 ]
-"""A twentieth of all pairs: each law with a twentieth of the variants, each variant with a twentieth of the laws. ``nox -s
-kills`` and the nightly run cover all."""
+"""A twentieth of all pairs: each law with a twentieth of the variants, each variant with a twentieth of the laws. The
+nightly run and ``nox -s kills`` cover all."""
 
 
 @pytest.mark.parametrize(("variant", "law"), CASES)
