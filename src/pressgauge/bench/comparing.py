@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Generic, TypeVar
 
 from pressgauge.bench.intervals import LEVEL, Change, change
 from pressgauge.bench.results import Results
 from pressgauge.bench.row import Row
+from pressgauge.bench.task_row import TaskRow
 
 CELL = ("model", "text", "press", "schedule", "keep_ratio", "prune_after", "skip_layers")
 """Fields that identify a measurement in two files."""
@@ -44,29 +46,50 @@ class Comparison:
     differences: dict[str, tuple[str, str]]
 
 
-def _key(row: Row) -> tuple[object, ...]:
-    return tuple(getattr(row, name) for name in CELL)
+R = TypeVar("R", Row, TaskRow)
+
+
+@dataclass(frozen=True)
+class Paired(Generic[R]):
+    """Rows of two files.
+
+    Attributes:
+        pairs: rows of the measurements that both have.
+        missing, new: rows of measurements that only the first or only the second has.
+        differences: what differs in any pair, with both values.
+    """
+
+    pairs: tuple[tuple[R, R], ...]
+    missing: tuple[R, ...]
+    new: tuple[R, ...]
+    differences: dict[str, tuple[str, str]]
+
+
+def paired(before: Sequence[R], after: Sequence[R], cell: Sequence[str], determinants: Sequence[str]) -> Paired[R]:
+    """Pair the rows of two files by the fields ``cell``, and compare the fields ``determinants`` of each pair."""
+    old, new = ({tuple(getattr(row, name) for name in cell): row for row in rows} for rows in (before, after))
+    pairs = tuple((old[key], new[key]) for key in old if key in new)
+    differences: dict[str, tuple[str, str]] = {}
+    for one, other in pairs:
+        values = {name: (str(getattr(one, name)), str(getattr(other, name))) for name in determinants}
+        differences |= {name: value for name, value in values.items() if value[0] != value[1]}
+    missing, more = (
+        tuple(row for key, row in here.items() if key not in there) for here, there in ((old, new), (new, old))
+    )
+    return Paired(pairs, missing, more, differences)
 
 
 def compare(before: Results, after: Results) -> Comparison:
     """Compare two files of results, cell by cell."""
-    old, new = ({_key(row): row for row in results.rows} for results in (before, after))
-    cells = tuple(_cell(old[key], new[key]) for key in old if key in new)
+    found = paired(before.rows, after.rows, CELL, DETERMINANTS)
     names = dict.fromkeys([*before.provenance, *after.provenance])
     differences = {
         name: values
         for name in names
         if len(set(values := (before.provenance.get(name, "missing"), after.provenance.get(name, "missing")))) > 1
     }
-    for cell in cells:
-        pairs = {name: (str(getattr(cell.before, name)), str(getattr(cell.after, name))) for name in DETERMINANTS}
-        differences |= {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-    return Comparison(
-        cells,
-        tuple(row for key, row in old.items() if key not in new),
-        tuple(row for key, row in new.items() if key not in old),
-        differences,
-    )
+    cells = tuple(_cell(*pair) for pair in found.pairs)
+    return Comparison(cells, found.missing, found.new, differences | found.differences)
 
 
 def _cell(before: Row, after: Row) -> Cell:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from pressgauge.bench.comparing import paired
 from pressgauge.bench.intervals import LEVEL
 from pressgauge.bench.results import Results
 from pressgauge.bench.score_intervals import score_interval
@@ -45,24 +46,10 @@ class TaskComparison:
     differences: dict[str, tuple[str, str]]
 
 
-def _key(row: TaskRow) -> tuple[object, ...]:
-    return tuple(getattr(row, name) for name in CELL)
-
-
 def compare_tasks(before: Results, after: Results) -> TaskComparison:
     """Compare the tasks of two files of results, cell by cell."""
-    old, new = ({_key(row): row for row in results.tasks} for results in (before, after))
-    cells = tuple(_cell(old[key], new[key]) for key in old if key in new)
-    differences: dict[str, tuple[str, str]] = {}
-    for cell in cells:
-        pairs = {name: (str(getattr(cell.before, name)), str(getattr(cell.after, name))) for name in DETERMINANTS}
-        differences |= {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-    return TaskComparison(
-        cells,
-        tuple(row for key, row in old.items() if key not in new),
-        tuple(row for key, row in new.items() if key not in old),
-        differences,
-    )
+    found = paired(before.tasks, after.tasks, CELL, DETERMINANTS)
+    return TaskComparison(tuple(_cell(*pair) for pair in found.pairs), found.missing, found.new, found.differences)
 
 
 def _cell(before: TaskRow, after: TaskRow) -> TaskCell:

@@ -145,7 +145,7 @@ def make_comparison(found: Comparison) -> Table:
 
 def comparison_notes(found: Comparison) -> Iterator[str]:
     """What two files of results do not share, a line each."""
-    if not found.cells:
+    if not found.cells and (found.missing or found.new):
         yield "nothing was measured in both files"
     if any(cell.change is None for cell in found.cells):
         yield f"{DASH}: the files scored other tokens, so their perplexities cannot be compared"
