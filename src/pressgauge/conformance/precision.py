@@ -25,18 +25,21 @@ EXACT = 1e-10
 MULTIPLE = 4
 """Tolerance in other dtypes, in errors of the uncompressed model."""
 
-_CAST: weakref.WeakKeyDictionary[Any, dict[torch.dtype, Any]] = weakref.WeakKeyDictionary()
+_CAST: weakref.WeakKeyDictionary[Any, dict[torch.dtype, tuple[list[int], Any]]] = weakref.WeakKeyDictionary()
+"""Copies of models, each with the versions of the parameters of which it was made."""
 
 
 def in_dtype(model: Any, dtype: torch.dtype) -> Any:
-    """The model itself if it has this dtype, or a copy of it, the same for each call."""
+    """The model itself if it has this dtype, or a copy of it, the same for each call until a parameter is changed."""
     if model.dtype == dtype:
         return model
     copies = _CAST.setdefault(model, {})
-    if dtype not in copies:
-        copies[dtype] = copy.deepcopy(model).to(dtype)
-        copies[dtype].config.dtype = dtype
-    return copies[dtype]
+    versions = [parameter._version for parameter in model.parameters()]
+    if dtype not in copies or copies[dtype][0] != versions:
+        made = copy.deepcopy(model).to(dtype)
+        made.config.dtype = dtype
+        copies[dtype] = versions, made
+    return copies[dtype][1]
 
 
 @functools.cache

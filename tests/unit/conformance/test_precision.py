@@ -1,5 +1,6 @@
 """Tolerances in narrow dtypes, and caches that store their entries in one."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -40,6 +41,16 @@ def test_a_model_has_one_copy_in_each_dtype() -> None:
     assert in_dtype(model, torch.float16) is half
     assert (half.dtype, half.config.dtype) == (torch.float16, torch.float16)
     assert model.dtype == torch.float64
+
+
+def test_a_model_whose_parameters_were_changed_is_copied_again() -> None:
+    """A copy follows its model: scripted models are given other keys before each run."""
+    model = copy.deepcopy(architectures.shared("llama"))
+    stale = in_dtype(model, torch.float16)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    assert stale.lm_head.weight.any()
+    assert not in_dtype(model, torch.float16).lm_head.weight.any()
 
 
 def test_entries_are_rounded_where_they_are_stored() -> None:
