@@ -15,12 +15,12 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from pressgauge.cache import Handed
-from pressgauge.history import NEVER, replay
+from pressgauge.history import NEVER, effective, replay, retained
 from pressgauge.models import interface
 from pressgauge.models.support import Support
 from pressgauge.presses.base import Press
 from pressgauge.proof import OUTSIDE, Problems, misfit, strange_mask
-from pressgauge.rules import pass_lengths
+from pressgauge.rules import Window, pass_lengths
 from pressgauge.storage import taken
 
 
@@ -58,7 +58,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, evicted_at: Tensor, scale:
     Args:
         query: ``[B, H, T, D]``; heads ``k * H / K`` to ``(k + 1) * H / K - 1`` read KV head k.
         key, value: ``[B, K, T, D]`` and ``[B, K, T, D']``.
-        evicted_at: ``[B, K, T]`` of a press, under which all heads retain equally many entries at any time.
+        evicted_at: ``[B, K, T]`` of a press, with what leaves the layer's window as evicted.
         scale: scaling factor of the query-key products.
         block: number of queries per block, from the first eviction on.
 
@@ -82,7 +82,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, evicted_at: Tensor, scale:
     for start in range(whole, length, block):
         stop = min(start + block, length)
         before = evicted_at[:, :, :start]
-        held = int((before[0, 0] > start).sum())
+        # Heads that retain fewer also get evicted entries, which the mask leaves out.
+        held = int((before > start).sum(dim=-1).max()) if start else 0
         goes, order = before.topk(held)
         stay = int((goes >= stop).sum(dim=-1).min())
         new = torch.arange(start, stop, device=order.device)
@@ -144,10 +145,12 @@ class OnePassCache(DynamicCache):
     Attributes:
         evicted_at: ``[B, K, padding + T]`` of each layer with keys.
         padding: leading columns of these that are padding, which the pass is not fed.
+        windows: windows of the layers that evict.
     """
 
     evicted_at: Mapping[int, Tensor]
     padding: int
+    windows: Mapping[int, Window]
 
     def affected_from(self, tokens: int) -> list[int] | None:
         """Index of the first of the ``tokens`` queries of each row that misses an entry, ``tokens`` if none does.
@@ -168,7 +171,8 @@ class OnePassCache(DynamicCache):
             keys = getattr(noted, "keys", None)
             held = None if keys is None else int(keys.shape[2])
             if index in self.evicted_at:
-                held = int((self.evicted_at[index][0, 0] == NEVER).sum())
+                table = self.evicted_at[index]
+                held = retained(table, self.windows.get(index), [self.padding] * table.shape[0])
             window = windows[index] if index < len(windows) else None
             entries.append(held if held is None or window is None else min(held, window - 1))
         return entries
@@ -206,7 +210,8 @@ class OnePass:
         self.evicted_at: dict[int, Tensor] = {}
         self.entry_nbytes: dict[int, int] = {}
         self._layers: dict[int, int] = {}
-        self._cache: DynamicCache
+        self._attended: set[int] = set()
+        self._cache: OnePassCache
         self._tokens = 0
         self._checked: tuple[object, int] = self, 0
         """The mask of a skipped layer checked last; these layers share a few."""
@@ -224,16 +229,22 @@ class OnePass:
         self._problems = Problems(self.support, decoder, tuple(self.skipped))
         self._cache = OnePassCache(config=model.config)
         self._cache.evicted_at, self._cache.padding = self.evicted_at, self.padding
-        self._cache.layers = [_Noting() if type(layer) is DynamicLayer else layer for layer in self._cache.layers]
+        evicting = self.support.evicting(self.skipped)
+        self._cache.windows = {index: window for index, window in self.support.windows.items() if index in evicting}
+        self._cache.layers = [
+            _Noting() if type(layer) is DynamicLayer or index in self._cache.windows else layer
+            for index, layer in enumerate(self._cache.layers)
+        ]
+        self._attended = set()
         self._tokens = input_ids.shape[1]
         count = len(self._cache.layers)
         with interface.routed(decoder, self._attend):
             logits = interface.feed(model, input_ids, {interface.cache_argument(model): self._cache})
         self.support.check_added(count, len(self._cache.layers))
         for layer in range(self.support.layers):
-            if layer in self.skipped:
+            if layer not in evicting:
                 self._note_skipped(layer, input_ids.shape)
-            elif layer not in self.evicted_at:
+            elif layer not in self._attended:
                 self._problems.reasons.setdefault(layer, OUTSIDE)
         if self._problems.reasons:
             raise self._problems.error()
@@ -260,7 +271,8 @@ class OnePass:
         if self.padding:
             query, key = (pad(states, (0, 0, self.padding, 0)) for states in (query, key))
         passes, padding = pass_lengths(columns, self.prompt), [self.padding] * rows
-        return replay(press, key, passes, layer=layer, padding=padding, queries=query, scale=scale).cpu()
+        window = self.support.windows.get(layer)
+        return replay(press, key, passes, layer=layer, padding=padding, queries=query, scale=scale, window=window).cpu()
 
     def _attend(
         self,
@@ -277,8 +289,9 @@ class OnePass:
             return own(module, query, key, value, attention_mask, **kwargs)
         self.support.check_index(index)
         self.advance()
-        cached, tokens = interface.cached_layer(self._cache, index), query.shape[2]
-        if self.press is None or index in self.skipped:
+        owner = self.support.owner(index)
+        cached, tokens = interface.cached_layer(self._cache, owner), query.shape[2]
+        if self.press is None or owner in self.skipped:
             window = getattr(cached, "sliding_window", tokens)
             known = attention_mask is self._checked[0] and window == self._checked[1]
             if window < tokens and not known and beyond(attention_mask, window):
@@ -289,16 +302,18 @@ class OnePass:
             self._checked = attention_mask, window
             return own(module, query, key, value, attention_mask, **kwargs)
         handed = cached.handed if isinstance(cached, _Noting) else None
-        reason = misfit(kwargs, index in self.evicted_at, handed, self._tokens, query, key, value)
-        reason = reason or strange_mask(module, attention_mask, tokens, tokens, [])
+        reason = misfit(kwargs, index in self._attended, handed, self._tokens, query, key, value)
+        window = self.support.windows.get(owner)
+        reason = reason or strange_mask(module, attention_mask, tokens, tokens, [], window)
         if reason is not None:
             plainly = partial(own, module, query, key, value, attention_mask, **kwargs)
             return self._problems.go_on(index, reason, plainly)
         scale = interface.scaling(key, kwargs)
-        table = self._replay(self.press, query, key, index, scale)
-        self._note(index, table, key, value)
-        evicted_at = table[..., self.padding :] - self.padding
+        self._attended.add(index)
+        if index == owner:
+            self._note(index, self._replay(self.press, query, key, index, scale), key, value)
+        evicted_at = self.evicted_at[owner][..., self.padding :] - self.padding
         if int(evicted_at.min()) >= key.shape[2]:
             return own(module, query, key, value, attention_mask, **kwargs)
-        output = attend(query, key, value, evicted_at, scale)
+        output = attend(query, key, value, effective(evicted_at, window), scale)
         return output.transpose(1, 2).contiguous(), None

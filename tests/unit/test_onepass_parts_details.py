@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from pressgauge import KnormPress, perplexity
@@ -69,6 +68,7 @@ def test_a_replayed_cache_tells_what_each_layer_would_hold() -> None:
     plain.update(torch.ones(1, 1, 5, 2), torch.ones(1, 1, 5, 2))
     cache.layers = [noting(5), noting(5), noting(0), plain]
     cache.evicted_at = {0: torch.tensor([[[NEVER, 3, NEVER, NEVER, 4]]])}
+    cache.padding, cache.windows = 0, {}
     assert cache.held([None, 4, 4]) == [3, 3, None, 5]
     assert cache.held([None, 4, None, 9]) == [3, 3, None, 5]
 
@@ -107,7 +107,7 @@ def test_a_layer_of_another_kind_attends_as_it_does_and_is_reported() -> None:
     onepass = OnePass(KnormPress(0.5, 4, skip_layers=()), support.of_config(model.config), 1)
     module = model.model.layers[0].self_attn
     onepass._layers, onepass._tokens = {id(module): 0}, 2
-    onepass._cache = DynamicCache()
+    onepass._cache = OnePassCache()
     onepass._cache.layers = [DynamicSlidingWindowLayer(sliding_window=4)]
     onepass._problems = Problems(onepass.support, model.model, ())
     calls: list[Any] = []
@@ -137,7 +137,7 @@ def test_each_mask_of_layers_with_windows_is_checked() -> None:
     onepass = OnePass(None, support.of_config(model.config), 1)
     modules = [layer.self_attn for layer in model.model.layers[:2]]
     onepass._layers = {id(module): index for index, module in enumerate(modules)}
-    onepass._cache = DynamicCache()
+    onepass._cache = OnePassCache()
     onepass._cache.layers = [DynamicSlidingWindowLayer(sliding_window=4) for _ in modules]
     states = torch.ones(1, 1, 9, 2)
 
