@@ -305,10 +305,9 @@ def real(session: nox.Session) -> None:
     """Compare Gemma 3 270M, a file of 253 MB under Gemma's terms of use, with its baselines; ``-- --regen-all`` records
     them."""
     install(session, "test")
-    folder = session.cache_dir / "real"
-    folder.mkdir(exist_ok=True)
+    folder = Path(session.create_tmp()).resolve()
     session.run("python", "-m", "tools.real.fetch", str(folder))
-    environment = {"PRESSGAUGE_REAL_MODEL": str((folder / "gemma-3-270m-q4_k_m.gguf").resolve())}
+    environment = {"PRESSGAUGE_REAL_MODEL": str(folder / "gemma-3-270m-q4_k_m.gguf")}
     session.run("python", "-m", "pytest", "tests/regression/test_real.py", *session.posargs, env=environment)
 
 
