@@ -214,6 +214,8 @@ MUTATED = {
         ("decoder", "likelihood", "uncompressed", "divergence"),
         (
             "unit/test_divergence.py",
+            "unit/test_divergence_devices.py",
+            "properties/test_measuring.py",
             "unit/test_decoder.py",
             "unit/test_decoder_details.py",
             "unit/test_onepass.py",
