@@ -10,7 +10,7 @@ from pressgauge.presses.attention_scores import MOST, Attention, Votes, weights
 from pressgauge.presses.base import Press, rank_entries
 from pressgauge.presses.ranking import choose, last_choice, spare
 from pressgauge.rules import Ledger
-from pressgauge.softmax import Softmax
+from pressgauge.softmax import PLAIN, Softmax
 from pressgauge.storage import Storage, taken
 
 _AHEAD = 64
@@ -102,7 +102,7 @@ class _Voting:
         softmax: softmax of the layer.
     """
 
-    def __init__(self, votes: Votes, queries: Tensor, held: _Held, scale: float, softmax: Softmax) -> None:
+    def __init__(self, votes: Votes, queries: Tensor, held: _Held, scale: float, softmax: Softmax = PLAIN) -> None:
         self.votes, self.queries, self.held, self.scale, self.softmax = votes, queries, held, scale, softmax
         self.group = queries.shape[1] // held.source.shape[1]
         self._weights: Tensor | None = None

@@ -98,12 +98,12 @@ def softmax_mutant(name: str, what: str, breaks: Breaks, model: str, press: str,
 
 
 SOFTMAX = [
-    softmax_mutant("sinks-left-out", "sinks take no part where two parts are merged", left_out, "gpt_oss", "knorm",
-                   "onepass is off by"),
-    softmax_mutant("sinks-twice", "sinks take part in both of two merged parts", in_both, "gpt_oss", "knorm",
-                   "onepass is off by"),
+    softmax_mutant("sinks-left-out", "sinks take no part where two parts are merged", left_out, "gpt_oss", "knorm-long",
+                   "onepass (evicts others|is off by)"),
+    softmax_mutant("sinks-twice", "sinks take part in both of two merged parts", in_both, "gpt_oss", "knorm-long",
+                   "onepass (evicts others|is off by)"),
     softmax_mutant("softcap-after-mask", "the softcap is applied after the mask", after_the_mask, "gemma2", "knorm",
-                   "onepass is off by"),
+                   "onepass (evicts others|is off by)"),
     softmax_mutant("votes-without-sinks", "attention scores leave out the sinks", votes_without_sinks, "gpt_oss",
                    "tova", "onepass evicts others"),
     softmax_mutant("votes-without-softcap", "attention scores leave out the softcap", votes_without_softcap, "gemma2",
