@@ -177,6 +177,3 @@ def test_one_pass_and_decoding_equal_a_plain_loop_over_the_stock_model(subject: 
             assert all(map(torch.equal, found.evicted_at, tables)), f"{way} evicts others"
             off = float((found.nll - _nll(logits, ids, prompt)).abs().max())
             assert off < tolerance, f"{way} is off by {off:.2g} nats"
-
-
-LAW = test_one_pass_and_decoding_equal_a_plain_loop_over_the_stock_model

@@ -10,7 +10,9 @@ from harness.mutants.mutant import Breaks, Mutant
 from pressgauge import onepass
 from pressgauge.models import latents
 from pressgauge.softmax import Softmax
-from properties.test_softmax_and_latents import LAW, Case
+from properties import test_softmax_and_latents
+
+LAW = test_softmax_and_latents.test_one_pass_and_decoding_equal_a_plain_loop_over_the_stock_model
 
 
 def left_out(patch: pytest.MonkeyPatch) -> None:
@@ -93,7 +95,7 @@ def expanded(patch: pytest.MonkeyPatch) -> None:
 
 def softmax_mutant(name: str, what: str, breaks: Breaks, model: str, press: str, says: str) -> Mutant:
     """Mutant of the engine, for a model and a press."""
-    case = Case(model, press)
+    case = test_softmax_and_latents.Case(model, press)
     return Mutant(name, what, "plausible", case, LAW, twin=case, breaks=breaks, says=(says,))
 
 
