@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from pressgauge.cache import ASSISTED, PressedCache, PressedLayer
-from pressgauge.models import interface, support
+from pressgauge.models import interface, latents, support
 from pressgauge.models.support import Support
 from pressgauge.presses.base import Press
 from pressgauge.proof import OUTSIDE, UNFED, Problems, misfit, padding_of, strange_mask, warn_vacuous
 from pressgauge.rules import Window
+from pressgauge.softmax import softmax_of
 
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 """Arguments for assisted decoding, which feeds candidate tokens and crops rejected ones."""
@@ -175,7 +176,7 @@ class _Attachment:
         if not isinstance(layer, PressedLayer):
             return own(module, query, key, value, attention_mask, **kwargs)
         assert cache is not None and index is not None
-        reason = misfit(kwargs, index in running.attended, layer.handed, running.tokens, query, key, value)
+        reason = misfit(module, kwargs, index in running.attended, layer.handed, running.tokens, query, key, value)
         # Layers share a mask, but whether no mask means causal attention is up to each.
         window = self.support.windows.get(layer.index)
         if reason is None and (
@@ -199,7 +200,10 @@ class _Attachment:
                 attention_mask = mask
         output = own(module, query, key, value, attention_mask, **kwargs)
         if index == layer.index:
-            layer.observe(query, interface.scaling(key, kwargs))
+            if self.press.needs_queries:
+                assert layer.handed is not None
+                query = latents.scored_queries(module, query, layer.handed.keys, layer.handed.values)
+            layer.observe(query, interface.scaling(key, kwargs), softmax_of(own, kwargs))
         if index == self.support.readers(layer.index)[-1]:
             layer.settle()
             layer.handed = None

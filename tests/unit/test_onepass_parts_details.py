@@ -11,7 +11,8 @@ from pressgauge import KnormPress, perplexity
 from pressgauge.conformance import architectures
 from pressgauge.history import NEVER
 from pressgauge.models import support
-from pressgauge.onepass import OnePass, OnePassCache, _attend, _Noting, beyond
+from pressgauge.onepass import OnePass, _attend, beyond
+from pressgauge.onepass_cache import Noting, OnePassCache
 from pressgauge.proof import Problems
 
 
@@ -52,9 +53,9 @@ def test_attention_that_is_merged_is_computed_in_float32(masked: bool) -> None:
     torch.testing.assert_close(total.double(), scores.logsumexp(dim=-1), rtol=0, atol=1e-5)
 
 
-def noting(tokens: int) -> _Noting:
+def noting(tokens: int) -> Noting:
     """A layer that was passed ``tokens`` tokens; none for 0."""
-    layer = _Noting()
+    layer = Noting()
     if tokens:
         layer.update(torch.ones(1, 1, tokens, 2), torch.ones(1, 1, tokens, 2))
     return layer

@@ -16,7 +16,7 @@ from pressgauge.cache.layer import Handed, PressedLayer, held_tokens, storage_nb
 from pressgauge.cache.plain import check_pass, uneven
 from pressgauge.cache.windowed import WindowedLayer, pressed_layer
 from pressgauge.history import NEVER, History, count_evictions
-from pressgauge.models import interface, support
+from pressgauge.models import interface, latents, support
 from pressgauge.models.windows import owners, windows
 from pressgauge.presses.base import Press
 from pressgauge.rules import Ledger
@@ -165,10 +165,10 @@ class PressedCache(_Readings, DynamicCache):
         self._declared = prompt_length
         self._open: PressedLayer | None = None
         self._first = next((i for i, layer in enumerate(self.layers) if isinstance(layer, DynamicLayer)), 0)
-        windowed, reading = windows(config, layers), owners(config)
+        latent, windowed, reading = latents.caches_latents(config), windows(config, layers), owners(config)
         for index in range(len(self.layers)):
             if index not in press.skipped and index not in reading:
-                self.layers[index] = pressed_layer(press, index, self.ledger, windowed.get(index))
+                self.layers[index] = pressed_layer(press, index, self.ledger, latent, windowed.get(index))
                 self.layers[index].lent = index in reading.values()
 
     def update(

@@ -12,6 +12,7 @@ from pressgauge.presses.attention_scores import Attention
 from pressgauge.presses.base import Press
 from pressgauge.presses.ranking import FILLER, choose, lowest
 from pressgauge.rules import Ledger, Window
+from pressgauge.softmax import PLAIN, Softmax
 
 
 class WindowedLayer(PressedLayer):
@@ -25,20 +26,21 @@ class WindowedLayer(PressedLayer):
         press: the press.
         index: index of the layer.
         ledger: counts shared by all layers of the cache.
+        latent: as in ``Entries``.
         window: the layer's window.
     """
 
     is_sliding = True
 
-    def __init__(self, press: Press, index: int, ledger: Ledger, window: Window) -> None:
-        super().__init__(press, index, ledger)
+    def __init__(self, press: Press, index: int, ledger: Ledger, latent: bool, window: Window) -> None:
+        super().__init__(press, index, ledger, latent)
         self.window = window
         self.uneven = False
         """Whether KV heads or rows hold different numbers of entries."""
 
     def reset(self) -> None:
         """Reset to an empty layer; the cache resets the ledger."""
-        self.__init__(self.press, self.index, self.ledger, self.window)  # type: ignore[misc]
+        self.__init__(self.press, self.index, self.ledger, self.latent, self.window)  # type: ignore[misc]
 
     def _due(self, acts: bool, seen: Sequence[int]) -> bool:
         """Whether a layer that has evicted nothing evicts."""
@@ -49,7 +51,7 @@ class WindowedLayer(PressedLayer):
         """Whether a layer that has evicted nothing would evict after a next pass of ``tokens`` columns."""
         return self._due(self.ledger.would_act(tokens), [self.columns + tokens - pad for pad in padding])
 
-    def observe(self, queries: Tensor, scale: float) -> None:
+    def observe(self, queries: Tensor, scale: float, softmax: Softmax = PLAIN) -> None:
         """Update the attention state with the queries of the last pass, for presses that need it."""
         if self._votes is None or self.ledger.finished:
             self._votes = None
@@ -58,8 +60,8 @@ class WindowedLayer(PressedLayer):
         positions = self._stored_positions()
         filler = positions < 0 if self.uneven or any(self.ledger.padding) else None
         expiry = until(self.window, positions, seen, tokens)
-        keys = self.storage.held("keys")
-        self._votes.observe(Attention(queries, keys, filler, scale, expiry, reach(self.window, seen, tokens)))
+        far = reach(self.window, seen, tokens)
+        self._votes.observe(Attention(queries, self._scored(), filler, scale, softmax, expiry, far))
 
     def settle(self) -> None:
         """Complete the pending pass, once its attention has run: evict, and remove what has left the window."""
@@ -128,7 +130,7 @@ class WindowedLayer(PressedLayer):
             return self.storage.held("ranks").masked_fill(live < 0, FILLER)
         if not evicts:
             return live.long().masked_fill(live < 0, FILLER)
-        keys = self.storage.held("keys")
+        keys = self._scored()
         # Attention scores are those of the whole pass, also to entries that left the window with it.
         return self._rank(keys if self.press.needs_queries else keys.masked_fill((live < 0)[..., None], 0), live)
 
@@ -190,6 +192,8 @@ class WindowedLayer(PressedLayer):
             )
 
 
-def pressed_layer(press: Press, index: int, ledger: Ledger, window: Window | None) -> PressedLayer:
+def pressed_layer(press: Press, index: int, ledger: Ledger, latent: bool, window: Window | None) -> PressedLayer:
     """A layer that evicts, with or without a window."""
-    return PressedLayer(press, index, ledger) if window is None else WindowedLayer(press, index, ledger, window)
+    if window is None:
+        return PressedLayer(press, index, ledger, latent)
+    return WindowedLayer(press, index, ledger, latent, window)

@@ -16,6 +16,7 @@ from pressgauge.presses.attention_scores import Attention
 from pressgauge.presses.base import Press, rank_entries
 from pressgauge.presses.ranking import FILLER, choose, protect
 from pressgauge.rules import Ledger, Window
+from pressgauge.softmax import Softmax
 from pressgauge.storage import taken
 
 
@@ -159,12 +160,13 @@ def replay_windowed(
     padding: Sequence[int],
     queries: Tensor | None,
     scale: float,
+    softmax: Softmax,
     window: Window,
 ) -> Tensor:
     """Replay evictions from a layer with a window.
 
     Args:
-        press, keys, layer, passes, padding, queries, scale: as in ``replay``.
+        press, keys, layer, passes, padding, queries, scale, softmax: as in ``replay``.
         ledger: a new ledger of the press.
         window: the layer's window.
 
@@ -189,7 +191,7 @@ def replay_windowed(
             assert queries is not None
             expiry = until(window, positions, ledger.seen, tokens)
             far = reach(window, ledger.seen, tokens)
-            votes.observe(Attention(queries[:, :, new], stored, positions < 0, scale, expiry, far))
+            votes.observe(Attention(queries[:, :, new], stored, positions < 0, scale, softmax, expiry, far))
         counts = Counts(press, window, positions, ledger)
         if not counts.changes:
             continue

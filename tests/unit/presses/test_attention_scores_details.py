@@ -59,9 +59,9 @@ def test_attention_is_summed_over_blocks_of_queries(
     expected = whole.sum(dim=(2, 3)) / 2
     blocks: list[int] = []
 
-    def noted(queries: Tensor, keys: Tensor, *others: Any) -> Tensor:
+    def noted(queries: Tensor, *given: Any) -> Tensor:
         blocks.append(queries.shape[2])
-        return weights(queries, keys, *others)
+        return weights(queries, *given)
 
     monkeypatch.setattr(attention_scores, "MOST", most)
     monkeypatch.setattr(attention_scores, "weights", noted)
