@@ -165,8 +165,7 @@ class Entries:
         """The record of evictions; storage has positions from the first call on."""
         if self._history is None:
             storage = self.storage
-            rows, heads = storage["keys"].shape[:2]
-            self._history = History(rows, heads, self.device)
+            self._history = History(storage["keys"].shape[0], storage["keys"].shape[1], self.device)
             storage["positions"] = self._stored_positions().int()
             if self.press.fixed_scores:
                 storage["ranks"] = torch.empty_like(storage["positions"], dtype=torch.long)
