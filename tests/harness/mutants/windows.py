@@ -115,7 +115,7 @@ WINDOWS = [
     windows_mutant("window-one-mask", "KV heads of different length have one mask", mask_of_the_first_head, "mistral",
                    "knorm-interval"),
     windows_mutant("window-votes", "attention scores count entries outside the window", votes_beyond_the_window,
-                   "mistral", "h2o", "evicts others"),
+                   "llama4_text", "h2o", "evicts others"),
     windows_mutant("borrowed-table", "a layer that reads the keys of another has a table of its own", own_table, SHARED,
                    "h2o"),
 ]  # fmt: skip
