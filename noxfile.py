@@ -303,6 +303,17 @@ def peers(session: nox.Session, package: str) -> None:
 
 
 @nox.session
+def real(session: nox.Session) -> None:
+    """Compare Gemma 3 270M, a file of 253 MB under Gemma's terms of use, with its baselines; ``-- --regen-all`` records
+    them."""
+    install(session, "test")
+    folder = Path(session.create_tmp()).resolve()
+    session.run("python", "-m", "tools.real.fetch", str(folder))
+    environment = {"PRESSGAUGE_REAL_MODEL": str(folder / "gemma-3-270m-q4_k_m.gguf")}
+    session.run("python", "-m", "pytest", "tests/regression/test_real.py", *session.posargs, env=environment)
+
+
+@nox.session
 def lm_eval(session: nox.Session) -> None:
     """Evaluate local tasks with lm-evaluation-harness, in an environment of its own, since lm-eval needs many packages
     that nothing else here does."""

@@ -25,7 +25,7 @@ from pressgauge.bench.row import Row
 from pressgauge.bench.sweep import Plan, fingerprint, prepare, run_sweep
 from pressgauge.cli import app
 from pressgauge.conformance import architectures
-from pressgauge.models import load, load_parts
+from pressgauge.models import interface, load, load_parts
 from pressgauge.texts import load_text
 
 
@@ -83,13 +83,13 @@ def test_the_uncompressed_run_is_measured_once_per_text(monkeypatch: pytest.Monk
 
 
 def test_an_unsupported_model_is_refused_before_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reason that only the loaded model shows, such as attention sinks, is refused before any measurement."""
+    """A reason that only the loaded model shows is refused before any measurement."""
     model = architectures.build("llama")
-    model.model.layers[1].self_attn.sinks = torch.nn.Parameter(torch.zeros(6))
+    monkeypatch.setattr(interface, "goes_through_interface", lambda kind: kind is not type(model.model))
     monkeypatch.setattr(sweep, "load", lambda name, **options: (model, None))
     monkeypatch.setattr(sweep, "perplexity", lambda *arguments, **options: pytest.fail("this was measured"))
     wanted = plan()
-    with pytest.raises(ValueError, match=r"layer 1 \(attention with sinks\)"):
+    with pytest.raises(ValueError, match="does not go through transformers' attention interface"):
         run_sweep(wanted, prepare(wanted))
 
 
