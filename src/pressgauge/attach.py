@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from pressgauge.cache import ASSISTED, PressedCache, PressedLayer
-from pressgauge.models import interface, support
+from pressgauge.models import interface, latents, support
 from pressgauge.models.support import Support
 from pressgauge.presses.base import Press
 from pressgauge.proof import OUTSIDE, UNFED, Problems, misfit, strange_mask, warn_vacuous
+from pressgauge.softmax import softmax_of
 
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 """Arguments for assisted decoding, which feeds candidate tokens and crops rejected ones."""
@@ -166,7 +167,7 @@ class _Attachment:
         if not isinstance(layer, PressedLayer):
             return own(module, query, key, value, attention_mask, **kwargs)
         assert cache is not None
-        reason = misfit(kwargs, index in running.attended, layer.handed, running.tokens, query, key, value)
+        reason = misfit(module, kwargs, index in running.attended, layer.handed, running.tokens, query, key, value)
         # Layers share a mask, but whether no mask means causal attention is up to each.
         if reason is None and (attention_mask is None or attention_mask is not running.checked):
             reason = self._strange(module, attention_mask, query.shape[2], cache)
@@ -184,7 +185,10 @@ class _Attachment:
             else:
                 attention_mask = mask
         output = own(module, query, key, value, attention_mask, **kwargs)
-        layer.observe(query, interface.scaling(key, kwargs))
+        if self.press.needs_queries:
+            assert layer.handed is not None
+            query = latents.scored_queries(module, query, layer.handed.keys, layer.handed.values)
+        layer.observe(query, interface.scaling(key, kwargs), softmax_of(own, kwargs))
         layer.settle()
         layer.handed = None
         running.attended.add(layer.index)

@@ -16,40 +16,47 @@ from transformers.cache_utils import DynamicLayer
 
 from pressgauge.cache import Handed
 from pressgauge.history import NEVER, replay
-from pressgauge.models import interface
+from pressgauge.models import interface, latents
 from pressgauge.models.support import Support
 from pressgauge.presses.base import Press
 from pressgauge.proof import OUTSIDE, Problems, misfit, strange_mask
 from pressgauge.rules import pass_lengths
+from pressgauge.softmax import PLAIN, Softmax, softmax_of
 from pressgauge.storage import taken
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Attention output and log-sum-exp of the scores.
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None, softmax: Softmax = PLAIN
+) -> tuple[Tensor, Tensor]:
+    """Attention output and log-sum-exp of the logits.
 
     Args:
         query: ``[B, K, q, D]``.
         key, value: ``[B, K, n, D]`` and ``[B, K, n, D']``.
         scale: scaling factor of the query-key products.
         bias: ``[B, K, q, n]``, minus infinity where a key is masked; None if none is.
+        softmax: softmax of the layer, whose sinks are left to the caller.
 
     Returns:
         ``[B, K, q, D']`` and ``[B, K, q]``, computed in float32 or wider.
     """
-    if query.device.type == "cpu" and key.shape[-1] == value.shape[-1]:
+    if query.device.type == "cpu" and key.shape[-1] == value.shape[-1] and softmax.softcap is None:
         # The kernel behind scaled_dot_product_attention, which does not return the log-sum-exp.
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         output, total = fused(query, key, value, 0.0, False, attn_mask=bias, scale=scale)
         return output, total
-    wide = torch.promote_types(query.dtype, torch.float32)
-    scores = query.to(wide) @ key.to(wide).mT * scale
-    if bias is not None:
-        scores += bias
-    total = scores.logsumexp(dim=-1)
-    return (scores - total[..., None]).exp() @ value.to(wide), total
+    return softmax.attention(query, key, value, scale, bias)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, evicted_at: Tensor, scale: float, *, block: int = 256) -> Tensor:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    evicted_at: Tensor,
+    scale: float,
+    softmax: Softmax = PLAIN,
+    block: int = 256,
+) -> Tensor:
     """Causal attention in which query t attends to key j iff ``j <= t < evicted_at[b, k, j]``.
 
     No mask is larger than a block of queries times the keys that are added or evicted in it. Entries retained
@@ -60,6 +67,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, evicted_at: Tensor, scale:
         key, value: ``[B, K, T, D]`` and ``[B, K, T, D']``.
         evicted_at: ``[B, K, T]`` of a press, under which all heads retain equally many entries at any time.
         scale: scaling factor of the query-key products.
+        softmax: softmax of the layer.
         block: number of queries per block, from the first eviction on.
 
     Returns:
@@ -69,7 +77,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, evicted_at: Tensor, scale:
     heads = key.shape[1]
     # The memory layout that the model reads, which saves a copy.
     output = query.new_empty(batch, length, query_heads, value.shape[-1]).transpose(1, 2)
-    whole = min(length, int(evicted_at.min()))
+    whole = min(length, int(evicted_at.min())) if softmax.plain else 0
     output[:, :, :whole] = scaled_dot_product_attention(
         query[:, :, :whole],
         key[:, :, :whole],
@@ -97,12 +105,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, evicted_at: Tensor, scale:
         if query_heads > heads:
             bias = bias.repeat(1, 1, query_heads // heads, 1)
         columns = changing.to(key.device)
-        attended, total = _attend(rows, taken(key, columns), taken(value, columns), scale, bias)
+        attended, total = _attend(rows, taken(key, columns), taken(value, columns), scale, bias, softmax)
         if stay:
             columns = order[:, :, :stay].to(key.device)
-            held_on, held_total = _attend(rows, taken(key, columns), taken(value, columns), scale, None)
+            held_on, held_total = _attend(rows, taken(key, columns), taken(value, columns), scale, None, softmax)
             weight = (total - held_total).sigmoid()[..., None]
             attended = held_on.lerp(attended, weight.to(attended.dtype))
+            total = torch.logaddexp(total, held_total)
+        # Once for both parts: the sink of a head takes part in one softmax.
+        attended = softmax.share(attended, total, heads)
         output[:, :, start:stop] = attended.reshape(batch, query_heads, stop - start, -1)
     return output
 
@@ -254,13 +265,14 @@ class OnePass:
         self.evicted_at[layer] = table
         self.entry_nbytes[layer] = (keys.shape[-1] + values.shape[-1]) * keys.element_size()
 
-    def _replay(self, press: Press, query: Tensor, key: Tensor, layer: int, scale: float) -> Tensor:
+    def _replay(self, press: Press, query: Tensor, key: Tensor, layer: int, scale: float, softmax: Softmax) -> Tensor:
         rows, _, tokens, _ = key.shape
         columns = tokens + self.padding
         if self.padding:
             query, key = (pad(states, (0, 0, self.padding, 0)) for states in (query, key))
         passes, padding = pass_lengths(columns, self.prompt), [self.padding] * rows
-        return replay(press, key, passes, layer=layer, padding=padding, queries=query, scale=scale).cpu()
+        given: dict[str, Any] = {"queries": query, "scale": scale, "softmax": softmax}
+        return replay(press, key, passes, layer=layer, padding=padding, **given).cpu()
 
     def _attend(
         self,
@@ -289,16 +301,20 @@ class OnePass:
             self._checked = attention_mask, window
             return own(module, query, key, value, attention_mask, **kwargs)
         handed = cached.handed if isinstance(cached, _Noting) else None
-        reason = misfit(kwargs, index in self.evicted_at, handed, self._tokens, query, key, value)
+        reason = misfit(module, kwargs, index in self.evicted_at, handed, self._tokens, query, key, value)
         reason = reason or strange_mask(module, attention_mask, tokens, tokens, [])
         if reason is not None:
             plainly = partial(own, module, query, key, value, attention_mask, **kwargs)
             return self._problems.go_on(index, reason, plainly)
-        scale = interface.scaling(key, kwargs)
-        table = self._replay(self.press, query, key, index, scale)
-        self._note(index, table, key, value)
-        evicted_at = table[..., self.padding :] - self.padding
+        scale, softmax = interface.scaling(key, kwargs), softmax_of(own, kwargs)
+        assert handed is not None
+        scored = latents.scored_keys(module, handed.keys, handed.values)
+        by = latents.scored_queries(module, query, handed.keys, handed.values) if self.press.needs_queries else query
+        table = self._replay(self.press, by, scored, index, scale, softmax)
+        self._note(index, table, handed.keys, handed.values)
+        # A latent has one head, and expands to several.
+        evicted_at = table[..., self.padding :].expand(-1, key.shape[1], -1) - self.padding
         if int(evicted_at.min()) >= key.shape[2]:
             return own(module, query, key, value, attention_mask, **kwargs)
-        output = attend(query, key, value, evicted_at, scale)
+        output = attend(query, key, value, evicted_at, scale, softmax=softmax)
         return output.transpose(1, 2).contiguous(), None

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from pressgauge.cache import Handed
-from pressgauge.models import interface
+from pressgauge.models import interface, latents
 from pressgauge.models.support import Support
 from pressgauge.presses.base import Press
 
-_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
-"""Arguments of an attention call whose effect depends on which keys are present."""
+_UNSUPPORTED = ("sinks", "position_bias")
+"""Arguments of an attention call whose effect depends on which keys are present, in ways that are not known."""
 
 UNFED = "tokens of the pass that never reached the cache that it was given"
 
@@ -89,7 +89,33 @@ def misread(handed: Handed | None, tokens: int, query: Tensor, key: Tensor, valu
     return None
 
 
+def misexpanded(
+    expand: latents.Expand, handed: Handed | None, tokens: int, query: Tensor, key: Tensor, value: Tensor
+) -> str | None:
+    """Why a layer's attention did not read the expansion of what its cache returned, or None if it did.
+
+    Tensors are compared in a pass from an empty cache only: in others, their entries are counted.
+
+    Args:
+        expand: the layer's expansion.
+        handed, tokens, query, key, value: as in ``misread``.
+    """
+    if handed is None or handed.tokens != tokens or query.shape[2] != tokens:
+        return misread(handed, tokens, query, key, value)
+    held = handed.keys.shape[2]
+    if handed.keys.shape[1] != 1 or key.shape[2] != held or value.shape[2] != held:
+        return f"latents cached as {list(handed.keys.shape[1:])} and attended to as {list(key.shape[1:])}"
+    if held == tokens:
+        for name, read, expanded in zip(
+            ("keys", "values"), (key, value), expand(handed.keys, handed.values), strict=True
+        ):
+            if not torch.equal(read, expanded):
+                return f"attention to {name} that are not the expansion of what its cache returned"
+    return None
+
+
 def misfit(
+    module: nn.Module,
     kwargs: Mapping[str, Any],
     again: bool,
     handed: Handed | None,
@@ -101,6 +127,7 @@ def misfit(
     """Why a press does not support an attention call, or None if it does.
 
     Args:
+        module: the attention module.
         kwargs: further arguments of the call.
         again: whether the layer has already attended in this pass.
         handed, tokens, query, key, value: as in ``misread``.
@@ -110,7 +137,17 @@ def misfit(
     name = next((name for name in _UNSUPPORTED if kwargs.get(name) is not None), None)
     if name is not None:
         return f"attention with {name}"
-    return misread(handed, tokens, query, key, value)
+    softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
+    if softcap is not None and not softcap > 0:
+        return f"attention with softcap {softcap}"
+    if (getattr(module, "sinks", None) is not None) != (sinks is not None):
+        return "attention with sinks"
+    if sinks is not None and getattr(sinks, "shape", None) != query.shape[1:2]:
+        return "attention with s_aux that is not one number per head"
+    expand = latents.expansion(module)
+    if expand is None:
+        return misread(handed, tokens, query, key, value)
+    return misexpanded(expand, handed, tokens, query, key, value)
 
 
 def strange_mask(module: nn.Module, mask: Tensor | None, tokens: int, columns: int, padding: list[int]) -> str | None:

@@ -8,11 +8,7 @@ import pytest
 import torch
 from transformers import (
     DynamicCache,
-    Gemma2Config,
-    Gemma2ForCausalLM,
     Gemma3nTextConfig,
-    GptOssConfig,
-    GptOssForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
     StaticCache,
@@ -26,7 +22,6 @@ from pressgauge.conformance.versions import cache_of, using
 from pressgauge.presses.attention_scores import Attention, LastQueries, Votes
 from support.drive import CONFIG, run
 from support.query_press import QueryPress
-from support.small_config import SMALL
 
 MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"keep_ratio": 1.5}, ValueError, "keep_ratio must be in (0, 1], got 1.5"),
@@ -172,34 +167,6 @@ def test_shared_keys_and_values_are_refused() -> None:
     """Layers that share keys and values are refused."""
     with pytest.raises(ValueError, match=r"layers [\d, -]*3 \(keys and values shared between layers\)"):
         KnormPress(0.5).cache(_shared_kv())
-
-
-def test_softcap_is_refused() -> None:
-    """Layers with a softcap are refused, as in Gemma 2."""
-    config = Gemma2Config(
-        **SMALL,
-    )
-    config._attn_implementation = "eager"
-    with (
-        pytest.raises(ValueError, match=r"layers 0-1 \(attention with softcap 50.0\); that leaves no layer"),
-        attach(KnormPress(0.5), Gemma2ForCausalLM(config)),
-    ):
-        pass
-
-
-def test_attention_sinks_are_refused() -> None:
-    """Layers with attention sinks are refused, as in GPT-OSS."""
-    config = GptOssConfig(
-        **SMALL,
-        num_local_experts=2,
-        num_experts_per_tok=1,
-    )
-    config._attn_implementation = "eager"
-    with (
-        pytest.raises(ValueError, match=r"layers 0-1 \(attention with sinks\); that leaves no layer"),
-        attach(KnormPress(0.5), GptOssForCausalLM(config)),
-    ):
-        pass
 
 
 def test_a_model_that_already_carries_a_press_is_refused() -> None:

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from pressgauge.cache.layer import Handed, PressedLayer, held_tokens, storage_nbytes
 from pressgauge.history import NEVER, History, count_evictions
-from pressgauge.models import interface, support
+from pressgauge.models import interface, latents, support
 from pressgauge.presses.base import Press
 from pressgauge.rules import Ledger
 
@@ -163,9 +163,10 @@ class PressedCache(_Readings, DynamicCache):
         self._declared = prompt_length
         self._open: PressedLayer | None = None
         self._first = next((i for i, layer in enumerate(self.layers) if isinstance(layer, DynamicLayer)), 0)
+        latent = latents.caches_latents(config)
         for index in range(len(self.layers)):
             if index not in press.skipped:
-                self.layers[index] = PressedLayer(press, index, self.ledger)
+                self.layers[index] = PressedLayer(press, index, self.ledger, latent)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any

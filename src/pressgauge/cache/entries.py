@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from pressgauge.history import History
+from pressgauge.models import latents
 from pressgauge.presses.attention_scores import Attention, Votes
 from pressgauge.presses.base import Press, rank_entries
 from pressgauge.presses.ranking import FILLER, choose, lowest, spare
 from pressgauge.rules import Ledger
+from pressgauge.softmax import PLAIN, Softmax
 from pressgauge.storage import Storage, taken
 
 _SLACK = 50
@@ -27,9 +29,11 @@ class Entries:
         press: the press.
         index: index of the layer.
         ledger: counts shared by all layers of the cache.
+        latent: whether ``keys`` are latents and ``values`` rotary keys, see ``pressgauge.models.latents``.
     """
 
-    def __init__(self, press: Press, index: int, ledger: Ledger) -> None:
+    def __init__(self, press: Press, index: int, ledger: Ledger, latent: bool = False) -> None:
+        self.latent = latent
         self.press = press
         self.index = index
         self.ledger = ledger
@@ -108,30 +112,36 @@ class Entries:
     def _rank(self, keys: Tensor, positions: Tensor) -> Tensor:
         return rank_entries(self.press, keys, positions.long(), self.index, self._votes, first=not self._ranked)
 
+    def _scored(self, start: int = 0) -> Tensor:
+        """The keys that the press scores, from slot ``start`` on."""
+        keys, values = (self.storage.held(name)[:, :, start:] for name in ("keys", "values"))
+        return latents.entry_keys(keys, values) if self.latent else keys
+
     def _rank_new(self) -> None:
         """Rank the entries added since the last eviction; the caller updates ``_ranked``."""
         storage = self.storage
         if "ranks" not in storage or self._ranked == storage.used:
             return
         new = slice(self._ranked, storage.used)
-        keys, positions = (storage[name][:, :, new] for name in ("keys", "positions"))
-        storage.put("ranks", self._ranked, self._rank(keys, positions))
+        ranks = self._rank(self._scored(self._ranked), storage["positions"][:, :, new])
+        storage.put("ranks", self._ranked, ranks)
 
-    def observe(self, queries: Tensor, scale: float) -> None:
+    def observe(self, queries: Tensor, scale: float, softmax: Softmax = PLAIN) -> None:
         """Update the attention state with the queries of the last pass, for presses that need it.
 
         Args:
-            queries: ``[B, H, q, D]``.
+            queries: ``[B, H, q, D]``, those of the keys that the press scores.
             scale: scaling factor of the query-key products.
+            softmax: softmax of the layer.
         """
         if self._votes is None:
             return
         if self.ledger.finished:
             self._votes = None
             return
-        keys = self.storage.held("keys")
+        keys = self._scored()
         filler = self._stored_positions() < 0 if any(self.ledger.padding) else None
-        self._votes.observe(Attention(queries, keys, filler, scale))
+        self._votes.observe(Attention(queries, keys, filler, scale, softmax))
 
     def settle(self) -> None:
         """Complete the pending eviction of the last pass, once its attention has run."""
@@ -161,7 +171,7 @@ class Entries:
         self._rank_new()
         positions = storage.held("positions")
         fixed = "ranks" in storage
-        ranks = storage.held("ranks") if fixed else self._rank(storage.held("keys"), positions)
+        ranks = storage.held("ranks") if fixed else self._rank(self._scored(), positions)
         ranks = spare(self.press, ranks, positions, self.ledger)
         keep = self.ledger.held
         unpadded = not any(self.ledger.padding)

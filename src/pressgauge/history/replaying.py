@@ -12,6 +12,7 @@ from pressgauge.history.fixed import replay_fixed, slots
 from pressgauge.history.record import History
 from pressgauge.presses.base import Press, check_press, rank_entries
 from pressgauge.rules import Budget, Ledger, whole_number, whole_numbers
+from pressgauge.softmax import PLAIN, Softmax
 
 
 def replay(
@@ -24,6 +25,7 @@ def replay(
     padding: Sequence[int] | None = None,
     queries: Tensor | None = None,
     scale: float | None = None,
+    softmax: Softmax = PLAIN,
 ) -> Tensor:
     """Compute what a press evicts from a layer that is fed the given keys, without decoding.
 
@@ -39,6 +41,7 @@ def replay(
         padding: number of leading columns that are padding, per row.
         queries: ``[B, H, T, D]``, for presses that need them.
         scale: scaling factor of the query-key products; ``D ** -0.5`` by default.
+        softmax: softmax of the layer, for those with a softcap or sinks.
 
     Returns:
         ``evicted_at``: ``[B, K, T]`` int32.
@@ -74,7 +77,7 @@ def replay(
         return History(rows, heads, keys.device).evicted_at(columns, pads)
     if not press.fixed_scores:
         scale = keys.shape[3] ** -0.5 if scale is None else scale
-        return replay_changing(press, keys, layer, passes, Ledger(press, prompt_length), pads, queries, scale)
+        return replay_changing(press, keys, layer, passes, Ledger(press, prompt_length), pads, queries, scale, softmax)
     # Attributes added by a subclass do not affect when it evicts and how many entries.
     budget = Budget(**{field.name: getattr(press, field.name) for field in fields(Budget)})
     places = slots(budget, press.exact_ratio, tuple(passes), prompt_length, tuple(pads))

@@ -208,17 +208,7 @@ def of_model(model: PreTrainedModel) -> Support:
     """Support of a model for attached presses."""
     support = of_config(model.config)
     name, decoder = type(model).__name__, interface.decoder_of(model)
-    whole, reasons = support.whole, dict(support.reasons)
+    whole = support.whole
     if whole is None and not interface.goes_through_interface(type(decoder)):
         whole = f"{_OUTSIDE}: {_STEPWISE}"
-    softcap = getattr(model.config.get_text_config(decoder=True), "attn_logit_softcapping", None)
-    indices = interface.layer_indices(decoder)
-    for module in decoder.modules():
-        index = indices.get(id(module))
-        if index is None or index in reasons:
-            continue
-        if softcap:
-            reasons[index] = f"attention with softcap {softcap}"
-        elif getattr(module, "sinks", None) is not None:
-            reasons[index] = "attention with sinks"
-    return replace(support, name=name, whole=whole, reasons=reasons)
+    return replace(support, name=name, whole=whole)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -15,7 +16,6 @@ import torch
 from typer.testing import CliRunner
 
 from pressgauge import cli
-from pressgauge.bench import ranks
 from pressgauge.bench.ranks import Lost, Ranks, join, launched
 from pressgauge.cli import app
 
@@ -109,7 +109,7 @@ def test_a_rank_knows_whether_its_device_is_its_own(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WORLD_SIZE", "2")
     device = torch.device("cuda", 1)
     state = SimpleNamespace(process_index=1, num_processes=2, device=device)
-    host = ranks.platform.node()
+    host = platform.node()
     others = {True: (host, "cpu"), False: (host, "cuda:0")}
     for cpu in (True, False):
         gathered: list[Any] = []

@@ -1,7 +1,6 @@
 """Support of models, in the cases that only one line of code decides, and the words of each refusal."""
 
 import re
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -275,16 +274,13 @@ def test_which_layers_share_keys(text: dict[str, Any], shared: set[int]) -> None
 
 
 def test_attached_a_model_is_looked_at_by_its_modules() -> None:
-    """Softcaps, sinks and attention outside the interface are not in the cache's layers."""
+    """Sinks and softcaps are looked at in a pass."""
     model = architectures.build("llama")
     name, plain = type(model).__name__, support.of_model(model)
     assert plain == Support(name, architectures.LAYERS, None, {})
-    decoder = interface.decoder_of(model)
-    decoder.layers[1].self_attn.sinks = 1
-    assert support.of_model(model) == replace(plain, reasons={1: "attention with sinks"})
+    interface.decoder_of(model).layers[1].self_attn.sinks = 1
     model.config.attn_logit_softcapping = 50.0
-    reasons = dict.fromkeys(range(architectures.LAYERS), "attention with softcap 50.0")
-    assert support.of_model(model) == replace(plain, reasons=reasons)
+    assert support.of_model(model) == plain
 
 
 def test_attention_outside_the_interface_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,17 +299,3 @@ def test_an_attached_model_is_called_by_its_own_class() -> None:
     model = architectures.build("llama")
     model.__class__ = type("Named", (type(model),), {})
     assert support.of_model(model).name == "Named"
-
-
-def test_softcaps_are_those_of_the_text_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which the configuration of a model for images has inside."""
-    model = architectures.build("llama")
-    text = Config(attn_logit_softcapping=30.0)
-    own = type(model.config).get_text_config
-
-    def get_text_config(config: Any, decoder: Any = None, encoder: Any = None) -> Any:
-        asked = sys._getframe(1).f_code.co_name.removeprefix("x_").startswith("of_model")
-        return text if asked and decoder is True else own(config, decoder=decoder, encoder=encoder)
-
-    monkeypatch.setattr(type(model.config), "get_text_config", get_text_config)
-    assert set(support.of_model(model).reasons.values()) == {"attention with softcap 30.0"}
