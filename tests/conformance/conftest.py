@@ -77,6 +77,6 @@ def trained() -> Any:
 
 def specimen(name: str) -> Any:
     """Model of this name: an architecture, a folder, a name on the hub, or a reference model."""
-    if name in architectures.ARCHITECTURES:
+    if name in architectures.BY_NAME:
         return architectures.under_test(name)
     return trained_model(name, "float64", str(devices.chosen()))[0]

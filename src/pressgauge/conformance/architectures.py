@@ -8,6 +8,8 @@ import pytest
 import torch
 import transformers
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
@@ -80,6 +82,22 @@ def qwen3(**changes: Any) -> Model:
     return model
 
 
+WINDOW = 4096
+"""Window of ``gemma3()``, longer than the texts of the laws, whose oracles know no windows."""
+
+
+def gemma3(**changes: Any) -> Model:
+    """The text model of Gemma 3: caches of a sliding window in two of three layers, and norms on queries and keys."""
+    types = ["sliding_attention", "full_attention", "sliding_attention"]
+    settings = {"layer_types": types, "sliding_window": WINDOW, "query_pre_attn_scalar": 8, **changes}
+    model = Gemma3ForCausalLM(Gemma3TextConfig(**{**_GROUPED, **settings}))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "q_norm" in name or "k_norm" in name:
+                weight.uniform_(-0.7, 1.0)
+    return model
+
+
 ARCHITECTURES: dict[str, Callable[..., Model]] = {
     "neox": neox,
     "llama": llama,
@@ -87,13 +105,17 @@ ARCHITECTURES: dict[str, Callable[..., Model]] = {
     "qwen2": qwen2,
     "qwen3": qwen3,
 }
+"""Architectures on which laws about model outputs run by default."""
+
+BY_NAME: dict[str, Callable[..., Model]] = {**ARCHITECTURES, "gemma3": gemma3}
+"""Architectures that ``--model`` selects by name."""
 
 
 def build(architecture: str, **changes: Any) -> Model:
     """Build a new float64 model, with wide weights so that attention is far from uniform."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        model = ARCHITECTURES[architecture](initializer_range=0.3, **changes)
+        model = BY_NAME[architecture](initializer_range=0.3, **changes)
     model.double()
     model.eval()
     return model
