@@ -156,7 +156,7 @@ def installs(session: nox.Session) -> None:
 
 MUTATED = {
     "decide": (
-        ("rules", "presses", "history"),
+        ("rules", "presses", "history", "softmax"),
         (
             "properties/test_counts.py",
             "properties/test_which.py",
@@ -165,6 +165,7 @@ MUTATED = {
             "unit/rules",
             "unit/presses",
             "unit/history",
+            "unit/test_softmax.py",
             "harness/test_accelerator.py",
         ),
     ),
@@ -184,6 +185,7 @@ MUTATED = {
             "unit/history/test_fixed.py",
             "unit/cache",
             "unit/test_storage_details.py",
+            "properties/test_softmax_and_latents.py",
             "harness/test_accelerator.py",
         ),
     ),
@@ -207,6 +209,8 @@ MUTATED = {
             "unit/test_onepass_details.py",
             "unit/test_attach_details.py",
             "unit/test_onepass_parts_details.py",
+            "unit/test_softmax.py",
+            "properties/test_softmax_and_latents.py",
             "harness/test_accelerator.py",
         ),
     ),
@@ -232,7 +236,7 @@ MUTATED = {
         ),
     ),
     "models": (
-        ("models/interface", "models/support"),
+        ("models/interface", "models/support", "models/latents"),
         (
             "properties/test_refusals.py",
             "properties/test_onepass.py",

@@ -132,7 +132,7 @@ class LastQueries(Votes):
     def __init__(self, most: int) -> None:
         self.most = most
         self.scale = 1.0
-        self.softmax = PLAIN
+        self.softmax: Softmax
         self.filler: Tensor | None = None
         self._parts: list[Tensor] = []
         """Queries ``[B, H, q, D]``, oldest first."""
