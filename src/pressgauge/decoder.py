@@ -107,6 +107,8 @@ def refuse_padding(model: PreTrainedModel, mask: Tensor, prompt: int) -> None:
             f"{name} {why} and counts padding, so padded rows cannot be decoded as they are alone: feed rows of equal "
             "length, or one at a time"
         )
+    if not interface.computes_behind_padding(model):
+        raise ValueError(f"{name} in float64 computes NaN behind padding, by its eager attention: use float32")
     linear = not all(map(interface.caches_keys, classes))
     if linear and (prompt == 1 or padding > prompt):
         raise ValueError(

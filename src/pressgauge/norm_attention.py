@@ -58,9 +58,13 @@ def _received(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None
         elif mask is not None:
             bias = mask[:, :, rows, :tokens].to(part.dtype)
         bias = bias.where(seen, torch.finfo(part.dtype).min)
-        # Values do not matter; a single column makes their product cheap.
-        _, weights = interface.eager_attention(module)(module, part, wide(key), wide(key[..., :1]), bias, **kwargs)
+        # A single column of ones makes the product with values cheap, and is what the weights and sinks make of it.
+        ones = torch.ones_like(wide(key[..., :1]))
+        output, weights = interface.eager_attention(module)(module, part, wide(key), ones, bias, **kwargs)
         assert weights is not None
+        if kwargs.get("s_aux") is not None:
+            # Some models leave the sinks out of the weights, and take their share from the output.
+            weights = weights * (output[0, :, :, 0].T / weights[0].sum(dim=-1))[None, :, :, None]
         total += weights[0].tril(start - 1).sum(dim=-2).cpu().double()
     mean = total / (tokens - 1 - torch.arange(tokens)).clamp(min=1)
     return mean.view(heads, -1, tokens).mean(dim=1)
@@ -71,8 +75,8 @@ def norm_attention(model: PreTrainedModel, input_ids: Tensor, *, later: int = LA
     """Spearman's rank correlation of key norms with the attention received from later queries.
 
     The norm is L2, the attention a mean over queries, without the key's own. With grouped-query attention, it is
-    averaged over the query heads that share the KV head. Nothing is evicted. Attention is the model's own eager
-    function, on queries and keys in float32 or wider, a block of queries at a time.
+    averaged over the query heads that share the KV head. Of latents, keys are the expanded ones. Nothing is evicted.
+    Attention is the model's own eager function, on queries and keys in float32 or wider, a block of queries at a time.
 
     Args:
         model: any causal model that uses transformers' attention interface.

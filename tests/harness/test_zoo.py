@@ -29,7 +29,9 @@ SAMPLE: dict[str, tuple[str, str]] = {
     "qwen3_next": (RIGHT, "layers without keys"),
     "gpt_neo": (REFUSED, "attention code of its own, with windows"),
     "bloom": (REFUSED, "ALiBi"),
-    "deepseek_v3": (REFUSED, "latents that are expanded after the cache"),
+    "deepseek_v3": (RIGHT, "latents that are expanded after the cache"),
+    "gpt_oss": (RIGHT, "attention sinks"),
+    "gemma2": (RIGHT, "a softcap"),
     "deepseek_v32": (REFUSED, "an indexer that selects keys"),
     "diffllama": (REFUSED, "values of several heads joined"),
     "doge": (REFUSED, "a learned mask"),
@@ -255,7 +257,7 @@ def test_a_refusal_with_a_failing_way_out_is_false(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(broken.__globals__, "__name__", "pressgauge.planted")
     monkeypatch.setattr(examine, "perplexity", broken)
     monkeypatch.setattr(examine._Specimen, "baseline", lambda self: None)
-    verdict = examine.examine("deepseek_v3")
+    verdict = examine.examine("git")
     assert (verdict.kind, "neither stepwise nor plain works" in verdict.detail) == (FALSE, True), verdict
 
 

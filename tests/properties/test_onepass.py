@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM, GptOssConfig, GptOssForCausalLM
+from transformers import BloomConfig, BloomForCausalLM, GptOssConfig, GptOssForCausalLM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -253,13 +253,6 @@ def test_one_pass_leaves_nothing_behind(kind: type[KnormPress], implementation: 
     assert torch.equal(model.generate(ids, **asked), generated)
 
 
-def softcapped() -> architectures.Model:
-    """A Gemma 2, which has a softcap."""
-    model = Gemma2ForCausalLM(Gemma2Config(**SMALL))
-    model.set_attn_implementation("eager")
-    return model
-
-
 def with_sinks() -> architectures.Model:
     """A GPT-OSS, which has attention sinks."""
     model = GptOssForCausalLM(GptOssConfig(**SMALL, num_local_experts=2, num_experts_per_tok=1))
@@ -268,11 +261,11 @@ def with_sinks() -> architectures.Model:
 
 
 def with_an_argument() -> architectures.Model:
-    """A Llama whose layer 1 passes a softcap to its attention function, unknown to its configuration."""
+    """A Llama whose layer 1 passes sinks of each token to its attention function."""
     model = architectures.build("llama")
     attention = model.model.layers[1].self_attn
     attention.register_forward_pre_hook(
-        lambda module, args, kwargs: (args, {**kwargs, "softcap": 30.0}), with_kwargs=True
+        lambda module, args, kwargs: (args, {**kwargs, "sinks": 30.0}), with_kwargs=True
     )
     return model
 
@@ -288,12 +281,10 @@ REFUSED: dict[str, tuple[Callable[[], architectures.Model], KnormPress, str]] = 
         KnormPress(0.5, skip_layers=(0,)),
         r"layers 1-2 \(sliding attention of 16\); that leaves no layer to compress",
     ),
-    "softcap": (softcapped, KnormPress(0.5), r"layers 0-1 \(attention with softcap 50.0\)"),
-    "attention sinks": (with_sinks, KnormPress(0.5), r"layers 0-1 \(attention with sinks\)"),
     "an argument of the call": (
         with_an_argument,
         KnormPress(0.5, prune_after=2),
-        r"layer 1 \(attention with softcap\); pass skip_layers=\(1,\), which leaves layers 0, 2 to compress",
+        r"layer 1 \(attention with sinks\); pass skip_layers=\(1,\), which leaves layers 0, 2 to compress",
     ),
 }
 

@@ -170,11 +170,33 @@ def test_attention_has_to_read_what_the_cache_returned(
 ) -> None:
     """All tokens of the pass, the same storage in the same shape, by whatever view."""
     assert misread(handed, 3, query, key, value) == reason
-    assert misfit({}, False, handed, 3, query, key, value) == reason
-    assert misfit({"softcap": None, "dropout": 1.0}, False, handed, 3, query, key, value) == reason
-    assert misfit({}, True, handed, 3, query, key, value) == "a second attention call in a pass"
-    for name in ("softcap", "s_aux", "position_bias"):
-        assert misfit({name: 0.0}, False, handed, 3, query, key, value) == f"attention with {name}"
+    module = nn.Module()
+    assert misfit(module, {}, False, handed, 3, query, key, value) == reason
+    assert misfit(module, {"softcap": 4.0, "dropout": 1.0}, False, handed, 3, query, key, value) == reason
+    assert misfit(module, {}, True, handed, 3, query, key, value) == "a second attention call in a pass"
+    for name in ("sinks", "position_bias"):
+        assert misfit(module, {name: 0.0}, False, handed, 3, query, key, value) == f"attention with {name}"
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "reason"),
+    [
+        (torch.zeros(4), {"s_aux": torch.zeros(4)}, None),
+        (torch.zeros(4), {}, "attention with sinks"),
+        (None, {"s_aux": torch.zeros(4)}, "attention with sinks"),
+        (torch.zeros(3), {"s_aux": torch.zeros(3)}, "attention with s_aux that is not one number per head"),
+        (1.0, {"s_aux": 1.0}, "attention with s_aux that is not one number per head"),
+        (None, {"softcap": 0.5}, None),
+        (None, {"softcap": 0.0}, "attention with softcap 0.0"),
+    ],
+)
+def test_sinks_are_those_of_the_module_and_a_softcap_is_positive(
+    own: Any, given: dict[str, Any], reason: str | None
+) -> None:
+    """Sinks of a module have to be passed on, one number per query head, and a softcap divides."""
+    module: Any = nn.Module()
+    module.sinks = own
+    assert misfit(module, given, False, HANDED, 3, QUERY, KEY, VALUE) == reason
 
 
 def causal(tokens: int, columns: int, rows: int = 1) -> Tensor:
@@ -358,7 +380,7 @@ def test_one_error_reports_the_problems_of_all_layers() -> None:
     """Of a pass that is attached, and of one pass over a text."""
     model = with_sinks(architectures.build("llama"))
     sentence = (
-        f"LlamaForCausalLM ({interface.VERSION}): a press does not support layers 0-2 (attention with s_aux); that "
+        f"LlamaForCausalLM ({interface.VERSION}): a press does not support layers 0-2 (attention with sinks); that "
         "leaves no layer to compress, so no press supports this model: measure it without a press (press=None, "
         "method='stepwise' or 'plain')"
     )

@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from pressgauge.history import History
+from pressgauge.models import latents
 from pressgauge.presses.attention_scores import Attention, Votes
 from pressgauge.presses.base import Press, rank_entries
 from pressgauge.presses.ranking import FILLER, choose, lowest, spare
 from pressgauge.rules import Ledger
+from pressgauge.softmax import PLAIN, Softmax
 from pressgauge.storage import Storage, taken
 
-_SLACK = 50
+SLACK = 50
 """Storage may exceed the retained entries by one part in this many."""
 
 
@@ -27,15 +29,19 @@ class Entries:
         press: the press.
         index: index of the layer.
         ledger: counts shared by all layers of the cache.
+        latent: whether ``keys`` are latents and ``values`` rotary keys, see ``pressgauge.models.latents``.
     """
 
-    def __init__(self, press: Press, index: int, ledger: Ledger) -> None:
+    def __init__(self, press: Press, index: int, ledger: Ledger, latent: bool = False) -> None:
+        self.latent = latent
         self.press = press
         self.index = index
         self.ledger = ledger
         self.is_initialized = False
         self.columns = 0
         self.pending = False
+        self.lent = False
+        """Whether other layers of the model read the entries of a pass later in the pass."""
         self.storage = Storage()
         """``keys`` and ``values``.
 
@@ -84,7 +90,7 @@ class Entries:
                 storage[name] = torch.cat([storage.held(name), states], dim=2)
         if self.compressed:
             # No more slack than the entries before the pass allow, or a following eviction would move everything again.
-            storage.reserve(end, start + start // _SLACK)
+            storage.reserve(end, start + start // SLACK)
             storage.put("positions", start, self._own_positions(self.columns, tokens, rows, heads))
         if not moves:
             for name, states in given.items():
@@ -108,30 +114,36 @@ class Entries:
     def _rank(self, keys: Tensor, positions: Tensor) -> Tensor:
         return rank_entries(self.press, keys, positions.long(), self.index, self._votes, first=not self._ranked)
 
+    def _scored(self, start: int = 0) -> Tensor:
+        """The keys that the press scores, from slot ``start`` on."""
+        keys, values = (self.storage.held(name)[:, :, start:] for name in ("keys", "values"))
+        return latents.entry_keys(keys, values) if self.latent else keys
+
     def _rank_new(self) -> None:
         """Rank the entries added since the last eviction; the caller updates ``_ranked``."""
         storage = self.storage
         if "ranks" not in storage or self._ranked == storage.used:
             return
         new = slice(self._ranked, storage.used)
-        keys, positions = (storage[name][:, :, new] for name in ("keys", "positions"))
-        storage.put("ranks", self._ranked, self._rank(keys, positions))
+        ranks = self._rank(self._scored(self._ranked), storage["positions"][:, :, new])
+        storage.put("ranks", self._ranked, ranks)
 
-    def observe(self, queries: Tensor, scale: float) -> None:
+    def observe(self, queries: Tensor, scale: float, softmax: Softmax = PLAIN) -> None:
         """Update the attention state with the queries of the last pass, for presses that need it.
 
         Args:
-            queries: ``[B, H, q, D]``.
+            queries: ``[B, H, q, D]``, those of the keys that the press scores.
             scale: scaling factor of the query-key products.
+            softmax: softmax of the layer.
         """
         if self._votes is None:
             return
         if self.ledger.finished:
             self._votes = None
             return
-        keys = self.storage.held("keys")
+        keys = self._scored()
         filler = self._stored_positions() < 0 if any(self.ledger.padding) else None
-        self._votes.observe(Attention(queries, keys, filler, scale))
+        self._votes.observe(Attention(queries, keys, filler, scale, softmax))
 
     def settle(self) -> None:
         """Complete the pending eviction of the last pass, once its attention has run."""
@@ -141,7 +153,7 @@ class Entries:
         if self.ledger.cut:
             self._evict()
         elif self.compressed:
-            self.storage.trim(self.used + self.used // _SLACK)
+            self.storage.trim(self.used + self.used // SLACK)
 
     def _stored_positions(self) -> Tensor:
         """Positions in the row of the stored entries, in the order of storage: ``[B, K, N]``."""
@@ -149,24 +161,32 @@ class Entries:
             return self.storage.held("positions")
         return self._own_positions(0, self.used, *self.storage["keys"].shape[:2])
 
-    def _evict(self) -> None:
-        storage = self.storage
-        storage.thaw()
+    def _recorded(self) -> History:
+        """The record of evictions; storage has positions from the first call on."""
         if self._history is None:
-            rows, heads = storage["keys"].shape[:2]
-            self._history = History(rows, heads, self.device)
+            storage = self.storage
+            self._history = History(storage["keys"].shape[0], storage["keys"].shape[1], self.device)
             storage["positions"] = self._stored_positions().int()
             if self.press.fixed_scores:
                 storage["ranks"] = torch.empty_like(storage["positions"], dtype=torch.long)
+        return self._history
+
+    def _in_place(self) -> bool:
+        """Whether another entry may take the slot of an evicted one, if no row is padded."""
+        return self.press.fixed_scores and not self.lent and not self._differentiated(self.storage["keys"])
+
+    def _evict(self) -> None:
+        storage = self.storage
+        storage.thaw()
+        history = self._recorded()
         self._rank_new()
         positions = storage.held("positions")
         fixed = "ranks" in storage
-        ranks = storage.held("ranks") if fixed else self._rank(storage.held("keys"), positions)
+        ranks = storage.held("ranks") if fixed else self._rank(self._scored(), positions)
         ranks = spare(self.press, ranks, positions, self.ledger)
         keep = self.ledger.held
         unpadded = not any(self.ledger.padding)
-        in_place = unpadded and fixed and not self._differentiated(storage["keys"])
-        if in_place and storage["keys"].shape[2] <= keep[0] + keep[0] // _SLACK:
+        if unpadded and self._in_place() and storage["keys"].shape[2] <= keep[0] + keep[0] // SLACK:
             slots = lowest(ranks, storage.used - keep[0])
             gone = positions.gather(2, slots)
             storage.refill(slots)
@@ -181,7 +201,7 @@ class Entries:
                 if fixed:
                     storage.held("ranks").masked_fill_(stays < 0, FILLER)
         self._ranked = storage.used
-        self._history.record(gone, self.ledger.padding, self.ledger.columns)
+        history.record(gone, self.ledger.padding, self.ledger.columns)
 
     def _ordered(self, name: str) -> Tensor | None:
         """A stored tensor in order of position; None before the first pass."""

@@ -35,14 +35,15 @@ class PressedLayer(Entries, CacheLayerMixin):
         press: the press.
         index: index of the layer.
         ledger: counts shared by all layers of the cache.
+        latent: as in ``Entries``.
     """
 
     is_sliding = False
     is_croppable = True
 
-    def __init__(self, press: Press, index: int, ledger: Ledger) -> None:
+    def __init__(self, press: Press, index: int, ledger: Ledger, latent: bool = False) -> None:
         # The base class of transformers assigns `keys` and `values`, which are computed here.
-        super().__init__(press, index, ledger)
+        super().__init__(press, index, ledger, latent)
         self.handed: Handed | None = None
         """Keys and values that attention has yet to read in the running pass of an attached press."""
 
@@ -114,6 +115,13 @@ class PressedLayer(Entries, CacheLayerMixin):
         remembered = 0 if self._votes is None else self._votes.nbytes
         return remembered + self.storage.nbytes("positions", "ranks")
 
+    def held_rows(self) -> Tensor:
+        """Retained entries per KV head of each row: ``[B]``."""
+        return torch.tensor(self.ledger.held)
+
+    def check_crop(self, columns: int) -> None:
+        """Raise ``ValueError`` if entries that a crop would need are gone, other than by eviction."""
+
     def get_seq_length(self) -> int:
         """Columns fed, evicted or not: the position of the next query."""
         return self.columns
@@ -135,7 +143,7 @@ class PressedLayer(Entries, CacheLayerMixin):
 
     def reset(self) -> None:
         """Reset to an empty layer; the cache resets the ledger."""
-        self.__init__(self.press, self.index, self.ledger)  # type: ignore[misc]
+        self.__init__(self.press, self.index, self.ledger, self.latent)  # type: ignore[misc]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder the batch: row i becomes the former row ``beam_idx[i]``."""

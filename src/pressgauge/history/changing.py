@@ -10,6 +10,7 @@ from pressgauge.presses.attention_scores import MOST, Attention, Votes, weights
 from pressgauge.presses.base import Press, rank_entries
 from pressgauge.presses.ranking import choose, last_choice, spare
 from pressgauge.rules import Ledger
+from pressgauge.softmax import PLAIN, Softmax
 from pressgauge.storage import Storage, taken
 
 _AHEAD = 64
@@ -98,15 +99,16 @@ class _Voting:
         queries: ``[B, H, T, D]``, of the whole text.
         held: retained entries.
         scale: scaling factor of the query-key products.
+        softmax: softmax of the layer.
     """
 
-    def __init__(self, votes: Votes, queries: Tensor, held: _Held, scale: float) -> None:
-        self.votes, self.queries, self.held, self.scale = votes, queries, held, scale
+    def __init__(self, votes: Votes, queries: Tensor, held: _Held, scale: float, softmax: Softmax = PLAIN) -> None:
+        self.votes, self.queries, self.held, self.scale, self.softmax = votes, queries, held, scale, softmax
         self.group = queries.shape[1] // held.source.shape[1]
         self._weights: Tensor | None = None
         """Attention of the stretch's queries, 0 on evicted entries: ``[B * K, q * H / K, N]``."""
         self._left: Tensor
-        """``[B * K, q * H / K]``: sum of these weights, 1 before any eviction."""
+        """``[B * K, q * H / K]``: sum of these weights and that of the sinks, 1 before any eviction."""
         self._first: int
         self._stop: int
         """First token of the stretch, and the token after its last."""
@@ -119,7 +121,8 @@ class _Voting:
             stretch: whether to take the attention from that of a stretch.
         """
         held = self.held
-        attention = Attention(self.queries[:, :, known : held.known], held.keys, held.filler, self.scale)
+        queries = self.queries[:, :, known : held.known]
+        attention = Attention(queries, held.keys, held.filler, self.scale, self.softmax)
         self.votes.observe(_Foreseen(attention, self) if stretch else attention)
 
     def received(self, since: int) -> Tensor | None:
@@ -159,7 +162,7 @@ class _Voting:
         filler = held.filler
         if filler is not None:
             filler = torch.nn.functional.pad(filler, (0, ahead))
-        given = weights(queries, torch.cat([held.keys, coming], dim=2), filler, self.scale)
+        given = weights(queries, torch.cat([held.keys, coming], dim=2), filler, self.scale, self.softmax)
         self._weights = given.transpose(2, 3).flatten(2, 3).flatten(0, 1)
         self._left = given.new_ones(self._weights.shape[:2])
 
@@ -180,7 +183,7 @@ class _Foreseen(Attention):
     """Attention of a pass, taken from the precomputed attention of a stretch."""
 
     def __init__(self, attention: Attention, voting: _Voting) -> None:
-        super().__init__(attention.queries, attention.keys, attention.filler, attention.scale)
+        super().__init__(attention.queries, attention.keys, attention.filler, attention.scale, attention.softmax)
         self.voting = voting
 
     def received(self) -> Tensor:
@@ -200,11 +203,13 @@ def replay_changing(
     padding: Sequence[int],
     queries: Tensor | None,
     scale: float,
+    softmax: Softmax,
 ) -> Tensor:
     """Replay evictions with changing scores, each over the entries retained at the time.
 
     Args:
         press, keys, layer, passes, padding, queries, scale: as in ``replay``.
+        softmax: softmax of the layer.
         ledger: a new ledger of the press.
 
     Returns:
@@ -215,7 +220,7 @@ def replay_changing(
     voting = None
     if press.needs_queries:
         assert queries is not None
-        voting = _Voting(press.votes(), queries, held, scale)
+        voting = _Voting(press.votes(), queries, held, scale, softmax)
     for length in passes:
         ledger.feed(length, [min(pad, ledger.columns + length) for pad in padding])
         if not ledger.cut:

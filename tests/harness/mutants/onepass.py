@@ -26,7 +26,9 @@ def later(evicted_at: Tensor, by: int) -> Tensor:
 def off_by_one(patch: pytest.MonkeyPatch) -> None:
     """Query t attends to key j if ``t <= evicted_at[j]``."""
     attend = onepass.attend
-    patch.setattr(onepass, "attend", lambda q, k, v, table, scale: attend(q, k, v, later(table, 1), scale))
+    patch.setattr(
+        onepass, "attend", lambda q, k, v, table, *more, **given: attend(q, k, v, later(table, 1), *more, **given)
+    )
 
 
 def plain_mean(patch: pytest.MonkeyPatch) -> None:
@@ -49,9 +51,9 @@ def heads_the_wrong_way_round(patch: pytest.MonkeyPatch) -> None:
     """Query head h reads KV head ``h % K`` instead of ``h // (H / K)``."""
     attend = onepass.attend
 
-    def regrouped(query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: float) -> Tensor:
+    def regrouped(query: Tensor, key: Tensor, *more: Any, **given: Any) -> Tensor:
         order = torch.arange(query.shape[1]).view(-1, key.shape[1]).T.flatten()
-        return attend(query[:, order], key, value, table, scale)[:, order.argsort()]
+        return attend(query[:, order], key, *more, **given)[:, order.argsort()]
 
     patch.setattr(onepass, "attend", regrouped)
 
@@ -66,7 +68,9 @@ def columns_of_the_batch(patch: pytest.MonkeyPatch) -> None:
     attend, in_layer = onepass.attend, onepass.OnePass._attend
 
     def unsubtracted(self: onepass.OnePass, *given: Any, **more: Any) -> Any:
-        broken = lambda q, k, v, table, scale: attend(q, k, v, later(table, self.padding), scale)  # noqa: E731
+        def broken(query: Tensor, key: Tensor, value: Tensor, table: Tensor, *rest: Any, **named: Any) -> Tensor:
+            return attend(query, key, value, later(table, self.padding), *rest, **named)
+
         patch.setattr(onepass, "attend", broken)
         return in_layer(self, *given, **more)
 

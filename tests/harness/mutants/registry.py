@@ -15,6 +15,7 @@ from harness.mutants.operations import OPERATIONS
 from harness.mutants.quantised import QUANTISED
 from harness.mutants.regressions import REGRESSIONS
 from harness.mutants.smoke import SMOKE
+from harness.mutants.softmax import SOFTMAX
 from harness.mutants.ways_in import WAYS_IN
 
 MUTANTS: list[Mutant] = [
@@ -24,6 +25,7 @@ MUTANTS: list[Mutant] = [
     *COMPRESSORS,
     *ATTENTION_SCORES,
     *ONEPASS,
+    *SOFTMAX,
     *MEASURING,
     *MODELS,
     *REGRESSIONS,

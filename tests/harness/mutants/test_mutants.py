@@ -16,6 +16,7 @@ from harness.mutants.mutant import Mutant
 from harness.mutants.onepass import LAW as ONEPASS
 from harness.mutants.registry import MUTANTS
 from harness.mutants.right import RIGHT
+from harness.mutants.softmax import LAW as SOFTMAX
 from harness.mutants.variants import VARIANTS
 from pressgauge.conformance.smoke import concerns
 from pressgauge.conformance.subjects import Subject
@@ -34,6 +35,7 @@ EVERY_LAW = {
     *(law for name, law in vars(test_measuring).items() if name.startswith("test_")),
     ONEPASS,
     PROOF,
+    SOFTMAX,
     rows_are_as_recorded,
 }
 """Laws that must each have a mutant."""

@@ -21,11 +21,13 @@ from typer.testing import CliRunner
 from pressgauge import KnormPress, Press, RandomPress, perplexity
 from pressgauge.bench import sweep
 from pressgauge.bench.journal import Journal, digest
+from pressgauge.bench.plan import Plan
 from pressgauge.bench.row import Row
-from pressgauge.bench.sweep import Plan, fingerprint, prepare, run_sweep
+from pressgauge.bench.sweep import fingerprint, prepare, run_sweep
 from pressgauge.cli import app
 from pressgauge.conformance import architectures
-from pressgauge.models import load
+from pressgauge.models import interface, load, load_parts
+from pressgauge.texts import load_text
 
 
 def plan(**changes: Any) -> Plan:
@@ -82,13 +84,13 @@ def test_the_uncompressed_run_is_measured_once_per_text(monkeypatch: pytest.Monk
 
 
 def test_an_unsupported_model_is_refused_before_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reason that only the loaded model shows, such as attention sinks, is refused before any measurement."""
+    """A reason that only the loaded model shows is refused before any measurement."""
     model = architectures.build("llama")
-    model.model.layers[1].self_attn.sinks = torch.nn.Parameter(torch.zeros(6))
+    monkeypatch.setattr(interface, "goes_through_interface", lambda kind: kind is not type(model.model))
     monkeypatch.setattr(sweep, "load", lambda name, **options: (model, None))
     monkeypatch.setattr(sweep, "perplexity", lambda *arguments, **options: pytest.fail("this was measured"))
     wanted = plan()
-    with pytest.raises(ValueError, match=r"layer 1 \(attention with sinks\)"):
+    with pytest.raises(ValueError, match="does not go through transformers' attention interface"):
         run_sweep(wanted, prepare(wanted))
 
 
@@ -130,6 +132,22 @@ def test_an_uncompressed_perplexity_above_the_vocabulary_is_a_warning(
     monkeypatch.setattr(sweep, "perplexity", lambda *given, **more: replace(perplexity(*given, **more), nll=guess))
     found = run_sweep(wanted, samples).rows
     assert all(bool(row.warnings) == above for row in found)
+
+
+def test_a_text_with_a_token_beyond_the_vocabulary_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any weights are loaded: a tokenizer may have more tokens than the model has embeddings."""
+    config, tokenizer = load_parts("reference")
+    monkeypatch.setattr(sweep, "load_parts", lambda name, **options: (config, tokenizer))
+    most = int(load_text("reference", tokenizer, samples=1, tokens=40).max())
+    monkeypatch.setattr(config, "vocab_size", most + 1)
+    prepare(plan())
+    monkeypatch.setattr(config, "vocab_size", most)
+    sentence = (
+        f"text 'reference' has the token id {most} by the tokenizer of 'reference', which has embeddings of {most} "
+        "tokens: give another text, or a model whose tokenizer fits its weights"
+    )
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        prepare(plan())
 
 
 def test_a_press_that_acts_once_is_timed_after_the_whole_prompt() -> None:

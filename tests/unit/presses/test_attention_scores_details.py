@@ -1,5 +1,7 @@
 """What attention state remembers, and for how long."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -57,9 +59,9 @@ def test_attention_is_summed_over_blocks_of_queries(
     expected = whole.sum(dim=(2, 3)) / 2
     blocks: list[int] = []
 
-    def noted(queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float) -> Tensor:
+    def noted(queries: Tensor, *given: Any) -> Tensor:
         blocks.append(queries.shape[2])
-        return weights(queries, keys, filler, scale)
+        return weights(queries, *given)
 
     monkeypatch.setattr(attention_scores, "MOST", most)
     monkeypatch.setattr(attention_scores, "weights", noted)
