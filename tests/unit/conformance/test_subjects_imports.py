@@ -67,17 +67,20 @@ def test_a_factory_that_exits_is_a_usage_error(tmp_path: Path, monkeypatch: pyte
 
 
 def test_an_audit_of_a_failing_module_has_code_2_and_one_line(tmp_path: Path) -> None:
-    """``pressgauge audit`` prints the sentence alone, and ends with the code of wrong usage."""
-    sentences = {
-        "raises_key_error": "KeyError: 'one\\ntwo'",
-        "exits": f"ImportError: {MODULES['exits'][1]}",
+    """``pressgauge audit`` prints the sentence alone, and ends with the code of wrong usage; with a worker of
+    pytest-xdist, which alone loads the module, a session begins before."""
+    audits = {
+        "raises_key_error": ([], "KeyError: 'one\\ntwo'"),
+        "exits": (["--", "-n", "1"], f"ImportError: {MODULES['exits'][1]}"),
     }
-    for name in sentences:
+    for name in audits:
         write(tmp_path, name, MODULES[name][0])
-    audits = [(tmp_path, ["pressgauge", "audit", "compressor", f"{name}:make"]) for name in sentences]
-    for result, (name, sentence) in zip(run_together(*audits), sentences.items(), strict=True):
-        assert result.returncode == 2
+    lines = [["pressgauge", "audit", "compressor", f"{name}:make", *options] for name, (options, _) in audits.items()]
+    alone, by_worker = run_together(*((tmp_path, line) for line in lines))
+    for result, (name, (_, sentence)) in zip((alone, by_worker), audits.items(), strict=True):
+        assert result.returncode == 2, result.stdout + result.stderr
         assert [line for line in result.stderr.splitlines() if line] == [
             f"ERROR: --subject {name}:make could not be imported: {sentence}"
         ]
-        assert result.stdout == ""
+    assert alone.stdout == ""
+    assert "1 worker" in by_worker.stdout
