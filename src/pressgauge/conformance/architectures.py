@@ -8,8 +8,14 @@ import pytest
 import torch
 import transformers
 from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -80,6 +86,34 @@ def qwen3(**changes: Any) -> Model:
     return model
 
 
+def gpt2(num_hidden_layers: int = LAYERS, max_position_embeddings: int = 512, **changes: Any) -> Model:
+    """A GPT-2, with learned positions."""
+    sizes = {"n_layer": num_hidden_layers, "n_positions": max_position_embeddings, "n_embd": 32, "n_head": 4}
+    ids = {name: _COMMON[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+    return GPT2LMHeadModel(GPT2Config(**{**sizes, **ids, **changes}))
+
+
+def gpt_oss(**changes: Any) -> Model:
+    """A GPT-OSS without windows: a sink logit per head takes part in each softmax."""
+    layers = changes.get("num_hidden_layers", LAYERS)
+    experts = {"num_local_experts": 2, "num_experts_per_tok": 2, "layer_types": ["full_attention"] * layers}
+    model: Model = GptOssForCausalLM(GptOssConfig(**{**_GROUPED, **experts, **changes}))
+    # The other implementations of experts have no kernel for float64.
+    model.config._experts_implementation = "eager"
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.sinks.uniform_(0, 12)
+    return model
+
+
+def deepseek_v3(**changes: Any) -> Model:
+    """A DeepSeek V3 without experts: since transformers 5.17, a layer caches a latent and a rotary key in one head."""
+    latent = {"q_lora_rank": 16, "kv_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    heads = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4}
+    dense = {"first_k_dense_replace": changes.get("num_hidden_layers", LAYERS)}
+    return DeepseekV3ForCausalLM(DeepseekV3Config(**{**_COMMON, **latent, **heads, **dense, **changes}))
+
+
 ARCHITECTURES: dict[str, Callable[..., Model]] = {
     "neox": neox,
     "llama": llama,
@@ -87,13 +121,16 @@ ARCHITECTURES: dict[str, Callable[..., Model]] = {
     "qwen2": qwen2,
     "qwen3": qwen3,
 }
+FURTHER: dict[str, Callable[..., Model]] = {"gpt2": gpt2, "gpt_oss": gpt_oss, "deepseek_v3": deepseek_v3}
+"""Architectures that the laws run on by name, and one press in every run."""
+NAMED = {**ARCHITECTURES, **FURTHER}
 
 
 def build(architecture: str, **changes: Any) -> Model:
     """Build a new float64 model, with wide weights so that attention is far from uniform."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        model = ARCHITECTURES[architecture](initializer_range=0.3, **changes)
+        model = NAMED[architecture](initializer_range=0.3, **changes)
     model.double()
     model.eval()
     return model
