@@ -214,6 +214,8 @@ MUTATED = {
         ("decoder", "likelihood", "uncompressed", "divergence"),
         (
             "unit/test_divergence.py",
+            "unit/test_divergence_devices.py",
+            "properties/test_measuring.py",
             "unit/test_decoder.py",
             "unit/test_decoder_details.py",
             "unit/test_onepass.py",
@@ -298,6 +300,17 @@ def peers(session: nox.Session, package: str) -> None:
         install_peer(session, **PEERS[package])
         session.run("python", "-m", "pytest", f"tests/peers/verify/test_{package.replace('-', '_')}.py")
     session.run("python", "-m", "tools.peers", package)
+
+
+@nox.session
+def real(session: nox.Session) -> None:
+    """Compare Gemma 3 270M, a file of 253 MB under Gemma's terms of use, with its baselines; ``-- --regen-all`` records
+    them."""
+    install(session, "test")
+    folder = Path(session.create_tmp()).resolve()
+    session.run("python", "-m", "tools.real.fetch", str(folder))
+    environment = {"PRESSGAUGE_REAL_MODEL": str(folder / "gemma-3-270m-q4_k_m.gguf")}
+    session.run("python", "-m", "pytest", "tests/regression/test_real.py", *session.posargs, env=environment)
 
 
 @nox.session

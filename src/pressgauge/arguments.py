@@ -44,6 +44,16 @@ def check_tensor(name: str, value: object, shape: str) -> None:
         raise TypeError(f"{name} must be a tensor {shape}, got {described(value)}: make one with torch.tensor")
 
 
+def strange_id(ids: Tensor, config: PretrainedConfig) -> tuple[int, int] | None:
+    """A token id without an embedding, such as that of an added token, and the size of the model's vocabulary.
+
+    None if all have one, or the configuration does not state the size.
+    """
+    size = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    low, high = int(ids.min()), int(ids.max())
+    return None if size is None or 0 <= low <= high < size else (low if low < 0 else high, size)
+
+
 def check_ids(input_ids: object, least: int, config: PretrainedConfig) -> None:
     """Check that ``input_ids`` is a batch ``[B, T]`` of at least ``least`` token ids of a model per row.
 
@@ -61,12 +71,11 @@ def check_ids(input_ids: object, least: int, config: PretrainedConfig) -> None:
         raise TypeError(
             f"input_ids must be token ids, int64 or int32, got {described(input_ids)}: convert them with .long()"
         )
-    size = getattr(config.get_text_config(decoder=True), "vocab_size", None)
-    low, high = int(input_ids.min()), int(input_ids.max())
-    if size is not None and not 0 <= low <= high < size:
+    if strange := strange_id(input_ids, config):
+        found, size = strange
         raise ValueError(
-            f"input_ids must be token ids from 0 to {size - 1}, the model's vocabulary, got "
-            f"{low if low < 0 else high}: use the model's own tokenizer"
+            f"input_ids must be token ids from 0 to {size - 1}, the model's vocabulary, got {found}: use the model's "
+            "own tokenizer"
         )
 
 

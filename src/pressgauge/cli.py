@@ -160,7 +160,8 @@ def _check_not_replaced(json_file: Path | None, models: tuple[str, ...], texts: 
         if Path(name).exists() and json_file.samefile(name):
             raise ValueError(f"--json must not replace the text that is measured, got {str(json_file)!r} for both")
     for name in models:
-        if Path(name).is_dir() and json_file.is_relative_to(Path(name).resolve()):
+        folder = Path(name).is_dir() and json_file.is_relative_to(Path(name).resolve())
+        if folder or (Path(name).exists() and json_file.samefile(name)):
             raise ValueError(f"--json must not replace a file of the model {name!r}, got {str(json_file)!r}")
 
 
@@ -233,7 +234,7 @@ def _printing() -> Iterator[None]:
 @app.command()
 def measure(
     model: Annotated[
-        str, typer.Option(help="reference, reference-neox, a folder, or a hub's name; several with commas")
+        str, typer.Option(help="reference, reference-neox, a folder, a GGUF file, or a hub's name; several with commas")
     ] = "reference",
     text: Annotated[
         str | None,

@@ -130,7 +130,7 @@ class Held:
                 if row in piece.rows and first < stop:
                     there = piece.rows.index(row), slice(first - piece.columns.start, stop - piece.columns.start)
                     here = own, slice(first - columns.start, stop - columns.start)
-                    found[here], top[here] = piece.logits[there].to(found.device), piece.top[there]
+                    found[here], top[here] = piece.logits[there], piece.top[there]
         return found, top
 
 

@@ -14,7 +14,7 @@ from pressgauge.attach import meet
 from pressgauge.cache import PressedCache, held_tokens, storage_nbytes
 from pressgauge.decoder import attached, checked_mask, new_cache, own_positions, prove, refuse_padding
 from pressgauge.divergence import Comparison, Note
-from pressgauge.history import NEVER, History, count_evictions
+from pressgauge.history import NEVER, History, count_evictions, first_evictions
 from pressgauge.models import interface, support
 from pressgauge.models.support import refuse_outside
 from pressgauge.onepass import NOT_DECODING, OnePass
@@ -215,7 +215,7 @@ def _again(
 ) -> Tensor:
     """Logits of rows of equal length in the uncompressed run, for a range of their scored tokens up to the last."""
     padding = int((mask[rows[0]] == 0).sum())
-    onepass = OnePass(None, support.of_config(model.config), prompt, padding)
+    onepass = OnePass(None, support.of_config(model.config), prompt)
     return onepass.logits(model, input_ids[rows, padding:])[:, columns.start + prompt - padding - 1 : -1]
 
 
@@ -269,9 +269,10 @@ def perplexity(
     comparison = None
     if against is not None:
         against.check(model, input_ids, mask, prompt)
-        first = press is None and method == "onepass" and against.result is None
-        again = partial(_again, model, input_ids, mask, prompt)
-        comparison = against.comparison(again) if first else compared_with(against)
+        if press is None and method == "onepass" and against.result is None:
+            comparison = against.begin(partial(_again, model, input_ids, mask, prompt))
+        else:
+            comparison = compared_with(against)
     note = None if comparison is None else comparison.note
     if method == "plain":
         scores = _plain(model, input_ids, mask, prompt, note)
@@ -287,10 +288,10 @@ def perplexity(
 
 def compared_with(against: Uncompressed) -> Comparison:
     """A comparison of a run with the uncompressed one, which runs now if it has not."""
-    model, input_ids, prompt, given = against.model, against.input_ids, against.prompt, against.attention_mask
     if against.result is None:
-        perplexity(model, input_ids, None, prompt, against=against, attention_mask=given)
-    return against.comparison(partial(_again, model, input_ids, checked_mask(input_ids, given), prompt))
+        mask = against.attention_mask
+        perplexity(against.model, against.input_ids, None, against.prompt, against=against, attention_mask=mask)
+    return against.comparison()
 
 
 def _result(
@@ -313,8 +314,7 @@ def _result(
 
 def _affected(tables: tuple[Tensor, ...], scored: Tensor, prompt: int) -> Tensor:
     """Which scored tokens come after the first eviction in their row: ``[B, scored]`` bool."""
-    first = torch.full((scored.shape[0],), NEVER)
-    for table in tables:
-        first = torch.minimum(first, table.masked_fill(table == 0, NEVER).flatten(1).amin(dim=1))
+    if not tables:
+        return torch.zeros_like(scored)
     queries = torch.arange(prompt - 1, prompt - 1 + scored.shape[1])
-    return scored & (first[:, None] <= queries)
+    return scored & (first_evictions(tables)[:, None] <= queries)

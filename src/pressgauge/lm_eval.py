@@ -10,7 +10,7 @@ eviction, so under ``with press(model):`` its model ``hf`` reports the log-likel
 import json
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pressgauge.attach import meet
 from pressgauge.cache import PressedCache
-from pressgauge.history import NEVER
+from pressgauge.history import NEVER, first_evictions
 from pressgauge.likelihood import perplexity
 from pressgauge.models import interface, support
 from pressgauge.onepass import OnePass
@@ -74,16 +74,6 @@ def make_press(name: str | None, options: dict[str, Any]) -> Press | None:
         # The command cannot tell one layer from a number.
         given["skip_layers"] = (given["skip_layers"],)
     return PRESSES[name](**given)
-
-
-def first_evictions(tables: Iterable[Tensor]) -> Tensor:
-    """Columns fed by the end of the pass that first evicted an entry of a row: ``[B]``, ``NEVER`` for no eviction.
-
-    Args:
-        tables: ``evicted_at`` of each layer, ``[B, K, columns]``.
-    """
-    first = [table.masked_fill(table == 0, NEVER).flatten(1).amin(dim=1).cpu() for table in tables]
-    return torch.stack(first).amin(dim=0)
 
 
 def count_affected(prompt: int, answer: int, first: int) -> int:

@@ -110,7 +110,7 @@ class Uncompressed:
         self.attention_mask = attention_mask
         self.most_bytes = most_bytes
         self.result: Perplexity | None = None
-        self._held: Held | None = None
+        self._held: Held
 
     def check(self, model: PreTrainedModel, input_ids: Tensor, mask: Tensor, prompt: int) -> None:
         """Raise ``ValueError`` for a run of another model or on another text."""
@@ -122,17 +122,20 @@ class Uncompressed:
                 "and is one of others"
             )
 
-    def comparison(self, again: Callable[[list[int], slice], Tensor]) -> Comparison:
-        """A comparison of a run with this one; before it has run, of this run with itself.
+    def begin(self, again: Callable[[list[int], slice], Tensor]) -> Comparison:
+        """A comparison of this run, which begins, with itself.
 
         Args:
             again: computes logits of this run again, see ``Held``.
         """
-        if self.result is None or self._held is None:
-            self._held = Held(self.most_bytes, again)
+        self._held = Held(self.most_bytes, again)
+        return self.comparison()
+
+    def comparison(self) -> Comparison:
+        """A comparison of a run with this one, which has run."""
         return Comparison(self._held, len(self.input_ids), self.input_ids.shape[1] - self.prompt)
 
     def close(self, result: Perplexity) -> None:
         """Take the run that ended for this one, if this one has not run."""
-        if self.result is None and self._held is not None:
+        if self.result is None:
             self.result, self._held.open = result, False

@@ -68,7 +68,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert text.count(old) == 1, (file, old)
         (folder / file).write_text(text.replace(old, new), encoding="utf-8")
 
-    module, registry, ours, _ = files("A press")
+    module, registry, ours = files("A press")
     (folder / module.replace("<name>", "longest")).write_text(PRESS, encoding="utf-8")
     edit(registry, '    "tova": "TOVAPress",\n', '    "tova": "TOVAPress",\n    "longest": "LongestPress",\n')
     edit(registry, '    "TOVAPress",\n]', '    "TOVAPress",\n    "LongestPress",\n]')

@@ -124,3 +124,19 @@ def accelerator() -> Iterator[torch.device]:
             yield DEVICE
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)
+
+
+class Noted:
+    """Logits that state a device, and note how many tokens are copied where."""
+
+    def __init__(self, logits: Tensor, device: Any, copied: list[tuple[int, torch.device]]) -> None:
+        self.logits, self.dtype, self.shape, self.device = logits, logits.dtype, logits.shape, device
+        self.copied = copied
+
+    def __getitem__(self, index: Any) -> "Noted":
+        return Noted(self.logits[index], self.device, self.copied)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The logits on the device, in the dtype."""
+        self.copied.append((self.logits.shape[0], device))
+        return self.logits.to(device, dtype)

@@ -2,7 +2,8 @@
 
 import importlib
 import math
-from typing import Any
+from itertools import pairwise
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from pressgauge import KnormPress, Uncompressed, perplexity
 from pressgauge import divergence as distance
 from pressgauge.conformance import architectures
 from pressgauge.divergence import Held, divergence, top1
+from pressgauge.likelihood import Method
 from pressgauge.onepass import OnePass
 
 PRESS = KnormPress(0.5, prune_after=4)
@@ -73,6 +75,32 @@ def test_impossible_tokens_and_nan_have_the_divergence_of_the_definition(
     assert between(reference, own, dtype)[0] == pytest.approx(kl, rel=1e-6, nan_ok=True)
 
 
+def test_impossible_tokens_and_nan_change_the_divergence_of_no_other_token() -> None:
+    """Side by side, distributions have the divergences that each has alone."""
+    mine = torch.tensor([[[0.0, -math.inf], [0.0, math.nan], [0.0, 0.0], [math.log(3), 0.0], [-math.inf, 0.0]]])
+    theirs = torch.tensor([[[0.0, 0.0]] * 4 + [[-math.inf, 0.0]]])
+    kl, _ = divergence(mine, theirs, top1(theirs))
+    assert kl[0].tolist() == pytest.approx([math.inf, math.nan, 0, math.log(4 / 3) / 2, 0], nan_ok=True)
+
+
+@pytest.mark.parametrize(("block", "tokens"), [(33, [3, 3, 1]), (43, [3, 3, 1]), (5, [1] * 7), (77, [7])])
+def test_no_more_logits_are_compared_at_a_time_than_a_block(
+    block: int, tokens: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a single token may be more. Each token is compared once."""
+    monkeypatch.setattr(distance, "_BLOCK", block)
+    real, compared = distance._kl, []
+
+    def counted(*given: Tensor) -> Tensor:
+        compared.append(len(given[0]))
+        return real(*given)
+
+    monkeypatch.setattr(distance, "_kl", counted)
+    logits = torch.zeros(2, 7, 11)
+    divergence(logits, logits, top1(logits))
+    assert compared == tokens * 2
+
+
 def test_tokens_are_compared_in_blocks_and_rows_without_mixing_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """150 tokens of two rows have the divergences that each has alone."""
     monkeypatch.setattr(distance, "_BLOCK", 64 * 11)
@@ -118,13 +146,18 @@ def test_what_is_not_held_is_computed_again_with_equal_results(monkeypatch: pyte
         assert torch.equal(result.kl.nan_to_num(-1), results[0].kl.nan_to_num(-1))
         assert torch.equal(result.agrees, results[0].agrees)
     against = Uncompressed(model, ids, 3, attention_mask=mask, most_bytes=0)
-    with pytest.raises(ValueError, match=r"more than most_bytes=0, .*: use method='onepass'"):
+    sentence = (
+        "the uncompressed logits are more than most_bytes=0, and only those of whole passes are computed again: use "
+        "method='onepass', fewer tokens, or a larger most_bytes"
+    )
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
         perplexity(model, ids, PRESS, 3, "stepwise", against=against, attention_mask=mask)
 
 
-def test_no_more_bytes_are_held_than_allowed() -> None:
+@pytest.mark.parametrize("most_bytes", [96, 119])
+def test_no_more_bytes_are_held_than_allowed(most_bytes: int) -> None:
     """Logits are held while they fit, and are copies."""
-    held = Held(100, lambda rows, columns: torch.full((1, 3, 2), 7.0))
+    held = Held(most_bytes, lambda rows, columns: torch.full((1, 3, 2), 7.0))
     logits = torch.zeros(1, 3, 2)
     for row in range(5):
         held.reference([row], slice(0, 3), logits)
@@ -133,6 +166,70 @@ def test_no_more_bytes_are_held_than_allowed() -> None:
     logits += 1
     found = [float(held.reference([row], slice(0, 3), logits)[0].max()) for row in range(5)]
     assert found == [0, 0, 0, 0, 7]
+
+
+@st.composite
+def noted(draw: st.DrawFn) -> tuple[list[tuple[list[int], slice]], list[int], slice, list[int]]:
+    """Pieces of rows, each from its own column on; rows and a range of columns to read; each row's first column."""
+    rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    order, firsts, pieces = draw(st.permutations(range(rows))), [0] * rows, []
+    while order:
+        count = draw(st.integers(1, len(order)))
+        group, order = order[:count], order[count:]
+        ends = sorted(draw(st.sets(st.integers(0, columns), min_size=1, max_size=3)) | {columns})
+        pieces += [(group, slice(start, end)) for start, end in pairwise(ends)]
+        for row in group:
+            firsts[row] = ends[0]
+    start = draw(st.integers(0, columns - 1))
+    asked = draw(st.lists(st.integers(0, rows - 1), min_size=1, unique=True))
+    return draw(st.permutations(pieces)), asked, slice(start, draw(st.integers(start + 1, columns))), firsts
+
+
+@given(noted())
+def test_held_logits_are_read_in_any_pieces(
+    drawn: tuple[list[tuple[list[int], slice]], list[int], slice, list[int]],
+) -> None:
+    """Whatever the rows and columns in which they were noted, in any order."""
+    pieces, rows, columns, firsts = drawn
+    logits = torch.randn(len(firsts), 6, 3, generator=torch.Generator().manual_seed(0))
+    held = Held(1 << 20, lambda rows, columns: torch.zeros(0))
+    for group, part in pieces:
+        held.reference(group, part, logits[group, part])
+    held.open = False
+    found, top = held.reference(rows, columns, logits[rows, columns] + 1)
+    for place, row in enumerate(rows):
+        first = max(columns.start, firsts[row])
+        assert torch.equal(found[place, first - columns.start :], logits[row, first : columns.stop])
+        assert torch.equal(top[place, first - columns.start :], logits[row, first : columns.stop].argmax(dim=-1))
+
+
+@pytest.mark.parametrize("most_bytes", [1 << 30, 0])
+def test_one_plain_pass_is_at_no_distance(most_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It evicts nothing. It is compared in the pieces of one pass, so that these may be computed again."""
+    model, ids = architectures.shared("llama"), architectures.tokens(2, 12)
+    seen = passes(monkeypatch)
+    against = Uncompressed(model, ids, 3, most_bytes=most_bytes)
+    result = perplexity(model, ids, PRESS, 3, "plain", against=against)
+    assert seen == [None] * (1 if most_bytes else 2)
+    assert result.kl is not None
+    assert result.kl.tolist() == [pytest.approx([0] * 9, abs=1e-12)] * 2
+    assert result.agreement == 1
+
+
+@pytest.mark.parametrize("press", [None, PRESS])
+@pytest.mark.parametrize("method", get_args(Method))
+def test_the_uncompressed_run_is_one_pass_whichever_run_is_first(
+    method: Method, press: KnormPress | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every run is compared with one pass without a press, and with nothing else."""
+    model, ids = architectures.shared("llama"), architectures.tokens(2, 12)
+    seen = passes(monkeypatch)
+    against = Uncompressed(model, ids, 3)
+    result = perplexity(model, ids, press, 3, method, against=against)
+    assert seen == ([None, press] if press and method == "onepass" else [None])
+    assert against.result is not None
+    assert (against.result is result) is (press is None and method == "onepass")
+    assert torch.equal(against.result.nll, perplexity(model, ids, None, 3).nll)
 
 
 def test_the_uncompressed_run_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +274,11 @@ def test_runs_on_another_text_or_model_are_refused() -> None:
         (model, ids, 2, None),
         (model, ids, 3, torch.ones_like(ids).index_fill(1, torch.tensor([0]), 0)),
     ):
-        with pytest.raises(ValueError, match="against must be the uncompressed run of the same model"):
+        sentence = (
+            "against must be the uncompressed run of the same model, input_ids, attention_mask and prompt, and is one "
+            "of others"
+        )
+        with pytest.raises(ValueError, match=f"^{sentence}$"):
             perplexity(other, text, PRESS, prompt, against=against, attention_mask=mask)
 
 

@@ -4,10 +4,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pressgauge.likelihood import score
-from support.accelerator import accelerator
+from support.accelerator import Noted, accelerator
 
 LOGITS = torch.randn(2, 70, 11, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.randint(11, (2, 70), generator=torch.Generator().manual_seed(1))
@@ -22,20 +21,6 @@ def test_logits_are_scored_where_they_are() -> None:
     for result in (found, elsewhere):
         assert all(tensor.device.type == "cpu" for tensor in result)
         assert all(map(torch.equal, result, expected))
-
-
-class Noted:
-    """Logits that state a device, and note which blocks are copied where."""
-
-    def __init__(self, logits: Tensor, device: Any, copied: list[tuple[int, torch.device]]) -> None:
-        self.logits, self.dtype, self.device, self.copied = logits, logits.dtype, device, copied
-
-    def __getitem__(self, index: Any) -> "Noted":
-        return Noted(self.logits[index], self.device, self.copied)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        self.copied.append((self.logits.shape[0], device))
-        return self.logits.to(device, dtype)
 
 
 def test_apples_devices_score_on_the_cpu() -> None:

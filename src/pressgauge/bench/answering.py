@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pressgauge.cache import PressedCache
 from pressgauge.cache.layer import storage_nbytes
 from pressgauge.decoder import generate
-from pressgauge.history import NEVER
+from pressgauge.history import first_evictions
 from pressgauge.presses.base import Press
 from pressgauge.tasks.fitting import Prompts
 from pressgauge.tasks.scoring import recall
@@ -66,7 +66,7 @@ def answers(
         recalls.append(recall(texts[-1], prompt.sample.hidden))
         generated += result.generated
         if isinstance(cache, PressedCache):
-            first = min(_first_eviction(table) for table in cache.evicted_at)
+            first = int(first_evictions(cache.evicted_at))
             # The first token is predicted by the query of the prompt's last token, in column T - 1.
             affected += max(0, result.generated - max(0, first - (ids.shape[1] - 1)))
             evictions += cache.evictions
@@ -75,9 +75,3 @@ def answers(
             kv_bytes += sum(storage_nbytes(layer) for layer in cache.layers)
     compressing = press is not None and press.keep_ratio < 1
     return Answers(tuple(texts), tuple(recalls), generated, affected, evictions, kv_bytes, compressing)
-
-
-def _first_eviction(table: torch.Tensor) -> int:
-    """Columns fed by the end of the pass that first evicted an entry; ``NEVER`` for no eviction."""
-    # 0 is padding.
-    return int(table.masked_fill(table == 0, NEVER).min())

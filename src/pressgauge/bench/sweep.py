@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pressgauge.arguments import check_context
+from pressgauge.arguments import check_context, strange_id
 from pressgauge.attach import meet
 from pressgauge.bench.compressors import Compressor, Failed, sources_of
 from pressgauge.bench.journal import Journal, digest
@@ -170,7 +170,11 @@ def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
                 check_context(config, sum(plan.timed(press)), "--prompt and what --timing generates behind it")
         for text in plan.texts:
             ids = load_text(text, tokenizer, samples=plan.samples, tokens=plan.tokens)
-            check_ids(ids, model, text, config.get_text_config(decoder=True).vocab_size)
+            if strange := strange_id(ids, config):
+                raise ValueError(
+                    f"text {text!r} has the token id {strange[0]} by the tokenizer of {model!r}, which has embeddings "
+                    f"of {strange[1]} tokens: give another text, or a model whose tokenizer fits its weights"
+                )
             samples[model, text] = ids
     for presses in plan.presses.values():
         for press in _timed(presses):
@@ -181,21 +185,6 @@ def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
 def _timed(presses: tuple[Press, ...] | tuple[Compressor, ...]) -> list[Press]:
     """Those whose times can be taken: not third-party compressors."""
     return [press for press in presses if isinstance(press, Press)]
-
-
-def check_ids(ids: Tensor, model: str, text: str, size: int) -> None:
-    """Raise ``ValueError`` if a text has token ids without an embedding, such as those of tokens that were added.
-
-    Args:
-        ids: token ids ``[samples, tokens]``.
-        model, text: their names, for the error.
-        size: size of the model's vocabulary.
-    """
-    if int(ids.max()) >= size:
-        raise ValueError(
-            f"text {text!r} has the token id {int(ids.max())} by the tokenizer of {model!r}, which has embeddings of "
-            f"{size} tokens: give another text, or a model whose tokenizer fits its weights"
-        )
 
 
 def fingerprint(model: PreTrainedModel) -> str:

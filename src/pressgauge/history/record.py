@@ -71,3 +71,14 @@ def visible(evicted_at: Tensor, start: int, stop: int) -> Tensor:
 def count_evictions(tables: Iterable[Tensor]) -> int:
     """Number of evicted entries, neither retained nor padding, over the layers' ``evicted_at``."""
     return sum(int(((table > 0) & (table < NEVER)).sum()) for table in tables)
+
+
+def first_evictions(tables: Iterable[Tensor]) -> Tensor:
+    """Columns fed by the end of the pass that first evicted an entry of a row: ``[B]`` on the CPU, ``NEVER`` for none.
+
+    Args:
+        tables: ``evicted_at`` of each layer, ``[B, K, columns]``.
+    """
+    # 0 is padding.
+    first = [table.masked_fill(table == 0, NEVER).flatten(1).amin(dim=1).cpu() for table in tables]
+    return torch.stack(first).amin(dim=0)

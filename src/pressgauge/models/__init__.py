@@ -19,8 +19,19 @@ __getattr__ = lazy.attributes(__name__, dict.fromkeys(("load", "load_parts", "pi
 
 
 def location(name: str) -> str:
-    """Argument for ``from_pretrained``: the bundled folder of a reference model, else ``name``."""
-    return str(Path(__file__).parents[1] / "reference" / name) if name in REFERENCES else name
+    """First argument for ``from_pretrained``: the folder of a reference model or of a GGUF file, else ``name``."""
+    if name in REFERENCES:
+        return str(Path(__file__).parents[1] / "reference" / name)
+    file = gguf_file(name)
+    return name if file is None else name.removesuffix(file).rstrip("/") or "."
+
+
+def gguf_file(name: str) -> str | None:
+    """The file of a model that is named by one: a local path, or ``owner/name/file.gguf`` on the hub."""
+    if not name.endswith(".gguf"):
+        return None
+    path = Path(name)
+    return path.name if path.parent.is_dir() or len(path.parts) < 3 else "/".join(path.parts[2:])
 
 
 def check_dtype(dtype: str) -> None:
@@ -30,8 +41,12 @@ def check_dtype(dtype: str) -> None:
 
 
 def check_model_name(name: str) -> None:
-    """Raise ``ValueError`` if ``name`` is neither a folder nor a valid hub name."""
-    if not Path(location(name)).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    """Raise ``ValueError`` if ``name`` is neither a folder, nor a GGUF file, nor a valid hub name."""
+    place, file = Path(location(name)), gguf_file(name)
+    if place.is_dir():
+        if file is not None and not (place / file).is_file():
+            raise not_loaded(name, "there is no such file")
+    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(place)):
         raise not_loaded(name, "there is no such folder, and no name on the hub has this form")
 
 
@@ -39,5 +54,5 @@ def not_loaded(name: str, reason: str) -> ValueError:
     """The error for a model that cannot be loaded."""
     return ValueError(
         f"model {name!r} could not be loaded: give {' or '.join(REFERENCES)}, a folder with config.json, a "
-        f"tokenizer and *.safetensors, or a hub's name where there is a network ({reason})"
+        f"tokenizer and *.safetensors, a *.gguf file, or a hub's name where there is a network ({reason})"
     )

@@ -4,10 +4,12 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import (
@@ -21,7 +23,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from pressgauge.errors import is_out_of_memory
-from pressgauge.models import check_dtype, location, not_loaded
+from pressgauge.models import check_dtype, gguf_file, location, not_loaded
 from pressgauge.models.checks import (
     check_config,
     check_files,
@@ -106,13 +108,14 @@ def _only_cached(name: str) -> bool:
     """
     if Path(location(name)).is_dir():
         return False
+    file = gguf_file(name) or "config.json"
     try:
-        url = hf_hub_url(name, "config.json")
+        url = hf_hub_url(location(name), file)
     except HFValidationError:
         raise ValueError("there is no such folder, and no name on the hub has this form") from None
     if _hub_answers(url):
         return False
-    if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+    if not isinstance(try_to_load_from_cache(location(name), file), str):
         raise ValueError("there is no such folder, the hub does not answer, and its cache does not have the model")
     return True
 
@@ -128,12 +131,22 @@ def load_parts(name: str, *, trust_remote_code: bool = False) -> tuple[Pretraine
 
 
 def _options(name: str, trust_remote_code: bool) -> dict[str, Any]:
-    """Arguments for every ``from_pretrained`` of a model; probes the hub."""
-    return {"trust_remote_code": trust_remote_code, "local_files_only": _only_cached(name)}
+    """Arguments for every ``from_pretrained`` of a model; probes the hub.
+
+    Raises:
+        ValueError: if its file is in GGUF and a package that reads it is missing.
+    """
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": _only_cached(name)}
+    if (file := gguf_file(name)) is None:
+        return options
+    if missing := [package for package in ("accelerate", "gguf") if find_spec(package) is None]:
+        raise ValueError(f"GGUF files need {' and '.join(missing)}: pip install 'pressgauge[gguf]'")
+    return {**options, "gguf_file": file}
 
 
 def _parts(place: str, options: dict[str, Any]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    local = Path(place).is_dir()
+    # A GGUF file has all of it.
+    local = Path(place).is_dir() and "gguf_file" not in options
     # A folder that cannot be listed is an error here, and has no files for glob.
     if local and not any("token" in name or name.startswith("vocab") for name in os.listdir(place)):
         # Some versions of transformers would construct a tokenizer with an empty vocabulary.
@@ -149,13 +162,20 @@ def _parts(place: str, options: dict[str, Any]) -> tuple[PretrainedConfig, PreTr
     return config, tokenizer
 
 
+def _dequantised() -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` for a GGUF file; some releases would multiply packed weights by kernels."""
+    made = getattr(transformers, "GgufConfig", None)
+    return {} if made is None else {"quantization_config": made(dequantize=True)}
+
+
 def load(
     name: str, *, device: torch.device | str = "cpu", dtype: str = "float32", trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal model, in evaluation mode, and its tokenizer. Weights must be safetensors.
+    """Load a causal model, in evaluation mode, and its tokenizer. Weights must be safetensors or GGUF, which is
+    dequantised.
 
     Args:
-        name: ``reference`` (a Llama), ``reference-neox`` (a GPT-NeoX), a local folder, or a hub name.
+        name: ``reference`` (a Llama), ``reference-neox`` (a GPT-NeoX), a local folder, a GGUF file, or a hub name.
         device: device of the model.
         dtype: one of ``DTYPES``.
         trust_remote_code: whether to run code that comes with the model.
@@ -176,6 +196,7 @@ def load(
             # They are refused below, by name.
             ignore_mismatched_sizes=True,
             **options,
+            **(_dequantised() if "gguf_file" in options else {}),
         )
         model, loading = loaded
         check_loaded(model, loading)

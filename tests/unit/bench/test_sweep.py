@@ -25,7 +25,8 @@ from pressgauge.bench.row import Row
 from pressgauge.bench.sweep import Plan, fingerprint, prepare, run_sweep
 from pressgauge.cli import app
 from pressgauge.conformance import architectures
-from pressgauge.models import interface, load
+from pressgauge.models import interface, load, load_parts
+from pressgauge.texts import load_text
 
 
 def plan(**changes: Any) -> Plan:
@@ -130,6 +131,22 @@ def test_an_uncompressed_perplexity_above_the_vocabulary_is_a_warning(
     monkeypatch.setattr(sweep, "perplexity", lambda *given, **more: replace(perplexity(*given, **more), nll=guess))
     found = run_sweep(wanted, samples).rows
     assert all(bool(row.warnings) == above for row in found)
+
+
+def test_a_text_with_a_token_beyond_the_vocabulary_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any weights are loaded: a tokenizer may have more tokens than the model has embeddings."""
+    config, tokenizer = load_parts("reference")
+    monkeypatch.setattr(sweep, "load_parts", lambda name, **options: (config, tokenizer))
+    most = int(load_text("reference", tokenizer, samples=1, tokens=40).max())
+    monkeypatch.setattr(config, "vocab_size", most + 1)
+    prepare(plan())
+    monkeypatch.setattr(config, "vocab_size", most)
+    sentence = (
+        f"text 'reference' has the token id {most} by the tokenizer of 'reference', which has embeddings of {most} "
+        "tokens: give another text, or a model whose tokenizer fits its weights"
+    )
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        prepare(plan())
 
 
 def test_a_press_that_acts_once_is_timed_after_the_whole_prompt() -> None:

@@ -230,6 +230,9 @@ def test_what_a_cache_refuses_is_said_in_whole_sentences() -> None:
     sentence += "; start again with a new cache"
     with pytest.raises(ValueError, match=said(sentence)):
         voted.crop(7)
+    voted.crop(8)
+    voted.crop(9)
+    assert voted.seen == 8
 
 
 def test_rows_that_change_places_in_a_pass_take_their_padding_along() -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from pressgauge.history import NEVER, History
+from pressgauge.history import NEVER, History, first_evictions
 from support.accelerator import accelerator
 
 
@@ -42,3 +42,15 @@ def test_a_history_is_on_its_device() -> None:
         for history in (away, own):
             history.select(torch.tensor([1, 0]))
         assert table(away, 82).equal(table(own, 82))
+
+
+def test_the_first_eviction_of_a_row_is_that_of_any_layer_and_head() -> None:
+    """Padding is no eviction, whether tables are on the CPU or not."""
+    one = torch.tensor([[[0, 7, NEVER], [0, 9, 8]], [[NEVER, 5, 6], [9, 9, NEVER]], [[0, NEVER, NEVER]] * 2])
+    other = torch.tensor([[[0, 6, NEVER]], [[7, 7, 7]], [[0, 0, NEVER]]])
+    assert first_evictions([one, other]).tolist() == [6, 5, NEVER]
+    assert first_evictions([one]).tolist() == [7, 5, NEVER]
+    with accelerator() as device:
+        away = first_evictions(table.to(device) for table in (other, one))
+    assert away.device.type == "cpu"
+    assert away.tolist() == [6, 5, NEVER]
