@@ -22,7 +22,8 @@ from pressgauge.cache import ASSISTED, PressedCache, PressedLayer
 from pressgauge.models import interface, latents, support
 from pressgauge.models.support import Support
 from pressgauge.presses.base import Press
-from pressgauge.proof import OUTSIDE, UNFED, Problems, misfit, strange_mask, warn_vacuous
+from pressgauge.proof import OUTSIDE, UNFED, Problems, misfit, padding_of, strange_mask, warn_vacuous
+from pressgauge.rules import Window
 from pressgauge.softmax import softmax_of
 
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
@@ -43,8 +44,8 @@ class _Pass(threading.local):
     problems: Problems
     attended: set[int]
     """Layers whose attention has run."""
-    checked: object
-    """The mask checked last; layers share one."""
+    checked: tuple[object, Window | None]
+    """The mask checked last and the window of its layer; layers share one for each window."""
 
 
 class _Attachment:
@@ -58,6 +59,7 @@ class _Attachment:
         self.implementation: str = self.decoder.config._attn_implementation
         self.cache_name = interface.cache_argument(model)
         self.layers = interface.layer_indices(self.decoder)
+        self.attending = supported.evicting(press.skipped)
         self.running = _Pass()
         self.attached = True
         self.passes = 0
@@ -120,9 +122,14 @@ class _Attachment:
         if isinstance(mask, Mapping):
             # A wrapper built one mask per layer type from its own 2-D mask.
             mask = self.running.mask
-        cache.attached = _padding(mask, cache, inputs.shape[0], inputs.shape[1])
+        cache.attached = padding_of(mask, cache, inputs.shape[0], inputs.shape[1])
         running = self.running
-        running.cache, running.tokens, running.attended, running.checked = cache, inputs.shape[1], set(), running
+        running.cache, running.tokens, running.attended, running.checked = (
+            cache,
+            inputs.shape[1],
+            set(),
+            (running, None),
+        )
         running.layers = len(cache.layers)
         self.met_eviction |= any(layer.compressed for layer in cache.pressed)
         running.problems = Problems(self.support, self.decoder, self.press.skipped)
@@ -136,12 +143,14 @@ class _Attachment:
         cache.attached = None
         pressed, problems = cache.pressed, self.running.problems
         self.support.check_added(self.running.layers, len(cache.layers))
-        if len(self.running.attended) == len(pressed) and not problems.reasons:
+        if len(self.running.attended) == len(self.attending) and not problems.reasons:
             self.passes += output is not None
             return
+        for index in self.attending:
+            if index not in self.running.attended:
+                unfed = interface.cached_layer(cache, self.support.owner(index)).handed is None
+                problems.reasons.setdefault(index, UNFED if unfed else OUTSIDE)
         for layer in pressed:
-            if layer.index not in self.running.attended:
-                problems.reasons.setdefault(layer.index, UNFED if layer.handed is None else OUTSIDE)
             layer.handed = None
         # A failed pass has no output, and raises its own error.
         if output is not None:
@@ -163,20 +172,25 @@ class _Attachment:
         layer = None
         if cache is not None and index is not None:
             self.support.check_index(index)
-            layer = interface.cached_layer(cache, index)
+            layer = interface.cached_layer(cache, self.support.owner(index))
         if not isinstance(layer, PressedLayer):
             return own(module, query, key, value, attention_mask, **kwargs)
-        assert cache is not None
+        assert cache is not None and index is not None
         reason = misfit(module, kwargs, index in running.attended, layer.handed, running.tokens, query, key, value)
         # Layers share a mask, but whether no mask means causal attention is up to each.
-        if reason is None and (attention_mask is None or attention_mask is not running.checked):
-            reason = self._strange(module, attention_mask, query.shape[2], cache)
-            running.checked = attention_mask
+        window = self.support.windows.get(layer.index)
+        if reason is None and (
+            attention_mask is None or attention_mask is not running.checked[0] or window != running.checked[1]
+        ):
+            reason = self._strange(module, attention_mask, query.shape[2], cache, window)
+            running.checked = attention_mask, window
         if reason is not None:
             plainly = functools.partial(own, module, query, key, value, attention_mask, **kwargs)
-            return running.problems.go_on(layer.index, reason, plainly)
+            return running.problems.go_on(index, reason, plainly)
         if layer.compressed:
             mask = layer.mask(query.shape[2])
+            if mask is not None and mask.shape[1] > 1:
+                mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], dim=1)
             if self.implementation == "eager" and attention_mask is not None:
                 # Some models add the mask without checking for None.
                 mask = torch.ones_like(key[:1, :1, None, :, 0], dtype=torch.bool) if mask is None else mask
@@ -185,22 +199,26 @@ class _Attachment:
             else:
                 attention_mask = mask
         output = own(module, query, key, value, attention_mask, **kwargs)
-        if self.press.needs_queries:
-            assert layer.handed is not None
-            query = latents.scored_queries(module, query, layer.handed.keys, layer.handed.values)
-        layer.observe(query, interface.scaling(key, kwargs), softmax_of(own, kwargs))
-        layer.settle()
-        layer.handed = None
-        running.attended.add(layer.index)
+        if index == layer.index:
+            if self.press.needs_queries:
+                assert layer.handed is not None
+                query = latents.scored_queries(module, query, layer.handed.keys, layer.handed.values)
+            layer.observe(query, interface.scaling(key, kwargs), softmax_of(own, kwargs))
+        if index == self.support.readers(layer.index)[-1]:
+            layer.settle()
+            layer.handed = None
+        running.attended.add(index)
         return output
 
-    def _strange(self, module: nn.Module, mask: Tensor | None, tokens: int, cache: PressedCache) -> str | None:
+    def _strange(
+        self, module: nn.Module, mask: Tensor | None, tokens: int, cache: PressedCache, window: Window | None = None
+    ) -> str | None:
         """Why the mask of a pass is not supported, or None if it is."""
         # Reading its values synchronises an accelerator, so there only the mask of the first pass is checked.
         first = cache.ledger.columns == tokens
         if mask is not None and mask.device.type != "cpu" and not first:
             return None
-        return strange_mask(module, mask, tokens, cache.ledger.columns, cache.ledger.padding)
+        return strange_mask(module, mask, tokens, cache.ledger.columns, cache.ledger.padding, window)
 
     def generate(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run ``model.generate`` with its input as the prompt."""
@@ -231,36 +249,6 @@ class _Generate:
         """The original ``generate``, bound to the copied model."""
         kind: Any = type(self.model)
         return types.MethodType(kind.generate, copy.deepcopy(self.model, memo))
-
-
-def _padding(mask: Tensor | Mapping[str, Tensor] | None, cache: PressedCache, rows: int, tokens: int) -> list[int]:
-    """Number of leading columns that are padding, per row, after a pass of ``tokens`` columns."""
-    before = cache.ledger.columns
-    known = cache.ledger.padding or [0] * rows
-    if mask is None:
-        if any(known):
-            raise ValueError("this cache holds padded rows: pass the attention_mask of all columns seen and new")
-        return [0] * rows
-    if isinstance(mask, Mapping) or mask.dim() != 2:
-        raise ValueError("a press makes the masks of its layers itself: pass a 2-D attention_mask, or none")
-    if mask.shape != (rows, before + tokens):
-        raise ValueError(
-            f"attention_mask must cover the {before} columns seen and the {tokens} new ones of {rows} rows, "
-            f"got {list(mask.shape)}"
-        )
-    real = mask != 0
-    if bool(real.all()):
-        padding, counts = [0] * rows, [before + tokens] * rows
-    else:
-        padding, counts = (~real).cumprod(dim=-1).sum(dim=-1).tolist(), real.sum(dim=-1).tolist()
-    for row in range(rows):
-        if padding[row] + counts[row] != before + tokens:
-            raise ValueError(f"row {row} has padding between or after its tokens: pad on the left")
-        if min(padding[row], before) != known[row]:
-            raise ValueError(
-                f"row {row} of attention_mask has {padding[row]} columns of padding, in earlier passes {known[row]}"
-            )
-    return padding
 
 
 def refuse_implementation(decoder: Any) -> None:

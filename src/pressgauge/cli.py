@@ -5,8 +5,9 @@ import math
 import os
 import re
 import sys
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from itertools import pairwise
@@ -22,6 +23,7 @@ from pressgauge.bench.naming import make, only_presses, parse, schedule_of, with
 from pressgauge.bench.progress import Progress
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.quantities import BANDS
+from pressgauge.bench.ranks import Ranks, join, launched
 from pressgauge.errors import Terminated, one_line, sentence, terminable
 from pressgauge.models import DTYPES, check_dtype, check_model_name
 from pressgauge.presses import PRESSES
@@ -32,14 +34,16 @@ from pressgauge.texts import check_text_name
 # Modules that need torch are imported after the arguments are checked, so that help and refusals are fast.
 if TYPE_CHECKING:
     from pressgauge.bench.journal import Journal
-    from pressgauge.bench.sweep import Plan
+    from pressgauge.bench.plan import Plan
 
 KEPT = "; finished results are kept, and --resume continues from them"
 """What an error says of a sweep with an output."""
 LEAST_WIDTH = 60
 """Columns that tables have at least, in any terminal."""
+PATIENCE = 10.0
+"""Seconds that a rank gives rank 0 to print an error that all of them have, and the launcher to end it."""
 EXTRAS = {
-    **dict.fromkeys(("datasets", "jinja2", "matplotlib", "scipy"), "bench"),
+    **dict.fromkeys(("accelerate", "datasets", "jinja2", "matplotlib", "scipy"), "bench"),
     **dict.fromkeys(("hypothesis", "pytest"), "conformance"),
 }
 """Extra that provides a package."""
@@ -165,22 +169,37 @@ def _check_not_replaced(json_file: Path | None, models: tuple[str, ...], texts: 
             raise ValueError(f"--json must not replace a file of the model {name!r}, got {str(json_file)!r}")
 
 
-def _journal(json_file: Path | None, report: Path | None, resume: bool, plan: "Plan") -> "Journal | None":
-    """The journal of a sweep with outputs, in a file next to them."""
-    from pressgauge.bench.journal import Journal
+def _journal(json_file: Path | None, report: Path | None, resume: bool, plan: "Plan", ranks: Ranks) -> "Journal | None":
+    """The journal of a sweep with outputs, in a file next to them, with as many threads as it was begun with."""
+    import torch
+
+    from pressgauge.bench.journal import Journal, threads_of
 
     place = json_file or report
     if place is None:
         return None
-    journal = Journal(place.with_name(f"{place.name}.unfinished"), resume=resume, plan=plan.as_dict())
-    for line, reason in journal.damaged.items():
-        _note(f"line {line} of {str(journal.path)!r} is left out: {reason}")
+    path = place.with_name(f"{place.name}.unfinished")
+    if resume and (threads := [one for one in ranks.gather(threads_of(path)) if one is not None]):
+        torch.set_num_threads(threads[0])
+    journal = Journal(path, resume=resume, plan=plan.as_dict(), rank=ranks.index)
+    for (file, line), reason in journal.damaged.items():
+        _note(f"line {line} of {str(file)!r} is left out: {reason}", ranks)
     return journal
 
 
-def _note(text: str) -> None:
+def _stderr(ranks: Ranks) -> Console:
+    """The standard error of rank 0; nothing on others."""
+    return Console(stderr=True, quiet=ranks.index > 0)
+
+
+def _missing(lines: Sequence[str]) -> None:
+    for line in lines:
+        Console(stderr=True).print(f"[bold red]missing:[/] {escape(line)}", highlight=False, soft_wrap=True)
+
+
+def _note(text: str, ranks: Ranks) -> None:
     """Print a note that is neither a result nor an error."""
-    Console(stderr=True).print(f"[yellow]note:[/] {escape(text)}", highlight=False, soft_wrap=True)
+    _stderr(ranks).print(f"[yellow]note:[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def _sentence(error: Exception) -> str | None:
@@ -197,6 +216,10 @@ def _sentence(error: Exception) -> str | None:
 def _fail(error: Exception, note: str = "") -> NoReturn:
     """Print the message of an error and exit with code 2; an internal error has a traceback and code 1."""
     text, code, kind = _sentence(error), 2, "error"
+    if rank := launched()[0]:
+        # An error that rank 0 has as well ends all ranks, and is printed once.
+        time.sleep(PATIENCE)
+        note = f" (rank {rank}){note}"
     if text is None:
         traceback.print_exception(error)
         code, kind = 1, "internal error"
@@ -306,6 +329,7 @@ def measure(
     """Measure the perplexity of texts, and recall in tasks, under compressed caches, for several keep ratios."""
     console = _console()
     journal = None
+    ranks = Ranks()
     try:
         json_file, report = _resolved("--json", json_file), _resolved("--report", report)
         ratios = _numbers("--keep-ratios", keep_ratios)
@@ -348,10 +372,13 @@ def measure(
         from transformers.utils.logging import disable_progress_bar
 
         from pressgauge.bench.metrics import find_metric
-        from pressgauge.bench.sweep import Plan, prepare, run_sweep
-        from pressgauge.bench.task_sweep import TaskPlan, prepare_tasks, under_schedules
+        from pressgauge.bench.plan import Plan, TaskPlan
+        from pressgauge.bench.sharing import missing, run_shared, share_of
+        from pressgauge.bench.sweep import prepare
+        from pressgauge.bench.task_sweep import prepare_tasks, under_schedules
         from pressgauge.models import pick_device
 
+        ranks = join(cpu=device == "cpu")
         presses = {one.label: make(one, ratios, options) for one in named}
         if random:
             presses = with_random(presses, ratios, options, **shared, seed=seed)
@@ -383,20 +410,29 @@ def measure(
             metrics=tuple(map(find_metric, own_metrics)),
             of_tasks=of_tasks,
         )
-        journal = _journal(json_file, report, resume, plan)
+        journal = _journal(json_file, report, resume, plan, ranks)
+        share = share_of(plan, journal, ranks)
         disable_progress_bar()
-        with terminable(), Progress(plan.measurements, plan.steps_per_row, Console(stderr=True)) as bar:
+        with terminable(), Progress(len(share), plan.steps_per_row, _stderr(ranks)) as bar:
             found = prepare(plan)
             prompts = {name: prepare_tasks(of_tasks, name, trust_remote_code=trust_remote_code) for name in models}
-            sweep = run_sweep(
+            sweep = run_shared(
                 plan,
+                share,
                 found,
                 journal,
+                ranks,
                 prompts=prompts,
                 pictures=report is not None,
                 advance=bar.advance,
                 resume=bar.resume,
             )
+            if sweep is None:
+                # Rank 0 has the results of all.
+                written = ranks.gather(False)[0]
+                if journal is not None and written:
+                    journal.path.unlink(missing_ok=True)
+                return
             provenance = plan.provenance()
             if sweep.missing:
                 provenance["missing"] = "; ".join(sweep.missing)
@@ -418,11 +454,15 @@ def measure(
                 )
             if journal is not None and not sweep.missing:
                 journal.close()
+            ranks.gather(not sweep.missing)
     except Exception as error:
+        _missing(getattr(error, "missing", ()))
         _fail(error, KEPT if journal is not None and len(journal) else "")
     except KeyboardInterrupt as error:
         kept = KEPT if json_file or report else ""
-        Console(stderr=True).print(f"[bold red]interrupted[/]{kept}", highlight=False, soft_wrap=True)
+        if ranks.count > 1 and not ranks.index:
+            _missing(missing(plan, journal))
+        _stderr(ranks).print(f"[bold red]interrupted[/]{kept}", highlight=False, soft_wrap=True)
         raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
     from pressgauge.report.table import make_tables
     from pressgauge.report.tasks import make_task_tables
@@ -435,8 +475,7 @@ def measure(
         if page is not None:
             console.print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
     if sweep.missing:
-        for line in sweep.missing:
-            Console(stderr=True).print(f"[bold red]missing:[/] {escape(line)}", highlight=False, soft_wrap=True)
+        _missing(sweep.missing)
         if journal is not None:
             console.print("finished results are kept, and --resume measures what is missing", highlight=False)
         raise typer.Exit(1)

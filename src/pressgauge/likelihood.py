@@ -14,7 +14,7 @@ from pressgauge.attach import meet
 from pressgauge.cache import PressedCache, held_tokens, storage_nbytes
 from pressgauge.decoder import attached, checked_mask, new_cache, own_positions, prove, refuse_padding
 from pressgauge.divergence import Comparison, Note
-from pressgauge.history import NEVER, History, count_evictions, first_evictions
+from pressgauge.history import History, count_evictions, first_evictions, retained
 from pressgauge.models import interface, support
 from pressgauge.models.support import refuse_outside
 from pressgauge.onepass import NOT_DECODING, OnePass
@@ -197,12 +197,12 @@ def _onepass(
             # The layer has no keys, or reads those of another.
             held.append(0)
             continue
-        # All heads of a layer retain equally many entries; storage is as wide as its longest row.
-        entries = int((tables[layer][:, 0] == NEVER).sum(dim=-1).max())
-        # A window includes the query's own token, so one entry fewer is retained.
-        window = getattr(own, "sliding_window", columns + 1)
-        held.append(min(entries, window - 1))
-        kv_bytes += rows * tables[layer].shape[1] * min(entries, window) * entry_nbytes[layer]
+        # Storage is as wide as the head that holds most, the query's own token included in a window of transformers.
+        window = None if press is None or layer in press.skipped else supported.windows.get(layer)
+        stored = retained(tables[layer], window, paddings)
+        size = getattr(own, "sliding_window", columns + 1)
+        held.append(min(stored, size - 1))
+        kv_bytes += rows * tables[layer].shape[1] * min(stored, size) * entry_nbytes[layer]
     evicted_at = []
     if press is not None:
         without_keys = History(rows, 1, torch.device("cpu")).evicted_at(columns, paddings)

@@ -4,20 +4,21 @@ Under teacher forcing, what a layer evicts depends on the keys and queries of th
 has those of all tokens at once. So each layer replays its evictions, builds its mask from them, and attends.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from pressgauge.cache import Handed
-from pressgauge.history import NEVER, replay
+from pressgauge.history import NEVER, effective, replay
 from pressgauge.models import interface, latents
 from pressgauge.models.support import Support
+from pressgauge.onepass_cache import Noting, OnePassCache
 from pressgauge.presses.base import Press
 from pressgauge.proof import OUTSIDE, Problems, misfit, strange_mask
 from pressgauge.rules import pass_lengths
@@ -65,7 +66,7 @@ def attend(
     Args:
         query: ``[B, H, T, D]``; heads ``k * H / K`` to ``(k + 1) * H / K - 1`` read KV head k.
         key, value: ``[B, K, T, D]`` and ``[B, K, T, D']``.
-        evicted_at: ``[B, K, T]`` of a press, under which all heads retain equally many entries at any time.
+        evicted_at: ``[B, K, T]`` of a press, with what leaves the layer's window as evicted.
         scale: scaling factor of the query-key products.
         softmax: softmax of the layer.
         block: number of queries per block, from the first eviction on.
@@ -90,7 +91,8 @@ def attend(
     for start in range(whole, length, block):
         stop = min(start + block, length)
         before = evicted_at[:, :, :start]
-        held = int((before[0, 0] > start).sum())
+        # Heads that retain fewer also get evicted entries, which the mask leaves out.
+        held = int((before > start).sum(dim=-1).max()) if start else 0
         goes, order = before.topk(held)
         stay = int((goes >= stop).sum(dim=-1).min())
         new = torch.arange(start, stop, device=order.device)
@@ -134,57 +136,6 @@ def beyond(mask: Tensor | None, window: int) -> bool:
     return bool(seen.tril(-window).any())
 
 
-class _Noting(DynamicLayer):
-    """A cache layer that records what it is passed in a single pass."""
-
-    handed: Handed | None = None
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        tokens, before = key_states.shape[2], self.handed
-        if before is not None:
-            # A layer that passes its tokens in parts reads all of them.
-            key_states = torch.cat([before.keys, key_states], dim=2)
-            value_states = torch.cat([before.values, value_states], dim=2)
-        self.handed = Handed.add(before, tokens, key_states, value_states)
-        return key_states, value_states
-
-
-class OnePassCache(DynamicCache):
-    """The cache of a pass that replays evictions instead of carrying them out.
-
-    Attributes:
-        evicted_at: ``[B, K, padding + T]`` of each layer with keys.
-        padding: leading columns of these that are padding, which the pass is not fed.
-    """
-
-    evicted_at: Mapping[int, Tensor]
-    padding: int
-
-    def affected_from(self, tokens: int) -> list[int] | None:
-        """Index of the first of the ``tokens`` queries of each row that misses an entry, ``tokens`` if none does.
-
-        None without a press.
-        """
-        tables = [table[..., self.padding :].flatten(1) for table in self.evicted_at.values()]
-        if not tables:
-            return None
-        first: list[int] = (torch.cat(tables, dim=1).amin(dim=1) - self.padding).clamp(max=tokens).tolist()
-        return first
-
-    def held(self, windows: Sequence[int | None]) -> list[int | None]:
-        """Entries per KV head that each layer retains, at most those of the model's sliding window."""
-        entries: list[int | None] = []
-        for index, layer in enumerate(self.layers):
-            noted = layer.handed if isinstance(layer, _Noting) else layer
-            keys = getattr(noted, "keys", None)
-            held = None if keys is None else int(keys.shape[2])
-            if index in self.evicted_at:
-                held = int((self.evicted_at[index][0, 0] == NEVER).sum())
-            window = windows[index] if index < len(windows) else None
-            entries.append(held if held is None or window is None else min(held, window - 1))
-        return entries
-
-
 class OnePass:
     """One forward pass over rows of equal length, with a press in every layer that evicts.
 
@@ -217,7 +168,8 @@ class OnePass:
         self.evicted_at: dict[int, Tensor] = {}
         self.entry_nbytes: dict[int, int] = {}
         self._layers: dict[int, int] = {}
-        self._cache: DynamicCache
+        self._attended: set[int] = set()
+        self._cache: OnePassCache
         self._tokens = 0
         self._checked: tuple[object, int] = self, 0
         """The mask of a skipped layer checked last; these layers share a few."""
@@ -235,16 +187,22 @@ class OnePass:
         self._problems = Problems(self.support, decoder, tuple(self.skipped))
         self._cache = OnePassCache(config=model.config)
         self._cache.evicted_at, self._cache.padding = self.evicted_at, self.padding
-        self._cache.layers = [_Noting() if type(layer) is DynamicLayer else layer for layer in self._cache.layers]
+        evicting = self.support.evicting(self.skipped)
+        self._cache.windows = {index: window for index, window in self.support.windows.items() if index in evicting}
+        self._cache.layers = [
+            Noting() if type(layer) is DynamicLayer or index in self._cache.windows else layer
+            for index, layer in enumerate(self._cache.layers)
+        ]
+        self._attended = set()
         self._tokens = input_ids.shape[1]
         count = len(self._cache.layers)
         with interface.routed(decoder, self._attend):
             logits = interface.feed(model, input_ids, {interface.cache_argument(model): self._cache})
         self.support.check_added(count, len(self._cache.layers))
         for layer in range(self.support.layers):
-            if layer in self.skipped:
+            if layer not in evicting:
                 self._note_skipped(layer, input_ids.shape)
-            elif layer not in self.evicted_at:
+            elif layer not in self._attended:
                 self._problems.reasons.setdefault(layer, OUTSIDE)
         if self._problems.reasons:
             raise self._problems.error()
@@ -253,7 +211,7 @@ class OnePass:
     def _note_skipped(self, layer: int, shape: torch.Size) -> None:
         """Record the table and entry size of a layer without evictions, if it caches keys."""
         cached = interface.cached_layer(self._cache, layer)
-        noted = cached.handed if isinstance(cached, _Noting) else cached
+        noted = cached.handed if isinstance(cached, Noting) else cached
         keys, values = (getattr(noted, name, None) for name in ("keys", "values"))
         if keys is None or values is None:
             return
@@ -271,8 +229,17 @@ class OnePass:
         if self.padding:
             query, key = (pad(states, (0, 0, self.padding, 0)) for states in (query, key))
         passes, padding = pass_lengths(columns, self.prompt), [self.padding] * rows
-        given: dict[str, Any] = {"queries": query, "scale": scale, "softmax": softmax}
+        window = self.support.windows.get(layer)
+        given: dict[str, Any] = {"queries": query, "scale": scale, "softmax": softmax, "window": window}
         return replay(press, key, passes, layer=layer, padding=padding, **given).cpu()
+
+    def _decide(
+        self, press: Press, module: nn.Module, query: Tensor, handed: Handed, layer: int, scale: float, softmax: Softmax
+    ) -> None:
+        """Replay the evictions of a layer from its own queries, and note them."""
+        scored = latents.scored_keys(module, handed.keys, handed.values)
+        by = latents.scored_queries(module, query, handed.keys, handed.values) if press.needs_queries else query
+        self._note(layer, self._replay(press, by, scored, layer, scale, softmax), handed.keys, handed.values)
 
     def _attend(
         self,
@@ -289,8 +256,9 @@ class OnePass:
             return own(module, query, key, value, attention_mask, **kwargs)
         self.support.check_index(index)
         self.advance()
-        cached, tokens = interface.cached_layer(self._cache, index), query.shape[2]
-        if self.press is None or index in self.skipped:
+        owner = self.support.owner(index)
+        cached, tokens = interface.cached_layer(self._cache, owner), query.shape[2]
+        if self.press is None or owner in self.skipped:
             window = getattr(cached, "sliding_window", tokens)
             known = attention_mask is self._checked[0] and window == self._checked[1]
             if window < tokens and not known and beyond(attention_mask, window):
@@ -300,21 +268,21 @@ class OnePass:
                 )
             self._checked = attention_mask, window
             return own(module, query, key, value, attention_mask, **kwargs)
-        handed = cached.handed if isinstance(cached, _Noting) else None
-        reason = misfit(module, kwargs, index in self.evicted_at, handed, self._tokens, query, key, value)
-        reason = reason or strange_mask(module, attention_mask, tokens, tokens, [])
+        handed = cached.handed if isinstance(cached, Noting) else None
+        reason = misfit(module, kwargs, index in self._attended, handed, self._tokens, query, key, value)
+        window = self.support.windows.get(owner)
+        reason = reason or strange_mask(module, attention_mask, tokens, tokens, [], window)
         if reason is not None:
             plainly = partial(own, module, query, key, value, attention_mask, **kwargs)
             return self._problems.go_on(index, reason, plainly)
         scale, softmax = interface.scaling(key, kwargs), softmax_of(own, kwargs)
         assert handed is not None
-        scored = latents.scored_keys(module, handed.keys, handed.values)
-        by = latents.scored_queries(module, query, handed.keys, handed.values) if self.press.needs_queries else query
-        table = self._replay(self.press, by, scored, index, scale, softmax)
-        self._note(index, table, handed.keys, handed.values)
+        self._attended.add(index)
+        if index == owner:
+            self._decide(self.press, module, query, handed, index, scale, softmax)
         # A latent has one head, and expands to several.
-        evicted_at = table[..., self.padding :].expand(-1, key.shape[1], -1) - self.padding
+        evicted_at = self.evicted_at[owner][..., self.padding :].expand(-1, key.shape[1], -1) - self.padding
         if int(evicted_at.min()) >= key.shape[2]:
             return own(module, query, key, value, attention_mask, **kwargs)
-        output = attend(query, key, value, evicted_at, scale, softmax=softmax)
+        output = attend(query, key, value, effective(evicted_at, window), scale, softmax=softmax)
         return output.transpose(1, 2).contiguous(), None

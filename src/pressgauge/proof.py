@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pressgauge.cache import Handed
+from pressgauge.cache import Handed, PressedCache
 from pressgauge.models import interface, latents
 from pressgauge.models.support import Support
 from pressgauge.presses.base import Press
+from pressgauge.rules import Window
 
 _UNSUPPORTED = ("sinks", "position_bias")
 """Arguments of an attention call whose effect depends on which keys are present, in ways that are not known."""
@@ -150,21 +151,62 @@ def misfit(
     return misexpanded(expand, handed, tokens, query, key, value)
 
 
-def strange_mask(module: nn.Module, mask: Tensor | None, tokens: int, columns: int, padding: list[int]) -> str | None:
+def padding_of(mask: Tensor | Mapping[str, Tensor] | None, cache: PressedCache, rows: int, tokens: int) -> list[int]:
+    """Number of leading columns that are padding, per row, after a pass of ``tokens`` columns."""
+    before = cache.ledger.columns
+    known = cache.ledger.padding or [0] * rows
+    if mask is None:
+        if any(known):
+            raise ValueError("this cache holds padded rows: pass the attention_mask of all columns seen and new")
+        return [0] * rows
+    if isinstance(mask, Mapping) or mask.dim() != 2:
+        raise ValueError("a press makes the masks of its layers itself: pass a 2-D attention_mask, or none")
+    if mask.shape != (rows, before + tokens):
+        raise ValueError(
+            f"attention_mask must cover the {before} columns seen and the {tokens} new ones of {rows} rows, "
+            f"got {list(mask.shape)}"
+        )
+    real = mask != 0
+    if bool(real.all()):
+        padding, counts = [0] * rows, [before + tokens] * rows
+    else:
+        padding, counts = (~real).cumprod(dim=-1).sum(dim=-1).tolist(), real.sum(dim=-1).tolist()
+    for row in range(rows):
+        if padding[row] + counts[row] != before + tokens:
+            raise ValueError(f"row {row} has padding between or after its tokens: pad on the left")
+        if min(padding[row], before) != known[row]:
+            raise ValueError(
+                f"row {row} of attention_mask has {padding[row]} columns of padding, in earlier passes {known[row]}"
+            )
+    return padding
+
+
+def strange_mask(
+    module: nn.Module,
+    mask: Tensor | None,
+    tokens: int,
+    columns: int,
+    padding: list[int],
+    window: Window | None = None,
+) -> str | None:
     """Why a model's mask is not the causal mask of its tokens, or None if it is.
 
     Args:
         module: the attention module.
-        mask: ``[B or 1, 1, tokens, columns]``, bool, or additive with 0 and a large negative number; None for no mask.
+        mask: ``[B or 1, 1, tokens, N]``, bool, or additive with 0 and a large negative number; None for no mask.
         tokens: number of queries, the last of the columns.
         columns: columns seen, those of the pass included.
         padding: number of leading columns that are padding, per row.
+        window: the layer's window, of which the mask has the columns that are stored; None if it has none.
     """
+    stored = columns if window is None else window.stores(columns - tokens) + tokens
     if mask is None:
         causal = getattr(module, "is_causal", True) or tokens == 1
+        if window is not None and window.first(columns - 1) > columns - stored:
+            return f"attention beyond {window}"
         return None if causal else "attention to later tokens"
-    if mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[2:] != (tokens, columns):
-        return f"a mask of its own, {list(mask.shape)} where [rows, 1, {tokens}, {columns}] is causal"
+    if mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[2:] != (tokens, stored):
+        return f"a mask of its own, {list(mask.shape)} where [rows, 1, {tokens}, {stored}] is causal"
     if mask.dtype == torch.bool:
         sees = mask
     else:
@@ -172,14 +214,19 @@ def strange_mask(module: nn.Module, mask: Tensor | None, tokens: int, columns: i
         # Half of the minimum, since some models add masks to each other.
         if not bool((sees | (mask <= torch.finfo(mask.dtype).min / 2)).all()):
             return "a mask with values other than seen and unseen"
-    place = torch.arange(columns, device=mask.device)
-    expected = (place <= place[columns - tokens :, None])[None, None]
+    place = torch.arange(columns - stored, columns, device=mask.device)
+    queries = place[stored - tokens :, None]
+    expected = (place <= queries)[None, None]
+    first = torch.tensor(padding or [0], device=mask.device)[:, None, None, None]
+    if window is not None:
+        expected = expected & (queries - first < window.end(place - first))
     if any(padding):
-        first = torch.tensor(padding, device=mask.device)[:, None, None, None]
         expected = expected & (place >= first)
         # The attention of a padding query does not matter.
-        sees = torch.where(place[columns - tokens :, None] < first, expected, sees)
-    return None if bool((sees == expected).all()) else "a mask that is not causal"
+        sees = torch.where(queries < first, expected, sees)
+    if bool((sees == expected).all()):
+        return None
+    return "a mask that is not causal" if window is None else f"a mask that is not causal within {window}"
 
 
 class VacuousWarning(UserWarning):

@@ -27,10 +27,11 @@ COLUMNS = ["keep ratio", "perplexity", "change", "accuracy", "affected", "held"]
 
 
 def measure_options(command: str) -> list[str] | None:
-    """Options that a command passes to ``pressgauge measure``, directly or through nox; None for other commands."""
+    """Options that a command passes to ``pressgauge measure``, directly, by a launcher or through nox; else None."""
     words = shlex.split(command)
-    if words[:2] == ["pressgauge", "measure"]:
-        return words[2:]
+    for place, pair in enumerate(itertools.pairwise(words)):
+        if pair == ("pressgauge", "measure"):
+            return words[place + 2 :]
     if any(pair == ("-s", "measure") for pair in itertools.pairwise(words)):
         return words[words.index("--") + 1 :] if "--" in words else []
     return None

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pressgauge import KnormPress, Press, generate, perplexity
-from pressgauge.bench.sweep import Plan, prepare, run_sweep
+from pressgauge.bench.plan import Plan
+from pressgauge.bench.sweep import prepare, run_sweep
 from pressgauge.cache import PressedCache
 from pressgauge.measuring.benchmarks import Benchmark
 from pressgauge.measuring.evaluators import Evaluator

@@ -24,8 +24,9 @@ from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from pressgauge import KnormPress, Perplexity, Press, Uncompressed, generate, perplexity, timing
+from pressgauge.bench.plan import Plan
 from pressgauge.bench.row import Row, Source, make_row
-from pressgauge.bench.sweep import Plan, prepare, run_sweep
+from pressgauge.bench.sweep import prepare, run_sweep
 from pressgauge.conformance import architectures
 from pressgauge.conformance.versions import CACHE
 from pressgauge.formats import DASH

@@ -15,8 +15,9 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import CacheLayerMixin
 
 from pressgauge import KnormPress, Press, perplexity
+from pressgauge.bench import observed
 from pressgauge.bench.compressors import Compressor, Failed, compressors
-from pressgauge.bench.observed import Changed, Decoded, Observed, observe
+from pressgauge.bench.observed import Changed, Decoded, Observed
 from pressgauge.conformance.masked_attention import masked_logits
 from pressgauge.conformance.trained import trained_model
 from pressgauge.conventions.state import difference, fingerprint
@@ -43,12 +44,20 @@ def texts(dtype: str = "float64", samples: int = 2) -> Tensor:
 
 @cache
 def decoded(prompt: int = 1, dtype: str = "float64") -> Decoded:
-    return Decoded.of(model_of(dtype), texts(dtype), prompt)
+    model, rows = model_of(dtype), texts(dtype).split(1)
+    singly = [perplexity(model, row, None, prompt, method="stepwise").nll for row in rows]
+    return Decoded.between(singly, [perplexity(model, row, None, prompt).nll for row in rows], model.dtype)
 
 
 @cache
 def against(prompt: int = 1, dtype: str = "float64") -> Uncompressed:
     return Uncompressed(model_of(dtype), texts(dtype), prompt)
+
+
+def observe(given: Compressor, model: Any, ids: Tensor, base: Decoded, prompt: int = 1) -> Observed:
+    """The result on all samples."""
+    runs = [Uncompressed(model, row, prompt) for row in ids.split(1)]
+    return Observed.joined(observed.observe(given, model, runs, range(len(runs))), base)
 
 
 def compressor_of(factory: Any, *, ratio: float = 0.5, **options: Any) -> Compressor:
@@ -59,7 +68,7 @@ def compressor_of(factory: Any, *, ratio: float = 0.5, **options: Any) -> Compre
 
 def measured(factory: Any, prompt: int = 1, dtype: str = "float64", **options: Any) -> Observed:
     given = compressor_of(factory, **options)
-    return observe(given, model_of(dtype), texts(dtype), decoded(prompt, dtype), against(prompt, dtype))
+    return observe(given, model_of(dtype), texts(dtype), decoded(prompt, dtype), prompt)
 
 
 class Cached:
@@ -205,10 +214,7 @@ def test_samples_do_not_share_anything() -> None:
     given = compressor_of(WindowCache)
     base = decoded()
     turned = Decoded(base.nll.flip(0), base.rounding)
-    found, other = (
-        observe(given, model_of(), ids, own, Uncompressed(model_of(), ids))
-        for ids, own in ((texts(), base), (texts().flip(0), turned))
-    )
+    found, other = (observe(given, model_of(), ids, own) for ids, own in ((texts(), base), (texts().flip(0), turned)))
     assert found.nll.equal(other.nll.flip(0))
     assert found.affected.equal(other.affected.flip(0))
 
@@ -427,10 +433,10 @@ def test_what_is_left_in_a_model_is_undone(leave: Callable[[Any], None], what: s
     before, logits = fingerprint(model), model(texts()).logits
     if fails:
         with pytest.raises(Failed, match="RuntimeError: too late") as raised:
-            observe(given, model, texts(), decoded(), Uncompressed(model, texts()))
+            observe(given, model, texts(), decoded())
         assert not isinstance(raised.value, Changed)
     else:
-        assert observe(given, model, texts(), decoded(), Uncompressed(model, texts())).left == what
+        assert observe(given, model, texts(), decoded()).left == what
     assert difference(before, fingerprint(model)) == ""
     assert model(texts()).logits.equal(logits)
     assert type(model.model.layers[1].self_attn).__name__ == "LlamaAttention"
@@ -451,7 +457,7 @@ def test_what_cannot_be_undone_is_named(
     monkeypatch.setattr(nn.functional, "silu", nn.functional.silu)
     model = load("reference", dtype="float64")[0]
     with pytest.raises(Changed, match=f"left the model changed.*: {what}") as raised:
-        observe(compressor_of(leaving(leave, fails=fails)), model, texts(), decoded(), Uncompressed(model, texts()))
+        observe(compressor_of(leaving(leave, fails=fails)), model, texts(), decoded())
     assert ("RuntimeError: too late" in str(raised.value)) is fails
 
 

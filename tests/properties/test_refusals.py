@@ -8,8 +8,7 @@ import pytest
 import torch
 from transformers import (
     DynamicCache,
-    Gemma3nTextConfig,
-    PretrainedConfig,
+    GPTNeoConfig,
     PreTrainedModel,
     StaticCache,
 )
@@ -73,15 +72,14 @@ def test_a_missing_layer_is_refused_with_the_number_of_layers(meet: Meet) -> Non
         meet(KnormPress(0.5, skip_layers=(0, 3)), architectures.shared("llama"))
 
 
-def test_sliding_windows_are_refused_unless_they_are_skipped(meet: Meet) -> None:
-    """A Mistral with a window of 16 has no supported layer, and without a window is supported."""
-    windowed = architectures.build("mistral", sliding_window=16)
+def test_layers_without_keys_are_refused_unless_they_are_skipped(meet: Meet) -> None:
+    """A Qwen3-Next has one layer with keys; a refusal names the layers that are left."""
+    model = architectures.hybrid()
     for skipped, named in (((), "layers 0-2"), ((0,), "layers 1-2"), ((0, 2), "layer 1")):
-        sentence = f"a press does not support {named} (sliding attention of 16); that leaves no layer to compress"
+        sentence = f"a press does not support {named} (linear attention, which caches no keys); pass skip_layers=(0, 1,"
         with pytest.raises(ValueError, match=re.escape(sentence)):
-            meet(KnormPress(0.5, skip_layers=skipped), windowed)
-    meet(KnormPress(0.5, skip_layers=(0, 1, 2)), windowed)
-    meet(KnormPress(0.5), architectures.shared("mistral"))
+            meet(KnormPress(0.5, skip_layers=skipped), model)
+    meet(KnormPress(0.5, skip_layers=(0, 1, 2)), model)
 
 
 def mixed() -> architectures.Model:
@@ -93,25 +91,25 @@ def mixed() -> architectures.Model:
 
 def test_a_refusal_lists_all_layers_by_reason_and_the_way_out(meet: Meet) -> None:
     """A refusal lists unsupported layers by reason, with the value of ``skip_layers``."""
+    model = architectures.hybrid()
     sentence = (
-        "a press does not support layer 2 (sliding attention of 8); pass skip_layers=(2,) or skip_layers='unprunable', "
-        "which leaves layers 0-1 to compress"
+        "a press does not support layers 0-2 (linear attention, which caches no keys); pass skip_layers=(0, 1, 2) or "
+        "skip_layers='unprunable', which leaves layer 3 to compress"
     )
     with pytest.raises(ValueError, match=re.escape(sentence)):
-        meet(KnormPress(0.5), mixed())
-    meet(KnormPress(0.5, skip_layers=(2,)), mixed())
+        meet(KnormPress(0.5), model)
 
 
 def test_unprunable_layers_are_skipped_by_that_word() -> None:
     """``"unprunable"`` skips unsupported layers, and caches and results list them."""
-    model = mixed()
+    model = architectures.hybrid()
     press = KnormPress(0.5, prune_after=4, skip_layers="unprunable")
-    assert press.resolved(model) == KnormPress(0.5, prune_after=4, skip_layers=(2,))
+    assert press.resolved(model) == KnormPress(0.5, prune_after=4, skip_layers=(0, 1, 2))
     ids = architectures.tokens(1, 30)
     attached, plain = (run(model, press, ids, [12] + [1] * 18, attached=way) for way in (True, False))
     for result in (attached, plain):
-        assert result.cache.press.skip_layers == (2,)
-        assert result.cache.held == [15, 15, 7]
+        assert result.cache.press.skip_layers == (0, 1, 2)
+        assert result.cache.held[3] == 15
     assert KnormPress(0.5, skip_layers="unprunable").resolved(architectures.shared("llama")).skip_layers == ()
 
 
@@ -123,11 +121,9 @@ def test_unprunable_layers_are_layers_of_a_model() -> None:
     for action in alone:
         with pytest.raises(ValueError, match="'unprunable' means layers of a model, and there is none here"):
             action()
-    windowed = architectures.build("mistral", sliding_window=16)
-    meetings: list[Callable[[], object]] = [lambda: press.cache(windowed.config), lambda: press.resolved(windowed)]
-    for action in meetings:
-        with pytest.raises(ValueError, match=r"layers 0-2 \(sliding.*leaves no layer to compress.*press=None"):
-            action()
+    local = GPTNeoConfig(num_layers=2, attention_types=[[["local"], 2]])
+    with pytest.raises(ValueError, match=r"layers 0-1 \(local attention.*leaves no layer to compress.*press=None"):
+        press.cache(local)
 
 
 @pytest.mark.parametrize("attached", [True, False])
@@ -155,18 +151,6 @@ def test_a_mixture_of_windows_and_full_attention_evicts_from_full_layers() -> No
     chunks = run(model, press, ids, [12, 1, 1, 1, 6] + [1] * 9)
     assert chunks.cache.held == [15, 15, 7]
     assert whole.logits.isfinite().all()
-
-
-def _shared_kv() -> PretrainedConfig:
-    return Gemma3nTextConfig(
-        vocab_size=8, hidden_size=8, num_hidden_layers=4, num_kv_shared_layers=2, layer_types=["full_attention"] * 4
-    )
-
-
-def test_shared_keys_and_values_are_refused() -> None:
-    """Layers that share keys and values are refused."""
-    with pytest.raises(ValueError, match=r"layers [\d, -]*3 \(keys and values shared between layers\)"):
-        KnormPress(0.5).cache(_shared_kv())
 
 
 def test_a_model_that_already_carries_a_press_is_refused() -> None:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def made(folder: Path, press: Press | str = "none", **options: Any) -> Any:
 def arguments(press: Press) -> dict[str, Any]:
     """What lm-eval is given for a press."""
     names = {type(each): name for name, each in PRESSES.items()}
-    return {"press": names[type(press)], **vars(press)}
+    return {"press": names[type(press)], **asdict(press)}
 
 
 def evaluated(folder: Path, model: Any, tasks: Sequence[str] = TASKS, **options: Any) -> dict[str, Any]:

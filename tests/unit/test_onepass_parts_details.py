@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from pressgauge import KnormPress, perplexity
 from pressgauge.conformance import architectures
 from pressgauge.history import NEVER
 from pressgauge.models import support
-from pressgauge.onepass import OnePass, OnePassCache, _attend, _Noting, beyond
+from pressgauge.onepass import OnePass, _attend, beyond
+from pressgauge.onepass_cache import Noting, OnePassCache
 from pressgauge.proof import Problems
 
 
@@ -53,9 +53,9 @@ def test_attention_that_is_merged_is_computed_in_float32(masked: bool) -> None:
     torch.testing.assert_close(total.double(), scores.logsumexp(dim=-1), rtol=0, atol=1e-5)
 
 
-def noting(tokens: int) -> _Noting:
+def noting(tokens: int) -> Noting:
     """A layer that was passed ``tokens`` tokens; none for 0."""
-    layer = _Noting()
+    layer = Noting()
     if tokens:
         layer.update(torch.ones(1, 1, tokens, 2), torch.ones(1, 1, tokens, 2))
     return layer
@@ -69,6 +69,7 @@ def test_a_replayed_cache_tells_what_each_layer_would_hold() -> None:
     plain.update(torch.ones(1, 1, 5, 2), torch.ones(1, 1, 5, 2))
     cache.layers = [noting(5), noting(5), noting(0), plain]
     cache.evicted_at = {0: torch.tensor([[[NEVER, 3, NEVER, NEVER, 4]]])}
+    cache.padding, cache.windows = 0, {}
     assert cache.held([None, 4, 4]) == [3, 3, None, 5]
     assert cache.held([None, 4, None, 9]) == [3, 3, None, 5]
 
@@ -107,7 +108,7 @@ def test_a_layer_of_another_kind_attends_as_it_does_and_is_reported() -> None:
     onepass = OnePass(KnormPress(0.5, 4, skip_layers=()), support.of_config(model.config), 1)
     module = model.model.layers[0].self_attn
     onepass._layers, onepass._tokens = {id(module): 0}, 2
-    onepass._cache = DynamicCache()
+    onepass._cache = OnePassCache()
     onepass._cache.layers = [DynamicSlidingWindowLayer(sliding_window=4)]
     onepass._problems = Problems(onepass.support, model.model, ())
     calls: list[Any] = []
@@ -137,7 +138,7 @@ def test_each_mask_of_layers_with_windows_is_checked() -> None:
     onepass = OnePass(None, support.of_config(model.config), 1)
     modules = [layer.self_attn for layer in model.model.layers[:2]]
     onepass._layers = {id(module): index for index, module in enumerate(modules)}
-    onepass._cache = DynamicCache()
+    onepass._cache = OnePassCache()
     onepass._cache.layers = [DynamicSlidingWindowLayer(sliding_window=4) for _ in modules]
     states = torch.ones(1, 1, 9, 2)
 

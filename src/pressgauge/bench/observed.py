@@ -1,10 +1,13 @@
 """Perplexity under a compressor of any convention, decoded stepwise and observed from outside."""
 
 import math
-from contextlib import ExitStack
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -43,14 +46,20 @@ class Decoded:
     @classmethod
     def of(cls, model: PreTrainedModel, input_ids: Tensor, prompt: int) -> "Decoded":
         """Measure it."""
-        rows = [perplexity(model, row, None, prompt, method="stepwise").nll for row in input_ids.split(1)]
-        nll, whole = torch.cat(rows), perplexity(model, input_ids, None, prompt).nll
-        return cls(nll, max(_size(nll - whole), torch.finfo(model.dtype).eps))
+        rows = input_ids.split(1)
+        singly = [perplexity(model, row, None, prompt, method="stepwise").nll for row in rows]
+        return cls.between(singly, [perplexity(model, row, None, prompt).nll for row in rows], model.dtype)
+
+    @classmethod
+    def between(cls, singly: Sequence[Tensor], whole: Sequence[Tensor], dtype: torch.dtype) -> "Decoded":
+        """The run from the NLL of each sample, ``[1, scored]``, decoded stepwise and in one pass."""
+        nll = torch.cat(list(singly))
+        return cls(nll, max(_size(nll - torch.cat(list(whole))), torch.finfo(dtype).eps))
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Result of ``observe``. ``None`` stands for what cannot be known from outside.
+    """Result of ``observe``, of one sample or several. ``None`` stands for what cannot be known from outside.
 
     Attributes:
         nll, scored, hits: as in ``Perplexity``.
@@ -76,6 +85,20 @@ class Observed:
     left: str = ""
     evicted_at: tuple[()] = ()
     evictions: None = None
+
+    @classmethod
+    def joined(cls, results: "Sequence[Observed]", decoded: Decoded) -> "Observed":
+        """The result on several samples in their order, from that on each, and the uncompressed run on all of them."""
+        tensors = ("nll", "scored", "hits", "affected", "unreadable", "kl", "agrees")
+        cat: dict[str, Any] = {name: torch.cat([getattr(one, name) for one in results]) for name in tensors}
+        held, sizes = [one.held for one in results], [one.kv_bytes for one in results]
+        return cls(
+            **cat,
+            held=tuple(map(max, zip(*held, strict=True))) if all(held) else (),
+            kv_bytes=sum(size for size in sizes if size) if all(sizes) else None,
+            altered=not _size(cat["nll"] - decoded.nll) <= ROUNDING * decoded.rounding,
+            left=next((one.left for one in results if one.left), ""),
+        )
 
     @property
     def scored_tokens(self) -> int:
@@ -120,38 +143,43 @@ class Observed:
 
 @torch.no_grad()
 def observe(
-    compressor: Compressor, model: PreTrainedModel, input_ids: Tensor, decoded: Decoded, against: Uncompressed
-) -> Observed:
-    """Perplexity under a compressor: the prompt in one pass, the other tokens singly.
+    compressor: Compressor, model: PreTrainedModel, against: Sequence[Uncompressed], numbers: Sequence[int]
+) -> list[Observed]:
+    """Results of samples under a compressor: the prompt in one pass, the other tokens singly.
 
-    Each sample is a sequence of its own. The model is given true positions, unless the compressor declares that it
-    changes them.
+    Each sample is a sequence of its own, for which the compressor is made anew; what it draws at random depends on the
+    index of the sample only. The model is given true positions, unless the compressor declares that it changes them.
 
     Args:
         compressor: the compressor, resolved for the model.
         model: the model.
-        input_ids: ``[B, T]``.
-        decoded: the uncompressed run, decoded stepwise.
-        against: the uncompressed run on these samples, with its prompt.
+        against: the uncompressed run on each sample.
+        numbers: indices of the samples.
+
+    Returns:
+        A result for each sample, without whether it is altered.
 
     Raises:
         Failed: if it raises an error, or returns what cannot be used.
         Changed: if the model cannot be put back as it was before.
     """
-    before, prompt, comparison = Snapshot(model), against.prompt, compared_with(against)
+    comparisons = [compared_with(run) for run in against]
+    before = Snapshot(model)
     progress = _Progress()
+    samples: list[_Sample] = []
     try:
-        make = compressor.maker(model, prompt)
-        adapter = compressor.adapter(make if compressor.adapter.made_anew else make(), model)
-        if adapter.between_passes:
-            _check_attention(adapter, model, input_ids[:1])
-        samples = []
-        for number, row in enumerate(input_ids.split(1), 1):
-            progress.sample, progress.token = number, 1
-            samples.append(sample := _sample(compressor, adapter, model, row, prompt, progress))
+        for number, run, comparison in zip(numbers, against, comparisons, strict=True):
+            with _seeded(number, model.device):
+                progress.sample = 0
+                make = compressor.maker(model, run.prompt)
+                adapter = compressor.adapter(make if compressor.adapter.made_anew else make(), model)
+                if adapter.between_passes and not samples:
+                    _check_attention(adapter, model, run.input_ids)
+                progress.sample, progress.token = number + 1, 1
+                samples.append(sample := _sample(compressor, adapter, model, run.input_ids, run.prompt, progress))
             # Logits of the uncompressed run may be computed now, without the compressor.
             for place, logits in enumerate(sample.logits):
-                comparison.note([number - 1], slice(place, place + 1), logits)
+                comparison.note([0], slice(place, place + 1), logits)
             sample.logits.clear()
         error: BaseException | None = None
     except (Exception, SystemExit) as raised:
@@ -164,20 +192,37 @@ def observe(
             raise Changed(f"left the model changed{failed}: {kept}") from error
     if error is not None:
         raise Failed(f"failed {progress}: {why(error)}") from error
-    nll = torch.cat([sample.nll for sample in samples])
-    return Observed(
-        nll=nll,
-        scored=torch.ones_like(nll, dtype=torch.bool),
-        hits=torch.cat([sample.hits for sample in samples]),
-        affected=torch.tensor([sample.affected for sample in samples]),
-        unreadable=torch.tensor([sample.unreadable for sample in samples]),
-        held=_most([sample.held for sample in samples]),
-        kv_bytes=sum(sample.kv_bytes for sample in samples) if all(sample.kv_bytes for sample in samples) else None,
-        altered=not _size(nll - decoded.nll) <= ROUNDING * decoded.rounding,
-        kl=comparison.kl,
-        agrees=comparison.agrees,
-        left=left,
-    )
+    return [
+        Observed(
+            nll=sample.nll,
+            scored=torch.ones_like(sample.nll, dtype=torch.bool),
+            hits=sample.hits,
+            affected=torch.tensor([sample.affected]),
+            unreadable=torch.tensor([sample.unreadable]),
+            held=sample.held,
+            kv_bytes=sample.kv_bytes or None,
+            altered=False,
+            kl=comparison.kl,
+            agrees=comparison.agrees,
+            left=left,
+        )
+        for sample, comparison in zip(samples, comparisons, strict=True)
+    ]
+
+
+@contextmanager
+def _seeded(number: int, device: torch.device) -> Iterator[None]:
+    """Seed the generators of Python, NumPy and torch, and put them back."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
+        random.seed(number)
+        np.random.seed(number)
+        torch.manual_seed(number)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 @dataclass
@@ -272,11 +317,6 @@ def _check_attention(adapter: Adapter, model: PreTrainedModel, ids: Tensor) -> N
             f"{type(model).__name__} attends in a way of its own (logits differ by {change:.1e} of their size), for "
             "which a function over the cache cannot be measured: make it a cache or a context manager"
         )
-
-
-def _most(held: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """Entries of each layer in the sample that holds most; empty if unknown in one."""
-    return tuple(map(max, zip(*held, strict=True))) if all(held) else ()
 
 
 def _size(differences: Tensor) -> float:

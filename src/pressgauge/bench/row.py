@@ -42,6 +42,40 @@ class Source:
     parameters: int
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What a row says of a press, or of another compressor.
+
+    Attributes:
+        schedule, keep_ratio, prune_after, skipped: as in ``Press`` and ``Compressor``.
+        convention, package: of a third-party compressor, how it is used, and its package and version.
+    """
+
+    schedule: str | None
+    keep_ratio: float | None
+    prune_after: int | None
+    skipped: tuple[int, ...] | None
+    convention: str = ""
+    package: str = ""
+
+    @classmethod
+    def of(cls, press: Press | Compressor) -> "Settings":
+        """Those of a press or compressor that was resolved for a model."""
+        ratio = None if press.keep_ratio is None else float(press.keep_ratio)
+        return cls(press.schedule, ratio, press.prune_after, press.skipped, **_origin(press))
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of a row, without the ratio."""
+        return {
+            "schedule": self.schedule,
+            "prune_after": self.prune_after,
+            "skip_layers": self.skipped,
+            "convention": self.convention,
+            "package": self.package,
+        }
+
+
 ONE_PASS, OBSERVED = "one pass", "stepwise, observed"
 """Methods: replayed in one pass, or decoded stepwise with a third-party compressor that is observed from outside."""
 CHANGELESS = ("uncompressed", "vacuous", "not a number")
@@ -490,7 +524,7 @@ QUANTITIES = declared(Row)
 """Measured quantities, by the fields of a row."""
 
 
-def _measured(result: Perplexity | Observed | Timing) -> dict[str, Any]:
+def measured(result: Perplexity | Observed | Timing) -> dict[str, Any]:
     """Fields of a row that a result has by the same names; the interval of a ratio is in another field."""
     found: dict[str, Any] = {name: getattr(result, name) for name in QUANTITIES if hasattr(result, name)}
     for name, value in list(found.items()):
@@ -499,7 +533,7 @@ def _measured(result: Perplexity | Observed | Timing) -> dict[str, Any]:
     return found
 
 
-def origin(press: Press | Compressor) -> dict[str, Any]:
+def _origin(press: Press | Compressor) -> dict[str, Any]:
     """Fields of a row about where a third-party compressor comes from."""
     if isinstance(press, Compressor):
         return {"convention": press.adapter.words, "package": press.version}
@@ -521,7 +555,7 @@ def _distance(result: Perplexity | Observed, tokens: Blocks) -> dict[str, Any]:
 
 def make_row(
     name: str,
-    press: Press | Compressor,
+    press: Press | Compressor | Settings,
     source: Source,
     result: Perplexity | Observed,
     uncompressed: Row | None = None,
@@ -531,30 +565,28 @@ def make_row(
 
     Args:
         name: name of the press.
-        press: the press.
+        press: the press, or its settings.
         source: model, text, dtype and device.
         result: perplexity under the press.
         uncompressed: row that it is compared with; by default itself.
         timing: times, if they were taken.
     """
+    settings = press if isinstance(press, Settings) else Settings.of(press)
     own = sums(result.nll, result.scored)
     against = change(own if uncompressed is None else uncompressed.sums, own)
     return Row(
         press=name,
-        schedule=press.schedule,
-        keep_ratio=None if press.keep_ratio is None else float(press.keep_ratio),
-        prune_after=press.prune_after,
-        skip_layers=press.skipped,
+        keep_ratio=settings.keep_ratio,
         method=OBSERVED if isinstance(result, Observed) else ONE_PASS,
         left=result.left if isinstance(result, Observed) else "",
-        **origin(press),
+        **settings.fields,
         **asdict(source),
         ppl_change=0.0 if uncompressed is None else result.ppl / uncompressed.ppl - 1,
         ppl_interval=against.interval,
         ppl_interval_units=against.units,
         nll_sums=own.nll,
         token_counts=own.tokens,
-        **_measured(result),
+        **measured(result),
         **_distance(result, own.tokens),
-        **({} if timing is None else _measured(timing)),
+        **({} if timing is None else measured(timing)),
     )

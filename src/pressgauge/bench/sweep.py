@@ -3,12 +3,8 @@
 import gc
 import hashlib
 import math
-import platform
-import shlex
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,15 +14,18 @@ from transformers import PreTrainedModel
 
 from pressgauge.arguments import check_context, strange_id
 from pressgauge.attach import meet
+from pressgauge.bench.cells import UNCOMPRESSED, Cell, Share
 from pressgauge.bench.compressors import Compressor, Failed, sources_of
 from pressgauge.bench.journal import Journal, digest
-from pressgauge.bench.metrics import Metric, check_names
-from pressgauge.bench.observed import Changed, Decoded, Observed, observe
+from pressgauge.bench.merging import Failure, Report, Sweep, Text, merged, text_row
+from pressgauge.bench.metrics import check_names
+from pressgauge.bench.observed import Changed, observe
+from pressgauge.bench.parts import Part, joined_parts, part_key
+from pressgauge.bench.plan import Plan, device_name, timed_presses
 from pressgauge.bench.provenance import versions
-from pressgauge.bench.quantities import BANDS
-from pressgauge.bench.row import QUANTITIES, Row, Source, make_row, origin
-from pressgauge.bench.task_row import TaskRow, TaskSource
-from pressgauge.bench.task_sweep import TaskPlan, run_tasks
+from pressgauge.bench.row import QUANTITIES, Row, Settings, Source, measured
+from pressgauge.bench.task_row import TaskSource
+from pressgauge.bench.task_sweep import measure_tasks
 from pressgauge.likelihood import perplexity
 from pressgauge.models import load, load_parts
 from pressgauge.models.support import of_config
@@ -35,116 +34,9 @@ from pressgauge.presses.base import Press
 from pressgauge.rules import check_prompt
 from pressgauge.tasks.fitting import Prompts
 from pressgauge.texts import load_text
-from pressgauge.texts.loading import MOST_UNKNOWN, unknown_share
+from pressgauge.texts.loading import unknown_share
 from pressgauge.timing import PAIRS, measure_timing
-from pressgauge.uncompressed import Perplexity, Uncompressed
-
-MOST_NEW_TOKENS = 32
-"""Maximum number of tokens generated for timing, which is a quarter of a sample's."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Configuration of a sweep.
-
-    Attributes:
-        presses: by name, one press or other compressor per ``keep_ratio``, the first with 1.
-        models, texts: names, as in ``load`` and ``load_text``.
-        samples, tokens: number of samples of each text, and tokens per sample.
-        prompt: tokens of the prompt.
-        device, dtype: device and dtype of the models.
-        timing: whether to measure times.
-        trust_remote_code: whether to run code that comes with a model.
-        bands: thresholds of verdicts, as relative changes in perplexity, ascending.
-        metrics: the user's own metrics.
-        of_tasks: tasks and the presses under which they are measured.
-    """
-
-    presses: dict[str, tuple[Press, ...] | tuple[Compressor, ...]]
-    models: tuple[str, ...]
-    texts: tuple[str, ...]
-    samples: int
-    tokens: int
-    prompt: int
-    device: torch.device
-    dtype: str
-    timing: bool = False
-    trust_remote_code: bool = False
-    bands: tuple[float, ...] = BANDS
-    metrics: tuple[Metric, ...] = ()
-    of_tasks: TaskPlan = field(default_factory=TaskPlan)
-
-    def timed(self, press: Press | None) -> tuple[int, int]:
-        """Prompt length and number of new tokens for timing a press."""
-        new = max(2, min(MOST_NEW_TOKENS, self.tokens // 4))
-        # With schedule "prefill", time the eviction after the same prompt as in the perplexity run.
-        least = self.prompt if press is not None and press.schedule == "prefill" else 1
-        return max(least, self.tokens - new), new
-
-    @property
-    def measurements(self) -> int:
-        """Number of measured rows; the uncompressed one of a text or a task is shared by all presses."""
-        of_text = 1 + sum(len(presses) - 1 for presses in self.presses.values())
-        return len(self.models) * (len(self.texts) * of_text + self.of_tasks.steps)
-
-    @property
-    def steps_per_row(self) -> int:
-        """Number of steps of each measured row, reported to ``advance``."""
-        return 1 + (2 * (PAIRS + 1) if self.timing else 0)
-
-    @property
-    def steps(self) -> int:
-        """Total number of steps reported to ``advance``."""
-        return self.measurements * self.steps_per_row
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything that determines the results and is known before models are loaded, for a journal."""
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "bands"}
-        return own | {
-            "presses": {
-                name: {
-                    str(press.keep_ratio): press.asked() if isinstance(press, Compressor) else press for press in them
-                }
-                for name, them in self.presses.items()
-            },
-            "device": f"{self.device} ({device_name(self.device)})",
-            "threads": torch.get_num_threads(),
-            "versions": versions(),
-        }
-
-    def provenance(self) -> dict[str, str]:
-        """Provenance of the results, for a report."""
-        return {
-            **versions(),
-            "device": f"{self.device} ({device_name(self.device)}), {torch.get_num_threads()} threads",
-            "dtype": self.dtype,
-            "samples": f"{self.samples} of {self.tokens} tokens, of which {self.prompt} are fed in one pass"
-            if self.texts
-            else f"{self.samples} of each task, up to {self.tokens} tokens each",
-            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            **({"metrics": ", ".join(metric.reference for metric in self.metrics)} if self.metrics else {}),
-            # A resumed sweep has the results of a whole one.
-            "command": shlex.join(["pressgauge", *(one for one in sys.argv[1:] if one != "--resume")]),
-        }
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Results of a sweep.
-
-    Attributes:
-        rows: one per model, text, press and ratio, in this order.
-        maps: by title, ``evicted_at`` of each text's first sample, for the smallest ratio of each press.
-        correlations: by model and text, correlations of key norm and attention, see ``pressgauge.norm_attention``.
-        tasks: one row per model, task, press, schedule and ratio, in this order.
-        missing: measurements that failed, a line each.
-    """
-
-    rows: tuple[Row, ...]
-    maps: dict[str, tuple[Tensor, ...]]
-    correlations: dict[str, Tensor]
-    tasks: tuple[TaskRow, ...] = ()
-    missing: tuple[str, ...] = ()
+from pressgauge.uncompressed import MOST_HELD, Perplexity, Uncompressed
 
 
 def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
@@ -166,7 +58,7 @@ def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
                 presses[0].check_dtype(plan.dtype)
             else:
                 of_config(config).resolve(presses[0])
-            for press in _timed(presses) if plan.timing else ():
+            for press in timed_presses(presses) if plan.timing else ():
                 check_context(config, sum(plan.timed(press)), "--prompt and what --timing generates behind it")
         for text in plan.texts:
             ids = load_text(text, tokenizer, samples=plan.samples, tokens=plan.tokens)
@@ -177,14 +69,9 @@ def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
                 )
             samples[model, text] = ids
     for presses in plan.presses.values():
-        for press in _timed(presses):
+        for press in timed_presses(presses):
             check_prompt(press, plan.prompt, plan.tokens)
     return samples
-
-
-def _timed(presses: tuple[Press, ...] | tuple[Compressor, ...]) -> list[Press]:
-    """Those whose times can be taken: not third-party compressors."""
-    return [press for press in presses if isinstance(press, Press)]
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -194,11 +81,6 @@ def fingerprint(model: PreTrainedModel) -> str:
         state.update(name.encode())
         state.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
-
-
-def device_name(device: torch.device) -> str:
-    """Hardware name of a device."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
 
 
 def run_sweep(
@@ -226,85 +108,85 @@ def run_sweep(
     Raises:
         ValueError: if a press does not support a model, or an uncompressed perplexity is not finite.
     """
-    rows: list[Row] = []
-    maps: dict[str, tuple[Tensor, ...]] = {}
-    correlations: dict[str, Tensor] = {}
-    missing = _Missing()
-    tasks: list[TaskRow] = []
+    share = {index: range(plan.samples) for index in range(len(plan.cells))}
+    return merged(plan, [measure(plan, share, samples, journal, prompts or {}, pictures, advance, resume)])
+
+
+def measure(
+    plan: Plan,
+    share: Share,
+    samples: dict[tuple[str, str], Tensor],
+    journal: Journal | None,
+    prompts: Mapping[str, Mapping[str, Prompts]],
+    pictures: bool,
+    advance: Callable[[str, int], None],
+    resume: Callable[[int], None],
+    report: Report | None = None,
+) -> Report:
+    """Measure a share of a plan; arguments are those of ``run_sweep``.
+
+    Args:
+        share: samples by the index of their cell in ``plan.cells``.
+        report: what the results are added to.
+    """
+    report = report or Report()
+    cells = plan.cells
     for name in plan.models:
-        if missing.stopped:
-            break
+        mine = {index: share[index] for index in sorted(share) if cells[index].model == name}
+        if report.stopped or not mine:
+            continue
         advance(f"loading {name}", 0)
         model, tokenizer = load(name, device=plan.device, dtype=plan.dtype, trust_remote_code=plan.trust_remote_code)
         resolved = {name: _resolved(presses, model) for name, presses in plan.presses.items()}
+        for line, presses in enumerate(resolved.values()):
+            report.settings[name, False, line] = Settings.of(presses[0])
         weights = fingerprint(model) if journal is not None else ""
         parameters = sum(weight.numel() for weight in model.parameters())
         for text in plan.texts:
-            if missing.stopped:
-                break
+            here = {index: those for index, those in mine.items() if cells[index].text == text}
+            if report.stopped or not here:
+                continue
             ids = samples[name, text].to(plan.device)
-            where = f"{name} on {text}"
-            measure = _Measurement(
-                replace(plan, presses=resolved),
-                journal,
-                model,
-                ids,
-                Source(
-                    name,
-                    text,
-                    plan.dtype,
-                    str(plan.device),
-                    ids.shape[0],
-                    ids.shape[1],
-                    plan.prompt,
-                    digest(ids.tolist()),
-                    weights,
-                    parameters,
-                ),
-                resume,
+            source = Source(
+                name,
+                text,
+                plan.dtype,
+                str(plan.device),
+                ids.shape[0],
+                ids.shape[1],
+                plan.prompt,
+                digest(ids.tolist()),
+                weights,
+                parameters,
             )
             if journal is not None:
-                journal.check(measure.source)
-            base = measure.row("uncompressed", None, None, advance)
-            warnings = _warnings(base, model, unknown_share(ids, tokenizer))
-            for label, presses in resolved.items():
-                found = [measure.renamed(base, label, presses[0])]
-                found += [row for press in presses[1:] if (row := measure.tried(label, press, base, advance, missing))]
-                rows += [replace(row, warnings=warnings, bands=plan.bands) for row in found]
-                if pictures and len(presses) > 1 and (pressed := _timed(presses)):
-                    advance(f"{where}: figures", 0)
-                    tightest = min(pressed, key=lambda press: press.keep_ratio)
-                    title = f"{where}: {label}, keep ratio {tightest.keep_ratio:g}"
-                    maps[title] = perplexity(model, ids[:1], tightest, plan.prompt).evicted_at
-            if pictures:
-                correlations[where] = norm_attention(model, ids[:1])
-            del measure
-        if prompts is not None and not missing.stopped:
-            shared = TaskSource(name, plan.dtype, str(plan.device), weights, parameters)
-            hardware = device_name(plan.device)
-            tasks += run_tasks(
+                journal.check(source)
+            vocabulary = model.config.get_text_config(decoder=True).vocab_size
+            place = cells[next(iter(here))].place
+            report.texts[place] = Text(vocabulary, unknown_share(ids, tokenizer))
+            at = _Measurement(replace(plan, presses=resolved), journal, model, ids, source, report, advance, resume)
+            at.all(here, cells)
+            if pictures and any(cells[index].press == UNCOMPRESSED and 0 in those for index, those in here.items()):
+                at.pictures(place)
+            del at
+        if prompts and not report.stopped:
+            measure_tasks(
                 plan.of_tasks,
+                {index: (cells[index], those) for index, those in mine.items() if cells[index].task},
                 prompts[name],
                 model,
                 tokenizer,
-                shared,
-                hardware,
+                TaskSource(name, plan.dtype, str(plan.device), weights, parameters),
+                device_name(plan.device),
                 journal,
+                report,
                 advance=lambda what, rows: advance(what, rows * plan.steps_per_row),
                 resume=lambda rows: resume(rows * plan.steps_per_row),
             )
         # Free the memory for the next model.
         del model
         gc.collect()
-    return Sweep(tuple(rows), maps, correlations, tuple(tasks), tuple(missing.lines))
-
-
-@dataclass
-class _Missing:
-    """Measurements that failed, and whether the last one stopped the sweep."""
-
-    lines: list[str] = field(default_factory=list)
-    stopped: bool = False
+    return report
 
 
 def _resolved(
@@ -312,27 +194,7 @@ def _resolved(
 ) -> tuple[Press, ...] | tuple[Compressor, ...]:
     """Presses or compressors with the layers of a model that they skip."""
     others = tuple(press.resolved(model) for press in presses if isinstance(press, Compressor))
-    return others or tuple(meet(press, model)[0] for press in _timed(presses))
-
-
-def _warnings(uncompressed: Row, model: PreTrainedModel, unknown: float) -> tuple[str, ...]:
-    """Reasons why measurements with a model on a text say nothing about a press.
-
-    Args:
-        uncompressed: the row without a press.
-        model: the model.
-        unknown: share of the text's tokens that are unknown to the tokenizer.
-    """
-    found = []
-    vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    if uncompressed.ppl > vocabulary:
-        found.append(
-            f"the uncompressed perplexity, {uncompressed.ppl:,.0f}, is worse than that of guessing among the "
-            f"{vocabulary:,} tokens of the vocabulary: the model does not know such text, or its weights are wrong"
-        )
-    if unknown > MOST_UNKNOWN:
-        found.append(f"{unknown:.0%} of the text's tokens are unknown to the model's tokenizer")
-    return tuple(found)
+    return others or tuple(meet(press, model)[0] for press in timed_presses(presses))
 
 
 @dataclass(frozen=True)
@@ -344,17 +206,35 @@ class _Measurement:
     model: PreTrainedModel
     ids: Tensor
     source: Source
+    report: Report
+    advance: Callable[[str, int], None]
     resume: Callable[[int], None]
 
     @cached_property
-    def uncompressed(self) -> Uncompressed:
-        """The run that the presses are compared with; its row may be in the journal."""
-        return Uncompressed(self.model, self.ids, self.plan.prompt)
+    def uncompressed(self) -> tuple[Uncompressed, ...]:
+        """The runs that the presses are compared with, one of each sample; their row may be in the journal.
+
+        Samples are measured one by one, so that results do not depend on who measures which.
+        """
+        most = MOST_HELD // len(self.ids)
+        return tuple(Uncompressed(self.model, row, self.plan.prompt, most_bytes=most) for row in self.ids.split(1))
+
+    def run(self, sample: int) -> Perplexity:
+        """The uncompressed run on a sample."""
+        against = self.uncompressed[sample]
+        return against.result or perplexity(self.model, against.input_ids, None, self.plan.prompt, against=against)
 
     @cached_property
-    def decoded(self) -> Decoded:
-        """The same run, decoded stepwise as third-party compressors are."""
-        return Decoded.of(self.model, self.ids, self.plan.prompt)
+    def singly(self) -> dict[int, Tensor]:
+        """NLL of the uncompressed runs that were decoded stepwise, as third-party compressors are."""
+        return {}
+
+    def decoded(self, sample: int) -> Tensor:
+        """NLL ``[1, scored]`` of the uncompressed run on a sample, decoded stepwise."""
+        if sample not in self.singly:
+            ids = self.uncompressed[sample].input_ids
+            self.singly[sample] = perplexity(self.model, ids, None, self.plan.prompt, method="stepwise").nll
+        return self.singly[sample]
 
     def key(self, press: Press | Compressor | None) -> str:
         """Journal key of a press's result, over everything that the result may depend on."""
@@ -378,18 +258,6 @@ class _Measurement:
             }
         )
 
-    @staticmethod
-    def renamed(row: Row, name: str, press: Press | Compressor) -> Row:
-        """The uncompressed row, relabelled as the row of a press with ``keep_ratio`` 1."""
-        return replace(
-            row,
-            press=name,
-            schedule=press.schedule,
-            prune_after=press.prune_after,
-            skip_layers=press.skipped,
-            **origin(press),
-        )
-
     def nothing_to_compare(self, result: Perplexity) -> ValueError:
         """The error for an uncompressed perplexity that is NaN or infinite."""
         scores = result.nll[result.scored]
@@ -402,62 +270,122 @@ class _Measurement:
             f"finite), so no press can be compared with it: {way_out}"
         )
 
-    def tried(
-        self, name: str, press: Press | Compressor, base: Row, advance: Callable[[str, int], None], missing: _Missing
-    ) -> Row | None:
-        """``row``, or None if it is missing."""
-        what = f"{self.source.model} on {self.source.text}: {self.named(name, press)}"
-        if missing.stopped:
-            missing.lines.append(f"{what} was not measured on a model that was changed")
-            return None
-        try:
-            return self.row(name, press, base, advance)
-        except Failed as error:
-            missing.stopped = isinstance(error, Changed)
-            missing.lines.append(f"{what} {error}")
-            return None
+    def all(self, share: Share, cells: Sequence[Cell]) -> None:
+        """Measure samples of cells of this text, by the index of the cell."""
+        base: Row | None = None
+        for index, samples in share.items():
+            cell = cells[index]
+            press = self._press(cell)
+            self.advance(str(cell), 0)
+            key = self.key(press) if self.journal is not None else ""
+            row = self.journal.find(key) if self.journal is not None else None
+            if row is not None:
+                self.resume(self.plan.steps_per_row)
+                self.advance(str(cell), self.plan.steps_per_row)
+                if 0 in samples:
+                    self.report.rows[index] = row
+            else:
+                try:
+                    if len(samples) < len(self.ids):
+                        self._samples(index, cell, press, samples, key)
+                        self.advance(str(cell), 1)
+                        continue
+                    if press is not None and base is None:
+                        base = self._base()
+                    row = self._row(cell, press, base, key)
+                except Failed as error:
+                    self.report.failures[index] = Failure(str(error), isinstance(error, Changed), samples.start)
+                    if isinstance(error, Changed):
+                        self.report.stopped = True
+                        return
+                    continue
+                self.report.rows[index] = row
+            if press is None:
+                base = row
 
-    @staticmethod
-    def named(name: str, press: Press | Compressor) -> str:
-        """Name and ratio, if it has one."""
-        return name if press.keep_ratio is None else f"{name} {press.keep_ratio:g}"
+    def pictures(self, place: str) -> None:
+        """Collect the data of the figures of this text."""
+        for label, presses in self.plan.presses.items():
+            if len(presses) > 1 and (pressed := timed_presses(presses)):
+                self.advance(f"{place}: figures", 0)
+                tightest = min(pressed, key=lambda press: press.keep_ratio)
+                title = f"{place}: {label}, keep ratio {tightest.keep_ratio:g}"
+                self.report.maps[title] = perplexity(self.model, self.ids[:1], tightest, self.plan.prompt).evicted_at
+        self.report.correlations[place] = norm_attention(self.model, self.ids[:1])
 
-    def row(
-        self, name: str, press: Press | Compressor | None, base: Row | None, advance: Callable[[str, int], None]
-    ) -> Row:
-        """Measure a press, or no press if None, unless the journal has the result."""
-        what = f"{self.source.model} on {self.source.text}: {name if press is None else self.named(name, press)}"
-        advance(what, 0)
-        key = self.key(press) if self.journal is not None else ""
-        known = self.journal.find(key) if self.journal is not None else None
-        if known is not None:
-            self.resume(self.plan.steps_per_row)
-            advance(what, self.plan.steps_per_row)
-            return known
-        result: Perplexity | Observed
+    def _press(self, cell: Cell) -> Press | Compressor | None:
+        """The press of a cell; None for the uncompressed one."""
+        if cell.press == UNCOMPRESSED:
+            return None
+        presses = list(self.plan.presses.values())[cell.line]
+        return next(press for press in presses[1:] if press.keep_ratio == cell.ratio)
+
+    def _parts(self, press: Press | Compressor | None, name: str, samples: Sequence[int]) -> list[Part]:
+        """Measure samples, one by one, of a press or of no press."""
+        settings = Settings.of(press or next(iter(self.plan.presses.values()))[0])
         if isinstance(press, Compressor):
-            result = observe(press, self.model, self.ids, self.decoded, self.uncompressed)
-        else:
-            result = perplexity(self.model, self.ids, press, self.plan.prompt, against=self.uncompressed)
+            runs = [self.uncompressed[sample] for sample in samples]
+            decoded = [self.decoded(sample) for sample in samples]
+            found = observe(press, self.model, runs, samples)
+            return [
+                Part(name, settings, self.source, sample, one, self.run(sample), own)
+                for sample, one, own in zip(samples, found, decoded, strict=True)
+            ]
+        parts = []
+        for sample in samples:
+            against = self.uncompressed[sample]
+            result = (
+                self.run(sample)
+                if press is None
+                else perplexity(self.model, against.input_ids, press, self.plan.prompt, against=against)
+            )
+            parts.append(Part(name, settings, self.source, sample, result, against.result or result))
+        return parts
+
+    def _samples(
+        self, index: int, cell: Cell, press: Press | Compressor | None, samples: Sequence[int], key: str
+    ) -> None:
+        """Measure samples of a cell, except those in the journal."""
+        for sample in samples:
+            part = self._known(key, sample)
+            if part is None:
+                (part,) = self._parts(press, cell.press, [sample])
+                if press is None and isinstance(part.result, Perplexity) and not math.isfinite(part.result.ppl):
+                    raise self.nothing_to_compare(part.result)
+                if self.journal is not None:
+                    self.journal.add(part_key(key, sample), part)
+            self.report.parts.setdefault(index, {})[sample] = part
+
+    def _known(self, key: str, sample: int) -> Part | None:
+        return self.journal.find_part(part_key(key, sample)) if self.journal is not None else None
+
+    def _base(self) -> Row:
+        """The uncompressed row for comparisons, of which the cell is another rank's."""
+        known = self.journal.find(self.key(None)) if self.journal is not None else None
+        return known or self._made(None, self._parts(None, UNCOMPRESSED, range(len(self.ids))), None)
+
+    def _made(self, press: Press | Compressor | None, parts: Sequence[Part], base: Row | None) -> Row:
+        """The row of parts of all samples."""
+        result = joined_parts(parts)[0]
         if press is None and isinstance(result, Perplexity) and not math.isfinite(result.ppl):
             raise self.nothing_to_compare(result)
-        advance(what, 1)
+        return text_row(self.plan, parts, base)
+
+    def _row(self, cell: Cell, press: Press | Compressor | None, base: Row | None, key: str) -> Row:
+        """Measure a whole cell, except for samples in the journal."""
+        known = {sample: part for sample in range(len(self.ids)) if (part := self._known(key, sample)) is not None}
+        new = self._parts(press, cell.press, [sample for sample in range(len(self.ids)) if sample not in known])
+        parts = known | {part.sample: part for part in new}
+        self.advance(str(cell), 1)
         timing = None
         if isinstance(press, Compressor):
-            advance(what, 2 * (PAIRS + 1) if self.plan.timing else 0)
+            self.advance(str(cell), 2 * (PAIRS + 1) if self.plan.timing else 0)
         elif self.plan.timing:
-            prompt, new = self.plan.timed(press)
-            timing = measure_timing(self.model, self.ids[:1, :prompt], press, new, advance=lambda: advance(what, 1))
-        shown = press or next(iter(self.plan.presses.values()))[0]
-        row = make_row(name, shown, self.source, result, base, timing)
-        try:
-            own = [metric.measure(result, self.uncompressed.result or result) for metric in self.plan.metrics]
-        except ValueError as error:
-            if isinstance(result, Observed):
-                # Of which less is known than of a press.
-                raise Failed(f"failed after it was decoded: {error}") from error
-            raise
-        row = replace(row, metrics=tuple(own))
+            prompt, tokens = self.plan.timed(press)
+            ids = self.ids[:1, :prompt]
+            timing = measure_timing(self.model, ids, press, tokens, advance=lambda: self.advance(str(cell), 1))
+        row = self._made(press, [parts[sample] for sample in sorted(parts)], base)
+        row = row if timing is None else replace(row, **measured(timing))
         if self.journal is not None:
             self.journal.add(key, row)
         return row

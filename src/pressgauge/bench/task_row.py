@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pressgauge.bench.answering import Answers
 from pressgauge.bench.quantities import Column, Quantity, declared
-from pressgauge.bench.row import UNTOLD
+from pressgauge.bench.row import UNTOLD, Settings
 from pressgauge.bench.score_intervals import score_interval
 from pressgauge.formats import DASH, percent, points, size
 from pressgauge.presses.base import Press
@@ -192,7 +192,7 @@ TASK_QUANTITIES = declared(TaskRow)
 
 def make_task_row(
     name: str,
-    press: Press,
+    press: Press | Settings,
     source: TaskSource,
     given: TaskInput,
     result: Answers,
@@ -202,20 +202,25 @@ def make_task_row(
 
     Args:
         name: name of the press.
-        press: the press.
+        press: the press, or its settings.
         source: model, dtype and device.
         given: the task and its prompts.
         result: answers under the press.
         uncompressed: row that it is compared with; by default itself.
     """
+    settings = press if isinstance(press, Settings) else Settings.of(press)
+    assert settings.schedule is not None
+    assert settings.keep_ratio is not None
+    assert settings.prune_after is not None
+    assert settings.skipped is not None
     before = result.recalls if uncompressed is None else uncompressed.recalls
     ceiling = math.fsum(before) / len(before)
     return TaskRow(
         press=name,
-        schedule=press.schedule,
-        keep_ratio=float(press.keep_ratio),
-        prune_after=press.prune_after,
-        skip_layers=press.skipped,
+        schedule=settings.schedule,
+        keep_ratio=settings.keep_ratio,
+        prune_after=settings.prune_after,
+        skip_layers=settings.skipped,
         **asdict(source),
         **asdict(given),
         recall=result.recall,

@@ -2,5 +2,6 @@
 
 from pressgauge.cache.cache import ASSISTED, PressedCache
 from pressgauge.cache.layer import Handed, PressedLayer, held_tokens, storage_nbytes
+from pressgauge.cache.windowed import WindowedLayer
 
-__all__ = ["ASSISTED", "Handed", "PressedCache", "PressedLayer", "held_tokens", "storage_nbytes"]
+__all__ = ["ASSISTED", "Handed", "PressedCache", "PressedLayer", "WindowedLayer", "held_tokens", "storage_nbytes"]

@@ -13,13 +13,15 @@ from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
 
 from pressgauge.cache.layer import Handed, PressedLayer, held_tokens, in_each_layer, storage_nbytes
+from pressgauge.cache.plain import check_pass, uneven
+from pressgauge.cache.windowed import WindowedLayer, pressed_layer
 from pressgauge.history import NEVER, History, count_evictions
 from pressgauge.models import interface, latents, support
+from pressgauge.models.windows import owners, windows
 from pressgauge.presses.base import Press
 from pressgauge.rules import Ledger
 
 ASSISTED = "assisted decoding feeds candidate tokens and takes some back, and what they evicted is lost"
-_ATTACHED = "use with press(model):"
 
 
 def _meet(press: Press, config: PretrainedConfig) -> tuple[Press, list[Any]]:
@@ -57,7 +59,7 @@ class _Readings:
         """Retained entries per KV head of a layer, of each row: ``[B]``."""
         own = self.layers[layer]
         if isinstance(own, PressedLayer):
-            return torch.tensor(self.ledger.held)
+            return own.held_rows()
         return torch.tensor([held_tokens(own, seen) for seen in self.ledger.seen])
 
     @property
@@ -163,10 +165,11 @@ class PressedCache(_Readings, DynamicCache):
         self._declared = prompt_length
         self._open: PressedLayer | None = None
         self._first = next((i for i, layer in enumerate(self.layers) if isinstance(layer, DynamicLayer)), 0)
-        latent = latents.caches_latents(config)
+        latent, windowed, reading = latents.caches_latents(config), windows(config, layers), owners(config)
         for index in range(len(self.layers)):
-            if index not in press.skipped:
-                self.layers[index] = PressedLayer(press, index, self.ledger, latent)
+            if index not in press.skipped and index not in reading:
+                self.layers[index] = pressed_layer(press, index, self.ledger, latent, windowed.get(index))
+                self.layers[index].lent = index in reading.values()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -205,15 +208,7 @@ class PressedCache(_Readings, DynamicCache):
             padding = self.attached
         else:
             padding = self.ledger.padding or [0] * rows
-            if any(padding):
-                raise ValueError(
-                    f"this cache holds padded rows, which only an attached press knows how to mask: {_ATTACHED}"
-                )
-            if rows > 1 and not self.unpadded and self.pressed and self.ledger.would_cut(tokens, padding):
-                raise ValueError(
-                    f"a plain cache never sees the attention mask, so it cannot evict from a batch of {rows} rows that "
-                    f"may be padded: {_ATTACHED} or, if no row is padded, press.cache(config, unpadded=True)"
-                )
+            check_pass(self.layers, self.ledger, tokens, padding, unpadded=self.unpadded)
         self.ledger.feed(tokens, padding)
 
     def get_mask_sizes(self, query: int | Tensor, layer_idx: int) -> tuple[int, int]:
@@ -225,24 +220,16 @@ class PressedCache(_Readings, DynamicCache):
         tokens = interface.query_length(query)
         if self.attached is not None:
             # The mask of an uncompressed cache. It fits layers that have evicted nothing; the others make their own.
-            if isinstance(self.layers[layer_idx], PressedLayer):
-                return self.ledger.columns + tokens, 0
+            layer, columns = self.layers[layer_idx], self.ledger.columns
+            if isinstance(layer, PressedLayer):
+                stored = layer.window.stores(columns) if isinstance(layer, WindowedLayer) else columns
+                return stored + tokens, columns - stored
             return super().get_mask_sizes(query, layer_idx)  # type: ignore[arg-type]  # transformers 5.2 passes positions
-        held = {layer.get_mask_sizes(0)[0] for layer in self.pressed}
-        if any(type(layer) is DynamicLayer for layer in self.layers):
-            held.add(self.ledger.columns)
-        if len(held) > 1:
-            implementation = self.config.get_text_config(decoder=True)._attn_implementation
-            if tokens > 1:
-                raise ValueError(
-                    f"after an eviction, layers hold different numbers of entries ({min(held)} to {max(held)}), and a "
-                    f"plain cache has one mask for all: feed single tokens, or {_ATTACHED}"
-                )
-            if implementation not in (None, "sdpa"):
-                raise ValueError(
-                    f"attention {implementation!r} makes one mask for all layers, which hold {min(held)} to "
-                    f"{max(held)} entries: load the model with attn_implementation='sdpa', or {_ATTACHED}"
-                )
+        implementation = self.config.get_text_config(decoder=True)._attn_implementation
+        sliding = bool(self.is_sliding[layer_idx])
+        if uneven(self.layers, self.ledger.columns, tokens, implementation, sliding=sliding) and sliding:
+            # A single token attends to all that a layer holds, for which transformers makes no mask of this size.
+            return tokens, self.ledger.columns
         return super().get_mask_sizes(query, layer_idx)  # type: ignore[arg-type]  # transformers 5.2 passes positions
 
     def _settle(self) -> None:
@@ -272,6 +259,8 @@ class PressedCache(_Readings, DynamicCache):
                 "after them; start again with a new cache"
             )
         self._settle()
+        for layer in self.pressed:
+            layer.check_crop(columns)
         for index, table in enumerate(self.evicted_at):
             last = table.masked_fill(table == NEVER, 0).max()
             if last > columns:

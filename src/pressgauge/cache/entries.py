@@ -14,7 +14,7 @@ from pressgauge.rules import Ledger
 from pressgauge.softmax import PLAIN, Softmax
 from pressgauge.storage import Storage, taken
 
-_SLACK = 50
+SLACK = 50
 """Storage may exceed the retained entries by one part in this many."""
 
 
@@ -40,6 +40,8 @@ class Entries:
         self.is_initialized = False
         self.columns = 0
         self.pending = False
+        self.lent = False
+        """Whether other layers of the model read the entries of a pass later in the pass."""
         self.storage = Storage()
         """``keys`` and ``values``.
 
@@ -88,7 +90,7 @@ class Entries:
                 storage[name] = torch.cat([storage.held(name), states], dim=2)
         if self.compressed:
             # No more slack than the entries before the pass allow, or a following eviction would move everything again.
-            storage.reserve(end, start + start // _SLACK)
+            storage.reserve(end, start + start // SLACK)
             storage.put("positions", start, self._own_positions(self.columns, tokens, rows, heads))
         if not moves:
             for name, states in given.items():
@@ -151,7 +153,7 @@ class Entries:
         if self.ledger.cut:
             self._evict()
         elif self.compressed:
-            self.storage.trim(self.used + self.used // _SLACK)
+            self.storage.trim(self.used + self.used // SLACK)
 
     def _stored_positions(self) -> Tensor:
         """Positions in the row of the stored entries, in the order of storage: ``[B, K, N]``."""
@@ -159,15 +161,24 @@ class Entries:
             return self.storage.held("positions")
         return self._own_positions(0, self.used, *self.storage["keys"].shape[:2])
 
-    def _evict(self) -> None:
-        storage = self.storage
-        storage.thaw()
+    def _recorded(self) -> History:
+        """The record of evictions; storage has positions from the first call on."""
         if self._history is None:
-            rows, heads = storage["keys"].shape[:2]
-            self._history = History(rows, heads, self.device)
+            storage = self.storage
+            self._history = History(storage["keys"].shape[0], storage["keys"].shape[1], self.device)
             storage["positions"] = self._stored_positions().int()
             if self.press.fixed_scores:
                 storage["ranks"] = torch.empty_like(storage["positions"], dtype=torch.long)
+        return self._history
+
+    def _in_place(self) -> bool:
+        """Whether another entry may take the slot of an evicted one, if no row is padded."""
+        return self.press.fixed_scores and not self.lent and not self._differentiated(self.storage["keys"])
+
+    def _evict(self) -> None:
+        storage = self.storage
+        storage.thaw()
+        history = self._recorded()
         self._rank_new()
         positions = storage.held("positions")
         fixed = "ranks" in storage
@@ -175,8 +186,7 @@ class Entries:
         ranks = spare(self.press, ranks, positions, self.ledger)
         keep = self.ledger.held
         unpadded = not any(self.ledger.padding)
-        in_place = unpadded and fixed and not self._differentiated(storage["keys"])
-        if in_place and storage["keys"].shape[2] <= keep[0] + keep[0] // _SLACK:
+        if unpadded and self._in_place() and storage["keys"].shape[2] <= keep[0] + keep[0] // SLACK:
             slots = lowest(ranks, storage.used - keep[0])
             gone = positions.gather(2, slots)
             storage.refill(slots)
@@ -191,7 +201,7 @@ class Entries:
                 if fixed:
                     storage.held("ranks").masked_fill_(stays < 0, FILLER)
         self._ranked = storage.used
-        self._history.record(gone, self.ledger.padding, self.ledger.columns)
+        history.record(gone, self.ledger.padding, self.ledger.columns)
 
     def _ordered(self, name: str) -> Tensor | None:
         """A stored tensor in order of position; None before the first pass."""

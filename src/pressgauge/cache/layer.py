@@ -116,6 +116,13 @@ class PressedLayer(Entries, CacheLayerMixin):
         remembered = 0 if self._votes is None else self._votes.nbytes
         return remembered + self.storage.nbytes("positions", "ranks")
 
+    def held_rows(self) -> Tensor:
+        """Retained entries per KV head of each row: ``[B]``."""
+        return torch.tensor(self.ledger.held)
+
+    def check_crop(self, columns: int) -> None:
+        """Raise ``ValueError`` if entries that a crop would need are gone, other than by eviction."""
+
     def get_seq_length(self) -> int:
         """Columns fed, evicted or not: the position of the next query."""
         return self.columns

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from pressgauge.rules import Window
 from pressgauge.storage import writable
 
 NEVER = torch.iinfo(torch.int32).max
@@ -25,13 +26,14 @@ class History:
     def __init__(self, rows: int, heads: int, device: torch.device) -> None:
         self._evicted_at = torch.full((rows, heads, 1), NEVER, dtype=torch.int32, device=device)
 
-    def record(self, positions: Tensor, padding: Sequence[int], seen: int) -> None:
+    def record(self, positions: Tensor, padding: Sequence[int], seen: int, *, partly: bool = False) -> None:
         """Record an eviction.
 
         Args:
             positions: ``[B, K, n]``, of the evicted entries; -1 for none.
             padding: columns of padding, per row.
             seen: columns fed by the end of the evicting pass.
+            partly: whether some positions are -1 although no row is padded.
         """
         self._evicted_at = writable(self._evicted_at)
         if seen >= self._evicted_at.shape[-1]:
@@ -42,6 +44,7 @@ class History:
         columns = positions.long()
         if any(padding):
             columns = columns + torch.tensor(padding, device=columns.device)[:, None, None]
+        if partly or any(padding):
             columns = torch.where(positions < 0, self._evicted_at.shape[-1] - 1, columns)
         self._evicted_at.scatter_(2, columns, seen)
 
@@ -66,6 +69,35 @@ def visible(evicted_at: Tensor, start: int, stop: int) -> Tensor:
     queries = torch.arange(start, stop, device=evicted_at.device)[:, None]
     keys = torch.arange(evicted_at.shape[-1], device=evicted_at.device)
     return (keys <= queries) & (queries < evicted_at[:, :, None, :])
+
+
+def effective(evicted_at: Tensor, window: Window | None) -> Tensor:
+    """``evicted_at`` with what leaves a window as evicted: query t sees key j iff ``j <= t < effective[b, k, j]``.
+
+    Args:
+        evicted_at: ``[B, K, T]``, without padding.
+        window: the layer's window; None if it has none.
+    """
+    if window is None:
+        return evicted_at
+    return evicted_at.minimum(window.end(torch.arange(evicted_at.shape[-1], device=evicted_at.device)).int())
+
+
+def retained(evicted_at: Tensor, window: Window | None, padding: Sequence[int]) -> int:
+    """Entries that a layer holds after the last column, of the KV head and row that holds most.
+
+    Args:
+        evicted_at: ``[B, K, T]``.
+        window: the layer's window; None if it has none.
+        padding: columns of padding, per row.
+    """
+    held = evicted_at == NEVER
+    columns = evicted_at.shape[-1]
+    if window is not None and count_evictions([evicted_at]):
+        pads = torch.tensor(padding, device=evicted_at.device)[:, None, None]
+        held = held & (window.end(torch.arange(columns, device=evicted_at.device) - pads) > columns - pads)
+    most = int(held.sum(dim=-1).max())
+    return most if window is None else min(most, window.size - 1)
 
 
 def count_evictions(tables: Iterable[Tensor]) -> int:

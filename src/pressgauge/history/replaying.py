@@ -10,8 +10,9 @@ from pressgauge.arguments import check_tensor
 from pressgauge.history.changing import replay_changing
 from pressgauge.history.fixed import replay_fixed, slots
 from pressgauge.history.record import History
+from pressgauge.history.windowed import replay_windowed
 from pressgauge.presses.base import Press, check_press, rank_entries
-from pressgauge.rules import Budget, Ledger, whole_number, whole_numbers
+from pressgauge.rules import Budget, Ledger, Window, whole_number, whole_numbers
 from pressgauge.softmax import PLAIN, Softmax
 
 
@@ -26,6 +27,7 @@ def replay(
     queries: Tensor | None = None,
     scale: float | None = None,
     softmax: Softmax = PLAIN,
+    window: Window | None = None,
 ) -> Tensor:
     """Compute what a press evicts from a layer that is fed the given keys, without decoding.
 
@@ -42,6 +44,7 @@ def replay(
         queries: ``[B, H, T, D]``, for presses that need them.
         scale: scaling factor of the query-key products; ``D ** -0.5`` by default.
         softmax: softmax of the layer, for those with a softcap or sinks.
+        window: the layer's sliding window or chunks; None if its queries see all tokens before them.
 
     Returns:
         ``evicted_at``: ``[B, K, T]`` int32.
@@ -75,8 +78,11 @@ def replay(
         raise ValueError(f"queries must be [{rows}, heads, {columns}, dimension] like keys, got {list(queries.shape)}")
     if whole_number("layer", layer, 0) in press.skipped:
         return History(rows, heads, keys.device).evicted_at(columns, pads)
+    scale = keys.shape[3] ** -0.5 if scale is None else scale
+    if window is not None:
+        ledger = Ledger(press, prompt_length)
+        return replay_windowed(press, keys, layer, passes, ledger, pads, queries, scale, softmax, window)
     if not press.fixed_scores:
-        scale = keys.shape[3] ** -0.5 if scale is None else scale
         return replay_changing(press, keys, layer, passes, Ledger(press, prompt_length), pads, queries, scale, softmax)
     # Attributes added by a subclass do not affect when it evicts and how many entries.
     budget = Budget(**{field.name: getattr(press, field.name) for field in fields(Budget)})

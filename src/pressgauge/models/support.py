@@ -1,14 +1,15 @@
 """Layers of a model that presses support, and reasons why they do not support the others."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from pressgauge.models import interface
-from pressgauge.rules import UNPRUNABLE, Budget
+from pressgauge.models.windows import owners, windows
+from pressgauge.rules import UNPRUNABLE, Budget, Window
 
 P = TypeVar("P", bound=Budget)
 
@@ -27,6 +28,8 @@ class Support:
         whole: why presses do not support the model, whichever layers are skipped; None if they may.
         reasons: why presses cannot evict from a layer, by index.
         selecting: whether some layers index, compress or select keys.
+        windows: windows of the layers that have one, by index.
+        owners: for each layer that reads the keys and values of another, the layer that it reads.
     """
 
     name: str
@@ -34,6 +37,8 @@ class Support:
     whole: str | None
     reasons: Mapping[int, str]
     selecting: bool = False
+    windows: Mapping[int, Window] = field(default_factory=dict)
+    owners: Mapping[int, int] = field(default_factory=dict)
 
     def resolve(self, press: P) -> P:
         """The press with ``skip_layers`` as indices, all within the model.
@@ -44,16 +49,39 @@ class Support:
         if self.whole is not None:
             raise ValueError(f"{self.name} ({interface.VERSION}) {self.whole}")
         if press.skip_layers == UNPRUNABLE:
-            if len(self.reasons) == self.layers:
+            if len(away := self._together(self.reasons)) == self.layers:
                 raise self.refusal(self.reasons)
-            return replace(press, skip_layers=tuple(self.reasons))
+            return replace(press, skip_layers=away)
         if missing := [layer for layer in press.skip_layers if layer >= self.layers]:
             raise ValueError(
                 f"skip_layers names layer {missing[0]}, but the model has {self.layers} layers, 0 to {self.layers - 1}"
             )
         if set(self.reasons) - set(press.skip_layers):
             raise self.refusal(self.reasons, press.skip_layers)
+        for layer, owner in self.owners.items():
+            if layer in press.skip_layers and owner not in press.skip_layers:
+                raise ValueError(
+                    f"skip_layers names layer {layer}, which reads the keys and values of layer {owner}, so the two "
+                    f"are compressed together: name layer {owner}, too, or neither"
+                )
         return press
+
+    def _together(self, layers: Iterable[int]) -> tuple[int, ...]:
+        """Layers with all those that share keys and values with them."""
+        sharing = {self.owners.get(layer, layer) for layer in layers}
+        return tuple(layer for layer in range(self.layers) if self.owners.get(layer, layer) in sharing)
+
+    def owner(self, layer: int) -> int:
+        """The layer whose keys and values a layer reads: itself, unless they are shared."""
+        return self.owners.get(layer, layer)
+
+    def readers(self, owner: int) -> list[int]:
+        """The layers that read the keys and values of ``owner``, itself first."""
+        return [owner, *(layer for layer, own in self.owners.items() if own == owner)]
+
+    def evicting(self, skipped: Iterable[int]) -> list[int]:
+        """The layers that attend to entries under a press: those that evict, and those that read their entries."""
+        return [layer for layer in range(self.layers) if self.owners.get(layer, layer) not in skipped]
 
     def refusal(self, reasons: Mapping[int, str], skipped: Iterable[int] = ()) -> ValueError:
         """The error for unsupported layers that are not skipped, with all reasons and the way out.
@@ -67,7 +95,7 @@ class Support:
             if layer not in skipped:
                 alike.setdefault(reason, []).append(layer)
         grouped = "; ".join(f"{_layers(layers)} ({reason})" for reason, layers in alike.items())
-        away = tuple(sorted({*reasons, *skipped}))
+        away = self._together((*reasons, *skipped))
         left = [layer for layer in range(self.layers) if layer not in away]
         start = f"{self.name} ({interface.VERSION}): a press does not support {grouped}"
         if not left:
@@ -124,6 +152,7 @@ _ORDER_FREE = (
 _OWN_WAYS = {
     "diffllama": "joins the values of several heads that lie in one slot",
     "dory": "adds layers to the cache that it is given",
+    "recurrent_gemma": "keeps recurrent states in its modules, from one sequence to the next",
     "doge": "makes masks of its own from all values that lie in the cache",
 }
 """Architectures that handle entries in ways that a plain cache cannot detect."""
@@ -140,20 +169,6 @@ def _slots(config: Any, kind: Any) -> str | None:
             "is not known to attend through transformers' interface, and may take the slot of an entry for its position"
         )
     return None
-
-
-def _sharing(text: Any) -> set[int]:
-    """Layers that share keys and values, both the owners and the users."""
-    modes = getattr(text, "kv_sharing_modes", None)
-    if modes is None:
-        # Before transformers 5.23, the last layers each use those of the last layer of their type before them.
-        first = text.num_hidden_layers - (getattr(text, "num_kv_shared_layers", 0) or 0)
-        types = text.layer_types if first < text.num_hidden_layers else []
-        lending = {first - 1 - types[:first][::-1].index(kind) for kind in types[first:] if kind in types[:first]}
-        return lending | set(range(first, text.num_hidden_layers))
-    # If no layer uses another's, each stores for itself.
-    used = {index: str(getattr(mode, "value", mode)) for index, mode in enumerate(modes) if mode is not None}
-    return set(used) if set(used.values()) - {"store"} else set()
 
 
 def of_config(config: PretrainedConfig, classes: Sequence[Any] | None = None) -> Support:
@@ -183,19 +198,20 @@ def of_config(config: PretrainedConfig, classes: Sequence[Any] | None = None) ->
     types = getattr(text, "layer_types", None) or [None] * count
     # GPT-Neo's local attention counts slots, not positions.
     local = getattr(text, "attention_layers", None) or [None] * count
-    shared = _sharing(text)
+    windowed, reading = windows(config, classes), owners(config)
     for index in range(count):
-        if index in shared:
-            reasons[index] = "keys and values shared between layers"
-        elif index >= len(classes) or not interface.caches_keys(classes[index]):
+        if index in reading:
+            # It follows the layer that it reads.
+            continue
+        if index >= len(classes) or not interface.caches_keys(classes[index]):
             reasons[index] = f"{types[index] or 'no attention'}, which caches no keys".replace("_", " ")
         elif local[index] == "local":
             reasons[index] = f"local attention of {text.window_size} slots, whatever their positions"
-        elif type(classes[index]) is not DynamicLayer:
+        elif type(classes[index]) is not DynamicLayer and index not in windowed:
             window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
             layer_type = (types[index] or "sliding_attention").replace("_", " ")
             reasons[index] = layer_type + (f" of {window}" if window else "")
-    return Support(name, count, whole, reasons, any(map(interface.selects_keys, classes)))
+    return Support(name, count, whole, reasons, any(map(interface.selects_keys, classes)), windowed, reading)
 
 
 def refuse_outside(model: PreTrainedModel) -> None:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import EncoderDecoderCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
-from pressgauge.cache import PressedCache, PressedLayer
+from pressgauge.cache import PressedCache, PressedLayer, WindowedLayer
 from pressgauge.models import interface
 
 UNREADABLE = -1
@@ -46,13 +46,15 @@ class Reading:
     Attributes:
         held: per layer, slots in use; None for a layer without entries of its own, such as linear attention.
         sliding: indices of the layers that retain a sliding window by design.
+        evicted: whether a press has evicted entries from such a layer.
         columns: columns fed, by the cache's own count if no eviction changes it, else None.
-        pressed: indices of the layers that a press evicts from.
+        pressed: indices of the layers without a window that a press evicts from.
         rows: entries of these layers per row, where rows are padded; else None.
     """
 
     held: list[int | None]
     sliding: tuple[int, ...] = ()
+    evicted: bool = False
     columns: int | None = None
     pressed: tuple[int, ...] = ()
     rows: list[int] | None = None
@@ -163,6 +165,10 @@ class Reader:
         return reading
 
     def _held(self, index: int, layer: Any, reading: Reading) -> int | None:
+        if isinstance(layer, WindowedLayer):
+            reading.sliding += (index,)
+            reading.evicted |= layer.compressed
+            return layer.held_after_pass
         if isinstance(layer, PressedLayer):
             reading.pressed += (index,)
             # The last layer of a plain cache evicts once it is read, which an observer must not cause.

@@ -13,7 +13,7 @@ from transformers import Cache, PreTrainedModel
 from pressgauge.models import interface
 from pressgauge.observation.readings import UNREADABLE, Reader, Reading, marked, nbytes, noted, scalar
 from pressgauge.observation.tally import Record, Tally, Track
-from pressgauge.onepass import OnePassCache
+from pressgauge.onepass_cache import OnePassCache
 
 _LONGEST_QUEUE = 64
 """Passes that are recorded before they are counted, which synchronises an accelerator."""

@@ -184,6 +184,8 @@ class Tally:
     def _missing(self, start: Reading, row: int, tokens: int) -> tuple[bool, bool]:
         """Whether entries of a row are missing, and whether entries outside a sliding window are not stored."""
         outside = False
+        if start.evicted:
+            return True, False
         for layer, held in enumerate(start.held):
             if held is None or held == UNREADABLE:
                 continue

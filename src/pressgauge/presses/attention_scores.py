@@ -16,7 +16,14 @@ MOST = 1 << 22
 """Maximum number of attention weights materialised at a time, or those of a single query."""
 
 
-def weights(queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float, softmax: Softmax = PLAIN) -> Tensor:
+def weights(
+    queries: Tensor,
+    keys: Tensor,
+    filler: Tensor | None,
+    scale: float,
+    softmax: Softmax = PLAIN,
+    until: Tensor | None = None,
+) -> Tensor:
     """Causal attention weights of the last q queries, in float32 or wider.
 
     Args:
@@ -25,6 +32,7 @@ def weights(queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float, 
         filler: ``[B, K, N]`` bool, True at padding slots, which get zero weight; None if there are none.
         scale: scaling factor of the query-key products.
         softmax: softmax of the layer.
+        until: ``[B, K, N]``: the first of these queries whose window no longer has the entry; None without a window.
 
     Returns:
         ``[B, K, H / K, q, N]``; NaN for a query that attends to padding slots only, 0 if there are sinks.
@@ -40,6 +48,9 @@ def weights(queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float, 
         logits[..., seen - size :].masked_fill_(later, -torch.inf)
     if filler is not None:
         logits.masked_fill_(filler[:, :, None, None], -torch.inf)
+    if until is not None:
+        beyond = torch.arange(size, device=keys.device)[:, None] >= until[:, :, None, None]
+        logits.masked_fill_(beyond, -torch.inf)
     return softmax.weights(logits)
 
 
@@ -53,12 +64,23 @@ class Attention:
             none.
         scale: scaling factor of the query-key products.
         softmax: softmax of the layer.
+        until: ``[B, K, N]``: the first of these queries whose window no longer has the entry; None without a window.
+        reach: number of last queries, those of earlier passes included, whose own entries are among the keys where
+            the layer has a window; None without a window.
     """
 
     def __init__(
-        self, queries: Tensor, keys: Tensor, filler: Tensor | None, scale: float, softmax: Softmax = PLAIN
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        filler: Tensor | None,
+        scale: float,
+        softmax: Softmax = PLAIN,
+        until: Tensor | None = None,
+        reach: int | None = None,
     ) -> None:
         self.queries, self.keys, self.filler, self.scale, self.softmax = queries, keys, filler, scale, softmax
+        self.until, self.reach = until, reach
 
     def received(self) -> Tensor:
         """Attention that each entry receives: ``[B, K, N]``, in float32 or wider.
@@ -74,7 +96,8 @@ class Attention:
             stop = min(start + block, count)
             before, seen = entries - count + start, entries - count + stop
             filler = None if self.filler is None else self.filler[:, :, :seen]
-            given = weights(self.queries[:, :, start:stop], keys[:, :, :seen], filler, self.scale, self.softmax)
+            until = None if self.until is None else self.until[:, :, :seen] - start
+            given = weights(self.queries[:, :, start:stop], keys[:, :, :seen], filler, self.scale, self.softmax, until)
             if filler is not None:
                 # A padding query attends to nothing, so its softmax is NaN.
                 given.masked_fill_(filler[:, :, None, before:, None], 0)
@@ -134,6 +157,9 @@ class LastQueries(Votes):
         self.scale = 1.0
         self.softmax = PLAIN
         self.filler: Tensor | None = None
+        self.until: Tensor | None = None
+        """As in ``Attention``, counted from the first of the ``reach`` last queries."""
+        self._reach: int | None = None
         self._parts: list[Tensor] = []
         """Queries ``[B, H, q, D]``, oldest first."""
         self._count = 0
@@ -149,6 +175,9 @@ class LastQueries(Votes):
         while self._count - self._parts[0].shape[2] >= self.most:
             self._count -= self._parts.pop(0).shape[2]
         self._received = attention.received_from(self.most)
+        if attention.until is not None and attention.reach is not None:
+            self._reach = min(attention.reach, self._count, self.most)
+            self.until = attention.until + (self._reach - attention.queries.shape[2])
 
     @property
     def queries(self) -> Tensor:
@@ -161,11 +190,12 @@ class LastQueries(Votes):
     def of(self, keys: Tensor) -> Tensor:
         found = self._received
         if found is None:
-            found = Attention(self.queries, keys, self.filler, self.scale, self.softmax).received()
+            queries = self.queries if self._reach is None else self.queries[:, :, -self._reach :]
+            found = Attention(queries, keys, self.filler, self.scale, self.softmax, self.until).received()
         return found / min(self.most, self._count)
 
     def keep(self, kept: Tensor) -> None:
-        self.filler = self._received = None
+        self.filler = self.until = self._received = None
 
     def select(self, rows: Tensor) -> None:
         self._parts = [part.index_select(0, rows.to(part.device)) for part in self._parts]

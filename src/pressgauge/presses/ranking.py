@@ -98,27 +98,30 @@ def spare(budget: Budget, ranks: Tensor, positions: Tensor, ledger: Ledger) -> T
     return protect(ranks, positions, torch.tensor(first, device=ranks.device)[:, None, None])
 
 
-def choose(ranks: Tensor, positions: Tensor, keep: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+def choose(
+    ranks: Tensor, positions: Tensor, keep: Sequence[int] | Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Select the entries to retain.
 
     Args:
         ranks: ``[B, K, N]``.
         positions: ``[B, K, N]``, -1 at padding slots.
-        keep: number of entries to retain, per row.
+        keep: number of entries to retain, per row, or per row and head.
 
     Returns:
-        With n the largest of ``keep``: the indices ``[B, K, n]`` of retained entries in order of position, shorter rows
+        With n the largest of ``keep``: the indices ``[B, K, n]`` of retained entries in order of position, shorter ones
         padded on the left; their positions ``[B, K, n]``, -1 at padding slots; and the positions of evicted entries
         ``[B, K, N - min(keep)]``, -1 where none is evicted.
     """
     order = ranks.argsort(dim=-1, descending=True)
     sorted_positions = positions.gather(2, order)
-    most, least = max(keep), min(keep)
+    limits = torch.tensor(keep).view(len(keep), -1, 1)
+    most, least = int(limits.max()), int(limits.min())
     if most == least:
         stays, gone = sorted_positions[..., :most], sorted_positions[..., most:]
     else:
         place = torch.arange(ranks.shape[-1], device=ranks.device)
-        staying = place < torch.tensor(keep, device=ranks.device)[:, None, None]
+        staying = place < limits.to(ranks.device)
         stays = sorted_positions.masked_fill(~staying, -1)[..., :most]
         gone = sorted_positions.masked_fill(staying, -1)[..., least:]
     stays, by_position = stays.sort(dim=-1, stable=True)

@@ -56,6 +56,8 @@ class SnapKVPress(Press):
         """Pooled mean attention from the window: ``[B, K, N]``, in float32 or wider."""
         assert votes is not None
         received = votes.of(keys)
+        # Entries that have left the layer's window had attention until then.
+        received.masked_fill_(positions < 0, 0)
         received[..., -self.recent :] = 0
         # Padding slots have zero attention but may separate neighbours: close the gaps, then pool with zero padding.
         place = (positions >= 0).cumsum(dim=-1)

@@ -3,12 +3,14 @@
 from pressgauge.rules.budget import UNPRUNABLE, Budget, Schedule, check_prompt, usual_prompt
 from pressgauge.rules.ledger import Ledger, pass_lengths
 from pressgauge.rules.numbers import as_written, exact_ceil, exact_floor, whole_number, whole_numbers
+from pressgauge.rules.window import Window
 
 __all__ = [
     "UNPRUNABLE",
     "Budget",
     "Ledger",
     "Schedule",
+    "Window",
     "as_written",
     "check_prompt",
     "exact_ceil",

@@ -28,6 +28,8 @@ class Ledger:
         self.held: list[int] = []
         self.cut = False
         """Whether the last pass evicts."""
+        self.acts = False
+        """Whether the last pass is one after which the schedule evicts."""
         self._ends: list[int] = []
         self._later_passes = 0
 
@@ -61,6 +63,10 @@ class Ledger:
         """Whether no later pass can evict anything."""
         return self.budget.keep_ratio == 1 or (self.budget.schedule == "prefill" and self._later_passes > 0)
 
+    def would_act(self, tokens: int) -> bool:
+        """Whether the schedule evicts after a next pass of ``tokens`` columns."""
+        return self._after(tokens)[0]
+
     def would_cut(self, tokens: int, padding: Sequence[int]) -> bool:
         """Whether a next pass of ``tokens`` columns would evict.
 
@@ -78,8 +84,8 @@ class Ledger:
             tokens: columns of the pass.
             padding: columns of padding of each row, after the pass.
         """
-        acts, self.prompt_length, self._later_passes = self._after(tokens)
-        arrived, self.held = self._held_after(tokens, padding, acts)
+        self.acts, self.prompt_length, self._later_passes = self._after(tokens)
+        arrived, self.held = self._held_after(tokens, padding, self.acts)
         self.cut = arrived != self.held
         self.columns += tokens
         self.padding = list(padding)

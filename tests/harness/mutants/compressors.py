@@ -794,7 +794,7 @@ COMPRESSORS = [
            attached(while_attached(PressedLayer, mask=everything_is_seen)),
            test_attention.test_later_tokens_change_no_earlier_logit, KNORM),
     Mutant("C9", "padding is scored and retained like text", "KIVI issue 18",
-           attached(while_attached(attach, _padding=padding_is_text, strange_mask=not_looked_at)),
+           attached(while_attached(attach, padding_of=padding_is_text, strange_mask=not_looked_at)),
            test_rows.test_padding_has_no_effect, KNORM),
     Mutant("own-trend", "keep_ratio is the evicted share", "plausible, where others count compression_ratio",
            attached(EvictedShare), test_trends.test_nll_does_not_fall_as_fewer_entries_are_retained, KNORM),

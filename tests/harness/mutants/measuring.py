@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from harness.mutants.mutant import Breaks, Mutant
 from pressgauge import Perplexity, Uncompressed, decoder, timing
 from pressgauge import divergence as distance
-from pressgauge.bench import sweep
+from pressgauge.bench import merging, sweep
 from pressgauge.bench.row import Row
 from pressgauge.conformance.versions import using
 from pressgauge.onepass import OnePass
@@ -465,7 +465,7 @@ MEASURING = [
     Mutant(
         "M8", "the nominal ratio although a layer was skipped", "kvpress issue 146",
         None, laws.test_size_is_what_all_layers_hold_and_not_the_nominal_ratio,
-        breaks=replacing(sweep, "make_row", nominal_size),
+        breaks=replacing(merging, "make_row", nominal_size),
     ),
     Mutant(
         "measure-fewer", "the pressed arm scores affected tokens only", "plausible",
@@ -605,7 +605,7 @@ MEASURING = [
     Mutant(
         "measure-base-line", "one baseline for all models", "plausible",
         None, laws.test_a_change_is_relative_to_the_uncompressed_run_of_the_same_model_and_text,
-        breaks=replacing(sweep, "make_row", first_base_line_for_all),
+        breaks=replacing(merging, "make_row", first_base_line_for_all),
     ),
     Mutant(
         "measure-verdict-point", "a verdict ignores the interval of its change", "the reports: 3 samples decided",

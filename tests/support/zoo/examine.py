@@ -22,7 +22,7 @@ PATTERNS = ([PROMPT, *[1] * (LENGTH - PROMPT)], [4, 7, 1, 8, 1, 1, 14], [1] * LE
 """Passes of a text: a prompt, chunks, and single tokens."""
 PADDED = (LENGTH, 29, 20)
 """Tokens of the rows of a padded batch."""
-PRESS = KnormPress(0.5, prune_after=8)
+PRESS = KnormPress(0.5, prune_after=3)
 
 RIGHT, REFUSED = "right", "refused"
 WRONG, CRASH, FALSE, UNCHECKED, NOT_BUILT = "silently wrong", "crash", "false refusal", "unchecked", "not built"
@@ -112,12 +112,12 @@ class _Specimen:
 
     def ways(self, press: Press) -> None:
         """Attached, plain cache, stepwise and one pass agree with each other and with the oracle."""
-        size = max(8, -(-LENGTH // 2))
+        sizes = _sizes(self.model)
         for passes in PATTERNS:
             logits, cache = self.attached(press, passes)
             for layer, held in enumerate(cache.held):
-                if layer not in press.skipped and held != size:
-                    raise Wrong(f"layer {layer} holds {held} entries where the schedule leaves {size}")
+                if layer not in press.skipped and held != sizes[layer]:
+                    raise Wrong(f"layer {layer} holds {held} entries where the schedule leaves {sizes[layer]}")
             self.close(f"attached in passes {passes[:3]}... and the oracle",
                        oracle.expected(self.model, self.ids, passes, cache.evicted_at), logits)  # fmt: skip
         self.cache(press)
@@ -188,7 +188,7 @@ class _Specimen:
 
     def queries(self, press: Press) -> None:
         """A press that scores by attention gives the same result stepwise and in one pass."""
-        tova = TOVAPress(0.5, prune_after=8, skip_layers=press.skipped)
+        tova = TOVAPress(0.5, prune_after=3, skip_layers=press.skipped)
         try:
             onepass = perplexity(self.model, self.ids, tova, PROMPT)
         except ValueError as refusal:
@@ -200,7 +200,7 @@ class _Specimen:
         """With all layers skipped, results are those of the plain model; or the message of a refusal."""
         count = self.model.config.get_text_config(decoder=True).num_hidden_layers
         try:
-            logits, _ = self.attached(KnormPress(0.5, prune_after=8, skip_layers=tuple(range(count))), PATTERNS[0])
+            logits, _ = self.attached(replace(PRESS, skip_layers=tuple(range(count))), PATTERNS[0])
         except ValueError as refusal:
             _sentence(refusal)
             return
@@ -238,6 +238,23 @@ class _Specimen:
                 raise Wrong(f"plain cache: the order of entries changes logits by {change:.2g}") from None
         else:
             self.close("plain cache and the oracle", wanted, logits)
+
+
+def _sizes(model: Any) -> list[int]:
+    """Entries per layer that the press leaves of the text: half of what the next token would see."""
+    text = model.config.get_text_config(decoder=True)
+    types = getattr(text, "layer_types", None) or []
+    found = []
+    for layer, own in enumerate(DynamicCache(config=model.config).layers):
+        if not hasattr(own, "get_seq_length"):
+            # It reads the keys of another.
+            found.append(0)
+            continue
+        seen = min(LENGTH, getattr(own, "sliding_window", LENGTH + 1) - 1)
+        if layer < len(types) and types[layer] == "chunked_attention":
+            seen = LENGTH % text.attention_chunk_size
+        found.append(min(seen, max(3, -(-seen // 2))))
+    return found
 
 
 def _can(model: Any, name: str) -> bool:

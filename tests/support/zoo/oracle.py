@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 _NAME = "eager_attention_forward"
 
@@ -66,11 +68,16 @@ def masked(model: Any, tables: Sequence[Tensor], reached: set[int]) -> Iterator[
         if _NAME in names:
             files[id(names)] = names
     before = {key: names[_NAME] for key, names in files.items()}
+    read: dict[int, Tensor] = {}
 
     def wrapped(own: Any) -> Any:
         def forward(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
             given = {**dict(zip(("attention_mask",), args, strict=False)), **kwargs}
             layer = getattr(module, "layer_idx", None)
+            if isinstance(layer, int):
+                # A layer may read the keys of one before it.
+                read[layer] = key
+                layer = next(one for one in sorted(read) if read[one].data_ptr() == key.data_ptr())
             if isinstance(layer, int) and 0 <= layer < len(tables) and key.shape[2] <= tables[layer].shape[2]:
                 table = tables[layer][:, :, : key.shape[2]]
                 given["attention_mask"] = _with(given.get("attention_mask"), table, query, key)
@@ -106,6 +113,15 @@ def _with(mask: Tensor | None, table: Tensor, query: Tensor, key: Tensor) -> Ten
     return own[..., :columns] + bias
 
 
+def uncompressed(model: Any) -> Any:
+    """A cache that keeps what leaves a window, so that keys lie in the columns of a table; None for the model's own."""
+    cache = DynamicCache(config=model.config)
+    if not any(type(layer) is DynamicSlidingWindowLayer for layer in cache.layers):
+        return None
+    cache.layers = [DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer for layer in cache.layers]
+    return cache
+
+
 def expected(model: Any, ids: Tensor, passes: Sequence[int], tables: Sequence[Tensor]) -> Tensor:
     """Logits ``[B, T, V]`` of a model with evictions by these tables.
 
@@ -119,7 +135,7 @@ def expected(model: Any, ids: Tensor, passes: Sequence[int], tables: Sequence[Te
     try:
         some = [table if layer in losing else table[..., :0] for layer, table in enumerate(tables)]
         with masked(model, some, reached):
-            logits, _ = decode(model, ids, passes)
+            logits, _ = decode(model, ids, passes, uncompressed(model))
     finally:
         model.set_attn_implementation(implementation)
     if losing - reached:

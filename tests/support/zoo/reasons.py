@@ -158,12 +158,6 @@ def _not_causal(mask: Tensor | None) -> bool:
     return mask.shape[1] != 1 or not plain or bool((seen != ~later).any())
 
 
-def _shares(known: Facts, layer: int) -> bool:
-    own = known.layers.get(layer, Layer()).keys
-    others = [key for index, other in known.layers.items() if index != layer for key in other.keys]
-    return any(mine.shape == key.shape and torch.equal(mine, key) for mine in own for key in others)
-
-
 def _differs(read: list[Tensor], cached: Tensor | None) -> bool:
     return cached is not None and not all(tensor.shape == cached.shape and tensor.equal(cached) for tensor in read)
 
@@ -188,7 +182,6 @@ LAYERS: dict[str, Callable[[Facts, int, re.Match[str]], bool]] = {
     ),
     r"attention with softcap [\d.]+": lambda known, layer, found: "softcap" in known.layers[layer].given,
     r"attention with (?:sinks|s_aux)": lambda known, layer, found: bool(known.layers[layer].given & {"sinks", "s_aux"}),
-    r"keys and values shared between layers": lambda known, layer, found: _shares(known, layer),
     r"keys cached as .*|attention to keys that .*": lambda known, layer, found: _differs(
         known.layers[layer].keys, known.layers[layer].cached_keys
     ),
@@ -198,6 +191,9 @@ LAYERS: dict[str, Callable[[Facts, int, re.Match[str]], bool]] = {
     r"a second attention call in a pass": lambda known, layer, found: len(known.layers[layer].keys) > 1,
     r"a mask (?:of its own|that is not|with values).*": lambda known, layer, found: any(
         map(_not_causal, known.layers[layer].masks)
+    ),
+    r"attention beyond (?:a window|chunks) of (\d+)": lambda known, layer, found: (
+        known.held(layer) < int(found[1]) and not any(map(_not_causal, known.layers[layer].masks))
     ),
     r"tokens of the pass that never reached the cache .*": lambda known, layer, found: (
         known.layers.get(layer, Layer()).cached_keys is None
@@ -217,6 +213,9 @@ WHOLE: dict[str, Callable[[Facts, Tensor], bool]] = {
     ),
     r"makes masks of its own": lambda known, ids: any(
         _not_causal(mask) for layer in known.layers.values() for mask in layer.masks
+    ),
+    r"keeps recurrent states in its modules": lambda known, ids: (
+        not torch.equal(*(oracle.decode(known.model, ids[:, :PROMPT], [1] * PROMPT)[0] for _ in range(2)))
     ),
     r"adds layers to the cache": lambda known, ids: known.cache_layer(known.count()) is not None,
     r"is not known to attend through": lambda known, ids: not known.model._can_set_attn_implementation(),

@@ -85,7 +85,7 @@ def test_a_flipped_byte_costs_the_rows_of_its_line(tmp_path: Path, place: float,
     assert {key for key in ROWS if journal.find(key) is None} == lost
     if not (broken_end and line == 5):
         # The last line without an end looks like one that was being written.
-        assert line + 1 in journal.damaged
+        assert (path, line + 1) in journal.damaged
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_line_that_is_none_of_ours_is_named_and_left_out(
     lines = written(path).splitlines()
     lines.insert(number - 1, line)
     path.write_bytes(b"\n".join(lines) + b"\n")
-    assert Journal(path, resume=True, plan=PLAN).damaged == {number: reason}
+    assert Journal(path, resume=True, plan=PLAN).damaged == {(path, number): reason}
     assert found(path) == ROWS
 
 

@@ -21,8 +21,9 @@ from typer.testing import CliRunner
 from pressgauge import KnormPress, Press, RandomPress, perplexity
 from pressgauge.bench import sweep
 from pressgauge.bench.journal import Journal, digest
+from pressgauge.bench.plan import Plan
 from pressgauge.bench.row import Row
-from pressgauge.bench.sweep import Plan, fingerprint, prepare, run_sweep
+from pressgauge.bench.sweep import fingerprint, prepare, run_sweep
 from pressgauge.cli import app
 from pressgauge.conformance import architectures
 from pressgauge.models import interface, load, load_parts

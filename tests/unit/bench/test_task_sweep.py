@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from pressgauge.bench import task_sweep
 from pressgauge.bench.answering import answers
+from pressgauge.bench.plan import TaskPlan
 from pressgauge.bench.results import read_results
 from pressgauge.bench.task_row import TaskRow
 from pressgauge.cli import app
@@ -100,9 +101,9 @@ def test_finished_cells_are_not_measured_again(tmp_path: Path, monkeypatch: pyte
 
 def test_other_prompts_have_other_digests() -> None:
     """Results of another length or number of samples are not reused, and not compared."""
-    plan = task_sweep.TaskPlan(("recall",), {}, 1, 100)
+    plan = TaskPlan(("recall",), {}, 1, 100)
     prompts = [
-        task_sweep.prepare_tasks(task_sweep.TaskPlan(("recall",), {}, samples, tokens), "reference")["recall"]
+        task_sweep.prepare_tasks(TaskPlan(("recall",), {}, samples, tokens), "reference")["recall"]
         for samples, tokens in ((1, 100), (1, 80), (2, 100))
     ]
     assert len({task_sweep._input("recall", plan, each).prompts_sha256 for each in prompts}) == 3

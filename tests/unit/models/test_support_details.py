@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -12,6 +12,8 @@ from pressgauge import KnormPress
 from pressgauge.conformance import architectures
 from pressgauge.models import interface, support
 from pressgauge.models.support import Support
+from pressgauge.models.windows import owners, windows
+from pressgauge.rules import Window
 
 TOY = Support("Toy", 6, None, {1: "one reason", 2: "one reason", 4: "another"})
 ALONE = "no press supports this model: measure it without a press (press=None, method='stepwise' or 'plain')"
@@ -162,6 +164,10 @@ class States:
     """A layer of states, without keys."""
 
 
+class Another(DynamicSlidingWindowLayer):
+    """A window with states besides keys."""
+
+
 def of(kind: Any, layers: Any, monkeypatch: pytest.MonkeyPatch, **config: Any) -> Support:
     """The support of a model of such a class with such cache layers."""
     monkeypatch.setattr(interface, "model_class", lambda given: kind if isinstance(given, Config) else Config)
@@ -213,20 +219,21 @@ def test_a_model_that_caches_no_keys_at_all_has_nothing_to_compress(monkeypatch:
         (DynamicLayer(), {}, None),
         (States(), {}, "no attention, which caches no keys"),
         (States(), {"layer_types": ["linear_attention", None]}, "linear attention, which caches no keys"),
-        (DynamicSlidingWindowLayer(sliding_window=8), {}, "sliding attention"),
-        (DynamicSlidingWindowLayer(sliding_window=8), {"sliding_window": 8}, "sliding attention of 8"),
-        (DynamicSlidingWindowLayer(sliding_window=8), {"attention_chunk_size": 9}, "sliding attention of 9"),
+        (Another(sliding_window=8), {}, "sliding attention"),
+        (Another(sliding_window=8), {"sliding_window": 8}, "sliding attention of 8"),
+        (Another(sliding_window=8), {"attention_chunk_size": 9}, "sliding attention of 9"),
         (
-            DynamicSlidingWindowLayer(sliding_window=8),
+            Another(sliding_window=8),
             {"sliding_window": 7, "layer_types": ["chunked_attention", None]},
             "chunked attention of 7",
         ),
+        (DynamicSlidingWindowLayer(sliding_window=8), {"sliding_window": 8}, None),
         (
             DynamicLayer(),
             {"attention_layers": ["local", "global"], "window_size": 5},
             "local attention of 5 slots, whatever their positions",
         ),
-        (DynamicLayer(), {"kv_sharing_modes": ["store", "use"]}, "keys and values shared between layers"),
+        (DynamicLayer(), {"kv_sharing_modes": ["store", "reuse"], "layer_types": ["full_attention"] * 2}, None),
     ],
 )
 def test_what_keeps_a_press_from_a_layer(
@@ -235,9 +242,8 @@ def test_what_keeps_a_press_from_a_layer(
     """One reason each, of the layer that has it."""
     found = of(Kind, [layer, DynamicLayer()], monkeypatch, **config)
     assert found.reasons.get(0) == reason
-    if "kv_sharing_modes" not in config:
-        assert 1 not in found.reasons
-    assert found.selecting is isinstance(layer, States)
+    assert 1 not in found.reasons
+    assert found.selecting is isinstance(layer, States | Another)
 
 
 def test_a_layer_that_the_cache_lacks_has_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,28 +255,68 @@ def test_a_layer_that_the_cache_lacks_has_no_keys(monkeypatch: pytest.MonkeyPatc
 FULL, LOCAL = "full_attention", "sliding_attention"
 
 
+STORE, REUSE = SimpleNamespace(value="store"), SimpleNamespace(value="reuse")
+
+
 @pytest.mark.parametrize(
-    ("text", "shared"),
+    ("text", "expected"),
     [
-        ({"layer_types": [FULL] * 4}, set()),
-        ({"layer_types": [FULL] * 4, "num_kv_shared_layers": None}, set()),
-        ({"layer_types": [FULL] * 4, "num_kv_shared_layers": 0}, set()),
-        ({"layer_types": [FULL] * 4, "num_kv_shared_layers": 1}, {2, 3}),
-        ({"layer_types": [LOCAL, FULL, FULL, LOCAL, FULL], "num_kv_shared_layers": 2}, {0, 2, 3, 4}),
-        ({"layer_types": [FULL, LOCAL, LOCAL, FULL], "num_kv_shared_layers": 1}, {0, 3}),
-        ({"layer_types": [LOCAL, LOCAL, FULL], "num_kv_shared_layers": 1}, {2}),
-        ({"kv_sharing_modes": [None, None]}, set()),
-        ({"kv_sharing_modes": ["store", "store"]}, set()),
-        ({"kv_sharing_modes": [None, "store", "use", None]}, {1, 2}),
-        ({"kv_sharing_modes": [SimpleNamespace(value="store"), SimpleNamespace(value="store")]}, set()),
-        ({"kv_sharing_modes": [SimpleNamespace(value="store"), SimpleNamespace(value="use"), None]}, {0, 1}),
+        ({"layer_types": [FULL] * 4}, {}),
+        ({"layer_types": [FULL] * 4, "num_kv_shared_layers": None}, {}),
+        ({"layer_types": [FULL] * 4, "num_kv_shared_layers": 0}, {}),
+        ({"layer_types": [FULL] * 4, "num_kv_shared_layers": 1}, {3: 2}),
+        ({"layer_types": [LOCAL, FULL, FULL, LOCAL, FULL], "num_kv_shared_layers": 2}, {3: 0, 4: 2}),
+        ({"layer_types": [FULL, LOCAL, LOCAL, FULL], "num_kv_shared_layers": 1}, {3: 0}),
+        ({"layer_types": [LOCAL, LOCAL, FULL], "num_kv_shared_layers": 1}, {}),
+        ({"kv_sharing_modes": [None, None]}, {}),
+        ({"kv_sharing_modes": ["store", "store"]}, {}),
+        ({"layer_types": [FULL] * 4, "kv_sharing_modes": [None, "store", "reuse", None]}, {2: 1}),
+        ({"kv_sharing_modes": [STORE, STORE]}, {}),
+        ({"layer_types": [FULL, LOCAL, LOCAL, FULL], "kv_sharing_modes": [STORE, STORE, REUSE, REUSE]}, {2: 1, 3: 0}),
     ],
 )
-def test_which_layers_share_keys(text: dict[str, Any], shared: set[int]) -> None:
-    """Those that use the keys of another layer, and those whose keys they use; as each release of transformers says
-    it."""
+def test_which_layers_read_the_keys_of_which(text: dict[str, Any], expected: dict[int, int]) -> None:
+    """The last layer of the same type that stores its keys for others; as each release of transformers says it."""
     layers = len(text.get("layer_types", text.get("kv_sharing_modes", ())))
-    assert support._sharing(Config(num_hidden_layers=layers, **text)) == shared
+    assert owners(cast(Any, Config(num_hidden_layers=layers, **text))) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "chunked"),
+    [
+        ({"sliding_window": 8}, False),
+        ({"attention_chunk_size": 8}, True),
+        ({"layer_types": ["sliding_attention", FULL]}, False),
+        ({"sliding_window": 8, "layer_types": ["chunked_attention", FULL]}, True),
+    ],
+)
+def test_windows_are_those_of_the_cache(text: dict[str, Any], chunked: bool) -> None:
+    """Chunks are those of layers that say so, or of models without a sliding window."""
+    layers = [DynamicSlidingWindowLayer(sliding_window=8), DynamicLayer()]
+    assert windows(cast(Any, Config(num_hidden_layers=2, **text)), layers) == {0: Window(8, chunked)}
+
+
+SHARING = Support("model", 5, None, {}, owners={3: 1, 4: 2})
+
+
+def test_a_layer_that_reads_the_keys_of_another_is_skipped_with_it() -> None:
+    """Skipping the owner alone is enough; the reader alone cannot be skipped."""
+    assert SHARING.resolve(KnormPress(0.5, skip_layers=(1,))).skip_layers == (1,)
+    assert SHARING.evicting((1,)) == [0, 2, 4]
+    assert SHARING.resolve(KnormPress(0.5, skip_layers=(2, 4))).skip_layers == (2, 4)
+    with pytest.raises(ValueError, match=r"^skip_layers names layer 4, which reads the keys and values of layer 2, "):
+        SHARING.resolve(KnormPress(0.5, skip_layers=(4,)))
+
+
+def test_a_way_out_names_the_layers_that_share_keys() -> None:
+    """Those with an unsupported one, whether it reads or is read."""
+    for layer in (1, 3):
+        found = replace(SHARING, reasons={layer: "a reason"})
+        assert found.resolve(KnormPress(0.5, skip_layers="unprunable")).skip_layers == (1, 3)
+        with pytest.raises(
+            ValueError, match=r"pass skip_layers=\(1, 3\) or skip_layers='unprunable', which leaves lay"
+        ):
+            found.resolve(KnormPress(0.5))
 
 
 def test_attached_a_model_is_looked_at_by_its_modules() -> None:

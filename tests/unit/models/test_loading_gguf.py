@@ -24,8 +24,13 @@ TEXT = "The quick brown fox jumps over the lazy dog, and over it again. " * 3
 def model() -> Any:
     """A tiny Llama with grouped-query attention, of random weights, and a token for each byte and two pairs."""
     torch.manual_seed(0)
-    size = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": len(TOKENS)}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    size: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "vocab_size": len(TOKENS),
+    }
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
     config = LlamaConfig(**size, **heads, tie_word_embeddings=False, initializer_range=0.2)
     return LlamaForCausalLM(config).eval()
 
