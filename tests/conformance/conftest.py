@@ -13,6 +13,8 @@ from pressgauge.conformance.trained import trained_model
 
 from .ours import one_per_press, ours_by_default
 
+FIRST = "knorm-budget"
+"""Press that runs on further architectures as well."""
 EVERYWHERE = ("knorm-budget", "streaming-llm-prefill", "plain-KnormPress-step", "compress-function")
 """Presses that run on every architecture. The others run on one, since a press does not depend on the model."""
 
@@ -43,6 +45,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             for subject in subjects
             for name in (everywhere if reference or asked or subject.name in EVERYWHERE else ["llama"])
         ]
+        if not reference and not asked:
+            pairs += [
+                (subject, name) for subject in subjects if subject.name == FIRST for name in architectures.FURTHER
+            ]
         metafunc.parametrize(("subject", "model"), pairs, indirect=["model"], ids=_name, scope="session")
     elif "subject" in metafunc.fixturenames:
         metafunc.parametrize("subject", subjects, ids=_name, scope="session")
@@ -81,6 +87,6 @@ def trained() -> Any:
 
 def specimen(name: str) -> Any:
     """Model of this name: an architecture, a folder, a name on the hub, or a reference model."""
-    if name in architectures.ARCHITECTURES:
+    if name in architectures.NAMED:
         return architectures.under_test(name)
     return trained_model(name, "float64", str(devices.chosen()))[0]
