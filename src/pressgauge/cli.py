@@ -304,6 +304,9 @@ def measure(
     samples: Annotated[int, typer.Option(help="samples of the text")] = 3,
     tokens: Annotated[int, typer.Option(help="tokens per sample")] = 1024,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
+    device_map: Annotated[
+        str, typer.Option(help="auto: layers of a model on all devices, in main memory and on disk, as they fit")
+    ] = "",
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
     timing: Annotated[
         bool, typer.Option("--timing", help="also measure times, relative to the uncompressed model")
@@ -409,7 +412,9 @@ def measure(
             bands=limits,
             metrics=tuple(map(find_metric, own_metrics)),
             of_tasks=of_tasks,
+            device_map=device_map,
         )
+        plan.check_spread(ranks.count)
         journal = _journal(json_file, report, resume, plan, ranks)
         share = share_of(plan, journal, ranks)
         disable_progress_bar()

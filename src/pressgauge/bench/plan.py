@@ -64,6 +64,7 @@ class Plan:
         bands: thresholds of verdicts, as relative changes in perplexity, ascending.
         metrics: the user's own metrics.
         of_tasks: tasks and the presses under which they are measured.
+        device_map: ``auto`` if layers of a model may be on several devices; else empty.
     """
 
     presses: dict[str, tuple[Press, ...] | tuple[Compressor, ...]]
@@ -79,6 +80,7 @@ class Plan:
     bands: tuple[float, ...] = BANDS
     metrics: tuple[Metric, ...] = ()
     of_tasks: TaskPlan = field(default_factory=TaskPlan)
+    device_map: str = ""
 
     def timed(self, press: Press | None) -> tuple[int, int]:
         """Prompt length and number of new tokens for timing a press."""
@@ -86,6 +88,31 @@ class Plan:
         # With schedule "prefill", time the eviction after the same prompt as in the perplexity run.
         least = self.prompt if press is not None and press.schedule == "prefill" else 1
         return max(least, self.tokens - new), new
+
+    def check_spread(self, ranks: int) -> None:
+        """Raise ``ValueError`` if a model on several devices cannot be measured as planned.
+
+        Args:
+            ranks: number of processes.
+        """
+        if not self.device_map:
+            return
+        if self.device_map != "auto":
+            raise ValueError(f"--device-map must be auto, got {self.device_map!r}")
+        if ranks > 1:
+            raise ValueError(
+                f"--device-map takes all devices for one process, got {ranks} ranks: start one, or leave it out"
+            )
+        if self.timing:
+            raise ValueError(
+                "--timing measures the time and memory of one device, and --device-map takes several: leave one of "
+                "them out"
+            )
+        if others := [name for name, those in self.presses.items() if isinstance(those[0], Compressor)]:
+            raise ValueError(
+                f"--device-map is for presses, got {others[0]}: whether a third-party compressor changes weights that "
+                "are not in memory cannot be told"
+            )
 
     @property
     def cells(self) -> tuple[Cell, ...]:

@@ -27,7 +27,7 @@ from pressgauge.bench.row import QUANTITIES, Row, Settings, Source, measured
 from pressgauge.bench.task_row import TaskSource
 from pressgauge.bench.task_sweep import measure_tasks
 from pressgauge.likelihood import perplexity
-from pressgauge.models import load, load_parts
+from pressgauge.models import load, load_parts, placed
 from pressgauge.models.support import of_config
 from pressgauge.norm_attention import norm_attention
 from pressgauge.presses.base import Press
@@ -77,7 +77,7 @@ def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
 def fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 digest of a model's configuration and weights."""
     state = hashlib.sha256(model.config.to_json_string(use_diff=False).encode())
-    for name, weight in sorted(model.state_dict().items()):
+    for name, weight in placed.weights(model):
         state.update(name.encode())
         state.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
@@ -136,7 +136,10 @@ def measure(
         if report.stopped or not mine:
             continue
         advance(f"loading {name}", 0)
-        model, tokenizer = load(name, device=plan.device, dtype=plan.dtype, trust_remote_code=plan.trust_remote_code)
+        given = {"device_map": plan.device_map} if plan.device_map else {}
+        model, tokenizer = load(
+            name, device=plan.device, dtype=plan.dtype, trust_remote_code=plan.trust_remote_code, **given
+        )
         resolved = {name: _resolved(presses, model) for name, presses in plan.presses.items()}
         for line, presses in enumerate(resolved.values()):
             report.settings[name, False, line] = Settings.of(presses[0])
@@ -151,7 +154,7 @@ def measure(
                 name,
                 text,
                 plan.dtype,
-                str(plan.device),
+                placed.where(model, plan.device),
                 ids.shape[0],
                 ids.shape[1],
                 plan.prompt,
@@ -176,7 +179,7 @@ def measure(
                 prompts[name],
                 model,
                 tokenizer,
-                TaskSource(name, plan.dtype, str(plan.device), weights, parameters),
+                TaskSource(name, plan.dtype, placed.where(model, plan.device), weights, parameters),
                 device_name(plan.device),
                 journal,
                 report,

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from pressgauge.errors import is_out_of_memory
-from pressgauge.models import check_dtype, gguf_file, location, not_loaded
+from pressgauge.models import check_dtype, gguf_file, location, not_loaded, placed
 from pressgauge.models.checks import (
     check_config,
     check_files,
@@ -169,7 +169,12 @@ def _dequantised() -> dict[str, Any]:
 
 
 def load(
-    name: str, *, device: torch.device | str = "cpu", dtype: str = "float32", trust_remote_code: bool = False
+    name: str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    device_map: placed.DeviceMap | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal model, in evaluation mode, and its tokenizer. Weights must be safetensors or GGUF, which is
     dequantised.
@@ -179,6 +184,8 @@ def load(
         device: device of the model.
         dtype: one of ``DTYPES``.
         trust_remote_code: whether to run code that comes with the model.
+        device_map: devices of its layers, as in transformers, in place of ``device``; ``auto`` fills accelerators, then
+            the main memory, then a temporary folder.
 
     Raises:
         ValueError: if the dtype is not supported, this machine has no such device, or the model cannot be loaded.
@@ -188,6 +195,7 @@ def load(
     with _explained(name):
         options = _options(name, trust_remote_code)
         _, tokenizer = _parts(location(name), options)
+        given, folder = ({}, None) if device_map is None else placed.placing(device_map)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location(name),
             dtype=getattr(torch, dtype),
@@ -197,9 +205,13 @@ def load(
             ignore_mismatched_sizes=True,
             **options,
             **(_dequantised() if "gguf_file" in options else {}),
+            **given,
         )
         model, loading = loaded
         check_loaded(model, loading)
-    model.to(place)
+    if folder is None:
+        model.to(place)
+    else:
+        placed.own(model, folder)
     model.eval()
     return model, tokenizer
