@@ -10,7 +10,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from pressgauge import replay
 from pressgauge.conformance.oracle import Rules, counts, retained
-from pressgauge.history import NEVER
+from pressgauge.history import NEVER, changing
 from pressgauge.onepass import attend
 from pressgauge.presses import H2OPress
 from pressgauge.presses.attention_scores import Attention, LastQueries, weights
@@ -88,8 +88,13 @@ def test_attention_in_blocks_is_explicit_sums(form: Softmax, block: int, width: 
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_replay_renormalises_what_is_left_with_its_sinks(form: Softmax) -> None:
-    """Attention computed ahead for a stretch of tokens gives the evictions of attention computed pass by pass."""
+@pytest.mark.parametrize("most", [changing.MOST, 0], ids=["ahead", "pass by pass"])
+def test_replay_renormalises_what_is_left_with_its_sinks(
+    most: int, form: Softmax, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention computed ahead for a stretch of tokens gives the evictions of attention computed pass by pass, to which
+    a limit of memory leads."""
+    monkeypatch.setattr(changing, "MOST", most)
     keys, queries = random(1, 2, 40, 5), random(1, 4, 40, 5, seed=1)
     press = H2OPress(0.3, prune_after=4)
     together = replay(press, keys, PASSES, queries=queries, scale=SCALE, softmax=form)
