@@ -13,7 +13,7 @@ from pressgauge.conformance.oracle import Rules, counts, retained
 from pressgauge.history import NEVER, changing
 from pressgauge.onepass import attend
 from pressgauge.presses import H2OPress
-from pressgauge.presses.attention_scores import Attention, LastQueries, weights
+from pressgauge.presses.attention_scores import MOST, Attention, LastQueries, weights
 from pressgauge.softmax import PLAIN, Softmax, softmax_of
 from support.accelerator import accelerator
 
@@ -88,7 +88,7 @@ def test_attention_in_blocks_is_explicit_sums(form: Softmax, block: int, width: 
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-@pytest.mark.parametrize("most", [changing.MOST, 0], ids=["ahead", "pass by pass"])
+@pytest.mark.parametrize("most", [MOST, 0], ids=["ahead", "pass by pass"])
 def test_replay_renormalises_what_is_left_with_its_sinks(
     most: int, form: Softmax, monkeypatch: pytest.MonkeyPatch
 ) -> None:
