@@ -1,6 +1,6 @@
 """Per-token NLL of a text under a model with a compressed cache, and its distance from the uncompressed run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, get_args
 
@@ -16,6 +16,7 @@ from pressgauge.decoder import attached, checked_mask, new_cache, own_positions,
 from pressgauge.divergence import Comparison, Note
 from pressgauge.history import History, count_evictions, first_evictions, retained
 from pressgauge.models import interface, support
+from pressgauge.models.heads import split_of
 from pressgauge.models.support import refuse_outside
 from pressgauge.onepass import NOT_DECODING, OnePass
 from pressgauge.presses.base import Press, check_press
@@ -280,6 +281,8 @@ def perplexity(
         scores = _stepwise(model, input_ids, mask, press, prompt, progress, note)
     else:
         scores = _onepass(model, input_ids, mask, press, prompt, progress, note)
+    if split := split_of(model.config):
+        scores = replace(scores, evicted_at=split.joined(scores.evicted_at), kv_bytes=split.total(scores.kv_bytes))
     result = _result(scores, scored, prompt, press, comparison)
     if against is not None:
         against.close(result)
