@@ -16,7 +16,7 @@ from pressgauge.decoder import attached, checked_mask, new_cache, own_positions,
 from pressgauge.divergence import Comparison, Note
 from pressgauge.history import History, count_evictions, first_evictions, retained
 from pressgauge.models import interface, support
-from pressgauge.models.heads import split_of
+from pressgauge.models.heads import of_all_heads
 from pressgauge.models.support import refuse_outside
 from pressgauge.onepass import NOT_DECODING, OnePass
 from pressgauge.presses.base import Press, check_press
@@ -281,8 +281,8 @@ def perplexity(
         scores = _stepwise(model, input_ids, mask, press, prompt, progress, note)
     else:
         scores = _onepass(model, input_ids, mask, press, prompt, progress, note)
-    if split := split_of(model.config):
-        scores = replace(scores, evicted_at=split.joined(scores.evicted_at), kv_bytes=split.total(scores.kv_bytes))
+    evicted_at, kv_bytes = of_all_heads(model.config, scores.evicted_at, scores.kv_bytes)
+    scores = replace(scores, evicted_at=evicted_at, kv_bytes=kv_bytes)
     result = _result(scores, scored, prompt, press, comparison)
     if against is not None:
         against.close(result)

@@ -100,6 +100,12 @@ def _heads(text: Any) -> int:
     return int(text.num_attention_heads if heads is None else heads)
 
 
+def of_all_heads(config: PretrainedConfig, tables: tuple[Tensor, ...], kv_bytes: int) -> tuple[tuple[Tensor, ...], int]:
+    """Tables ``[B, K, T]`` of layers and bytes of keys and values, of all processes that share a model."""
+    split = split_of(config)
+    return (tables, kv_bytes) if split is None else (split.joined(tables), split.total(kv_bytes))
+
+
 def unsplit(config: PretrainedConfig, count: int | None = None) -> str | None:
     """Why processes cannot share the heads of a model under a press; None if they can, or do not.
 

@@ -1,4 +1,4 @@
-"""KV heads that processes share: two processes on the CPU have the results of one, and what cannot be right is refused."""
+"""KV heads that processes share: two on the CPU have the results of one, and what cannot be right is refused."""
 
 import json
 import os
@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from pressgauge import KnormPress, RandomPress, TOVAPress
 from pressgauge.cli import app
-from pressgauge.models import heads
 from pressgauge.models.heads import Split, split_given_to, unsplit
 from pressgauge.models.support import Support
 
@@ -51,8 +50,7 @@ def given(press: Any, index: int, count: int = 2, total: int = 4) -> Any:
     return Split(index, count, total).given_to(press)
 
 
-def test_a_random_press_scores_a_head_by_its_index_in_the_model() -> None:
-    """The scores of each process are its block of those of one."""
+def check_heads() -> None:
     keys = torch.randn(1, 4, 9, 8)
     positions = torch.arange(9).expand(1, 4, 9)
     whole = RandomPress(0.5).score(keys, positions=positions, layer=1)
@@ -63,15 +61,36 @@ def test_a_random_press_scores_a_head_by_its_index_in_the_model() -> None:
     assert torch.cat(parts, dim=1).equal(whole)
 
 
-def test_a_mean_is_over_the_heads_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_random_press_scores_a_head_by_its_index_in_the_model() -> None:
+    """The scores of each process are its block of those of one."""
+    check_heads()
+
+
+def test_heads_counted_from_0_by_each_process_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Split, "first", lambda self, own: 0)
+    with pytest.raises(AssertionError):
+        check_heads()
+
+
+def check_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.randn(2, 4, 5, dtype=torch.float64)
     parts = values.split(2, dim=1)
 
     def add_the_other(summed: Tensor) -> None:
         summed += parts[1].sum(dim=1, keepdim=True)
 
-    monkeypatch.setattr(heads.torch.distributed, "all_reduce", add_the_other)
+    monkeypatch.setattr(torch.distributed, "all_reduce", add_the_other)
     assert torch.allclose(Split(0, 2, 4).mean(parts[0]), values.mean(dim=1, keepdim=True), atol=1e-15)
+
+
+def test_a_mean_is_over_the_heads_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_mean(monkeypatch)
+
+
+def test_a_mean_over_the_heads_of_one_process_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Split, "mean", lambda self, values: values.mean(dim=1, keepdim=True))
+    with pytest.raises(AssertionError):
+        check_mean(monkeypatch)
 
 
 def test_the_heads_are_no_part_of_a_press() -> None:
@@ -91,7 +110,7 @@ def test_numbers_and_tables_are_those_of_all_processes(monkeypatch: pytest.Monke
     def gathered(found: list[Any], own: Any) -> None:
         found[:] = [own, (2 * table,) if isinstance(own, tuple) else own + 1]
 
-    monkeypatch.setattr(heads.torch.distributed, "all_gather_object", gathered)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
     assert Split(0, 2, 4).total(7) == 15
     (joined,) = Split(0, 2, 4).joined((table,))
     assert joined.equal(torch.cat([table, 2 * table], dim=1))
