@@ -11,6 +11,7 @@ from pressgauge.models import interface
 from pressgauge.rules import Budget
 
 P = TypeVar("P", bound=Budget)
+S = TypeVar("S")
 
 _SPLIT = "_split"
 """Attribute of a press that scores some of the heads of each layer; no part of its value."""
@@ -100,10 +101,15 @@ def _heads(text: Any) -> int:
     return int(text.num_attention_heads if heads is None else heads)
 
 
-def of_all_heads(config: PretrainedConfig, tables: tuple[Tensor, ...], kv_bytes: int) -> tuple[tuple[Tensor, ...], int]:
-    """Tables ``[B, K, T]`` of layers and bytes of keys and values, of all processes that share a model."""
+def of_all(config: PretrainedConfig, scores: S) -> S:
+    """Results with the ``evicted_at`` and ``kv_bytes`` of all processes that share a model."""
     split = split_of(config)
-    return (tables, kv_bytes) if split is None else (split.joined(tables), split.total(kv_bytes))
+    if split is None:
+        return scores
+    found: Any = scores
+    tables, size = split.joined(found.evicted_at), split.total(found.kv_bytes)
+    made: S = replace(found, evicted_at=tables, kv_bytes=size)
+    return made
 
 
 def unsplit(config: PretrainedConfig, count: int | None = None) -> str | None:
