@@ -91,6 +91,13 @@ def cpu(session: nox.Session) -> None:
 
 
 @nox.session
+def quick(session: nox.Session) -> None:
+    """Run the tests of ``tests/quick.txt``: in less than a minute, those that kill most mutants."""
+    install(session, "test")
+    session.run("python", "-m", "pytest", "--quiet", "--numprocesses", "2", "@tests/quick.txt", *session.posargs)
+
+
+@nox.session
 def cuda(session: nox.Session) -> None:
     """Validate on a CUDA device."""
     install(session, "test")
