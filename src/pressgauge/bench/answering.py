@@ -10,6 +10,7 @@ from pressgauge.cache import PressedCache
 from pressgauge.cache.layer import storage_nbytes
 from pressgauge.decoder import generate
 from pressgauge.history import first_evictions
+from pressgauge.models.heads import split_of
 from pressgauge.models.placed import input_device
 from pressgauge.presses.base import Press
 from pressgauge.tasks.fitting import Prompts
@@ -74,5 +75,7 @@ def answers(
             kv_bytes += cache.nbytes
         else:
             kv_bytes += sum(storage_nbytes(layer) for layer in cache.layers)
+    if split := split_of(model.config):
+        evictions, kv_bytes = split.total(evictions), split.total(kv_bytes)
     compressing = press is not None and press.keep_ratio < 1
     return Answers(tuple(texts), tuple(recalls), generated, affected, evictions, kv_bytes, compressing)

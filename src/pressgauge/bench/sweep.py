@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +29,7 @@ from pressgauge.bench.task_row import TaskSource
 from pressgauge.bench.task_sweep import measure_tasks
 from pressgauge.likelihood import perplexity
 from pressgauge.models import load, load_parts, placed
+from pressgauge.models.heads import split_of
 from pressgauge.models.support import of_config
 from pressgauge.norm_attention import norm_attention
 from pressgauge.presses.base import Press
@@ -76,7 +78,12 @@ def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
 
 def fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 digest of a model's configuration and weights."""
-    state = hashlib.sha256(model.config.to_json_string(use_diff=False).encode())
+    config = model.config.to_json_string(use_diff=False)
+    settings = json.loads(config)
+    # How processes share a model is no part of it.
+    if settings.pop("distributed_config", None) is not None:
+        config = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    state = hashlib.sha256(config.encode())
     for name, weight in placed.weights(model):
         state.update(name.encode())
         state.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -136,7 +143,8 @@ def measure(
         if report.stopped or not mine:
             continue
         advance(f"loading {name}", 0)
-        given = {"device_map": plan.device_map} if plan.device_map else {}
+        given: dict[str, Any] = {"device_map": plan.device_map} if plan.device_map else {}
+        given |= {"tensor_parallel": plan.tensor_parallel} if plan.tensor_parallel > 1 else {}
         model, tokenizer = load(
             name, device=plan.device, dtype=plan.dtype, trust_remote_code=plan.trust_remote_code, **given
         )
@@ -314,7 +322,10 @@ class _Measurement:
                 tightest = min(pressed, key=lambda press: press.keep_ratio)
                 title = f"{place}: {label}, keep ratio {tightest.keep_ratio:g}"
                 self.report.maps[title] = perplexity(self.model, self.ids[:1], tightest, self.plan.prompt).evicted_at
-        self.report.correlations[place] = norm_attention(self.model, self.ids[:1])
+        correlations = norm_attention(self.model, self.ids[:1])
+        if split := split_of(self.model.config):
+            (correlations,) = split.joined((correlations,))
+        self.report.correlations[place] = correlations
 
     def _press(self, cell: Cell) -> Press | Compressor | None:
         """The press of a cell; None for the uncompressed one."""

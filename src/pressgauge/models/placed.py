@@ -1,4 +1,4 @@
-"""Models on several devices: placed layer by layer by accelerate, also in main memory and on disk."""
+"""Models on several devices: layers placed by accelerate, also in main memory and on disk, or shared by processes."""
 
 from collections.abc import Iterator, Mapping
 from tempfile import TemporaryDirectory
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 DeviceMap = str | Mapping[str, Any]
@@ -43,8 +44,11 @@ def where(model: PreTrainedModel, device: torch.device) -> str:
 
 
 def weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Weights and buffers by name, in its order; those that are on disk one by one."""
+    """Weights and buffers by name, in its order; those that are on disk, or that processes share, one by one."""
     for name, weight in sorted(model.state_dict().items()):
+        if isinstance(weight, DTensor):
+            yield name, weight.full_tensor()
+            continue
         if weight.device.type != "meta":
             yield name, weight
             continue

@@ -150,7 +150,7 @@ def test_a_sweep_takes_all_devices(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--device-map", "balanced"], "--device-map must be auto, got 'balanced'"),
-        (["--device-map", "auto", "--timing"], "--timing measures the time and memory of one device"),
+        (["--device-map", "auto", "--timing"], "--timing measures the time and memory of one device, and --device-map"),
         (["--device-map", "auto", "--press", "transformers:DynamicCache"], "--device-map is for presses, got transf"),
     ],
 )
