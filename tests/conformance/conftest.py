@@ -13,11 +13,17 @@ from pressgauge.conformance.trained import trained_model
 
 from .ours import one_per_press, ours_by_default
 
+FIRST = "knorm-budget"
+"""Press that runs on further architectures as well."""
 EVERYWHERE = ("knorm-budget", "streaming-llm-prefill", "plain-KnormPress-step", "compress-function")
 """Presses that run on every architecture. The others run on one, since a press does not depend on the model."""
 
 LONG = ("test_bytes", "test_models", "test_operations", "test_passes")
 """Files of laws that run our presses under their own schedules only, since many of them take a second each."""
+
+UNSCHEDULED = ("test_identity", "test_leaks", "test_rows")
+"""Files of laws that run our presses under their own schedules only, and plain caches under all three: how a schedule
+and a score act together is the matter of the laws of counts and entries."""
 
 
 def _name(value: Any) -> str:
@@ -28,7 +34,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every law runs on every subject, and laws about what a model computes on several models."""
     reference, asked = (option(metafunc.config, name) for name in ("subject", "model"))
     subjects = find(reference) if reference else ours_by_default()
-    if not reference and Path(metafunc.module.__file__).stem in LONG:
+    if not reference and Path(metafunc.module.__file__).stem in LONG + UNSCHEDULED:
         subjects = one_per_press()
     everywhere = [asked] if asked else list(architectures.ARCHITECTURES)
     if "trained" in metafunc.fixturenames and not reference:
@@ -39,6 +45,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             for subject in subjects
             for name in (everywhere if reference or asked or subject.name in EVERYWHERE else ["llama"])
         ]
+        if not reference and not asked:
+            pairs += [
+                (subject, name) for subject in subjects if subject.name == FIRST for name in architectures.FURTHER
+            ]
         metafunc.parametrize(("subject", "model"), pairs, indirect=["model"], ids=_name, scope="session")
     elif "subject" in metafunc.fixturenames:
         metafunc.parametrize("subject", subjects, ids=_name, scope="session")
@@ -77,6 +87,6 @@ def trained() -> Any:
 
 def specimen(name: str) -> Any:
     """Model of this name: an architecture, a folder, a name on the hub, or a reference model."""
-    if name in architectures.BY_NAME:
+    if name in architectures.NAMED:
         return architectures.under_test(name)
     return trained_model(name, "float64", str(devices.chosen()))[0]

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-from pressgauge.cache.layer import Handed, PressedLayer, held_tokens, storage_nbytes
+from pressgauge.cache.layer import Handed, PressedLayer, held_tokens, in_each_layer, storage_nbytes
 from pressgauge.cache.plain import check_pass, uneven
 from pressgauge.cache.windowed import WindowedLayer, pressed_layer
 from pressgauge.history import NEVER, History, count_evictions
@@ -297,11 +297,13 @@ class PressedCache(_Readings, DynamicCache):
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row ``repeats`` times."""
         self._settle()
-        super().batch_repeat_interleave(repeats)
-        self._select_rows([row for row in range(len(self.ledger.padding)) for _ in range(repeats)])
+        rows = [row for row in range(len(self.ledger.padding)) for _ in range(repeats)]
+        in_each_layer(self.layers, "batch_repeat_interleave", repeats, rows)
+        self._select_rows(rows)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Select the rows at ``indices``."""
         self._settle()
-        super().batch_select_indices(indices)
-        self._select_rows(torch.arange(len(self.ledger.padding))[indices.cpu()].tolist())
+        rows = torch.arange(len(self.ledger.padding))[indices.cpu()].tolist()
+        in_each_layer(self.layers, "batch_select_indices", indices, rows)
+        self._select_rows(rows)

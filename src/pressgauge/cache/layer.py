@@ -1,5 +1,6 @@
 """A layer of a pressed cache, with the interface of transformers' cache layers."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,7 @@ class PressedLayer(Entries, CacheLayerMixin):
     is_sliding = False
     is_croppable = True
 
-    def __init__(self, press: Press, index: int, ledger: Ledger, latent: bool = False) -> None:
+    def __init__(self, press: Press, index: int, ledger: Ledger, latent: bool) -> None:
         # The base class of transformers assigns `keys` and `values`, which are computed here.
         super().__init__(press, index, ledger, latent)
         self.handed: Handed | None = None
@@ -158,6 +159,22 @@ class PressedLayer(Entries, CacheLayerMixin):
         """Select the rows at ``indices``."""
         if self.is_initialized:
             self._select(torch.arange(self.storage["keys"].shape[0])[indices.cpu()])
+
+
+def in_each_layer(layers: Iterable[Any], name: str, argument: Any, rows: Sequence[int]) -> None:
+    """Call a batch operation of each layer.
+
+    Args:
+        layers: the layers; those of linear attention have ``reorder_cache`` only, which takes any rows.
+        name: the operation.
+        argument: its argument.
+        rows: former rows of the batch in their new order, as the operation selects them.
+    """
+    for layer in layers:
+        if hasattr(layer, name):
+            getattr(layer, name)(argument)
+        else:
+            layer.reorder_cache(torch.tensor(rows))
 
 
 def storage_nbytes(layer: Any) -> int:

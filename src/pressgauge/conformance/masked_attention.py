@@ -33,7 +33,7 @@ def masked_logits(
     model = in_dtype(model, torch.float64)
 
     def masked(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **_: Any
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **given: Any
     ) -> tuple[Tensor, None]:
         key, value = (rounded(tensor, stored).to(query.dtype) for tensor in (key, value))
         time = torch.arange(query.shape[2], device=query.device)
@@ -41,7 +41,7 @@ def masked_logits(
         sees = (time <= time[:, None]) & (time[:, None] < table[:, :, None, :])
         # A padding query would attend to nothing. Its output does not matter, but must not be NaN.
         sees = sees | (torch.eye(len(time), dtype=torch.bool, device=query.device) & ~sees.any(-1, keepdim=True))
-        return attend(query, key, value, sees, scaling), None
+        return attend(query, key, value, sees, scaling, given.get("s_aux")), None
 
     ids, mask = ids.to(model.device), None if mask is None else mask.to(model.device)
     given = {} if mask is None else {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}

@@ -24,7 +24,7 @@ from pressgauge.conformance.outcomes import (
     not_applicable,
 )
 from pressgauge.conformance.precision import EXACT
-from pressgauge.conformance.reading import Entries, layers_of
+from pressgauge.conformance.reading import Entries, layers_of, only_states
 from pressgauge.conformance.session import Pass, Session, Trace
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.traces import audited
@@ -104,7 +104,9 @@ def state(session: Session, when: str) -> State:
             # An empty layer may have no keys at all.
             held = []
         count = getattr(session.cache, "get_seq_length", None)
-        lengths = [] if count is None else [int(count(layer)) for layer in layers_of(session.cache)]
+        # A layer of linear attention has states, and no length.
+        with_length = [index for index, layer in layers_of(session.cache).items() if not only_states(layer)]
+        lengths = [] if count is None else [int(count(layer)) for layer in with_length]
     return State([(keys, values) for keys, values in held if keys.numel()], lengths)
 
 

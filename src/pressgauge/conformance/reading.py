@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pressgauge.conformance.outcomes import Unreadable
+from pressgauge.models import interface
 
 Entries = tuple[Tensor, Tensor]
 """Keys ``[B, K, N, D]`` and values ``[B, K, N, D']`` of one layer."""
@@ -22,6 +23,11 @@ def layers_of(cache: Any) -> dict[int, Any]:
     if isinstance(layers, Mapping):
         return dict(sorted(layers.items()))
     return dict(enumerate(layers or ()))
+
+
+def only_states(layer: Any) -> bool:
+    """Whether a layer of transformers keeps the states of linear attention and no keys."""
+    return hasattr(layer, "recurrent_states") and not interface.caches_keys(layer)
 
 
 def reader_of(read: Any) -> Reader:

@@ -23,6 +23,7 @@ from pressgauge.conformance.precision import rounded
 from pressgauge.conformance.reading import Entries, entries_of, layers_of
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.versions import CACHE, using
+from pressgauge.models import interface
 
 
 @dataclass
@@ -258,7 +259,8 @@ class Session:
                 self.declares.after_pass(self.cache)
 
     def _compress(self) -> None:
-        layers = [(layer.keys, layer.values) for layer in self.cache.layers]
+        stored = [layer for layer in self.cache.layers if interface.caches_keys(layer)]
+        layers = [(layer.keys, layer.values) for layer in stored]
         before = [(keys.clone(), values.clone()) for keys, values in layers]
         with refusals(*DECLINES):
             result = self.adapter.compress(list(layers))
@@ -285,7 +287,7 @@ class Session:
                         f"the retained {name} of layer {index} are a view of all {given.shape[2]} entries, so the "
                         "evicted ones cannot be freed"
                     )
-            self.cache.layers[index].keys, self.cache.layers[index].values = keys, values
+            stored[index].keys, stored[index].values = keys, values
 
     def held(self) -> list[Entries]:
         """Current entries of each layer, as readable from the cache, copied to the CPU.

@@ -17,6 +17,7 @@ from pressgauge.conformance.precision import in_dtype
 from pressgauge.conventions.adapter import Adapter
 from pressgauge.conventions.adapters import ADAPTERS, adapter_of
 from pressgauge.conventions.factories import given, takes, takes_ratio, version_of
+from pressgauge.models import interface
 
 FARTHEST = 1 << 17
 """Tokens up to which a target is asked whether it evicts."""
@@ -61,6 +62,11 @@ class Subject:
         if model is not None:
             own = self.shown(model)
             known |= {"model": own, "config": own.config, "dtype": own.dtype, "device": own.device}
+            layers = enumerate(interface.layer_classes(own.config))
+            linear = {index for index, layer in layers if not interface.caches_keys(layer)}
+            if linear and self.declares.skip_layers:
+                # A layer without keys has nothing to evict.
+                options["skip_layers"] = tuple(sorted(linear.union(options.get("skip_layers", ()))))
         with refusals(*DECLINES):
             arguments = given(self.factory, keep_ratio, **known)
             create = functools.partial(self.factory, **{**arguments, **self.options, **options})

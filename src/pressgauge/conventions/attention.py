@@ -38,7 +38,9 @@ def attention(model: PreTrainedModel, function: Callable[..., tuple[Tensor, None
         ALL_MASK_ATTENTION_FUNCTIONS._global_mapping.pop("oracle")
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, sees: Tensor, scaling: float) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, sees: Tensor, scaling: float, sinks: Tensor | None = None
+) -> Tensor:
     """Masked attention in the dtype of the query: ``[B, q, H, D]``.
 
     Args:
@@ -46,10 +48,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, sees: Tensor, scaling: flo
         key, value: ``[B, K, N, D]``, K a divisor of H.
         sees: ``[B or 1, K or 1, q, N]`` bool, True where a query attends to a key.
         scaling: scaling factor of the query-key products.
+        sinks: ``[H]``, logits that take part in the softmax and attend to nothing; None for none.
     """
     groups = query.shape[1] // key.shape[1]
     if sees.shape[1] > 1:
         sees = sees.repeat_interleave(groups, dim=1)
     scores = query @ key.repeat_interleave(groups, dim=1).transpose(2, 3) * scaling
-    weights = scores.masked_fill(~sees, -torch.inf).softmax(dim=-1)
+    scores = scores.masked_fill(~sees, -torch.inf)
+    if sinks is not None:
+        column = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, column], dim=-1)
+    weights = scores.softmax(dim=-1)[..., : key.shape[2]]
     return (weights @ value.repeat_interleave(groups, dim=1)).transpose(1, 2)
