@@ -109,10 +109,10 @@ def refuse_padding(model: PreTrainedModel, mask: Tensor, prompt: int) -> None:
         )
     if not interface.computes_behind_padding(model):
         raise ValueError(f"{name} in float64 computes NaN behind padding, by its eager attention: use float32")
-    linear = not all(map(interface.caches_keys, classes))
+    linear = any(interface.keeps_states(layer) or not interface.caches_keys(layer) for layer in classes)
     if linear and (prompt == 1 or padding > prompt):
         raise ValueError(
-            f"{name} has layers without keys, which treat padding fed singly as text; a row has {padding} "
+            f"{name} has recurrent layers, which treat padding fed singly as text; a row has {padding} "
             f"columns of padding and the prompt {prompt}: use a longer prompt, or feed rows of equal length"
         )
 

@@ -124,7 +124,8 @@ def _check_recurrence(model: PreTrainedModel, ids: Tensor) -> None:
 
     Some state-space models in transformers do. ``ids`` is ``[1, T]``.
     """
-    if all(map(interface.caches_keys, interface.layer_classes(model.config))):
+    classes = interface.layer_classes(model.config)
+    if not any(interface.keeps_states(layer) or not interface.caches_keys(layer) for layer in classes):
         return
     cache = {interface.cache_argument(model): new_cache(None, model, 1)}
     singly = torch.cat([interface.feed(model, token, cache) for token in ids.split(1, dim=1)], dim=1)

@@ -152,6 +152,16 @@ def caches_keys(layer: Any) -> bool:
     return isinstance(layer, CacheLayerMixin)
 
 
+def keeps_states(layer: Any) -> bool:
+    """Whether a cache layer keeps states of linear attention, besides keys or alone."""
+    return hasattr(layer, "recurrent_states")
+
+
+def keeps_both(layer: Any) -> bool:
+    """Whether a cache layer keeps the keys of all tokens, and states of linear attention."""
+    return type(layer).__name__ == "LinearAttentionAndFullAttentionLayer"
+
+
 def tokens_seen(cache: DynamicCache) -> int | None:
     """Number of tokens fed to a cache; None if no layer caches keys."""
     layers: list[Any] = cache.layers
