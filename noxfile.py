@@ -91,6 +91,13 @@ def cpu(session: nox.Session) -> None:
 
 
 @nox.session
+def quick(session: nox.Session) -> None:
+    """Run the tests of ``tests/quick.txt``: in less than a minute, those that kill most mutants."""
+    install(session, "test")
+    session.run("python", "-m", "pytest", "--quiet", "--numprocesses", "2", "@tests/quick.txt", *session.posargs)
+
+
+@nox.session
 def cuda(session: nox.Session) -> None:
     """Validate on a CUDA device."""
     install(session, "test")
@@ -156,7 +163,7 @@ def installs(session: nox.Session) -> None:
 
 MUTATED = {
     "decide": (
-        ("rules", "presses", "history"),
+        ("rules", "presses", "history", "softmax"),
         (
             "properties/test_counts.py",
             "properties/test_which.py",
@@ -165,6 +172,7 @@ MUTATED = {
             "unit/rules",
             "unit/presses",
             "unit/history",
+            "unit/test_softmax.py",
             "harness/test_accelerator.py",
         ),
     ),
@@ -184,6 +192,7 @@ MUTATED = {
             "unit/history/test_fixed.py",
             "unit/cache",
             "unit/test_storage_details.py",
+            "properties/test_softmax_and_latents.py",
             "harness/test_accelerator.py",
         ),
     ),
@@ -207,6 +216,8 @@ MUTATED = {
             "unit/test_onepass_details.py",
             "unit/test_attach_details.py",
             "unit/test_onepass_parts_details.py",
+            "unit/test_softmax.py",
+            "properties/test_softmax_and_latents.py",
             "harness/test_accelerator.py",
         ),
     ),
@@ -232,7 +243,7 @@ MUTATED = {
         ),
     ),
     "models": (
-        ("models/interface", "models/support"),
+        ("models/interface", "models/support", "models/latents"),
         (
             "properties/test_refusals.py",
             "properties/test_onepass.py",

@@ -304,6 +304,12 @@ def measure(
     samples: Annotated[int, typer.Option(help="samples of the text")] = 3,
     tokens: Annotated[int, typer.Option(help="tokens per sample")] = 1024,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
+    device_map: Annotated[
+        str, typer.Option(help="auto: layers of a model on all devices, in main memory and on disk, as they fit")
+    ] = "",
+    tensor_parallel: Annotated[
+        int, typer.Option(help="share each model among this many processes, which torchrun starts")
+    ] = 1,
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
     timing: Annotated[
         bool, typer.Option("--timing", help="also measure times, relative to the uncompressed model")
@@ -378,7 +384,7 @@ def measure(
         from pressgauge.bench.task_sweep import prepare_tasks, under_schedules
         from pressgauge.models import pick_device
 
-        ranks = join(cpu=device == "cpu")
+        ranks = join(cpu=device == "cpu", together=tensor_parallel > 1)
         presses = {one.label: make(one, ratios, options) for one in named}
         if random:
             presses = with_random(presses, ratios, options, **shared, seed=seed)
@@ -409,9 +415,15 @@ def measure(
             bands=limits,
             metrics=tuple(map(find_metric, own_metrics)),
             of_tasks=of_tasks,
+            device_map=device_map,
+            tensor_parallel=whole_number("--tensor-parallel", tensor_parallel, 1),
         )
+        plan.check_spread(ranks.count)
         journal = _journal(json_file, report, resume, plan, ranks)
         share = share_of(plan, journal, ranks)
+        # Processes that share a model measure all of it together.
+        sharing = ranks if tensor_parallel == 1 else Ranks()
+        share = share if tensor_parallel == 1 else share_of(plan, journal, sharing)
         disable_progress_bar()
         with terminable(), Progress(len(share), plan.steps_per_row, _stderr(ranks)) as bar:
             found = prepare(plan)
@@ -421,13 +433,13 @@ def measure(
                 share,
                 found,
                 journal,
-                ranks,
+                sharing,
                 prompts=prompts,
                 pictures=report is not None,
                 advance=bar.advance,
                 resume=bar.resume,
             )
-            if sweep is None:
+            if sweep is None or ranks.index:
                 # Rank 0 has the results of all.
                 written = ranks.gather(False)[0]
                 if journal is not None and written:

@@ -15,7 +15,7 @@ from pressgauge.cache import PressedCache, held_tokens, storage_nbytes
 from pressgauge.decoder import attached, checked_mask, new_cache, own_positions, prove, refuse_padding
 from pressgauge.divergence import Comparison, Note
 from pressgauge.history import History, count_evictions, first_evictions, retained
-from pressgauge.models import interface, support
+from pressgauge.models import heads, interface, support
 from pressgauge.models.support import refuse_outside
 from pressgauge.onepass import NOT_DECODING, OnePass
 from pressgauge.presses.base import Press, check_press
@@ -281,7 +281,7 @@ def perplexity(
         scores = _stepwise(model, input_ids, mask, press, prompt, progress, note)
     else:
         scores = _onepass(model, input_ids, mask, press, prompt, progress, note)
-    result = _result(scores, scored, prompt, press, comparison)
+    result = _result(heads.of_all(model.config, scores), scored, prompt, press, comparison)
     if against is not None:
         against.close(result)
     return result

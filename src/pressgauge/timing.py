@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -73,6 +72,9 @@ def ratio(pairs: Sequence[tuple[float, float]]) -> Ratio:
         ValueError: for fewer than two pairs, which have no spread.
     """
     _check_pairs(len(pairs))
+    # Only here, since the import takes a tenth of that of torch and transformers.
+    from scipy.stats import bootstrap
+
     quotients = np.array([first / second for first, second in pairs])
     interval = bootstrap((quotients,), np.median, method="percentile", rng=np.random.default_rng(0)).confidence_interval
     return Ratio(float(np.median(quotients)), (float(interval.low), float(interval.high)))

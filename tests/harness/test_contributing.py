@@ -1,11 +1,13 @@
 """The suite covers a press and a law added by the instructions of docs/contributing.md."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,12 +43,54 @@ def test_a_toy_law(subject: Subject) -> None:
     """Held by every subject."""
     assert subject.name
 '''
-MACHINE = """
-import sys
+SCRIPT = """
+import contextlib, io, json, runpy, sys
+import pytest
+
 sys.path.insert(0, "tests")
-from properties.test_{name} import {machine}
-print(*(subject.name for subject in {machine}.subjects))
+found = {}
+
+class Selection:
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items):
+        found["collected"] = [item.nodeid for item in items]
+        items[:] = [item for item in items if "toy_law" in item.nodeid or "[longest-budget" in item.nodeid
+                    and ("test_entries" in item.nodeid or "test_counts" in item.nodeid)
+                    and item.nodeid.startswith("tests/conformance")]
+
+    def pytest_sessionfinish(self, session):
+        found["ran"] = session.testscollected
+
+def printed(work):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = work()
+    return [int(code or 0), out.getvalue()]
+
+def command(*arguments):
+    sys.argv = ["pressgauge", *arguments]
+    try:
+        runpy.run_module("pressgauge", run_name="__main__")
+    except SystemExit as ended:
+        return ended.code
+
+where, measure = json.load(sys.stdin)
+suite = ["-p", "no:cacheprovider", "-p", "no:randomly", "-q", *where]
+found["suite"] = printed(lambda: pytest.main(suite, plugins=[Selection()]))
+from properties.test_cache_machine import CacheMachine
+from properties.test_sequence_machine import SequenceMachine
+for machine in (CacheMachine, SequenceMachine):
+    found[machine.__name__] = [subject.name for subject in machine.subjects]
+found["measure"] = printed(lambda: command(*measure))
+import pressgauge
+found["ratio"] = pressgauge.LongestPress(0.5).keep_ratio
+print()
+print(json.dumps(found))
 """
+"""Everything in one process, since most of the time is that of importing torch and transformers."""
+PROPERTIES = ("counts", "which", "cache_machine", "sequence_machine")
+MEASURE = ("measure", "--press", "longest", "--samples", "1", "--tokens", "40", "--prune-after", "16",
+           "--keep-ratios", "0.5")  # fmt: skip
 
 
 def files(heading: str) -> list[str]:
@@ -79,40 +123,46 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(copy: Path, *arguments: str) -> str:
-    """Output of ``python ARGUMENTS`` with the copy; it must succeed."""
-    environment = {**os.environ, "PYTHONPATH": str(copy / "src")}
+@pytest.fixture(scope="module")
+def found(copy: Path) -> dict[str, Any]:
+    """What the suite, the state machines, the command line and the package of the copy have of the press and the
+    law."""
+    where = ["tests/conformance", *(f"tests/properties/test_{name}.py" for name in PROPERTIES)]
     ended = subprocess.run(
-        [sys.executable, *arguments], cwd=copy, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", SCRIPT],
+        input=json.dumps([where, MEASURE]),
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
+    result: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return result
 
 
-def test_the_suite_covers_a_new_press_and_a_new_law(copy: Path) -> None:
+def test_the_suite_covers_a_new_press_and_a_new_law(found: dict[str, Any]) -> None:
     """A new press is covered by laws, properties, one pass and state machines, and a new law runs on every press."""
-    suite = ("-m", "pytest", "-p", "no:cacheprovider", "-p", "no:randomly", "-q")
-    where = (
-        "tests/conformance",
-        *(f"tests/properties/test_{name}.py" for name in ("counts", "which", "cache_machine", "sequence_machine")),
-    )
-    listed = run(copy, *suite, "--collect-only", *where)
+    listed = "\n".join(found["collected"])
     for schedule in ("budget", "step", "prefill"):
         assert f"test_a_toy_law[longest-{schedule}]" in listed
         assert f"test_the_best_entries_are_retained[longest-{schedule}]" in listed
     assert "tests/properties/test_counts.py" in re.findall(r"^(.*)::.*longest-", listed, flags=re.MULTILINE)
-    for module in ("cache_machine.CacheMachine", "sequence_machine.SequenceMachine"):
-        name, machine = module.split(".")
-        found = run(copy, "-c", MACHINE.format(name=name, machine=machine))
-        assert {"longest-budget", "longest-step", "longest-prefill"} <= set(found.split()), module
-    found = run(copy, *suite, "tests/conformance", "-k", "toy_law or longest-budget and (entries or counts)")
-    assert " passed" in found
+    for machine in ("CacheMachine", "SequenceMachine"):
+        assert {"longest-budget", "longest-step", "longest-prefill"} <= set(found[machine]), machine
+    code, output = found["suite"]
+    assert code == 0, output
+    assert found["ran"] > 30
+    assert " passed" in output
 
 
-def test_the_command_line_and_the_package_have_the_press(copy: Path) -> None:
-    small = ("--samples", "1", "--tokens", "40", "--prune-after", "16", "--keep-ratios", "0.5")
-    assert "longest, budget" in run(copy, "-m", "pressgauge", "measure", "--press", "longest", *small)
-    assert run(copy, "-c", "import pressgauge; print(pressgauge.LongestPress(0.5).keep_ratio)").strip() == "0.5"
+def test_the_command_line_and_the_package_have_the_press(found: dict[str, Any]) -> None:
+    """``pressgauge measure`` measures the press, and it is imported from the package."""
+    code, output = found["measure"]
+    assert code == 0, output
+    assert "longest, budget" in output
+    assert found["ratio"] == 0.5
 
 
 def test_the_files_that_are_named_exist() -> None:

@@ -3,21 +3,30 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 HEAVY = ("torch", "transformers", "matplotlib", "scipy", "datasets", "jinja2")
 SCRIPT = """
-import json, sys
-sys.argv = ["pressgauge", *json.loads(sys.argv[1])]
-try:
-    from pressgauge.cli import app
-    app()
-except SystemExit as ended:
-    heavy = [name for name in json.loads(sys.stdin.read()) if name in sys.modules]
-    print(json.dumps({"code": ended.code, "heavy": heavy}))
+import contextlib, io, json, sys
+from pressgauge.cli import app
+
+cases, heavy = json.load(sys.stdin)
+found, known = [], set()
+for case in cases:
+    sys.argv = ["pressgauge", *case]
+    printed, code = io.StringIO(), 0
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        try:
+            app()
+        except SystemExit as ended:
+            code = ended.code or 0
+    imported = {name for name in heavy if name in sys.modules}
+    found.append([code, sorted(imported - known), printed.getvalue()])
+    known |= imported
+print(json.dumps(found))
 """
+"""All in one process: a heavy import is that of the first case with it."""
 HELP = [("--help",), ("--version",), ("measure", "--help"), ("audit", "--help")]
 REFUSED = [
     ("--keep-ratios", "2"),
@@ -37,32 +46,26 @@ REFUSED = [
 ]
 
 
-def started(*arguments: str) -> tuple[int, list[str], str]:
-    """Exit code, imported heavy packages and output of the command line."""
+CASES = [*HELP, *(("measure", *arguments) for arguments in REFUSED)]
+
+
+@pytest.fixture(scope="module")
+def started() -> dict[tuple[str, ...], tuple[int, list[str], str]]:
+    """Exit code, imported heavy packages and output of the command line, by its arguments."""
     ended = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(arguments)],
-        input=json.dumps(HEAVY),
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", SCRIPT], input=json.dumps([CASES, HEAVY]), capture_output=True, text=True, check=True
     )
-    last = json.loads(ended.stdout.splitlines()[-1])
-    return last["code"] or 0, last["heavy"], ended.stdout + ended.stderr
+    return dict(zip(CASES, map(tuple, json.loads(ended.stdout)), strict=True))
 
 
-@pytest.mark.parametrize(
-    "arguments", [("--help",), ("--version",), ("measure", "--help"), ("audit", "--help")], ids=" ".join
-)
-def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
-    code, heavy, _ = started(*arguments)
-    assert (code, heavy) == (0, [])
-
-
-@pytest.mark.parametrize("arguments", REFUSED, ids=" ".join)
-def test_a_refusal_imports_nothing_heavy(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    code, heavy, printed = started("measure", *arguments)
-    assert (code, heavy) == (2, [])
-    assert "error: " in printed
+@pytest.mark.parametrize("arguments", CASES, ids=" ".join)
+def test_help_and_refusals_import_nothing_heavy(
+    arguments: tuple[str, ...], started: dict[tuple[str, ...], tuple[int, list[str], str]]
+) -> None:
+    """Neither help nor a refusal imports torch, transformers or a plotting library; a refusal is an error."""
+    code, heavy, printed = started[arguments]
+    assert (code, heavy) == (0 if arguments in HELP else 2, [])
+    assert ("error: " in printed) is (arguments not in HELP)
 
 
 def test_measuring_imports_torch() -> None:

@@ -5,8 +5,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from support.processes import run_together
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")
@@ -53,19 +56,32 @@ COMMANDS = {
 }
 
 
+@pytest.fixture(scope="module")
+def audits(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Any]:
+    """How the commands of the page ended on its example, by place and command."""
+    example = re.search(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    assert example is not None
+    laws = "prune_after or something_is_evicted or padding or equal_entries"
+    folder = tmp_path_factory.mktemp("empty")
+    (folder / "my_module.py").write_text(example.group(1), encoding="utf-8")
+    lines = [(folder, [*command, "-k", laws]) for command in COMMANDS.values()]
+    return {
+        (where, name): ended
+        for where, source in (("wheel", site), ("clone", ROOT / "src"))
+        for name, ended in zip(COMMANDS, run_together(*lines, source=source), strict=True)
+    }
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("where", ["wheel", "clone"])
-def test_the_example_of_the_page_gives_its_findings(site: Path, tmp_path: Path, where: str, command: str) -> None:
+def test_the_example_of_the_page_gives_its_findings(
+    audits: dict[tuple[str, str], Any], where: str, command: str
+) -> None:
     """From a wheel and from a clone, the commands of the page report the findings shown, and reasons of laws that are
     not applicable."""
-    place = site if where == "wheel" else ROOT / "src"
-    example = re.search(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
     (shown,), *others = (re.findall(FINDING, page, flags=re.MULTILINE) for page in (PAGE, *OTHERS))
-    assert example is not None
     assert others == [[shown]] * len(OTHERS)
-    (tmp_path / "my_module.py").write_text(example.group(1), encoding="utf-8")
-    laws = "prune_after or something_is_evicted or padding or equal_entries"
-    result = run(place, tmp_path, *COMMANDS[command], "-k", laws)
+    result = audits[where, command]
     assert result.returncode == 1, result.stdout + result.stderr
     lines = result.stdout.splitlines()
     what = "a function over the whole cache, held to schedule step"

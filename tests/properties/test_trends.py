@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binom
+from scipy.stats import binom, ttest_rel
 
 from pressgauge import KnormPress, Press, StreamingLLMPress, perplexity
 from pressgauge.conformance.trends import holm, judged, p_values
@@ -95,6 +95,17 @@ def test_a_fall_is_rejected_by_students_t() -> None:
     before, after = np.array([5.0, 5.0, 5.0]), np.array([4.0, 3.0, 2.0])
     assert p_values(before, after) == pytest.approx((1 - math.sqrt(6 / 7)) / 2, rel=1e-12)
     assert p_values(after, before) == pytest.approx((1 + math.sqrt(6 / 7)) / 2, rel=1e-12)
+
+
+def test_p_values_are_those_of_scipy() -> None:
+    """p-values of many comparisons are those of ``ttest_rel``, also for constant changes: 0, 1 or NaN."""
+    draw = np.random.default_rng(1).normal
+    before, after = draw(size=(50, 8)), draw(size=(50, 8)) - 0.5
+    expected = ttest_rel(after, before, axis=-1, alternative="less").pvalue
+    assert p_values(before, after) == pytest.approx(expected, rel=1e-12)
+    zeros = np.zeros(4)
+    assert [float(p_values(zeros, zeros + change)) for change in (-1, 1)] == [0, 1]
+    assert math.isnan(p_values(zeros, zeros))
 
 
 def test_the_family_wise_error_is_one_percent() -> None:

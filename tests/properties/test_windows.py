@@ -5,6 +5,7 @@ infinity at evicted keys. Neither shares code with the package.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -81,12 +82,18 @@ def close(model: Any, found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=off)
 
 
-def stock(model: Any, ids: Tensor, passes: Sequence[int], tables: Sequence[Tensor]) -> Tensor:
+def stock(
+    model: Any,
+    ids: Tensor,
+    passes: Sequence[int],
+    tables: Sequence[Tensor],
+    noted: dict[int, list[oracle.Call]] | None = None,
+) -> Tensor:
     """Logits of the stock model under these evictions, with a softmax in float64."""
     softmax = torch.nn.functional.softmax
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.functional, "softmax", lambda scores, dim, dtype=None: softmax(scores, dim))
-        return oracle.expected(model, ids, passes, tables)
+        return oracle.expected(model, ids, passes, tables, noted)
 
 
 def attached(model: Any, press: Press, ids: Tensor, passes: Sequence[int], mask: Tensor | None = None) -> Any:
@@ -142,30 +149,62 @@ def test_replay_equals_a_plain_loop(data: st.DataObject, name: str) -> None:
         assert table[row].tolist() == shifted
 
 
-@pytest.mark.parametrize(
-    ("model", "name"),
-    [
-        *(("mistral", name) for name in PRESSES),
-        *((model, name) for model in list(MODELS)[1:] for name in ("knorm-interval", "keydiff-step", "h2o")),
-    ],
-    indirect=["model"],
-)
-def test_one_pass_decoding_and_the_stock_model_agree(model: Any, name: str) -> None:
-    """One pass has the evictions and, to 1e-9, the NLL of decoding; both that of the stock model under these
-    evictions; with chunks and after every pass, too."""
-    press, ids = PRESSES[name], specimens.tokens(1, LENGTH)
-    one = perplexity(model, ids, press, 20)
-    other = perplexity(model, ids, press, 20, "stepwise")
-    assert one.evictions > 0
-    assert all(mine.equal(own) for mine, own in zip(one.evicted_at, other.evicted_at, strict=True))
-    assert (one.held, one.affected_tokens) == (other.held, other.affected_tokens)
-    assert one.kv_bytes <= other.kv_bytes <= 1.02 * one.kv_bytes
-    close(model, one.nll, other.nll)
-    for passes in ([20, *[1] * 20], [4, 7, 1, 9, 1, 1, 17]):
+@dataclass(frozen=True)
+class Case:
+    """A model and a press, by name."""
+
+    model: str
+    press: str
+
+
+CASES = [
+    *(Case("mistral", press) for press in PRESSES),
+    *(Case(model, press) for model in list(MODELS)[1:] for press in ("knorm-interval", "keydiff-step", "h2o")),
+]
+PASSES = ([20, *[1] * 20], [4, 7, 1, 9, 1, 1, 17])
+
+
+@pytest.mark.parametrize("subject", CASES, ids=lambda case: f"{case.model}-{case.press}")
+def test_evictions_and_logits_are_those_of_a_plain_loop_and_the_stock_model(subject: Case) -> None:
+    """Fed in passes, the press evicts what a plain loop over lists evicts, and the logits are those of the stock model
+    under its own masks and these evictions, to 1e-9; one pass over the text has both."""
+    model, press, ids = built(subject.model), PRESSES[subject.press], specimens.tokens(1, LENGTH)
+    for passes in PASSES:
         logits, cache = attached(model, press, ids, passes)
-        close(model, logits, stock(model, ids, passes, cache.evicted_at))
-        if passes[0] == 20:
-            close(model, oracle.nll(logits, ids, 20), one.nll)
+        calls: dict[int, list[oracle.Call]] = {}
+        expected = stock(model, ids, passes, cache.evicted_at, calls)
+        assert calls
+        assert cache.evictions
+        for layer, own in calls.items():
+            table = in_a_plain_loop(model, press, layer, own, passes)
+            assert cache.evicted_at[layer][0].tolist() == table, f"layer {layer} evicts others"
+        close(model, logits, expected)
+        if passes is PASSES[0]:
+            found = perplexity(model, ids, press, passes[0])
+            close(model, found.nll, oracle.nll(expected, ids, passes[0]))
+            assert all(map(torch.equal, found.evicted_at, cache.evicted_at)), "one pass evicts others"
+            assert list(found.held) == cache.held
+
+
+def in_a_plain_loop(
+    model: Any, press: Press, layer: int, calls: Sequence[oracle.Call], passes: Sequence[int]
+) -> list[list[int]]:
+    """``evicted_at`` of a layer, from its keys and queries in the stock model."""
+    keys, queries = calls[-1].key[0].tolist(), torch.cat([call.query for call in calls], dim=2)[0].tolist()
+    types = getattr(model.config, "layer_types", None)
+    kind = "sliding_attention" if types is None else types[layer]
+    size = 2 * LENGTH if kind == "full_attention" else specimens.WINDOW
+    sight = Sight(size, kind == "chunked_attention")
+    return evictions(press, keys, queries, calls[0].scale, passes, sight)[0]
+
+
+@pytest.mark.parametrize("subject", CASES[:4] + CASES[len(PRESSES) :: 3], ids=lambda case: f"{case.model}-{case.press}")
+def test_stepwise_and_in_one_pass_the_same_is_measured(subject: Case) -> None:
+    """Counts, bytes and affected tokens of ``method="stepwise"`` are those of one pass."""
+    model, press, ids = built(subject.model), PRESSES[subject.press], specimens.tokens(1, LENGTH)
+    one, other = (perplexity(model, ids, press, 20, method) for method in ("onepass", "stepwise"))
+    assert (one.held, one.affected_tokens, one.evictions) == (other.held, other.affected_tokens, other.evictions)
+    assert one.kv_bytes <= other.kv_bytes <= 1.02 * one.kv_bytes
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,10 @@ class Sighted(Attention):
 
 
 class PooledInSight(Voter):
-    """SnapKVPress: attention from the last queries, pooled over the neighbours that are left in the window."""
+    """SnapKVPress: mean attention from the last queries, averaged over the neighbours that are left in the window.
+
+    A factor would move scores across the edges to which they are rounded.
+    """
 
     def __init__(self, attention: Sighted, window: int, kernel: int) -> None:
         super().__init__(attention, window)
@@ -61,7 +64,8 @@ class PooledInSight(Voter):
             each = [self.attention.given(head, token, present) for token in range(first, end)]
             left = [j for j in present if self.sight.sees(end, j)]
             votes = [math.fsum(one.get(j, 0.0) for one in each) if j < first else 0.0 for j in left]
-            pooled = [math.fsum(votes[max(0, i - self.half) : i + self.half + 1]) for i in range(len(votes))]
+            factor = (2 * self.half + 1) * (end - first)
+            pooled = [math.fsum(votes[max(0, i - self.half) : i + self.half + 1]) / factor for i in range(len(votes))]
             found.append(dict(zip(left, pooled, strict=True)))
         return found
 

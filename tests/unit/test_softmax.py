@@ -10,11 +10,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from pressgauge import replay
 from pressgauge.conformance.oracle import Rules, counts, retained
-from pressgauge.history import NEVER
+from pressgauge.history import NEVER, changing
 from pressgauge.onepass import attend
 from pressgauge.presses import H2OPress
-from pressgauge.presses.attention_scores import Attention, weights
+from pressgauge.presses.attention_scores import MOST, Attention, LastQueries, weights
 from pressgauge.softmax import PLAIN, Softmax, softmax_of
+from support.accelerator import accelerator
 
 SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64)
 FORMS = {
@@ -87,8 +88,13 @@ def test_attention_in_blocks_is_explicit_sums(form: Softmax, block: int, width: 
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_replay_renormalises_what_is_left_with_its_sinks(form: Softmax) -> None:
-    """Attention computed ahead for a stretch of tokens gives the evictions of attention computed pass by pass."""
+@pytest.mark.parametrize("most", [MOST, 0], ids=["ahead", "pass by pass"])
+def test_replay_renormalises_what_is_left_with_its_sinks(
+    most: int, form: Softmax, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention computed ahead for a stretch of tokens gives the evictions of attention computed pass by pass, to which
+    a limit of memory leads."""
+    monkeypatch.setattr(changing, "MOST", most)
     keys, queries = random(1, 2, 40, 5), random(1, 4, 40, 5, seed=1)
     press = H2OPress(0.3, prune_after=4)
     together = replay(press, keys, PASSES, queries=queries, scale=SCALE, softmax=form)
@@ -132,9 +138,61 @@ def test_what_a_call_passes_counts_where_its_function_uses_it() -> None:
     assert softmax_of(sdpa_attention_forward, given).plain
 
 
+def test_one_of_softcap_and_sinks_is_enough() -> None:
+    """A call that passes only one has that one."""
+    capped, sunk = softmax_of(softcapped, {"softcap": 2.0}), softmax_of(softcapped, {"s_aux": SINKS})
+    assert (capped.softcap, capped.sinks, capped.plain) == (2.0, None, False)
+    assert (sunk.softcap, sunk.sinks, sunk.plain) == (None, SINKS, False)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_attention_of_the_last_queries_is_explicit_sums(form: Softmax) -> None:
+    """Recomputed on demand over the entries that are retained by then, as a mean over queries and query heads."""
+    queries, keys = random(1, 4, 7, 5), random(1, 2, 7, 5, seed=1)
+    votes = LastQueries(2)
+    votes.observe(Attention(queries, keys, None, SCALE, form))
+    held = [0, 2, 5, 6]
+    votes.keep(torch.tensor(held))
+    found = votes.of(keys[:, :, held])
+    for head in range(2):
+        wanted = torch.zeros(4, dtype=torch.float64)
+        for one in (2 * head, 2 * head + 1):
+            for time in (5, 6):
+                there = [j for j in held if j <= time]
+                given = explicit(queries[0, one, time], [keys[0, head, j] for j in there], form, one)
+                wanted[: len(there)] += torch.tensor(given, dtype=torch.float64) / 4
+        torch.testing.assert_close(found[0, head], wanted, rtol=0, atol=1e-14)
+
+
+def test_query_heads_have_the_sinks_of_their_group() -> None:
+    """Of six query heads, three share a KV head; a sink may be on another device than the keys."""
+    queries, keys, sinks = random(1, 6, 1, 5), random(1, 2, 7, 5, seed=1), random(6, seed=2)
+    found = weights(queries, keys, None, SCALE, Softmax(sinks=sinks))
+    for head in range(6):
+        given = explicit(queries[0, head, 0], list(keys[0, head // 3]), Softmax(sinks=sinks), head)
+        wanted = torch.tensor(given, dtype=torch.float64)
+        torch.testing.assert_close(found[0, head // 3, head % 3, 0], wanted, rtol=0, atol=1e-14)
+    with accelerator() as device:
+        away = weights(queries.to(device), keys.to(device), None, SCALE, Softmax(sinks=sinks))
+        assert away.device == device
+        assert torch.equal(away.cpu(), found)
+
+
+def test_half_precision_is_computed_in_float32_and_shared_in_its_own() -> None:
+    """Attention of bfloat16 states is that of their float32 copies, and the share of the sinks keeps the dtype."""
+    query, key, value = (random(1, 2, 8, 5, seed=seed).bfloat16() for seed in range(3))
+    half = FORMS["both"].attention(query, key, value, SCALE, None)
+    full = FORMS["both"].attention(query.float(), key.float(), value.float(), SCALE, None)
+    for own, wide in zip(half, full, strict=True):
+        assert own.dtype == torch.float32
+        assert torch.equal(own, wide)
+    assert FORMS["both"].share(half[0].bfloat16(), half[1], 2).dtype == torch.bfloat16
+
+
 def test_sinks_follow_the_dtype_of_the_logits() -> None:
-    """Sinks in float32 of a model in float64 do not lower the precision of weights."""
+    """Sinks in float32 of a model in float64 do not lower the precision of weights, and those in float64 of a model in
+    float32 do not raise it."""
     queries, keys = random(1, 4, 3, 5), random(1, 2, 7, 5, seed=1)
     exact = Attention(queries, keys, None, SCALE, FORMS["sinks"]).received()
     assert torch.equal(Attention(queries, keys, None, SCALE, Softmax(sinks=SINKS.float())).received(), exact)
-    assert Attention(queries.float(), keys.float(), None, SCALE, FORMS["sinks"]).received().dtype == torch.float32
+    assert weights(queries.float(), keys.float(), None, SCALE, FORMS["sinks"]).dtype == torch.float32

@@ -10,6 +10,8 @@ from pressgauge.cache import PressedCache
 from pressgauge.cache.layer import storage_nbytes
 from pressgauge.decoder import generate
 from pressgauge.history import first_evictions
+from pressgauge.models.heads import split_of
+from pressgauge.models.placed import input_device
 from pressgauge.presses.base import Press
 from pressgauge.tasks.fitting import Prompts
 from pressgauge.tasks.scoring import recall
@@ -59,7 +61,7 @@ def answers(
     texts, recalls = [], []
     generated = affected = evictions = kv_bytes = 0
     for prompt in prompts.prompts:
-        ids = torch.tensor([prompt.ids], device=model.device)
+        ids = torch.tensor([prompt.ids], device=input_device(model))
         cache = generate(model, ids[:, :-1], press, 1).cache
         result = generate(model, ids, press, prompts.answer_tokens, cache=cache)
         texts.append(str(tokenizer.decode(result.tokens[0, ids.shape[1] :].tolist(), skip_special_tokens=True)))
@@ -73,5 +75,7 @@ def answers(
             kv_bytes += cache.nbytes
         else:
             kv_bytes += sum(storage_nbytes(layer) for layer in cache.layers)
+    if split := split_of(model.config):
+        evictions, kv_bytes = split.total(evictions), split.total(kv_bytes)
     compressing = press is not None and press.keep_ratio < 1
     return Answers(tuple(texts), tuple(recalls), generated, affected, evictions, kv_bytes, compressing)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
 BLOCK = 64
@@ -163,5 +163,5 @@ def _bootstrap(differences: Numbers, counts: Numbers, level: float) -> tuple[flo
 
 
 def _around(mean: float, error: float, units: int, level: float) -> tuple[float, float]:
-    margin = student.ppf((1 + level) / 2, units - 1) * error
+    margin = stdtrit(units - 1, (1 + level) / 2) * error
     return float(mean - margin), float(mean + margin)

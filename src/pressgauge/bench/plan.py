@@ -64,6 +64,8 @@ class Plan:
         bands: thresholds of verdicts, as relative changes in perplexity, ascending.
         metrics: the user's own metrics.
         of_tasks: tasks and the presses under which they are measured.
+        device_map: ``auto`` if layers of a model may be on several devices; else empty.
+        tensor_parallel: number of processes that share a model; 1 if none do.
     """
 
     presses: dict[str, tuple[Press, ...] | tuple[Compressor, ...]]
@@ -79,6 +81,8 @@ class Plan:
     bands: tuple[float, ...] = BANDS
     metrics: tuple[Metric, ...] = ()
     of_tasks: TaskPlan = field(default_factory=TaskPlan)
+    device_map: str = ""
+    tensor_parallel: int = 1
 
     def timed(self, press: Press | None) -> tuple[int, int]:
         """Prompt length and number of new tokens for timing a press."""
@@ -86,6 +90,36 @@ class Plan:
         # With schedule "prefill", time the eviction after the same prompt as in the perplexity run.
         least = self.prompt if press is not None and press.schedule == "prefill" else 1
         return max(least, self.tokens - new), new
+
+    def check_spread(self, ranks: int) -> None:
+        """Raise ``ValueError`` if a model on several devices cannot be measured as planned.
+
+        Args:
+            ranks: number of processes.
+        """
+        if not self.device_map and self.tensor_parallel == 1:
+            return
+        if self.device_map not in ("", "auto"):
+            raise ValueError(f"--device-map must be auto, got {self.device_map!r}")
+        if self.device_map and self.tensor_parallel > 1:
+            raise ValueError(
+                "--device-map and --tensor-parallel are two ways to place a model, got both: leave one of them out"
+            )
+        option, means = ("--device-map", "all devices for one process")
+        if self.tensor_parallel > 1:
+            option, means = "--tensor-parallel", f"{self.tensor_parallel} processes that a launcher starts"
+        if ranks != self.tensor_parallel:
+            raise ValueError(f"{option} takes {means}, got {ranks}: start as many, or leave it out")
+        if self.timing:
+            raise ValueError(
+                f"--timing measures the time and memory of one device, and {option} takes several: leave one of them "
+                "out"
+            )
+        if others := [name for name, those in self.presses.items() if isinstance(those[0], Compressor)]:
+            raise ValueError(
+                f"{option} is for presses, got {others[0]}: what a third-party compressor does with a part of a model "
+                "cannot be told"
+            )
 
     @property
     def cells(self) -> tuple[Cell, ...]:

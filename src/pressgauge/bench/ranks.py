@@ -54,11 +54,12 @@ class Ranks:
         return found
 
 
-def join(*, cpu: bool) -> Ranks:
+def join(*, cpu: bool, together: bool = False) -> Ranks:
     """The ranks that the launcher started, each with a device of its own as far as there are enough.
 
     Args:
         cpu: whether to compute on the CPU.
+        together: whether ranks share a model, and not only a sweep.
 
     Raises:
         ModuleNotFoundError: if there are several and accelerate is not installed.
@@ -69,7 +70,7 @@ def join(*, cpu: bool) -> Ranks:
     from accelerate import PartialState
 
     # Results are objects in the main memory; gloo moves them from anywhere and notices when a rank ends.
-    state = PartialState(cpu=cpu, backend="gloo", timeout=PATIENCE)
+    state = PartialState(cpu=cpu, timeout=PATIENCE, **({} if together else {"backend": "gloo"}))
     device = "cpu" if cpu else f"{state.device.type}:{state.device.index or 0}"
     ranks = Ranks(state.process_index, state.num_processes)
     places = ranks.gather((platform.node(), device))

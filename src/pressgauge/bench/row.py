@@ -493,7 +493,8 @@ class Row:
         Non-finite numbers are None, like missing values, and ``not_finite`` lists them by name: ``NaN``, ``Infinity``
         or ``-Infinity``. A sum over a block that is not finite is read back as NaN.
         """
-        values = asdict(self)
+        # Of numbers, texts and tuples of them, which need no copies.
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         strange = {name: at for name, at in values.items() if isinstance(at, float) and not math.isfinite(at)}
         # As Python's own JSON and JavaScript write them.
         names = {name: "NaN" if math.isnan(at) else f"{'-' * (at < 0)}Infinity" for name, at in strange.items()}

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from pressgauge.bench.intervals import LEVEL
 
@@ -29,6 +29,6 @@ def score_interval(before: Sequence[float], after: Sequence[float], level: float
             f"scores can be compared if they are of the same samples, one at least, got {len(before)} and {len(after)}"
         )
     differences = np.array([*np.subtract(after, before), 1.0, -1.0])
-    margin = student.ppf((1 + level) / 2, len(differences) - 1) * differences.std() / math.sqrt(len(differences))
+    margin = stdtrit(len(differences) - 1, (1 + level) / 2) * differences.std() / math.sqrt(len(differences))
     low, high = differences.mean() - margin, differences.mean() + margin
     return max(-1.0, float(low)), min(1.0, float(high))

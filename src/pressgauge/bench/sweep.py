@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +28,8 @@ from pressgauge.bench.row import QUANTITIES, Row, Settings, Source, measured
 from pressgauge.bench.task_row import TaskSource
 from pressgauge.bench.task_sweep import measure_tasks
 from pressgauge.likelihood import perplexity
-from pressgauge.models import load, load_parts
+from pressgauge.models import load, load_parts, placed
+from pressgauge.models.heads import split_of
 from pressgauge.models.support import of_config
 from pressgauge.norm_attention import norm_attention
 from pressgauge.presses.base import Press
@@ -76,8 +78,13 @@ def prepare(plan: Plan) -> dict[tuple[str, str], Tensor]:
 
 def fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 digest of a model's configuration and weights."""
-    state = hashlib.sha256(model.config.to_json_string(use_diff=False).encode())
-    for name, weight in sorted(model.state_dict().items()):
+    config = model.config.to_json_string(use_diff=False)
+    settings = json.loads(config)
+    # How processes share a model is no part of it.
+    if settings.pop("distributed_config", None) is not None:
+        config = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    state = hashlib.sha256(config.encode())
+    for name, weight in placed.weights(model):
         state.update(name.encode())
         state.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
@@ -136,7 +143,11 @@ def measure(
         if report.stopped or not mine:
             continue
         advance(f"loading {name}", 0)
-        model, tokenizer = load(name, device=plan.device, dtype=plan.dtype, trust_remote_code=plan.trust_remote_code)
+        given: dict[str, Any] = {"device_map": plan.device_map} if plan.device_map else {}
+        given |= {"tensor_parallel": plan.tensor_parallel} if plan.tensor_parallel > 1 else {}
+        model, tokenizer = load(
+            name, device=plan.device, dtype=plan.dtype, trust_remote_code=plan.trust_remote_code, **given
+        )
         resolved = {name: _resolved(presses, model) for name, presses in plan.presses.items()}
         for line, presses in enumerate(resolved.values()):
             report.settings[name, False, line] = Settings.of(presses[0])
@@ -151,7 +162,7 @@ def measure(
                 name,
                 text,
                 plan.dtype,
-                str(plan.device),
+                placed.where(model, plan.device),
                 ids.shape[0],
                 ids.shape[1],
                 plan.prompt,
@@ -176,7 +187,7 @@ def measure(
                 prompts[name],
                 model,
                 tokenizer,
-                TaskSource(name, plan.dtype, str(plan.device), weights, parameters),
+                TaskSource(name, plan.dtype, placed.where(model, plan.device), weights, parameters),
                 device_name(plan.device),
                 journal,
                 report,
@@ -311,7 +322,10 @@ class _Measurement:
                 tightest = min(pressed, key=lambda press: press.keep_ratio)
                 title = f"{place}: {label}, keep ratio {tightest.keep_ratio:g}"
                 self.report.maps[title] = perplexity(self.model, self.ids[:1], tightest, self.plan.prompt).evicted_at
-        self.report.correlations[place] = norm_attention(self.model, self.ids[:1])
+        correlations = norm_attention(self.model, self.ids[:1])
+        if split := split_of(self.model.config):
+            (correlations,) = split.joined((correlations,))
+        self.report.correlations[place] = correlations
 
     def _press(self, cell: Cell) -> Press | Compressor | None:
         """The press of a cell; None for the uncompressed one."""

@@ -32,7 +32,7 @@ class Entries:
         latent: whether ``keys`` are latents and ``values`` rotary keys, see ``pressgauge.models.latents``.
     """
 
-    def __init__(self, press: Press, index: int, ledger: Ledger, latent: bool = False) -> None:
+    def __init__(self, press: Press, index: int, ledger: Ledger, latent: bool) -> None:
         self.latent = latent
         self.press = press
         self.index = index

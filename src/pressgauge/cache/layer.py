@@ -42,7 +42,7 @@ class PressedLayer(Entries, CacheLayerMixin):
     is_sliding = False
     is_croppable = True
 
-    def __init__(self, press: Press, index: int, ledger: Ledger, latent: bool = False) -> None:
+    def __init__(self, press: Press, index: int, ledger: Ledger, latent: bool) -> None:
         # The base class of transformers assigns `keys` and `values`, which are computed here.
         super().__init__(press, index, ledger, latent)
         self.handed: Handed | None = None

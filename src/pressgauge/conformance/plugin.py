@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
 from pressgauge.conformance.known import Known, known_finding, read
-from pressgauge.conformance.summary import KNOWN, NOTED, REFUSED, Laws, finding_of, in_words
+from pressgauge.conformance.summary import AUDITED, KNOWN, NOTED, REFUSED, UNUSABLE, Laws, finding_of, in_words
 
 # Modules that import torch and transformers are imported where tests run, since the import takes as long as many tests.
 # With pytest-xdist, the controller process only distributes tests.
@@ -66,9 +66,14 @@ def option(config: pytest.Config, name: str) -> Any:
     return config.getoption(f"pressgauge_{name}")
 
 
+def _is_worker(config: pytest.Config) -> bool:
+    """Whether this process is a worker of pytest-xdist."""
+    return hasattr(config, "workerinput")
+
+
 def _runs_tests(config: pytest.Config) -> bool:
     """Whether this process runs tests, unlike the controller of pytest-xdist."""
-    return hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None)
+    return _is_worker(config) or not getattr(config.option, "numprocesses", None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -90,8 +95,8 @@ def pytest_configure(config: pytest.Config) -> None:
             devices.choose(torch.device(option(config, "device")))
         # With two workers on two cores, more threads would compete. A single thread is also bit-reproducible.
         torch.set_num_threads(1)
-    # Fail with one sentence before collection if a name is not found.
-    if audited := _audited(config):
+    # Fail with one sentence before collection if a name is not found; a worker tells the controller.
+    if audited := _told(config) if _is_worker(config) else _audited(config):
         if config.getoption("tbstyle") == "auto":
             # Each finding is one line, and is listed in the summary.
             config.option.tbstyle = "no"
@@ -132,9 +137,14 @@ def _summaries(config: pytest.Config) -> list[Path]:
 def _audited(config: pytest.Config) -> list[str]:
     """Descriptions of what is under audit, one for each option that names something.
 
+    The controller of pytest-xdist, which does not load what is under audit, knows names only.
+
     Raises:
         pytest.UsageError: if a name is not found, or cannot be used.
     """
+    if not _runs_tests(config):
+        given = {kind: option(config, kind) for kind in ("subject", *MEASUREMENTS)}
+        return [f"{kind}: {reference}" for kind, reference in given.items() if reference]
     found = []
     if reference := option(config, "subject"):
         from pressgauge.conformance import subjects
@@ -148,9 +158,35 @@ def _audited(config: pytest.Config) -> list[str]:
     return found
 
 
+def _told(config: pytest.Config) -> list[str]:
+    """Descriptions of what is under audit, also for the controller; if it cannot be used, the reason is for the
+    controller, and this worker runs no test."""
+    output: dict[str, Any] = config.workeroutput  # type: ignore[attr-defined]
+    try:
+        output[AUDITED] = _audited(config)
+    except pytest.UsageError as error:
+        output[UNUSABLE] = str(error)
+        config.pluginmanager.register(_Idle())
+        return []
+    found: list[str] = output[AUDITED]
+    return found
+
+
+class _Idle:
+    """Plugin of a worker that has nothing to run."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection(self, session: pytest.Session) -> bool:
+        """Collect nothing."""
+        session.items = []
+        session.config.hook.pytest_collection_finish(session=session)
+        return True
+
+
 def pytest_report_header(config: pytest.Config) -> list[str]:
     releases = f"torch {version('torch')}, transformers {version('transformers')}, device {option(config, 'device')}"
-    return [releases, *_audited(config)]
+    # A worker of pytest-xdist prints nothing.
+    return [releases, *([] if _is_worker(config) else _audited(config))]
 
 
 @pytest.hookimpl(wrapper=True)

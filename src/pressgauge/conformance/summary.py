@@ -20,6 +20,12 @@ NOTED = "noted"
 KNOWN = "known"
 """Name of the report property with a known finding and its reason."""
 
+AUDITED = "pressgauge_audited"
+"""Name under which a worker of pytest-xdist passes on the descriptions of what is under audit."""
+
+UNUSABLE = "pressgauge_unusable"
+"""Name under which it passes on why something cannot be audited."""
+
 
 @dataclass
 class Law:
@@ -99,6 +105,18 @@ class Laws:
         self.laws: dict[str, Law] = {}
         self.vacuous: dict[str, list[str]] = {}
         """Findings that a subject does nothing, each with its cases."""
+        self.unusable = ""
+        """Why what is under audit cannot be used, if only workers of pytest-xdist load it."""
+        self.late: list[str] = []
+        """Descriptions that workers passed on at their end."""
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take what a worker of pytest-xdist passes on."""
+        output: dict[str, Any] = getattr(node, "workeroutput", None) or {}
+        self.unusable = output.get(UNUSABLE, self.unusable)
+        self.late = output.get(AUDITED, self.late)
+        self.subjects = self.late or self.subjects
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         file, line, name = report.location
@@ -148,6 +166,8 @@ class Laws:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if hasattr(session.config, "workerinput"):
             return
+        if self.unusable:
+            raise pytest.UsageError(self.unusable)
         if self.unmatched(_selected(session.config)) and session.exitstatus in (
             pytest.ExitCode.OK,
             pytest.ExitCode.NO_TESTS_COLLECTED,
@@ -214,6 +234,8 @@ class Laws:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
         write = terminalreporter
         write.section("laws")
+        for subject in self.late:
+            write.write_line(subject)
         for finding, cases in self.vacuous.items():
             write.write_line(f"vacuous         {_with_cases(finding, cases)}", red=True)
         for one in self.unmatched(_selected(config)):

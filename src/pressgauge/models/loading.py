@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from pressgauge.errors import is_out_of_memory
-from pressgauge.models import check_dtype, gguf_file, location, not_loaded
+from pressgauge.models import check_dtype, gguf_file, heads, location, not_loaded, placed
 from pressgauge.models.checks import (
     check_config,
     check_files,
@@ -169,7 +169,13 @@ def _dequantised() -> dict[str, Any]:
 
 
 def load(
-    name: str, *, device: torch.device | str = "cpu", dtype: str = "float32", trust_remote_code: bool = False
+    name: str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    device_map: placed.DeviceMap | None = None,
+    tensor_parallel: int = 1,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal model, in evaluation mode, and its tokenizer. Weights must be safetensors or GGUF, which is
     dequantised.
@@ -179,6 +185,10 @@ def load(
         device: device of the model.
         dtype: one of ``DTYPES``.
         trust_remote_code: whether to run code that comes with the model.
+        device_map: devices of its layers, as in transformers, in place of ``device``; ``auto`` fills accelerators, then
+            the main memory, then a temporary folder.
+        tensor_parallel: number of processes that share it, all those of ``torch.distributed``, by transformers'
+            ``tp_plan``.
 
     Raises:
         ValueError: if the dtype is not supported, this machine has no such device, or the model cannot be loaded.
@@ -187,7 +197,10 @@ def load(
     place = pick_device(str(device))
     with _explained(name):
         options = _options(name, trust_remote_code)
-        _, tokenizer = _parts(location(name), options)
+        config, tokenizer = _parts(location(name), options)
+        given, folder = ({}, None) if device_map is None else placed.placing(device_map)
+        if tensor_parallel > 1:
+            given = heads.shared_by(config, tensor_parallel)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location(name),
             dtype=getattr(torch, dtype),
@@ -197,9 +210,13 @@ def load(
             ignore_mismatched_sizes=True,
             **options,
             **(_dequantised() if "gguf_file" in options else {}),
+            **given,
         )
         model, loading = loaded
         check_loaded(model, loading)
-    model.to(place)
+    if folder is None and tensor_parallel == 1:
+        model.to(place)
+    elif folder is not None:
+        placed.own(model, folder)
     model.eval()
     return model, tokenizer

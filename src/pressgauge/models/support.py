@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from pressgauge.models import interface
+from pressgauge.models import heads, interface
 from pressgauge.models.windows import owners, windows
 from pressgauge.rules import UNPRUNABLE, Budget, Window
 
@@ -30,6 +30,7 @@ class Support:
         selecting: whether some layers index, compress or select keys.
         windows: windows of the layers that have one, by index.
         owners: for each layer that reads the keys and values of another, the layer that it reads.
+        split: how processes share the KV heads; None if they do not.
     """
 
     name: str
@@ -39,9 +40,10 @@ class Support:
     selecting: bool = False
     windows: Mapping[int, Window] = field(default_factory=dict)
     owners: Mapping[int, int] = field(default_factory=dict)
+    split: heads.Split | None = None
 
     def resolve(self, press: P) -> P:
-        """The press with ``skip_layers`` as indices, all within the model.
+        """The press with ``skip_layers`` as indices, all within the model, and the heads of this process.
 
         Raises:
             ValueError: if the press does not support the model; the message lists all reasons.
@@ -51,7 +53,7 @@ class Support:
         if press.skip_layers == UNPRUNABLE:
             if len(away := self._together(self.reasons)) == self.layers:
                 raise self.refusal(self.reasons)
-            return replace(press, skip_layers=away)
+            return self._shared(replace(press, skip_layers=away))
         if missing := [layer for layer in press.skip_layers if layer >= self.layers]:
             raise ValueError(
                 f"skip_layers names layer {missing[0]}, but the model has {self.layers} layers, 0 to {self.layers - 1}"
@@ -64,7 +66,18 @@ class Support:
                     f"skip_layers names layer {layer}, which reads the keys and values of layer {owner}, so the two "
                     f"are compressed together: name layer {owner}, too, or neither"
                 )
-        return press
+        return self._shared(press)
+
+    def _shared(self, press: P) -> P:
+        """The press with the heads of this process, which those of this package take account of."""
+        if self.split is None:
+            return press
+        if not type(press).__module__.startswith("pressgauge."):
+            raise ValueError(
+                f"{self.name} ({interface.VERSION}) is shared by {self.split.count} processes, and whether "
+                f"{type(press).__name__} scores each head on its own cannot be told: measure it on one device"
+            )
+        return self.split.given_to(press)
 
     def _together(self, layers: Iterable[int]) -> tuple[int, ...]:
         """Layers with all those that share keys and values with them."""
@@ -194,6 +207,8 @@ def of_config(config: PretrainedConfig, classes: Sequence[Any] | None = None) ->
         whole = f"decodes with a cache of its own: {interface.PLAIN}"
     elif slots := _slots(text, kind):
         whole = f"{slots}: {_STEPWISE}"
+    elif unsplit := heads.unsplit(config):
+        whole = f"{unsplit}: {_STEPWISE}"
     reasons = {}
     types = getattr(text, "layer_types", None) or [None] * count
     # GPT-Neo's local attention counts slots, not positions.
@@ -215,7 +230,8 @@ def of_config(config: PretrainedConfig, classes: Sequence[Any] | None = None) ->
             window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
             layer_type = (types[index] or "sliding_attention").replace("_", " ")
             reasons[index] = layer_type + (f" of {window}" if window else "")
-    return Support(name, count, whole, reasons, any(map(interface.selects_keys, classes)), windowed, reading)
+    selecting, split = any(map(interface.selects_keys, classes)), None if whole else heads.split_of(config)
+    return Support(name, count, whole, reasons, selecting, windowed, reading, split)
 
 
 def refuse_outside(model: PreTrainedModel) -> None:

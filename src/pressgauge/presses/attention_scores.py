@@ -155,7 +155,7 @@ class LastQueries(Votes):
     def __init__(self, most: int) -> None:
         self.most = most
         self.scale = 1.0
-        self.softmax = PLAIN
+        self.softmax: Softmax
         self.filler: Tensor | None = None
         self.until: Tensor | None = None
         """As in ``Attention``, counted from the first of the ``reach`` last queries."""

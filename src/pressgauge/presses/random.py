@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pressgauge.models.heads import split_given_to
 from pressgauge.presses.attention_scores import Votes
 from pressgauge.presses.base import Press
 
@@ -29,7 +30,9 @@ class RandomPress(Press):
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         """26 bits of a 64-bit hash (MurmurHash3's finaliser): ``[B, K, N]`` int64."""
-        heads = torch.arange(keys.shape[1], device=keys.device)[:, None]
+        split = split_given_to(self)
+        first = 0 if split is None else split.first(keys.shape[1])
+        heads = torch.arange(first, first + keys.shape[1], device=keys.device)[:, None]
         mixed = positions.long() * _signed(0x9E3779B97F4A7C15) + heads * _signed(0xC2B2AE3D27D4EB4F)
         mixed = mixed + _signed(layer * 0x165667B19E3779F9 + self.seed * 0x27D4EB2F165667C5)
         for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from pressgauge.models.heads import split_given_to
 from pressgauge.presses.attention_scores import LastQueries, Votes
 from pressgauge.presses.base import Press
 
@@ -33,4 +34,6 @@ class TOVAPress(Press):
         """
         assert votes is not None
         received = votes.of(keys)
-        return received.mean(dim=1, keepdim=True).expand_as(received)
+        split = split_given_to(self)
+        mean = received.mean(dim=1, keepdim=True) if split is None else split.mean(received)
+        return mean.expand_as(received)

@@ -17,6 +17,7 @@ from harness.mutants.regressions import REGRESSIONS
 from harness.mutants.smoke import SMOKE
 from harness.mutants.softmax import SOFTMAX
 from harness.mutants.ways_in import WAYS_IN
+from harness.mutants.windows import WINDOWS
 
 MUTANTS: list[Mutant] = [
     *SMOKE,
@@ -26,6 +27,7 @@ MUTANTS: list[Mutant] = [
     *ATTENTION_SCORES,
     *ONEPASS,
     *SOFTMAX,
+    *WINDOWS,
     *MEASURING,
     *MODELS,
     *REGRESSIONS,

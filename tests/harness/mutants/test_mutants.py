@@ -18,6 +18,7 @@ from harness.mutants.registry import MUTANTS
 from harness.mutants.right import RIGHT
 from harness.mutants.softmax import LAW as SOFTMAX
 from harness.mutants.variants import VARIANTS
+from harness.mutants.windows import LAW as WINDOWS
 from pressgauge.conformance.smoke import concerns
 from pressgauge.conformance.subjects import Subject
 from pressgauge.measuring.subjects import Measurement
@@ -36,6 +37,7 @@ EVERY_LAW = {
     ONEPASS,
     PROOF,
     SOFTMAX,
+    WINDOWS,
     rows_are_as_recorded,
 }
 """Laws that must each have a mutant."""

@@ -8,7 +8,7 @@ called ``eager``, so the model's code does not change its behaviour.
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,14 @@ _NAME = "eager_attention_forward"
 
 class Unreachable(Exception):  # noqa: N818  # it is an answer
     """The reason why a model's attention cannot be masked from outside."""
+
+
+class Call(NamedTuple):
+    """A call of a layer's attention: queries of a pass, all keys, and the factor of their products."""
+
+    query: Tensor
+    key: Tensor
+    scale: float
 
 
 def cache_name(model: Any) -> str | None:
@@ -57,10 +65,13 @@ def nll(logits: Tensor, ids: Tensor, prompt: int) -> Tensor:
 
 
 @contextmanager
-def masked(model: Any, tables: Sequence[Tensor], reached: set[int]) -> Iterator[None]:
+def masked(
+    model: Any, tables: Sequence[Tensor], reached: set[int], noted: dict[int, list[Call]] | None = None
+) -> Iterator[None]:
     """Context in which query t of layer l attends to key j only if ``t < tables[l][b, k, j]``.
 
-    Layers whose attention was masked are added to ``reached``.
+    Layers whose attention was masked are added to ``reached``, and the calls of layers with their own keys to
+    ``noted``.
     """
     files: dict[int, dict[str, Any]] = {}
     for module in model.modules():
@@ -76,8 +87,10 @@ def masked(model: Any, tables: Sequence[Tensor], reached: set[int]) -> Iterator[
             layer = getattr(module, "layer_idx", None)
             if isinstance(layer, int):
                 # A layer may read the keys of one before it.
-                read[layer] = key
+                index, read[layer] = layer, key
                 layer = next(one for one in sorted(read) if read[one].data_ptr() == key.data_ptr())
+                if noted is not None and layer == index:
+                    noted.setdefault(layer, []).append(Call(query, key, float(kwargs["scaling"])))
             if isinstance(layer, int) and 0 <= layer < len(tables) and key.shape[2] <= tables[layer].shape[2]:
                 table = tables[layer][:, :, : key.shape[2]]
                 given["attention_mask"] = _with(given.get("attention_mask"), table, query, key)
@@ -122,8 +135,16 @@ def uncompressed(model: Any) -> Any:
     return cache
 
 
-def expected(model: Any, ids: Tensor, passes: Sequence[int], tables: Sequence[Tensor]) -> Tensor:
+def expected(
+    model: Any,
+    ids: Tensor,
+    passes: Sequence[int],
+    tables: Sequence[Tensor],
+    noted: dict[int, list[Call]] | None = None,
+) -> Tensor:
     """Logits ``[B, T, V]`` of a model with evictions by these tables.
+
+    Calls of attention are added to ``noted``, as in ``masked``.
 
     Raises:
         Unreachable: if not all layers with evictions could be masked.
@@ -134,7 +155,7 @@ def expected(model: Any, ids: Tensor, passes: Sequence[int], tables: Sequence[Te
     model.set_attn_implementation("eager")
     try:
         some = [table if layer in losing else table[..., :0] for layer, table in enumerate(tables)]
-        with masked(model, some, reached):
+        with masked(model, some, reached, noted):
             logits, _ = decode(model, ids, passes, uncompressed(model))
     finally:
         model.set_attn_implementation(implementation)

@@ -1,14 +1,14 @@
 """Quantities are declared once, and a new one takes two edits."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
 from pressgauge.bench.row import QUANTITIES, Row, Source
+from support.processes import run_together
 
 ROOT = Path(__file__).parents[3]
 DECLARATION = """
@@ -41,7 +41,9 @@ def edit(path: Path, before: str, after: str) -> None:
     path.write_text(text.replace(before, after), encoding="utf-8")
 
 
-def test_a_new_quantity_is_its_declaration_and_the_code_that_computes_it(tmp_path: Path) -> None:
+def test_a_new_quantity_is_its_declaration_and_the_code_that_computes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After two edits in a copy of the project, a new quantity is in the JSON, both tables, a panel with its unit and
     direction, the notes of the page, and the docs."""
     for name in ("src", "docs"):
@@ -52,16 +54,13 @@ def test_a_new_quantity_is_its_declaration_and_the_code_that_computes_it(tmp_pat
     edit(tmp_path / "src" / "pressgauge" / "bench" / "row.py", "\n    accuracy: Annotated[", DECLARATION)
     edit(tmp_path / "src" / "pressgauge" / "uncompressed.py", "\n    @property\n    def accuracy(self)", PROPERTY)
 
-    def run(*arguments: str) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "COLUMNS": "80"}
-        return subprocess.run(
-            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-        ).stdout
-
     options = "--samples 1 --tokens 40 --prune-after 16 --keep-ratios 0.5 --device cpu --no-random"
     options += " --json rows.json --report out"
-    shown = run("-m", "pressgauge", "measure", *options.split())
-    lines = [line.split() for line in shown.splitlines()]
+    monkeypatch.setenv("COLUMNS", "80")
+    commands = [["pressgauge", "measure", *options.split()], ["tools.quantity_table"]]
+    measured, written = run_together(*((tmp_path, command) for command in commands), source=tmp_path / "src")
+    assert (measured.returncode, written.returncode) == (0, 0), measured.stderr + written.stderr
+    lines = [line.split() for line in measured.stdout.splitlines()]
     heading = next(line for line in lines if line[:1] == ["ratio"])
     assert heading[:5] == ["ratio", "ppl", "change", "bits", "accuracy"]
     assert [line.count("2.50") for line in lines if line[:1] in (["1"], ["0.5"])] == [1] * 2
@@ -71,7 +70,6 @@ def test_a_new_quantity_is_its_declaration_and_the_code_that_computes_it(tmp_pat
     assert page.count("<td>2.50</td>") == 2
     for text in (">bits per token<", ">bits<", ">less is better<", "What a token takes on average. Less is better."):
         assert text in page
-    run("-m", "tools.quantity_table")
     docs = (tmp_path / "docs" / "measuring.md").read_text(encoding="utf-8")
     assert "| `bits` | bits per token | bits | less | what a token takes on average |" in docs
 

@@ -14,6 +14,7 @@ from pressgauge import H2OPress, KeyDiffPress, KnormPress, Press, PressedCache, 
 from pressgauge.cache import Handed, PressedLayer, held_tokens, storage_nbytes
 from pressgauge.conformance import architectures
 from pressgauge.conformance.versions import using
+from pressgauge.rules import Ledger
 
 CONFIG = LlamaConfig(num_hidden_layers=2, hidden_size=16, num_attention_heads=2, num_key_value_heads=2)
 NEVER = torch.iinfo(torch.int32).max
@@ -68,10 +69,24 @@ def test_a_layer_that_is_reset_is_as_new() -> None:
     assert layer.compressed
     layer.handed = Handed(1, torch.zeros(1), torch.zeros(1))
     layer.reset()
-    assert (layer.press, layer.index, layer.ledger) == (press, 1, cache.ledger)
+    assert (layer.press, layer.index, layer.ledger, layer.latent) == (press, 1, cache.ledger, False)
     assert (layer.is_initialized, layer.columns, layer.used, layer.pending, layer.handed) == (False, 0, 0, False, None)
     assert [layer.keys, layer.values, layer.positions, layer.evicted_at] == [None] * 4
     assert (layer.nbytes, layer.overhead_nbytes) == (0, 0)
+
+
+def test_a_layer_of_latents_is_one_after_a_reset() -> None:
+    """A press scores the rotary keys with the latents, before it and after."""
+    layer = PressedLayer(KnormPress(0.5, prune_after=2), 0, Ledger(KnormPress(0.5, prune_after=2)), True)
+    for _ in range(2):
+        layer.ledger.feed(4, [0])
+        # By the latents alone the first two would be retained.
+        layer.update(torch.tensor([1.0, 2, 3, 4]).view(1, 1, 4, 1), torch.tensor([9.0, 0, 9, 0]).view(1, 1, 4, 1))
+        layer.settle()
+        assert layer.positions is not None
+        assert layer.positions.tolist() == [[[1, 3]]]
+        layer.reset()
+        layer.ledger = Ledger(KnormPress(0.5, prune_after=2))
 
 
 def test_a_mask_of_slots_hides_later_tokens_only() -> None:

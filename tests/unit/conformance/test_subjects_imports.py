@@ -1,6 +1,5 @@
 """Modules that fail when they are imported are the user's: one sentence, not an internal error of pytest."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +10,7 @@ import pytest
 
 from pressgauge.conformance import subjects
 from pressgauge.measuring import subjects as measurements
+from support.processes import run_together
 
 MODULES: dict[str, tuple[str | bytes, str]] = {
     "raises_key_error": ("raise KeyError('one\\ntwo')", r"could not be imported: KeyError: 'one\ntwo'"),
@@ -66,15 +66,21 @@ def test_a_factory_that_exits_is_a_usage_error(tmp_path: Path, monkeypatch: pyte
         subjects.find("exits_later:make")
 
 
-@pytest.mark.parametrize("name", ["raises_key_error", "exits"])
-def test_an_audit_of_a_failing_module_has_code_2_and_one_line(name: str, tmp_path: Path) -> None:
-    """``pressgauge audit`` prints the sentence alone, and ends with the code of wrong usage."""
-    write(tmp_path, name, MODULES[name][0])
-    command = [sys.executable, "-m", "pressgauge", "audit", "compressor", f"{name}:make"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert [line for line in result.stderr.splitlines() if line] == [
-        f"ERROR: --subject {name}:make could not be imported: "
-        + ("KeyError: 'one\\ntwo'" if name == "raises_key_error" else f"ImportError: {MODULES['exits'][1]}")
-    ]
-    assert result.stdout == ""
+def test_an_audit_of_a_failing_module_has_code_2_and_one_line(tmp_path: Path) -> None:
+    """``pressgauge audit`` prints the sentence alone, and ends with the code of wrong usage; with a worker of
+    pytest-xdist, which alone loads the module, a session begins before."""
+    audits = {
+        "raises_key_error": ([], "KeyError: 'one\\ntwo'"),
+        "exits": (["--", "-n", "1"], f"ImportError: {MODULES['exits'][1]}"),
+    }
+    for name in audits:
+        write(tmp_path, name, MODULES[name][0])
+    lines = [["pressgauge", "audit", "compressor", f"{name}:make", *options] for name, (options, _) in audits.items()]
+    alone, by_worker = run_together(*((tmp_path, line) for line in lines))
+    for result, (name, (_, sentence)) in zip((alone, by_worker), audits.items(), strict=True):
+        assert result.returncode == 2, result.stdout + result.stderr
+        assert [line for line in result.stderr.splitlines() if line] == [
+            f"ERROR: --subject {name}:make could not be imported: {sentence}"
+        ]
+    assert alone.stdout == ""
+    assert "1 worker" in by_worker.stdout
