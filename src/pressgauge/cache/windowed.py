@@ -169,7 +169,8 @@ class WindowedLayer(PressedLayer):
 
     def check_plain(self, tokens: int) -> None:
         """Raise ``ValueError`` if a plain cache cannot mask a next pass of ``tokens`` columns."""
-        if not self.compressed or (tokens == 1 and not self.uneven):
+        within = tokens == 1 or self.window.first(self.columns + tokens - 1) == 0
+        if not self.compressed or (within and not self.uneven):
             return
         if self.uneven:
             why = "KV heads hold different numbers of entries"
