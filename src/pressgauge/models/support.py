@@ -165,6 +165,7 @@ _ORDER_FREE = (
 _OWN_WAYS = {
     "diffllama": "joins the values of several heads that lie in one slot",
     "dory": "adds layers to the cache that it is given",
+    "moshi": "attends beyond the window that its cache keeps",
     "recurrent_gemma": "keeps recurrent states in its modules, from one sequence to the next",
     "doge": "makes masks of its own from all values that lie in the cache",
 }

@@ -171,6 +171,11 @@ def _by_slots(known: Facts, ids: Tensor) -> bool:
     return oracle.depends_on_slots(known.model, ids, PROMPT) > 1e-9
 
 
+def _singly(model: Any, ids: Tensor) -> Tensor:
+    """Logits of tokens fed singly, from an empty cache."""
+    return oracle.decode(model, ids, [1] * ids.shape[1], DynamicCache(config=model.config))[0]
+
+
 LAYERS: dict[str, Callable[[Facts, int, re.Match[str]], bool]] = {
     r"(?:hybrid )?(?:sliding|chunked)(?: attention)? of (\d+)": lambda known, layer, found: _windowed(
         known, layer, int(found[1])
@@ -215,7 +220,11 @@ WHOLE: dict[str, Callable[[Facts, Tensor], bool]] = {
         _not_causal(mask) for layer in known.layers.values() for mask in layer.masks
     ),
     r"keeps recurrent states in its modules": lambda known, ids: (
-        not torch.equal(*(oracle.decode(known.model, ids[:, :PROMPT], [1] * PROMPT)[0] for _ in range(2)))
+        not torch.equal(*(_singly(known.model, ids[:, :PROMPT]) for _ in range(2)))
+    ),
+    r"attends beyond the window that its cache keeps": lambda known, ids: any(
+        0 < known.held(index) < PROMPT and not any(map(_not_causal, layer.masks))
+        for index, layer in known.layers.items()
     ),
     r"adds layers to the cache": lambda known, ids: known.cache_layer(known.count()) is not None,
     r"is not known to attend through": lambda known, ids: not known.model._can_set_attn_implementation(),
