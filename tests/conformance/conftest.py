@@ -21,10 +21,6 @@ EVERYWHERE = ("knorm-budget", "streaming-llm-prefill", "plain-KnormPress-step", 
 LONG = ("test_bytes", "test_models", "test_operations", "test_passes")
 """Files of laws that run our presses under their own schedules only, since many of them take a second each."""
 
-UNSCHEDULED = ("test_identity", "test_leaks", "test_rows")
-"""Files of laws that run our presses under their own schedules only, and plain caches under all three: how a schedule
-and a score act together is the matter of the laws of counts and entries."""
-
 
 def _name(value: Any) -> str:
     return str(getattr(value, "name", value))
@@ -34,7 +30,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every law runs on every subject, and laws about what a model computes on several models."""
     reference, asked = (option(metafunc.config, name) for name in ("subject", "model"))
     subjects = find(reference) if reference else ours_by_default()
-    if not reference and Path(metafunc.module.__file__).stem in LONG + UNSCHEDULED:
+    if not reference and Path(metafunc.module.__file__).stem in LONG:
         subjects = one_per_press()
     everywhere = [asked] if asked else list(architectures.ARCHITECTURES)
     if "trained" in metafunc.fixturenames and not reference:
