@@ -24,6 +24,7 @@ from transformers import (
 from pressgauge.arguments import check_context, check_ids, check_model, check_tensor, described
 from pressgauge.cache import PressedCache
 from pressgauge.models import interface
+from pressgauge.models.padding import computes_behind_padding, has_recurrent_layers
 from pressgauge.presses.base import Press, check_press
 from pressgauge.proof import vacuity_reported
 from pressgauge.rules import whole_number, whole_numbers
@@ -107,12 +108,11 @@ def refuse_padding(model: PreTrainedModel, mask: Tensor, prompt: int) -> None:
             f"{name} {why} and counts padding, so padded rows cannot be decoded as they are alone: feed rows of equal "
             "length, or one at a time"
         )
-    if not interface.computes_behind_padding(model):
+    if not computes_behind_padding(model):
         raise ValueError(f"{name} in float64 computes NaN behind padding, by its eager attention: use float32")
-    linear = not all(map(interface.caches_keys, classes))
-    if linear and (prompt == 1 or padding > prompt):
+    if has_recurrent_layers(model.config) and (prompt == 1 or padding > prompt):
         raise ValueError(
-            f"{name} has layers without keys, which treat padding fed singly as text; a row has {padding} "
+            f"{name} has recurrent layers, which treat padding fed singly as text; a row has {padding} "
             f"columns of padding and the prompt {prompt}: use a longer prompt, or feed rows of equal length"
         )
 

@@ -16,6 +16,7 @@ from pressgauge.decoder import attached, checked_mask, new_cache, own_positions,
 from pressgauge.divergence import Comparison, Note
 from pressgauge.history import History, count_evictions, first_evictions, retained
 from pressgauge.models import heads, interface, support
+from pressgauge.models.padding import has_recurrent_layers
 from pressgauge.models.support import refuse_outside
 from pressgauge.onepass import NOT_DECODING, OnePass
 from pressgauge.presses.base import Press, check_press
@@ -120,11 +121,8 @@ def _stepwise(
 
 
 def _check_recurrence(model: PreTrainedModel, ids: Tensor) -> None:
-    """Raise ``ValueError`` if layers without keys compute other logits for ``ids`` fed singly.
-
-    Some state-space models in transformers do. ``ids`` is ``[1, T]``.
-    """
-    if all(map(interface.caches_keys, interface.layer_classes(model.config))):
+    """Raise ``ValueError`` if recurrent layers compute other logits for ``ids``, ``[1, T]``, fed singly, as some do."""
+    if not has_recurrent_layers(model.config):
         return
     cache = {interface.cache_argument(model): new_cache(None, model, 1)}
     singly = torch.cat([interface.feed(model, token, cache) for token in ids.split(1, dim=1)], dim=1)

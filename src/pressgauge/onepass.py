@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
 from pressgauge.cache import Handed
 from pressgauge.history import NEVER, effective, replay
 from pressgauge.models import interface, latents
 from pressgauge.models.support import Support
-from pressgauge.onepass_cache import Noting, OnePassCache
+from pressgauge.onepass_cache import Noting, OnePassCache, noted, noting
 from pressgauge.presses.base import Press
 from pressgauge.proof import OUTSIDE, Problems, misfit, strange_mask
 from pressgauge.rules import pass_lengths
@@ -190,7 +189,7 @@ class OnePass:
         evicting = self.support.evicting(self.skipped)
         self._cache.windows = {index: window for index, window in self.support.windows.items() if index in evicting}
         self._cache.layers = [
-            Noting() if type(layer) is DynamicLayer or index in self._cache.windows else layer
+            noting(layer) if noted(layer) or index in self._cache.windows else layer
             for index, layer in enumerate(self._cache.layers)
         ]
         self._attended = set()

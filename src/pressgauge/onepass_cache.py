@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, cache_utils
 from transformers.cache_utils import DynamicLayer
 
 from pressgauge.cache import Handed
 from pressgauge.history import retained
+from pressgauge.models import interface
 from pressgauge.rules import Window
 
 
@@ -26,6 +27,23 @@ class Noting(DynamicLayer):
             value_states = torch.cat([before.values, value_states], dim=2)
         self.handed = Handed.add(before, tokens, key_states, value_states)
         return key_states, value_states
+
+
+_Both: Any = getattr(cache_utils, "LinearAttentionAndFullAttentionLayer", object)
+
+
+class HybridNoting(Noting, _Both):  # type: ignore[misc]  # it differs between releases
+    """A cache layer that records what it is passed, and keeps the states of linear attention."""
+
+
+def noted(own: Any) -> bool:
+    """Whether a layer of the model's own cache keeps the keys of all tokens, so that it can record them instead."""
+    return type(own) is DynamicLayer or interface.keeps_both(own)
+
+
+def noting(own: Any) -> Noting:
+    """A layer that records what it is passed, in place of the model's own."""
+    return HybridNoting(number_of_states=own.number_of_states) if interface.keeps_states(own) else Noting()
 
 
 class OnePassCache(DynamicCache):

@@ -245,7 +245,9 @@ def test_a_refusal_that_names_too_few_layers_is_bad(monkeypatch: pytest.MonkeyPa
         return true(self, first, ())
 
     monkeypatch.setattr(Support, "refusal", short)
-    assert examine.examine("gemma3_text").kind in BAD
+    if "qwen3_next" not in specimens.names():
+        pytest.skip(f"transformers {transformers.__version__} has no layers without keys")
+    assert examine.examine("qwen3_next").kind in BAD
 
 
 def test_a_refusal_with_a_failing_way_out_is_false(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -276,10 +276,10 @@ REFUSED: dict[str, tuple[Callable[[], architectures.Model], KnormPress, str]] = 
         KnormPress(0.5, skip_layers=(0, 3)),
         "skip_layers names layer 3, but the model has 3 layers",
     ),
-    "a sliding window": (
-        lambda: architectures.build("mistral", sliding_window=16),
+    "layers without keys": (
+        architectures.hybrid,
         KnormPress(0.5, skip_layers=(0,)),
-        r"layers 1-2 \(sliding attention of 16\); that leaves no layer to compress",
+        r"layers 1-2 \(linear attention, which caches no keys\); pass skip_layers=\(0, 1, 2\)",
     ),
     "an argument of the call": (
         with_an_argument,

@@ -29,6 +29,7 @@ from pressgauge import (
     generate,
     perplexity,
     replay,
+    watch,
 )
 from pressgauge.conformance.versions import using
 from pressgauge.history import NEVER
@@ -356,3 +357,16 @@ def test_layers_that_read_the_keys_of_another_are_skipped_with_it() -> None:
     assert torch.equal(attached(model, press, ids, [20, *[1] * 20])[0], logits)
     with pytest.raises(ValueError, match=r"skip_layers names layer 5, which reads the keys and values of layer 3, so "):
         attached(model, KnormPress(0.5, skip_layers=(5,)), ids, [LENGTH])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["knorm", "knorm-step", "knorm-prefill"])
+def test_watch_tells_evictions_from_the_window(name: str) -> None:
+    """Queries after the first eviction are affected, also once all that was evicted is outside the window."""
+    model, press, ids = built("mistral"), PRESSES[name], specimens.tokens(1, LENGTH)
+    with watch(model) as seen:
+        _, cache = attached(model, press, ids, [4, *[1] * (LENGTH - 4)])
+    first = int(min(table.min() for table in cache.evicted_at))
+    assert seen.affected_queries == LENGTH - first > 0
+    assert seen.window_queries == 0
+    assert seen.held == cache.held

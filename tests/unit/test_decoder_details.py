@@ -56,7 +56,7 @@ def test_layers_without_keys_take_padding_within_the_prompt_only() -> None:
     ):
         ids, mask = architectures.padded(lengths)
         if not right:
-            with pytest.raises(ValueError, match="layers without keys, which treat padding fed singly as text"):
+            with pytest.raises(ValueError, match="recurrent layers, which treat padding fed singly as text"):
                 perplexity(model, ids, None, prompt, "stepwise", attention_mask=mask)
             continue
         both = perplexity(model, ids, None, prompt, "stepwise", attention_mask=mask)

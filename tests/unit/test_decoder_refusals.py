@@ -132,7 +132,7 @@ def test_layers_without_keys_take_padding_in_the_prompt(prompt: int, padding: in
         decoder.refuse_padding(model, mask, prompt)
         return
     sentence = (
-        f"{type(model).__name__} has layers without keys, which treat padding fed singly as text; a row has "
+        f"{type(model).__name__} has recurrent layers, which treat padding fed singly as text; a row has "
         f"{padding} columns of padding and the prompt {prompt}: use a longer prompt, or feed rows of equal length"
     )
     with pytest.raises(ValueError, match=said(sentence)):

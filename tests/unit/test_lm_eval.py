@@ -24,7 +24,7 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
-from transformers import DynamicCache, MistralConfig, MistralForCausalLM, T5Config
+from transformers import DynamicCache, GPTNeoConfig, GPTNeoForCausalLM, T5Config
 
 from pressgauge import KnormPress, Press, PressedCache, RandomPress, SnapKVPress, StreamingLLMPress, TOVAPress
 from pressgauge.conformance.versions import cache_of, using
@@ -676,19 +676,11 @@ def test_an_encoder_decoder_is_refused_before_its_weights_are_loaded(tmp_path: P
 
 
 def test_a_model_that_the_press_does_not_support_is_refused(folder: Path, tmp_path: Path) -> None:
-    """With the layers and the way out, before anything is evaluated."""
-    config = MistralConfig(
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        vocab_size=149,
-        sliding_window=16,
-    )
-    MistralForCausalLM(config).save_pretrained(tmp_path)
+    """With the reason and the way out, before anything is evaluated."""
+    config = GPTNeoConfig(hidden_size=32, num_layers=2, num_heads=2, attention_types=[[["global"], 2]], vocab_size=149)
+    GPTNeoForCausalLM(config).save_pretrained(tmp_path)
     options: dict[str, Any] = {"device": "cpu", "tokenizer": str(folder / "model"), "press": "knorm", "keep_ratio": 0.5}
-    with pytest.raises(ValueError, match=r"does not support layers 0-1 \(sliding attention of 16\)"):
+    with pytest.raises(ValueError, match="does not go through transformers' attention interface"):
         ours.PressLM(str(tmp_path), **options)
 
 

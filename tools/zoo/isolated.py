@@ -36,7 +36,7 @@ def _one(function: Callable[[str], str], argument: str, seconds: float) -> tuple
 
 
 def each(
-    function: Callable[[str], str], arguments: Sequence[str], *, workers: int, seconds: float = 240
+    function: Callable[[str], str], arguments: Sequence[str], *, workers: int, seconds: float = 480
 ) -> Iterator[tuple[str, str]]:
     """Arguments and results, in order of completion; for a failed call, the reason instead of a result."""
     with ThreadPoolExecutor(workers) as pool:

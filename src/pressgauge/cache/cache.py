@@ -168,7 +168,8 @@ class PressedCache(_Readings, DynamicCache):
         latent, windowed, reading = latents.caches_latents(config), windows(config, layers), owners(config)
         for index in range(len(self.layers)):
             if index not in press.skipped and index not in reading:
-                self.layers[index] = pressed_layer(press, index, self.ledger, latent, windowed.get(index))
+                own, window = self.layers[index], windowed.get(index)
+                self.layers[index] = pressed_layer(press, index, self.ledger, latent, window, own)
                 self.layers[index].lent = index in reading.values()
 
     def update(

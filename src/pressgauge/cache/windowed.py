@@ -1,13 +1,16 @@
 """A layer of a pressed cache that has a sliding window or chunks."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pressgauge.cache.entries import SLACK
+from pressgauge.cache.hybrid import HybridLayer
 from pressgauge.cache.layer import PressedLayer
 from pressgauge.history.windowed import Counts, reach, until
+from pressgauge.models import interface
 from pressgauge.presses.attention_scores import Attention
 from pressgauge.presses.base import Press
 from pressgauge.presses.ranking import FILLER, choose, lowest
@@ -166,7 +169,8 @@ class WindowedLayer(PressedLayer):
 
     def check_plain(self, tokens: int) -> None:
         """Raise ``ValueError`` if a plain cache cannot mask a next pass of ``tokens`` columns."""
-        if not self.compressed or (tokens == 1 and not self.uneven):
+        within = tokens == 1 or self.window.first(self.columns + tokens - 1) == 0
+        if not self.compressed or (within and not self.uneven):
             return
         if self.uneven:
             why = "KV heads hold different numbers of entries"
@@ -192,8 +196,12 @@ class WindowedLayer(PressedLayer):
             )
 
 
-def pressed_layer(press: Press, index: int, ledger: Ledger, latent: bool, window: Window | None) -> PressedLayer:
-    """A layer that evicts, with or without a window."""
+def pressed_layer(
+    press: Press, index: int, ledger: Ledger, latent: bool, window: Window | None, own: Any
+) -> PressedLayer:
+    """A layer that evicts, in place of the model's own."""
+    if interface.keeps_states(own):
+        return HybridLayer(press, index, ledger, latent, own.number_of_states)
     if window is None:
         return PressedLayer(press, index, ledger, latent)
     return WindowedLayer(press, index, ledger, latent, window)

@@ -12,6 +12,8 @@ import transformers
 from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -85,6 +87,23 @@ def qwen3(**changes: Any) -> Model:
         for name, weight in model.named_parameters():
             if "q_norm" in name or "k_norm" in name:
                 weight.uniform_(0.3, 2.0)
+    return model
+
+
+WINDOW = 4096
+"""Window of ``gemma3()``, longer than the texts of the laws, whose oracles know no windows."""
+
+
+def gemma3(**changes: Any) -> Model:
+    """The text model of Gemma 3: caches of a sliding window in every other layer, and norms on queries and keys."""
+    layers = changes.get("num_hidden_layers", LAYERS)
+    types = [("sliding_attention", "full_attention")[layer % 2] for layer in range(layers)]
+    settings = {"layer_types": types, "sliding_window": WINDOW, "query_pre_attn_scalar": 8, **changes}
+    model = Gemma3ForCausalLM(Gemma3TextConfig(**{**_GROUPED, **settings}))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "q_norm" in name or "k_norm" in name:
+                weight.uniform_(-0.7, 1.0)
     return model
 
 
@@ -182,6 +201,7 @@ ARCHITECTURES: dict[str, Callable[..., Model]] = {
 FURTHER: dict[str, Callable[..., Model]] = {
     "gpt2": gpt2,
     "gpt_oss": gpt_oss,
+    "gemma3": gemma3,
     "deepseek_v3": deepseek_v3,
     "qwen3_next": qwen3_next,
 }

@@ -33,7 +33,7 @@ def fingerprint(model: PreTrainedModel) -> Fingerprint:
         )
         for key, tensor in (*own["_parameters"].items(), *own["_buffers"].items()):
             if tensor is not None:
-                bits = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
+                bits = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
                 parts[f"weight {name}.{key}"] = (tensor.dtype, tensor.device, zlib.crc32(bits))
         if "config" in own:
             configs[id(own["config"])] = own["config"]

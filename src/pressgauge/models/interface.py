@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-import torch
 import transformers
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
@@ -152,6 +151,16 @@ def caches_keys(layer: Any) -> bool:
     return isinstance(layer, CacheLayerMixin)
 
 
+def keeps_states(layer: Any) -> bool:
+    """Whether a cache layer keeps states of linear attention, besides keys or alone."""
+    return hasattr(layer, "recurrent_states")
+
+
+def keeps_both(layer: Any) -> bool:
+    """Whether a cache layer keeps the keys of all tokens, and states of linear attention."""
+    return type(layer).__name__ == "LinearAttentionAndFullAttentionLayer"
+
+
 def tokens_seen(cache: DynamicCache) -> int | None:
     """Number of tokens fed to a cache; None if no layer caches keys."""
     layers: list[Any] = cache.layers
@@ -191,20 +200,6 @@ def takes_positions(decoder: nn.Module) -> bool:
     """
     own = any(hasattr(module, "create_position_ids_from_input_ids") for module in decoder.modules())
     return "position_ids" in parameters(decoder) and not own
-
-
-def computes_behind_padding(model: PreTrainedModel) -> bool:
-    """Whether the logits of a token that follows padding are finite.
-
-    Eager attention masks a padding query's keys by the smallest number of the model's dtype, and mostly computes its
-    softmax in float32, where that of float64 is minus infinity, and the output NaN.
-    """
-    if model.dtype != torch.float64 or decoder_of(model).config._attn_implementation != "eager":
-        return True
-    ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
-    mask = torch.tensor([[0, 1]], device=model.device)
-    with torch.no_grad():
-        return bool(feed(model, ids, {}, mask, ids)[:, -1].isfinite().all())
 
 
 def layer_indices(decoder: nn.Module) -> dict[int, int]:

@@ -222,7 +222,11 @@ def of_config(config: PretrainedConfig, classes: Sequence[Any] | None = None) ->
             reasons[index] = f"{types[index] or 'no attention'}, which caches no keys".replace("_", " ")
         elif local[index] == "local":
             reasons[index] = f"local attention of {text.window_size} slots, whatever their positions"
-        elif type(classes[index]) is not DynamicLayer and index not in windowed:
+        elif (
+            type(classes[index]) is not DynamicLayer
+            and index not in windowed
+            and not interface.keeps_both(classes[index])
+        ):
             window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
             layer_type = (types[index] or "sliding_attention").replace("_", " ")
             reasons[index] = layer_type + (f" of {window}" if window else "")
