@@ -95,20 +95,20 @@ def measure(cells: int, folder: Path) -> list[str]:
     splitting, shares = timed(lambda: split(costs(plan, set()), SAMPLES, RANKS))
     path = folder / f"{cells}.json.unfinished"
     reports, writing = [], []
-    for rank, share in enumerate(shares):
+    # All are opened before the first is written, as by ranks that start together.
+    journals = [Journal(path, resume=True, plan=plan.as_dict(), rank=rank) for rank in range(RANKS)]
+    for journal, share in zip(journals, shares, strict=True):
         rows = {index: told(row, all_cells[index]) for index, part in share.items() if len(part) == SAMPLES}
-        journal = Journal(path, resume=True, plan=plan.as_dict(), rank=rank)
-        journal.rows.clear()
         writing.append(timed(partial(write, journal, list(rows.values())))[0])
         texts = {all_cells[index].place: Text(1000, 0.0) for index in share}
         settings = {("model", False, line): Settings.of(press[0]) for line, press in enumerate(plan.presses.values())}
         reports.append(Report(rows=dict(rows), texts=texts, settings=settings))
     size = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))
-    reading, journal = timed(lambda: Journal(path, resume=True, plan=plan.as_dict()))
+    reading, known = timed(lambda: Journal(path, resume=True, plan=plan.as_dict()))
     gathering, gathered = timed(lambda: sum(len(pickle.dumps(report)) for report in reports))
     merging, sweep = timed(lambda: merged(plan, reports))
     putting, _ = timed(lambda: write_results(folder / "rows.json", sweep.rows, {}))
-    journal.close()
+    known.close()
     return [
         f"{len(all_cells):,}",
         f"{listed + splitting:.3f}",
