@@ -26,12 +26,14 @@ Weights = list[list[list[float]]]
 
 @dataclass
 class Layer:
-    """State of a layer: per KV head, the present tokens, the scores of attention, and ``evicted_at``."""
+    """State of a layer: per KV head, the present tokens, the scores of attention, and ``evicted_at``; and whether it
+    caches latents, which are not what it attends to."""
 
     held: list[list[int]]
     sums: list[dict[int, float]]
     table: Tensor
     weights: Weights
+    latent: bool
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def decode(model: Any, ids: Tensor, passes: Sequence[int], method: Rule) -> tupl
         bias = torch.zeros(sees.shape, dtype=query.dtype).masked_fill(~sees, -torch.inf)
         unit = torch.eye(columns, dtype=value.dtype).expand(*value.shape[:2], -1, -1)
         given, _ = own(module, query, key, unit, bias, **kwargs)
-        layer = layers.setdefault(index, _layer(heads[index], total))
+        latent = cache.layers[index].keys.shape[1::2] != key.shape[1::2]
+        layer = layers.setdefault(index, _layer(heads[index], total, latent))
         layer.weights = _means(given, heads[index])
         return own(module, query, key, value, bias, **kwargs)
 
@@ -122,12 +125,13 @@ def decode(model: Any, ids: Tensor, passes: Sequence[int], method: Rule) -> tupl
     return torch.cat(logits, dim=1), [layers[index].table for index in range(count) if index in layers]
 
 
-def _layer(heads: int, total: int) -> Layer:
+def _layer(heads: int, total: int, latent: bool) -> Layer:
     return Layer(
         [[] for _ in range(heads)],
         [{} for _ in range(heads)],
         torch.full((1, heads, total), NEVER, dtype=torch.int32),
         [],
+        latent,
     )
 
 
@@ -136,7 +140,7 @@ def _scores(method: Rule, layer: Layer, head: int, cached: Any, start: int, end:
     held = layer.held[head]
     if method.score == "norm":
         keys = cached.keys[0, head].tolist()
-        if cached.keys.shape != cached.values.shape:
+        if layer.latent:
             keys = [key + value for key, value in zip(keys, cached.values[0, head].tolist(), strict=True)]
         return [-math.sqrt(math.fsum(x * x for x in keys[token])) for token in held]
     if method.score == "last":

@@ -33,8 +33,16 @@ def masked_logits(
     model = in_dtype(model, torch.float64)
 
     def masked(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **given: Any
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        scaling: float | None = None,
+        **given: Any,
     ) -> tuple[Tensor, None]:
+        # GPT-2 does not pass a scale before transformers 5.24.
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         key, value = (rounded(tensor, stored).to(query.dtype) for tensor in (key, value))
         time = torch.arange(query.shape[2], device=query.device)
         table = tables[module.layer_idx].to(query.device)
