@@ -66,10 +66,11 @@ def scores_the_token_that_is_fed(patch: pytest.MonkeyPatch) -> None:
 def shares_a_cache(kind: type[Adapter]) -> Patch:
     def breaks(patch: pytest.MonkeyPatch) -> None:
         own = kind.start
-        made: dict[int, Any] = {}
+        made: dict[tuple[Any, ...], Any] = {}
 
         def start(self: Any) -> Any:
-            return made.setdefault(id(self), own(self))
+            # Each sample has an adapter of its own.
+            return made.setdefault((type(self), id(self.model)), own(self))
 
         patch.setattr(kind, "start", start)
 

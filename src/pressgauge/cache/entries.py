@@ -116,8 +116,9 @@ class Entries:
 
     def _scored(self, start: int = 0) -> Tensor:
         """The keys that the press scores, from slot ``start`` on."""
-        keys, values = (self.storage.held(name)[:, :, start:] for name in ("keys", "values"))
-        return latents.entry_keys(keys, values) if self.latent else keys
+        slots = slice(start, self.storage.used)
+        keys = self.storage["keys"][:, :, slots]
+        return latents.entry_keys(keys, self.storage["values"][:, :, slots]) if self.latent else keys
 
     def _rank_new(self) -> None:
         """Rank the entries added since the last eviction; the caller updates ``_ranked``."""

@@ -22,6 +22,7 @@ from pressgauge import divergence as distance
 from pressgauge.bench import merging, sweep
 from pressgauge.bench.row import Row
 from pressgauge.conformance.versions import using
+from pressgauge.history import NEVER
 from pressgauge.onepass import OnePass
 from pressgauge.timing import Ratio
 from properties import test_measuring as laws
@@ -210,7 +211,7 @@ def batch_is_affected_as_one(real: Any) -> Any:
 
 def padding_was_evicted(real: Any) -> Any:
     """Everything that is not held counts as evicted."""
-    return lambda tables: sum(int((table < scoring.NEVER).sum()) for table in tables)
+    return lambda tables: sum(int((table < NEVER).sum()) for table in tables)
 
 
 def vacuous_only_at_zero_evictions(real: Any) -> Any:
