@@ -125,8 +125,7 @@ class Entries:
         storage = self.storage
         if "ranks" not in storage or self._ranked == storage.used:
             return
-        new = slice(self._ranked, storage.used)
-        ranks = self._rank(self._scored(self._ranked), storage["positions"][:, :, new])
+        ranks = self._rank(self._scored(self._ranked), storage["positions"][:, :, self._ranked : storage.used])
         storage.put("ranks", self._ranked, ranks)
 
     def observe(self, queries: Tensor, scale: float, softmax: Softmax = PLAIN) -> None:
