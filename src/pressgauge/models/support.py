@@ -1,5 +1,7 @@
 """Layers of a model that presses support, and reasons why they do not support the others."""
 
+import inspect
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -176,6 +178,9 @@ def _slots(config: Any, kind: Any) -> str | None:
     """Why stock attention over the slots of a plain cache would be wrong; None if it is right."""
     if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
         return "adds ALiBi biases by the slot of an entry, not its position"
+    own = None if kind is None else vars(sys.modules[kind.__module__]).get("eager_attention_forward")
+    if own is not None and "position_bias" in inspect.signature(inspect.unwrap(own)).parameters:
+        return "adds biases by the slot of an entry, not its position"
     if config.model_type in _OWN_WAYS:
         return _OWN_WAYS[config.model_type]
     if kind is not None and not interface.goes_through_interface(kind) and config.model_type not in _ORDER_FREE:

@@ -209,7 +209,7 @@ LAYERS: dict[str, Callable[[Facts, int, re.Match[str]], bool]] = {
 
 WHOLE: dict[str, Callable[[Facts, Tensor], bool]] = {
     r"does not go through transformers' attention interface": lambda known, ids: _outside(known, None),
-    r"adds ALiBi biases by the slot": _by_slots,
+    r"adds (?:ALiBi )?biases by the slot": _by_slots,
     r"keeps no key-value cache": lambda known, ids: oracle.cache_name(known.model) is None,
     r"has no layer that caches keys": lambda known, ids: not any(map(known.held, range(100))),
     r"decodes with a cache of its own": lambda known, ids: type(known.own) is not DynamicCache,

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import transformers
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from pressgauge import KnormPress
@@ -14,6 +15,7 @@ from pressgauge.models import interface, support
 from pressgauge.models.support import Support
 from pressgauge.models.windows import owners, windows
 from pressgauge.rules import Window
+from support.zoo import specimens
 
 TOY = Support("Toy", 6, None, {1: "one reason", 2: "one reason", 4: "another"})
 ALONE = "no press supports this model: measure it without a press (press=None, method='stepwise' or 'plain')"
@@ -345,3 +347,16 @@ def test_an_attached_model_is_called_by_its_own_class() -> None:
     model = architectures.build("llama")
     model.__class__ = type("Named", (type(model),), {})
     assert support.of_model(model).name == "Named"
+
+
+@pytest.mark.parametrize("name", ["inkling_text", "inkling2_text"])
+def test_biases_by_the_distance_of_slots_are_refused(name: str) -> None:
+    """A cache with evicted entries would shift relative biases, so a plain cache and an attached press are refused."""
+    if name not in specimens.names():
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    model = specimens.build(name)
+    press = KnormPress(0.5, prune_after=3)
+    with pytest.raises(ValueError, match="adds biases by the slot of an entry, not its position: measure it without"):
+        press.cache(model.config)
+    with pytest.raises(ValueError, match="adds biases by the slot"):
+        press.resolved(model)
