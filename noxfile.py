@@ -319,8 +319,8 @@ def real(session: nox.Session) -> None:
     text."""
     install(session, "test")
     folder = Path(session.create_tmp()).resolve()
-    session.run("python", "-m", "tools.real.fetch", str(folder))
-    session.run("python", "-m", "tools.real.patterns", str(folder / "gemma-3-270m-q4_k_m.gguf"), *session.posargs)
+    model = session.run("python", "-m", "tools.real.fetch", str(folder), silent=True)
+    session.run("python", "-m", "tools.real.patterns", str(model).strip(), *session.posargs)
 
 
 @nox.session

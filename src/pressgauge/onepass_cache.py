@@ -9,7 +9,7 @@ from transformers import DynamicCache, cache_utils
 from transformers.cache_utils import DynamicLayer
 
 from pressgauge.cache import Handed
-from pressgauge.history import retained
+from pressgauge.history import first_evictions, retained
 from pressgauge.models import interface
 from pressgauge.rules import Window
 
@@ -64,10 +64,9 @@ class OnePassCache(DynamicCache):
 
         None without a press.
         """
-        tables = [table[..., self.padding :].flatten(1) for table in self.evicted_at.values()]
-        if not tables:
+        if not self.evicted_at:
             return None
-        first: list[int] = (torch.cat(tables, dim=1).amin(dim=1) - self.padding).clamp(max=tokens).tolist()
+        first: list[int] = (first_evictions(self.evicted_at.values()) - self.padding).clamp(max=tokens).tolist()
         return first
 
     def held(self, windows: Sequence[int | None]) -> list[int | None]:

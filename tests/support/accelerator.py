@@ -6,6 +6,7 @@ tensor fails, except for single numbers, indices and copies, and conversion to N
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -124,6 +125,18 @@ def accelerator() -> Iterator[torch.device]:
             yield DEVICE
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)
+
+
+@contextmanager
+def noted(logits: Tensor, *, apple: bool) -> Iterator[tuple[Any, torch.device, list[tuple[int, torch.device]]]]:
+    """Context manager with logits of Apple's device, or of the simulated one; the device on which they are to be
+    copied, and the copies: how many tokens, and where."""
+    copied: list[tuple[int, torch.device]] = []
+    with accelerator() as device:
+        if apple:
+            yield Noted(logits, SimpleNamespace(type="mps"), copied), torch.device("cpu"), copied
+        else:
+            yield Noted(logits.to(device), device, copied), device, copied
 
 
 class Noted:

@@ -1,14 +1,11 @@
 """Divergence on other devices than the CPU."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 import torch
 
 from pressgauge import divergence as distance
 from pressgauge.divergence import Held, divergence, top1
-from support.accelerator import Noted, accelerator
+from support.accelerator import accelerator, noted
 
 LOGITS, REFERENCE = torch.randn(2, 2, 70, 11, generator=torch.Generator().manual_seed(0))
 TOP = top1(REFERENCE)
@@ -30,13 +27,8 @@ def test_apples_devices_compare_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(distance, "_BLOCK", 64 * 11)
     expected = divergence(LOGITS, REFERENCE, TOP)
     for apple in (True, False):
-        copied: list[tuple[int, torch.device]] = []
-        with accelerator() as device:
-            logits: Any = Noted(LOGITS, SimpleNamespace(type="mps"), copied)
-            if not apple:
-                logits = Noted(LOGITS.to(device), device, copied)
+        with noted(LOGITS, apple=apple) as (logits, where, copied):
             assert all(map(torch.equal, divergence(logits, REFERENCE, TOP), expected))
-            where = torch.device("cpu") if apple else device
         assert copied == [(64, where), (6, where)] * 2
 
 

@@ -1,12 +1,9 @@
 """NLL on other devices than the CPU."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import torch
 
 from pressgauge.likelihood import score
-from support.accelerator import Noted, accelerator
+from support.accelerator import accelerator, noted
 
 LOGITS = torch.randn(2, 70, 11, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.randint(11, (2, 70), generator=torch.Generator().manual_seed(1))
@@ -27,10 +24,6 @@ def test_apples_devices_score_on_the_cpu() -> None:
     """They have no float64, so that the logits are copied, 64 tokens at a time; others score on their own device."""
     expected = score(LOGITS, TARGETS)
     for apple in (True, False):
-        copied: list[tuple[int, torch.device]] = []
-        with accelerator() as device:
-            logits: Any = Noted(LOGITS, SimpleNamespace(type="mps"), copied)
-            if not apple:
-                logits = Noted(LOGITS.to(device), device, copied)
+        with noted(LOGITS, apple=apple) as (logits, where, copied):
             assert all(map(torch.equal, score(logits, TARGETS), expected))
-            assert copied == [(64, torch.device("cpu") if apple else device), (6, copied[0][1])] * 2
+        assert copied == [(64, where), (6, copied[0][1])] * 2

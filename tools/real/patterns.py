@@ -31,9 +31,12 @@ def of_sinks(model: Any, ids: Tensor, held: int) -> Iterator[str]:
     yield f"| sinks | all layers hold {held} | only layers without a window hold {held} |"
     yield "| ---: | ---: | ---: |"
     for sinks in SINKS:
-        presses = [StreamingLLMPress(RATIO, prune_after=held, sinks=sinks, skip_layers=skip) for skip in ((), local)]
-        found = [perplexity(model, ids, press).ppl for press in presses]
-        yield f"| {sinks} | " + " | ".join(f"{ppl:,.2f}" for ppl in found) + " |"
+        # Without windows, both are the same layers.
+        presses = {
+            skip: StreamingLLMPress(RATIO, prune_after=held, sinks=sinks, skip_layers=skip) for skip in ((), local)
+        }
+        found = {skip: perplexity(model, ids, press).ppl for skip, press in presses.items()}
+        yield f"| {sinks} | {found[()]:,.2f} | {found[local]:,.2f} |"
     yield f"| uncompressed | {perplexity(model, ids).ppl:,.2f} | |"
 
 

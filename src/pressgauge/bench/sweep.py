@@ -21,7 +21,7 @@ from pressgauge.bench.journal import Journal, digest
 from pressgauge.bench.merging import Failure, Report, Sweep, Text, merged, text_row
 from pressgauge.bench.metrics import check_names
 from pressgauge.bench.observed import Changed, observe
-from pressgauge.bench.parts import Part, joined_parts, part_key
+from pressgauge.bench.parts import Part, Result, joined_parts, part_key
 from pressgauge.bench.plan import Plan, device_name, timed_presses
 from pressgauge.bench.provenance import versions
 from pressgauge.bench.row import QUANTITIES, Row, Settings, Source, measured
@@ -269,13 +269,15 @@ class _Measurement:
             }
         )
 
-    def nothing_to_compare(self, result: Perplexity) -> ValueError:
-        """The error for an uncompressed perplexity that is NaN or infinite."""
+    def _check_finite(self, press: Press | Compressor | None, result: Result) -> None:
+        """Raise ``ValueError`` if an uncompressed perplexity is NaN or infinite."""
+        if press is not None or not isinstance(result, Perplexity) or math.isfinite(result.ppl):
+            return
         scores = result.nll[result.scored]
         kind = "not a number" if math.isnan(result.ppl) else "infinite"
         wider = {"float32": "float64", "float64": None}.get(self.source.dtype, "float32")
         way_out = "check the weights and the text" if wider is None else f"give --dtype {wider}, or check the weights"
-        return ValueError(
+        raise ValueError(
             f"the uncompressed perplexity of {self.source.model} on {self.source.text} in {self.source.dtype} is "
             f"{kind} ({int((~scores.isfinite()).sum())} of {len(scores)} scored tokens have an NLL that is not "
             f"finite), so no press can be compared with it: {way_out}"
@@ -364,8 +366,7 @@ class _Measurement:
             part = self._known(key, sample)
             if part is None:
                 (part,) = self._parts(press, cell.press, [sample])
-                if press is None and isinstance(part.result, Perplexity) and not math.isfinite(part.result.ppl):
-                    raise self.nothing_to_compare(part.result)
+                self._check_finite(press, part.result)
                 if self.journal is not None:
                     self.journal.add(part_key(key, sample), part)
             self.report.parts.setdefault(index, {})[sample] = part
@@ -381,8 +382,7 @@ class _Measurement:
     def _made(self, press: Press | Compressor | None, parts: Sequence[Part], base: Row | None) -> Row:
         """The row of parts of all samples."""
         result = joined_parts(parts)[0]
-        if press is None and isinstance(result, Perplexity) and not math.isfinite(result.ppl):
-            raise self.nothing_to_compare(result)
+        self._check_finite(press, result)
         return text_row(self.plan, parts, base)
 
     def _row(self, cell: Cell, press: Press | Compressor | None, base: Row | None, key: str) -> Row:

@@ -61,10 +61,15 @@ class PressedLayer(Entries, CacheLayerMixin):
         if any(padding):
             # Padding slots precede the entries alike in all heads, so the mask of the first head fits all.
             mask = mask & (self.storage.held("positions")[:, :1, None] >= 0)
-            # A padding query attends to itself: a row without any key would give NaN, which later masks cannot remove.
-            itself = torch.eye(tokens, dtype=torch.bool, device=self.device)
-            mask[..., held:] |= itself
+            self._let_padding_attend(mask, tokens)
         return mask
+
+    def _let_padding_attend(self, mask: Tensor, tokens: int) -> None:
+        """Let each of the last ``tokens`` queries attend to itself in a mask, in place.
+
+        A padding query without any key would give NaN, which later masks cannot remove.
+        """
+        mask[..., self.used - tokens :] |= torch.eye(tokens, dtype=torch.bool, device=self.device)
 
     @property
     def keys(self) -> Tensor | None:  # type: ignore[override]  # computed here

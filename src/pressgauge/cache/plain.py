@@ -7,9 +7,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from pressgauge.cache.layer import PressedLayer
 from pressgauge.cache.windowed import WindowedLayer
+from pressgauge.presses.base import ATTACHED
 from pressgauge.rules import Ledger
-
-ATTACHED = "use with press(model):"
 
 
 def check_pass(layers: Sequence[Any], ledger: Ledger, tokens: int, padding: Sequence[int], *, unpadded: bool) -> None:

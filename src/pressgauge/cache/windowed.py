@@ -12,7 +12,7 @@ from pressgauge.cache.layer import PressedLayer
 from pressgauge.history.windowed import Counts, reach, until
 from pressgauge.models import interface
 from pressgauge.presses.attention_scores import Attention
-from pressgauge.presses.base import Press
+from pressgauge.presses.base import ATTACHED, Press
 from pressgauge.presses.ranking import FILLER, choose, lowest
 from pressgauge.rules import Ledger, Window
 from pressgauge.softmax import PLAIN, Softmax
@@ -147,8 +147,7 @@ class WindowedLayer(PressedLayer):
         queries = seen - tokens + torch.arange(tokens, device=self.device)[:, None]
         mask: Tensor = (positions >= 0) & (positions <= queries) & (queries < self.window.end(positions))
         if padded:
-            # A padding query attends to itself: a row without any key would give NaN, which later masks cannot remove.
-            mask[..., self.used - tokens :] |= torch.eye(tokens, dtype=torch.bool, device=self.device)
+            self._let_padding_attend(mask, tokens)
         return mask
 
     def held_rows(self) -> Tensor:
@@ -178,7 +177,7 @@ class WindowedLayer(PressedLayer):
             why = f"entries leave the window within a pass of {tokens} tokens"
         raise ValueError(
             f"layer {self.index} has {self.window} and has evicted entries, so that {why}, and a plain cache has one "
-            f"mask for all: {'' if self.uneven else 'feed single tokens, or '}use with press(model):"
+            f"mask for all: {'' if self.uneven else 'feed single tokens, or '}{ATTACHED}"
         )
 
     def crop_to(self, columns: int) -> None:

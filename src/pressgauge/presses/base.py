@@ -21,6 +21,8 @@ from pressgauge.rules import Budget, Ledger
 if TYPE_CHECKING:
     from pressgauge.cache import PressedCache
 
+ATTACHED = "use with press(model):"
+"""Way out of what a plain cache cannot do."""
 _KEYS = "[batch, KV heads, tokens, dimension]"
 
 
@@ -122,7 +124,7 @@ class Press(Budget, ABC):
 
         check_config(config)
         if self.needs_queries:
-            raise ValueError(f"{type(self).__name__} needs queries, which a cache never sees: use with press(model):")
+            raise ValueError(f"{type(self).__name__} needs queries, which a cache never sees: {ATTACHED}")
         return PressedCache(self, config, prompt_length=prompt_length, unpadded=unpadded)
 
     def __call__(self, model: PreTrainedModel) -> AbstractContextManager[None]:
