@@ -309,7 +309,9 @@ def peers(session: nox.Session, package: str) -> None:
         session.run("python", "-m", "pytest", "tests/peers", *session.posargs)
     else:
         install_peer(session, **PEERS[package])
-        session.run("python", "-m", "pytest", f"tests/peers/verify/test_{package.replace('-', '_')}.py")
+        # In their order, since packages keep state.
+        scripts = f"tests/peers/verify/test_{package.replace('-', '_')}.py"
+        session.run("python", "-m", "pytest", scripts, "-p", "no:randomly")
     session.run("python", "-m", "tools.peers", package)
 
 
