@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from pressgauge.cache import ASSISTED, PressedCache, PressedLayer
 from pressgauge.models import interface, latents, support
@@ -106,16 +106,7 @@ class _Attachment:
         given = interface.pop_caches(kwargs)
         if len(given) > 1:
             raise ValueError(f"a pass was given {len(given)} caches: pass one")
-        cache = given[0] if given else None
-        if cache is None:
-            cache = PressedCache(self.press, self.config, prompt_length=self.running.prompt_length)
-        elif isinstance(cache, PressedCache):
-            if cache.press != self.press:
-                raise ValueError(f"the cache belongs to {cache.press}, but the model carries {self.press}")
-        elif isinstance(cache, DynamicCache):
-            cache = PressedCache.adopt(cache, self.press, self.config, prompt_length=self.running.prompt_length)
-        else:
-            raise ValueError(f"a press cannot compress a {type(cache).__name__}: pass a DynamicCache, or none at all")
+        cache = pressed(given[0] if given else None, self.press, self.config, self.running.prompt_length)
         kwargs[self.cache_name] = cache
         inputs = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
         mask = kwargs.get("attention_mask")
@@ -249,6 +240,23 @@ class _Generate:
         """The original ``generate``, bound to the copied model."""
         kind: Any = type(self.model)
         return types.MethodType(kind.generate, copy.deepcopy(self.model, memo))
+
+
+def pressed(cache: Any, press: Press, config: PretrainedConfig, prompt_length: int | None) -> PressedCache:
+    """The pressed cache of a pass: the given one, an empty one converted in place, or a new one for None.
+
+    Raises:
+        ValueError: if the given one belongs to another press, is not empty, or is of another class.
+    """
+    if cache is None:
+        return PressedCache(press, config, prompt_length=prompt_length)
+    if isinstance(cache, PressedCache):
+        if cache.press != press:
+            raise ValueError(f"the cache belongs to {cache.press}, but the model carries {press}")
+        return cache
+    if isinstance(cache, DynamicCache):
+        return PressedCache.adopt(cache, press, config, prompt_length=prompt_length)
+    raise ValueError(f"a press cannot compress a {type(cache).__name__}: pass a DynamicCache, or none at all")
 
 
 def refuse_implementation(decoder: Any) -> None:

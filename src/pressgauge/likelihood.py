@@ -84,7 +84,7 @@ def _stepwise(
     progress: bool,
     note: Note | None,
 ) -> _Scores:
-    refuse_padding(model, mask, prompt)
+    refuse_padding(model, mask, prompt, press)
     cache = new_cache(press, model, prompt)
     named = {interface.cache_argument(model): cache}
     positions = own_positions(mask)
