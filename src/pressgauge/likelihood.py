@@ -100,7 +100,7 @@ def _stepwise(
                 logits = interface.feed(model, input_ids[:, seen:end], named, *given)
             except Exception as error:
                 outside = not interface.goes_through_interface(type(interface.decoder_of(model)))
-                if not seen or not outside or isinstance(error, torch.OutOfMemoryError):
+                if not seen or press is not None or not outside or isinstance(error, torch.OutOfMemoryError):
                     raise
                 raise ValueError(
                     f"{type(model).__name__} ({interface.VERSION}) does not continue with the cache that it was given "

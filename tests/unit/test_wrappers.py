@@ -1,6 +1,7 @@
 """Multimodal models that ``AutoModelForCausalLM`` loads: text prompts work in every way of use."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pressgauge.cli import app
 from pressgauge.conformance.versions import CACHE, using
 from pressgauge.models import load
 from pressgauge.texts import load_text
+from support.wide import float64_throughout
 from support.zoo import oracle, specimens
 
 WINDOW = 8
@@ -22,6 +24,13 @@ EXACT = 1e-9
 """Largest error in float64."""
 PRESSES = [KnormPress(0.5, prune_after=3), TOVAPress(0.5, prune_after=3)]
 PASSES = [6, *[1] * 18]
+
+
+@pytest.fixture
+def exact() -> Iterator[None]:
+    """Models compute in float64 throughout."""
+    with float64_throughout():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +70,7 @@ def ids(model: Any, rows: int = 1) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("press", PRESSES, ids=["knorm", "tova"])
+@pytest.mark.usefixtures("exact")
 def test_one_pass_equals_decoding_and_the_oracle(loaded: tuple[Any, Any], press: Press) -> None:
     """Padded rows included."""
     model = loaded[0]
@@ -79,6 +89,7 @@ def test_one_pass_equals_decoding_and_the_oracle(loaded: tuple[Any, Any], press:
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("exact")
 def test_a_plain_cache_equals_an_attached_press(loaded: tuple[Any, Any]) -> None:
     """The logits of every pass."""
     model, press = loaded[0], PRESSES[0]

@@ -1,5 +1,6 @@
 """Zamba: layers share weights of attention, whose modules are told their layer in each call."""
 
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -7,10 +8,12 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from transformers import DynamicCache
 
 from pressgauge import KnormPress, Press, TOVAPress, perplexity
 from pressgauge.conformance.versions import using
 from pressgauge.models import interface
+from support.wide import float64_throughout
 from support.zoo import oracle, specimens
 
 IDS = specimens.tokens(2, 24)
@@ -60,6 +63,14 @@ def attending(name: str) -> tuple[int, ...]:
     return tuple(layer for layer, kind in enumerate(types) if kind == "hybrid")
 
 
+@cache
+def allowed(name: str) -> float:
+    """Largest difference between methods: those of float64, and of Zamba2's scan and recurrence without a press."""
+    with float64_throughout():
+        onepass, stepwise = (perplexity(zamba(name), IDS, None, 8, method).nll for method in ("onepass", "stepwise"))
+    own = float((onepass - stepwise).abs().max())
+    assert own < (1e-6 if name == "zamba2" else 1e-14)
+    return EXACT + 2 * own
 
 
 @pytest.mark.parametrize("name", ["zamba", "zamba2"])
@@ -69,8 +80,9 @@ def test_one_pass_equals_decoding(name: str, press: Any) -> None:
     with pytest.raises(ValueError, match=r"linear attention, which caches no keys.*skip_layers='unprunable'"):
         perplexity(zamba(name), IDS, press, 8)
     press = type(press)(0.5, prune_after=4, skip_layers="unprunable")
-    onepass, stepwise = (perplexity(zamba(name), IDS, press, 8, method) for method in ("onepass", "stepwise"))
-    assert float((onepass.nll - stepwise.nll).abs().max()) < EXACT
+    with float64_throughout():
+        onepass, stepwise = (perplexity(zamba(name), IDS, press, 8, method) for method in ("onepass", "stepwise"))
+    assert float((onepass.nll - stepwise.nll).abs().max()) < allowed(name)
     assert all(map(torch.equal, onepass.evicted_at, stepwise.evicted_at))
     assert onepass.held == stepwise.held == tuple(12 * (layer in attending(name)) for layer in range(4))
     assert onepass.evictions == 2 * 12 * sum(table.shape[1] for table in onepass.evicted_at if table.min() <= 24)
@@ -83,15 +95,12 @@ def test_logits_are_those_of_the_stock_model_with_evicted_keys_masked(name: str)
     model, ids = zamba(name), IDS[:1]
     press = KnormPress(0.5, prune_after=4, skip_layers="unprunable")
     for attached in (True, False):
-        cache: Any = transformers.DynamicCache(config=model.config) if attached else press.cache(model.config)
-        logits = []
-        for part in ids.split(PASSES, dim=1):
-            if attached:
-                with press(model):
-                    logits.append(model(part, **using(cache)).logits)
-            else:
-                logits.append(model(part, **using(cache)).logits)
-        expected = oracle.expected(model, ids, PASSES, cache.evicted_at)
+        cache: Any = DynamicCache(config=model.config) if attached else press.cache(model.config)
+        with float64_throughout():
+            with press(model) if attached else nullcontext():
+                logits = [model(part, **using(cache)).logits for part in ids.split(PASSES, dim=1)]
+            expected = oracle.expected(model, ids, PASSES, cache.evicted_at)
+        assert cache.evictions
         assert float((torch.cat(logits, dim=1) - expected).abs().max()) < EXACT
 
 
@@ -101,9 +110,12 @@ def test_padded_rows_are_as_alone_or_refused(name: str) -> None:
     mask = torch.ones_like(IDS)
     mask[0, :5] = 0
     press = KnormPress(0.5, prune_after=4, skip_layers="unprunable")
-    alone = perplexity(zamba(name), IDS[:1, 5:], press, 3)
-    for method in ("onepass", "stepwise"):
-        batch = perplexity(zamba(name), IDS, press, 8, method, attention_mask=mask)
-        assert float((batch.nll[0] - alone.nll[0]).abs().max()) < EXACT
+    with float64_throughout():
+        alone = perplexity(zamba(name), IDS[:1, 5:], press, 3)
+        onepass, stepwise = (
+            perplexity(zamba(name), IDS, press, 8, method, attention_mask=mask) for method in ("onepass", "stepwise")
+        )
+    assert float((onepass.nll[0] - alone.nll[0]).abs().max()) < EXACT
+    assert float((stepwise.nll[0] - alone.nll[0]).abs().max()) < allowed(name)
     with pytest.raises(ValueError, match="recurrent layers, which treat padding fed singly as text"):
         perplexity(zamba(name), IDS, press, 1, "stepwise", attention_mask=mask)
