@@ -16,9 +16,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from pressgauge.cache import ASSISTED, PressedCache, PressedLayer
+from pressgauge.cache import ASSISTED, PressedCache, PressedLayer, pressed
 from pressgauge.models import interface, latents, support
 from pressgauge.models.support import Support
 from pressgauge.presses.base import Press
@@ -240,23 +240,6 @@ class _Generate:
         """The original ``generate``, bound to the copied model."""
         kind: Any = type(self.model)
         return types.MethodType(kind.generate, copy.deepcopy(self.model, memo))
-
-
-def pressed(cache: Any, press: Press, config: PretrainedConfig, prompt_length: int | None) -> PressedCache:
-    """The pressed cache of a pass: the given one, an empty one converted in place, or a new one for None.
-
-    Raises:
-        ValueError: if the given one belongs to another press, is not empty, or is of another class.
-    """
-    if cache is None:
-        return PressedCache(press, config, prompt_length=prompt_length)
-    if isinstance(cache, PressedCache):
-        if cache.press != press:
-            raise ValueError(f"the cache belongs to {cache.press}, but the model carries {press}")
-        return cache
-    if isinstance(cache, DynamicCache):
-        return PressedCache.adopt(cache, press, config, prompt_length=prompt_length)
-    raise ValueError(f"a press cannot compress a {type(cache).__name__}: pass a DynamicCache, or none at all")
 
 
 def refuse_implementation(decoder: Any) -> None:

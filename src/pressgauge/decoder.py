@@ -22,11 +22,9 @@ from transformers import (
 )
 
 from pressgauge.arguments import check_context, check_ids, check_model, check_tensor, described
-from pressgauge.attach import pressed
-from pressgauge.cache import PressedCache
+from pressgauge.cache import PressedCache, by_cache, unattached
 from pressgauge.models import interface
 from pressgauge.models.padding import computes_behind_padding, counts_padding, has_recurrent_layers
-from pressgauge.models.support import of_config
 from pressgauge.presses.base import Press, check_press
 from pressgauge.proof import vacuity_reported
 from pressgauge.rules import whole_number, whole_numbers
@@ -59,15 +57,10 @@ class Generation:
         return self.generated / seconds
 
 
-def by_cache(press: Press | None, model: PreTrainedModel) -> bool:
-    """Whether a press serves a model by a plain cache, since it cannot be attached to it."""
-    return press is not None and not press.needs_queries and of_config(model.config).by_cache
-
-
 @contextmanager
 def attached(press: Press | None, model: PreTrainedModel) -> Iterator[None]:
     """``press(model)`` for a result that says what was evicted; nothing without a press, or with a plain cache."""
-    with vacuity_reported(), nullcontext() if press is None or by_cache(press, model) else press(model):
+    with vacuity_reported(), nullcontext() if press is None or by_cache(press, model.config) else press(model):
         yield
 
 
@@ -75,8 +68,9 @@ def new_cache(press: Press | None, model: PreTrainedModel, prompt_length: int) -
     """An empty cache for a run that is attached if it can be; a plain ``DynamicCache`` without a press."""
     if press is None:
         return DynamicCache(config=model.config)
-    # `refuse_padding` refuses padded rows of a plain cache.
-    return PressedCache(press, model.config, prompt_length=prompt_length, unpadded=by_cache(press, model))
+    if by_cache(press, model.config):
+        return unattached(None, press, model.config, prompt_length)
+    return PressedCache(press, model.config, prompt_length=prompt_length)
 
 
 def checked_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -109,12 +103,8 @@ def refuse_padding(model: PreTrainedModel, mask: Tensor, prompt: int, press: Pre
     if not padding:
         return
     name = type(model).__name__
-    if by_cache(press, model):
-        raise ValueError(
-            f"{name} works with a press by a plain cache only, which never sees the attention mask: feed rows of "
-            "equal length, or one at a time"
-        )
-    if why := counts_padding(model):
+    unseen = "works with a press by a plain cache only, which never sees the attention mask"
+    if why := unseen if by_cache(press, model.config) else counts_padding(model):
         raise ValueError(
             f"{name} {why}, so padded rows cannot be decoded as they are alone: feed rows of equal length, or one at a "
             "time"
@@ -278,10 +268,8 @@ def generate(
     check_context(model.config, tokens_at_end, "input_ids and max_new_tokens")
     if cache is None:
         cache = new_cache(press, model, length)
-    elif by_cache(press, model):
-        assert press is not None
-        cache = pressed(cache, of_config(model.config).resolve(press), model.config, length)
-        cache.unpadded = True
+    elif press is not None and by_cache(press, model.config):
+        cache = unattached(cache, press, model.config, length)
     named = {interface.cache_argument(model): cache}
     seen = cache.get_seq_length()
     if seen >= length:

@@ -41,7 +41,9 @@ def test_a_run_ends_where_a_window_does(name: str, subject: Subject) -> None:
     model = architectures.build(name, **changes)
     trace = run(subject, model, IDS[:, :11], [6, 1, 4], keep_ratio=0.5, prune_after=4)
     assert [keys.shape[2] for keys, _ in trace.passes[-1].held] == [6, 6, 6]
-    with pytest.raises(pytest.skip.Exception, match=r"layer 0 attends within a window of 12 and stores 11 of this law's"):
+    with pytest.raises(
+        pytest.skip.Exception, match=r"layer 0 attends within a window of 12 and stores 11 of this law's"
+    ):
         run(subject, model, IDS[:, :12], [6, 1, 5], keep_ratio=0.5, prune_after=4)
 
 
@@ -51,5 +53,7 @@ def test_models_with_keys_first_are_in_scope(subject: Subject) -> None:
     if not hasattr(cache_utils, "LinearAttentionLayer"):
         pytest.skip("this release has no layers without keys")
     require_keys_first(architectures.build("qwen3_next"))
-    with pytest.raises(pytest.skip.Exception, match="layer 0 of Qwen3NextForCausalLM caches no keys, and a later layer"):
+    with pytest.raises(
+        pytest.skip.Exception, match="layer 0 of Qwen3NextForCausalLM caches no keys, and a later layer"
+    ):
         run(subject, architectures.hybrid(), IDS, [20])

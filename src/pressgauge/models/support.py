@@ -194,10 +194,14 @@ def _slots(config: Any, kind: Any) -> str | None:
         return "adds biases by the slot of an entry, not its position"
     if config.model_type in _OWN_WAYS:
         return _OWN_WAYS[config.model_type]
-    if kind is not None and not interface.goes_through_interface(kind) and config.model_type not in _ORDER_FREE:
+    if kind is None or interface.goes_through_interface(kind):
+        return None
+    if config.model_type not in _ORDER_FREE:
         return (
             "is not known to attend through transformers' interface, and may take the slot of an entry for its position"
         )
+    if not hasattr(sys.modules[kind.__module__], "create_causal_mask"):
+        return "makes masks of as many columns as it has seen tokens, whatever its cache holds"
     return None
 
 

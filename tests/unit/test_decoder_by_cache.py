@@ -9,7 +9,7 @@ import transformers
 from transformers import DynamicCache, FalconConfig, GPTNeoConfig
 
 from pressgauge import KnormPress, PressedCache, TOVAPress, generate, perplexity
-from pressgauge.conformance.versions import using
+from pressgauge.conformance.versions import CACHE, using
 from support.wide import float64_throughout
 from support.zoo import oracle, specimens
 
@@ -43,8 +43,14 @@ def greedy(built: Any, ids: torch.Tensor, new_tokens: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_stepwise_equals_the_stock_model_with_evicted_keys_masked(name: str) -> None:
-    """In a batch of rows of equal length, and for each alone."""
+    """In a batch of rows of equal length, and for each alone; not in releases in which its mask is of another size."""
+    if name == "git" and CACHE != "cache":
+        pytest.skip("transformers cannot build a tiny GIT by its configuration")
     built = model(name)
+    if name in ("big_bird", "megatron-bert", "rembert", "roformer") and CACHE != "cache":
+        with pytest.raises(ValueError, match=r"makes masks of as many columns as it has seen tokens.*press=None"):
+            PRESS.cache(built.config)
+        return
     with float64_throughout():
         found = perplexity(built, IDS, PRESS, 8, "stepwise")
         for row, ids in enumerate(IDS.split(1)):
@@ -86,7 +92,7 @@ def test_what_a_plain_cache_cannot_do_is_refused() -> None:
             action()
     mask = torch.ones_like(IDS)
     mask[0, :5] = 0
-    padded = "works with a press by a plain cache only, which never sees the attention mask: feed rows of equal length"
+    padded = "works with a press by a plain cache only, which never sees the attention mask, so padded rows"
     with pytest.raises(ValueError, match=padded):
         perplexity(built, IDS, PRESS, 8, "stepwise", attention_mask=mask)
     with pytest.raises(ValueError, match=padded):
@@ -100,7 +106,7 @@ def test_what_a_plain_cache_cannot_do_is_refused() -> None:
 
 def test_results_do_not_change_the_model_or_other_methods() -> None:
     """A padded batch without a press is as before, and so is the uncompressed run."""
-    built = model("roformer")
+    built = model("xglm")
     mask = torch.ones_like(IDS)
     before = perplexity(built, IDS, None, 8, "stepwise", attention_mask=mask).nll
     perplexity(built, IDS, PRESS, 8, "stepwise")
@@ -111,7 +117,9 @@ def test_results_do_not_change_the_model_or_other_methods() -> None:
 def test_layers_that_attend_by_slots_leave_no_layer() -> None:
     """GPT-Neo has one mask for its global and local layers, which would hold different numbers of entries."""
     config = GPTNeoConfig(num_layers=4, attention_types=[[["global", "local"], 2]])
-    with pytest.raises(ValueError, match=r"one mask for all layers, and some have local attention of 256 slots.*press="):
+    with pytest.raises(
+        ValueError, match=r"one mask for all layers, and some have local attention of 256 slots.*press="
+    ):
         KnormPress(0.5, skip_layers=(1, 3)).cache(config)
     KnormPress(0.5).cache(GPTNeoConfig(num_layers=4, attention_types=[[["global"], 4]]))
     with pytest.raises(ValueError, match="adds ALiBi biases by the slot"):
