@@ -106,7 +106,7 @@ def test_what_a_plain_cache_cannot_do_is_refused() -> None:
 
 def test_results_do_not_change_the_model_or_other_methods() -> None:
     """A padded batch without a press is as before, and so is the uncompressed run."""
-    built = model("xglm")
+    built = model("falcon")
     mask = torch.ones_like(IDS)
     before = perplexity(built, IDS, None, 8, "stepwise", attention_mask=mask).nll
     perplexity(built, IDS, PRESS, 8, "stepwise")
