@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
         pytest.skip(f"transformers {transformers.__version__} has no gemma3 as a causal model")
     place = tmp_path_factory.mktemp("wrapper") / "gemma3"
     _, tokenizer = load("reference")
-    config = specimens.tiny(
+    config: Any = specimens.tiny(
         transformers.Gemma3Config, {"text_config.vocab_size": len(tokenizer) + 1, "image_token_id": len(tokenizer)}
     )
     with torch.random.fork_rng():

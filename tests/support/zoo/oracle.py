@@ -169,7 +169,7 @@ def softened(model: Any, tables: Sequence[Tensor], reached: set[int]) -> Iterato
             handles.append(module.register_forward_pre_hook(lambda *_, layer=layer: running.append(layer)))
             handles.append(module.register_forward_hook(lambda *_: (running.pop(), None)[1], always_call=True))
     config._attn_implementation = "eager"
-    torch.nn.functional.softmax = softmax
+    torch.nn.functional.softmax = softmax  # type: ignore[assignment]
     try:
         yield
     finally:
