@@ -194,11 +194,11 @@ def test_the_oracle_equals_explicit_attention() -> None:
 
 
 def test_the_oracle_reports_unsupported_attention() -> None:
-    """The oracle reports attention that it cannot mask, as in XLM, whose modules have no layer."""
-    tables = nothing_evicted(model("xlm"))
+    """The oracle reports attention that it cannot mask, as in GPT-Neo, whose modules have no ``layer_idx``."""
+    tables = nothing_evicted(model("gpt_neo"))
     tables[2][0, 0, 5] = 20
     with pytest.raises(oracle.Unreachable, match=re.escape("layers [2]")):
-        oracle.expected(model("xlm"), specimens.tokens(1, LENGTH), PATTERNS[0], tables)
+        oracle.expected(model("gpt_neo"), specimens.tokens(1, LENGTH), PATTERNS[0], tables)
 
 
 def test_the_oracle_masks_attention_of_a_models_own_code() -> None:
