@@ -16,9 +16,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from pressgauge.cache import ASSISTED, PressedCache, PressedLayer
+from pressgauge.cache import ASSISTED, PressedCache, PressedLayer, pressed
 from pressgauge.models import interface, latents, support
 from pressgauge.models.support import Support
 from pressgauge.presses.base import Press
@@ -106,16 +106,7 @@ class _Attachment:
         given = interface.pop_caches(kwargs)
         if len(given) > 1:
             raise ValueError(f"a pass was given {len(given)} caches: pass one")
-        cache = given[0] if given else None
-        if cache is None:
-            cache = PressedCache(self.press, self.config, prompt_length=self.running.prompt_length)
-        elif isinstance(cache, PressedCache):
-            if cache.press != self.press:
-                raise ValueError(f"the cache belongs to {cache.press}, but the model carries {self.press}")
-        elif isinstance(cache, DynamicCache):
-            cache = PressedCache.adopt(cache, self.press, self.config, prompt_length=self.running.prompt_length)
-        else:
-            raise ValueError(f"a press cannot compress a {type(cache).__name__}: pass a DynamicCache, or none at all")
+        cache = pressed(given[0] if given else None, self.press, self.config, self.running.prompt_length)
         kwargs[self.cache_name] = cache
         inputs = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
         mask = kwargs.get("attention_mask")

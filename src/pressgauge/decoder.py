@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from pressgauge.arguments import check_context, check_ids, check_model, check_tensor, described
-from pressgauge.cache import PressedCache
+from pressgauge.cache import PressedCache, by_cache, unattached
 from pressgauge.models import interface
-from pressgauge.models.padding import computes_behind_padding, has_recurrent_layers
+from pressgauge.models.padding import computes_behind_padding, counts_padding, has_recurrent_layers
 from pressgauge.presses.base import Press, check_press
 from pressgauge.proof import vacuity_reported
 from pressgauge.rules import whole_number, whole_numbers
@@ -59,15 +59,17 @@ class Generation:
 
 @contextmanager
 def attached(press: Press | None, model: PreTrainedModel) -> Iterator[None]:
-    """``press(model)`` for a result that says what was evicted; without a press, nothing."""
-    with vacuity_reported(), nullcontext() if press is None else press(model):
+    """``press(model)`` for a result that says what was evicted; nothing without a press, or with a plain cache."""
+    with vacuity_reported(), nullcontext() if press is None or by_cache(press, model.config) else press(model):
         yield
 
 
 def new_cache(press: Press | None, model: PreTrainedModel, prompt_length: int) -> DynamicCache:
-    """An empty cache for an attached run; a plain ``DynamicCache`` without a press."""
+    """An empty cache for a run that is attached if it can be; a plain ``DynamicCache`` without a press."""
     if press is None:
         return DynamicCache(config=model.config)
+    if by_cache(press, model.config):
+        return unattached(None, press, model.config, prompt_length)
     return PressedCache(press, model.config, prompt_length=prompt_length)
 
 
@@ -92,7 +94,7 @@ def checked_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     return mask
 
 
-def refuse_padding(model: PreTrainedModel, mask: Tensor, prompt: int) -> None:
+def refuse_padding(model: PreTrainedModel, mask: Tensor, prompt: int, press: Press | None = None) -> None:
     """Raise ``ValueError`` if a model would decode padded rows unlike each row alone.
 
     The mask is ``[B, T]``, 0 at padding, and the first ``prompt`` columns are one pass.
@@ -100,13 +102,12 @@ def refuse_padding(model: PreTrainedModel, mask: Tensor, prompt: int) -> None:
     padding = int((mask == 0).sum(dim=1).max())
     if not padding:
         return
-    name, classes = type(model).__name__, interface.layer_classes(model.config)
-    selecting = any(map(interface.selects_keys, classes))
-    if selecting or not interface.takes_positions(interface.decoder_of(model)):
-        why = "selects keys by their columns" if selecting else "numbers positions itself"
+    name = type(model).__name__
+    unseen = "works with a press by a plain cache only, which never sees the attention mask"
+    if why := unseen if by_cache(press, model.config) else counts_padding(model):
         raise ValueError(
-            f"{name} {why} and counts padding, so padded rows cannot be decoded as they are alone: feed rows of equal "
-            "length, or one at a time"
+            f"{name} {why}, so padded rows cannot be decoded as they are alone: feed rows of equal length, or one at a "
+            "time"
         )
     if not computes_behind_padding(model):
         raise ValueError(f"{name} in float64 computes NaN behind padding, by its eager attention: use float32")
@@ -267,6 +268,8 @@ def generate(
     check_context(model.config, tokens_at_end, "input_ids and max_new_tokens")
     if cache is None:
         cache = new_cache(press, model, length)
+    elif press is not None and by_cache(press, model.config):
+        cache = unattached(cache, press, model.config, length)
     named = {interface.cache_argument(model): cache}
     seen = cache.get_seq_length()
     if seen >= length:
@@ -275,7 +278,7 @@ def generate(
         )
     _check_fed(cache, input_ids, mask)
     padded = not bool(mask.all())
-    refuse_padding(model, mask, length)
+    refuse_padding(model, mask, length, press)
     stop = torch.tensor(ends, device=device, dtype=input_ids.dtype)
     padding_id = model.generation_config.pad_token_id if model.generation_config is not None else None
     fill = padding_id if padding_id is not None else ends[0] if ends else 0

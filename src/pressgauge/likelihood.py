@@ -84,7 +84,7 @@ def _stepwise(
     progress: bool,
     note: Note | None,
 ) -> _Scores:
-    refuse_padding(model, mask, prompt)
+    refuse_padding(model, mask, prompt, press)
     cache = new_cache(press, model, prompt)
     named = {interface.cache_argument(model): cache}
     positions = own_positions(mask)
@@ -100,7 +100,7 @@ def _stepwise(
                 logits = interface.feed(model, input_ids[:, seen:end], named, *given)
             except Exception as error:
                 outside = not interface.goes_through_interface(type(interface.decoder_of(model)))
-                if not seen or not outside or isinstance(error, torch.OutOfMemoryError):
+                if not seen or press is not None or not outside or isinstance(error, torch.OutOfMemoryError):
                     raise
                 raise ValueError(
                     f"{type(model).__name__} ({interface.VERSION}) does not continue with the cache that it was given "

@@ -13,9 +13,10 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, DynamicCache
 from transformers.models.llama import modeling_llama
 
 from pressgauge import KnormPress, PressedCache
+from pressgauge.conformance.versions import CACHE
 from pressgauge.models.support import Support
 from support.zoo import examine, oracle, reasons, specimens
-from support.zoo.examine import BAD, CRASH, FALSE, LENGTH, NOT_BUILT, PATTERNS, REFUSED, RIGHT, WRONG, Verdict
+from support.zoo.examine import BAD, BY_CACHE, CRASH, FALSE, LENGTH, NOT_BUILT, PATTERNS, REFUSED, RIGHT, WRONG, Verdict
 from tools.zoo.page import KINDS, page
 
 SAMPLE: dict[str, tuple[str, str]] = {
@@ -35,6 +36,7 @@ SAMPLE: dict[str, tuple[str, str]] = {
     "deepseek_v32": (REFUSED, "an indexer that selects keys"),
     "diffllama": (REFUSED, "values of several heads joined"),
     "doge": (REFUSED, "a learned mask"),
+    "falcon": (BY_CACHE, "attention of its own"),
 }
 """Representative architectures, with the expected verdict and the reason for their choice."""
 
@@ -192,11 +194,23 @@ def test_the_oracle_equals_explicit_attention() -> None:
 
 
 def test_the_oracle_reports_unsupported_attention() -> None:
-    """The oracle reports attention outside transformers' interface, as in RoFormer."""
-    tables = nothing_evicted(model("roformer"))
+    """The oracle reports attention that it cannot mask, as in GPT-Neo, whose modules have no ``layer_idx``."""
+    tables = nothing_evicted(model("gpt_neo"))
     tables[2][0, 0, 5] = 20
     with pytest.raises(oracle.Unreachable, match=re.escape("layers [2]")):
-        oracle.expected(model("roformer"), specimens.tokens(1, LENGTH), PATTERNS[0], tables)
+        oracle.expected(model("gpt_neo"), specimens.tokens(1, LENGTH), PATTERNS[0], tables)
+
+
+def test_the_oracle_masks_attention_of_a_models_own_code() -> None:
+    """Logits change after an eviction and not before, in XGLM, which checks the shape of its mask; nothing is left."""
+    built, ids = model("xglm"), specimens.tokens(1, LENGTH)
+    tables = [table[:, :1] for table in nothing_evicted(built)]
+    whole = oracle.expected(built, ids, PATTERNS[0], tables)
+    tables[1][0, 0, 5] = 20
+    change = (oracle.expected(built, ids, PATTERNS[0], tables) - whole).abs().amax(dim=-1)[0]
+    assert float(change[:20].max()) == 0
+    assert float(change[20:].min()) > 1e-6
+    assert torch.equal(oracle.decode(built, ids, PATTERNS[0])[0], whole)
 
 
 # Injected faults
@@ -220,6 +234,9 @@ def test_evictions_reported_late_are_silently_wrong(monkeypatch: pytest.MonkeyPa
     assert (verdict.kind, verdict.detail[:8]) == (WRONG, "attached"), verdict
     monkeypatch.undo()
     assert later("llama", monkeypatch, 0).kind == RIGHT
+    monkeypatch.undo()
+    verdict = later("falcon", monkeypatch, 1)
+    assert (verdict.kind, verdict.detail[:11]) == (WRONG, "plain cache"), verdict
 
 
 def test_evictions_that_attention_ignores_are_silently_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,6 +308,9 @@ TRUE: list[tuple[str, str]] = [
     ("dory", "adds layers to the cache that it is given"),
     ("bloom", "adds ALiBi biases by the slot of an entry, not its position"),
     ("roformer", "does not go through transformers' attention interface"),
+    ("gpt_neo", "has one mask for all layers, and some have local attention of 8 slots, whatever their positions"),
+    ("jetmoe", "attends by query heads that read KV heads in turns, which a press takes for neighbours"),
+    *([("roformer", "makes masks of as many columns as it has seen tokens")] if CACHE != "cache" else []),
 ]
 
 

@@ -27,7 +27,7 @@ def test_a_model_is_given_a_mask_where_something_is_padded(padded: bool, monkeyp
 
     monkeypatch.setattr(interface, "feed", feed)
     for module in (decoder, likelihood):
-        monkeypatch.setattr(module, "refuse_padding", lambda model, mask, prompt: asked.add(prompt))
+        monkeypatch.setattr(module, "refuse_padding", lambda model, mask, prompt, press: asked.add(prompt))
         monkeypatch.setattr(module, "prove", lambda model, cache, seen: proved.add(model))
     model = architectures.shared("llama")
     ids, mask = architectures.padded([9, 6 if padded else 9])

@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from support.zoo.examine import (
+    BY_CACHE,
     CRASH,
     FALSE,
     LENGTH,
@@ -22,6 +23,7 @@ from support.zoo.examine import (
 
 KINDS = {
     RIGHT: "all checks pass, with the listed layers skipped",
+    BY_CACHE: 'no press can be attached; `method="stepwise"` and `press.cache()` pass all checks that apply to them',
     REFUSED: "the press raises an error with a correct message, and no supported layer is left",
     FALSE: "the press raises an error, and the workaround in its message fails",
     WRONG: "a result differs from the oracle's, without an error",

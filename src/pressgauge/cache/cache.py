@@ -162,6 +162,7 @@ class PressedCache(_Readings, DynamicCache):
         """Columns of padding per row after the running pass of an attached press, else None."""
         self.fed: Tensor | None = None
         """Tokens fed by ``pressgauge.generate``: ``[B, T]``, None if fed otherwise."""
+        self._alone = support.apart(config) is not None
         self._declared = prompt_length
         self._open: PressedLayer | None = None
         self._first = next((i for i, layer in enumerate(self.layers) if isinstance(layer, DynamicLayer)), 0)
@@ -209,7 +210,7 @@ class PressedCache(_Readings, DynamicCache):
             padding = self.attached
         else:
             padding = self.ledger.padding or [0] * rows
-            check_pass(self.layers, self.ledger, tokens, padding, unpadded=self.unpadded)
+            check_pass(self.layers, self.ledger, tokens, padding, unpadded=self.unpadded, alone=self._alone)
         self.ledger.feed(tokens, padding)
 
     def get_mask_sizes(self, query: int | Tensor, layer_idx: int) -> tuple[int, int]:
@@ -228,7 +229,8 @@ class PressedCache(_Readings, DynamicCache):
             return super().get_mask_sizes(query, layer_idx)  # type: ignore[arg-type]  # transformers 5.2 passes positions
         implementation = self.config.get_text_config(decoder=True)._attn_implementation
         sliding = bool(self.is_sliding[layer_idx])
-        if uneven(self.layers, self.ledger.columns, tokens, implementation, sliding=sliding) and sliding:
+        given = {"sliding": sliding, "alone": self._alone}
+        if uneven(self.layers, self.ledger.columns, tokens, implementation, **given) and sliding:
             # A single token attends to all that a layer holds, for which transformers makes no mask of this size.
             return tokens, self.ledger.columns
         return super().get_mask_sizes(query, layer_idx)  # type: ignore[arg-type]  # transformers 5.2 passes positions

@@ -11,7 +11,9 @@ from pressgauge.presses.base import ATTACHED
 from pressgauge.rules import Ledger
 
 
-def check_pass(layers: Sequence[Any], ledger: Ledger, tokens: int, padding: Sequence[int], *, unpadded: bool) -> None:
+def check_pass(
+    layers: Sequence[Any], ledger: Ledger, tokens: int, padding: Sequence[int], *, unpadded: bool, alone: bool
+) -> None:
     """Raise ``ValueError`` if a plain cache does not support a next pass.
 
     Args:
@@ -20,6 +22,7 @@ def check_pass(layers: Sequence[Any], ledger: Ledger, tokens: int, padding: Sequ
         tokens: columns of the pass.
         padding: columns of padding, per row.
         unpadded: whether no row is known to be padded.
+        alone: whether no press can be attached to the model.
     """
     if any(padding):
         raise ValueError(f"this cache holds padded rows, which only an attached press knows how to mask: {ATTACHED}")
@@ -33,11 +36,14 @@ def check_pass(layers: Sequence[Any], ledger: Ledger, tokens: int, padding: Sequ
     if evicts or (others and ledger.would_cut(tokens, padding)):
         raise ValueError(
             f"a plain cache never sees the attention mask, so it cannot evict from a batch of {len(padding)} rows that "
-            f"may be padded: {ATTACHED} or, if no row is padded, press.cache(config, unpadded=True)"
+            f"may be padded: {'' if alone else f'{ATTACHED} or, '}if no row is padded, "
+            f"{'use ' if alone else ''}press.cache(config, unpadded=True)"
         )
 
 
-def uneven(layers: Sequence[Any], columns: int, tokens: int, implementation: str | None, *, sliding: bool) -> bool:
+def uneven(
+    layers: Sequence[Any], columns: int, tokens: int, implementation: str | None, *, sliding: bool, alone: bool
+) -> bool:
     """Whether the layers that share a mask hold different numbers of entries.
 
     Args:
@@ -46,6 +52,7 @@ def uneven(layers: Sequence[Any], columns: int, tokens: int, implementation: str
         tokens: columns of the next pass.
         implementation: attention implementation of the model.
         sliding: whether the mask is that of the layers with a window.
+        alone: whether no press can be attached to the model, whose attention needs a mask in each pass.
 
     Raises:
         ValueError: if they do, and one mask does not fit all.
@@ -59,6 +66,10 @@ def uneven(layers: Sequence[Any], columns: int, tokens: int, implementation: str
             held.add(columns)
     if len(held) < 2:
         return False
+    if alone:
+        raise ValueError(
+            f"the model has one mask for all layers, which hold {min(held)} to {max(held)} entries: skip no layers"
+        )
     # What is left of other chunks needs a mask in each layer that has it.
     chunked = any(isinstance(layer, WindowedLayer) and layer.window.chunked for layer in pressed)
     if tokens > 1 or chunked:

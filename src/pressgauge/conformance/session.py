@@ -21,9 +21,11 @@ from pressgauge.conformance.outcomes import (
 )
 from pressgauge.conformance.precision import rounded
 from pressgauge.conformance.reading import Entries, entries_of, layers_of
+from pressgauge.conformance.scope import require_keys_first, require_within_windows
 from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.versions import CACHE, using
 from pressgauge.models import interface
+from pressgauge.models.windows import windows
 
 
 @dataclass
@@ -66,6 +68,8 @@ class Session:
     """
 
     def __init__(self, subject: Subject, compressor: Any, model: PreTrainedModel) -> None:
+        require_keys_first(model)
+        self._windows = windows(model.config)
         model = subject.model_of(model)
         # A function over the cache is applied to the model that runs; others look at one in the declared dtype.
         self.adapter = subject.adapter(compressor, model if subject.adapter.between_passes else subject.shown(model))
@@ -186,6 +190,7 @@ class Session:
         """
         given: dict[str, Any] = {}
         end = self.seen + ids.shape[1]
+        require_within_windows(self._windows, end)
         ids = ids.to(self.model.device)
         if mask is not None:
             mask = mask.to(self.model.device)
@@ -222,6 +227,7 @@ class Session:
             length = given.shape[1] if given is not None else output.logits.shape[1]
             self._finish(output.logits.cpu(), length)
 
+        require_within_windows(self._windows, ids.shape[1] + new_tokens)
         ids = ids.to(self.model.device)
         handle = self.model.register_forward_hook(note, with_kwargs=True)
         try:

@@ -4,6 +4,7 @@ Versions are told apart by signatures, never by version numbers.
 """
 
 import inspect
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -203,9 +204,16 @@ def takes_positions(decoder: nn.Module) -> bool:
 
 
 def layer_indices(decoder: nn.Module) -> dict[int, int]:
-    """Layer index by the ``id`` of each module with a ``layer_idx``."""
-    indices = {id(module): getattr(module, "layer_idx", None) for module in decoder.modules()}
-    return {module: index for module, index in indices.items() if isinstance(index, int)}
+    """Layer index by the ``id`` of each module with a ``layer_idx``.
+
+    Where layers share weights, as in Zamba, it is None or -1, and the module's is that of the layer it is part of.
+    """
+    indices: dict[int, Any] = {}
+    for name, module in decoder.named_modules():
+        index = getattr(module, "layer_idx", False)
+        part = re.match(r"layers\.(\d+)\.", name) if index in (None, -1) else None
+        indices[id(module)] = int(part[1]) if part else index
+    return {module: index for module, index in indices.items() if type(index) is int}
 
 
 def scaling(key: Tensor, kwargs: Mapping[str, Any]) -> float:

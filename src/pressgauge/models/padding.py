@@ -1,4 +1,4 @@
-"""What padding does to a model: recurrent layers take it in, and some eager attention computes NaN behind it."""
+"""What padding does to a model: some count it, recurrent layers take it in, and eager attention may give NaN."""
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -10,6 +10,17 @@ def has_recurrent_layers(config: PretrainedConfig) -> bool:
     """Whether a model has layers with a recurrence, alone or besides attention."""
     classes = interface.layer_classes(config)
     return any(interface.keeps_states(layer) or not interface.caches_keys(layer) for layer in classes)
+
+
+def counts_padding(model: PreTrainedModel) -> str | None:
+    """Why a model decodes padded rows unlike each row alone, whatever it is passed; None if it may not."""
+    if any(map(interface.selects_keys, interface.layer_classes(model.config))):
+        return "selects keys by their columns and counts padding"
+    if not interface.takes_positions(interface.decoder_of(model)):
+        return "numbers positions itself and counts padding"
+    if model.config.model_type == "git":
+        return "takes the first columns of an attention mask for those of an image"
+    return None
 
 
 def computes_behind_padding(model: PreTrainedModel) -> bool:

@@ -18,6 +18,10 @@ P = TypeVar("P", bound=Budget)
 _OUTSIDE = "does not go through transformers' attention interface"
 _STEPWISE = "measure it without a press (press=None, method='stepwise' or 'plain')"
 _ALONE = f"no press supports this model: {_STEPWISE}"
+_BY_CACHE = (
+    "a press that needs no queries works by method='stepwise' and press.cache(model.config), and no press by "
+    "press=None with method='stepwise' or 'plain'"
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Support:
         windows: windows of the layers that have one, by index.
         owners: for each layer that reads the keys and values of another, the layer that it reads.
         split: how processes share the KV heads; None if they do not.
+        by_cache: whether a press may serve the model by a plain cache, and cannot be attached to it.
     """
 
     name: str
@@ -43,6 +48,7 @@ class Support:
     windows: Mapping[int, Window] = field(default_factory=dict)
     owners: Mapping[int, int] = field(default_factory=dict)
     split: heads.Split | None = None
+    by_cache: bool = False
 
     def resolve(self, press: P) -> P:
         """The press with ``skip_layers`` as indices, all within the model, and the heads of this process.
@@ -163,6 +169,11 @@ _ORDER_FREE = (
 )
 """Architectures whose own attention code is invariant to entry order (`nox -s zoo`)."""
 
+_APART = {
+    "git": _OUTSIDE,
+    "jetmoe": "attends by query heads that read KV heads in turns, which a press takes for neighbours",
+}
+"""Other architectures to which no press can be attached, and which a plain cache serves."""
 
 _OWN_WAYS = {
     "diffllama": "joins the values of several heads that lie in one slot",
@@ -183,11 +194,28 @@ def _slots(config: Any, kind: Any) -> str | None:
         return "adds biases by the slot of an entry, not its position"
     if config.model_type in _OWN_WAYS:
         return _OWN_WAYS[config.model_type]
-    if kind is not None and not interface.goes_through_interface(kind) and config.model_type not in _ORDER_FREE:
+    if kind is None or interface.goes_through_interface(kind):
+        return None
+    if config.model_type not in _ORDER_FREE:
         return (
             "is not known to attend through transformers' interface, and may take the slot of an entry for its position"
         )
+    if not hasattr(sys.modules[kind.__module__], "create_causal_mask"):
+        return "makes masks of as many columns as it has seen tokens, whatever its cache holds"
     return None
+
+
+def _attending(config: PretrainedConfig) -> Any:
+    """The causal model class whose layers attend, of the text model of a wrapper; None if it is not transformers'."""
+    return interface.model_class(config.get_text_config(decoder=True)) or interface.model_class(config)
+
+
+def apart(config: PretrainedConfig) -> str | None:
+    """Why no press can be attached to a model of transformers that a plain cache may serve; None if one can."""
+    kind = _attending(config)
+    if kind is not None and not interface.goes_through_interface(kind):
+        return _OUTSIDE
+    return _APART.get(config.get_text_config(decoder=True).model_type)
 
 
 def of_config(config: PretrainedConfig, classes: Sequence[Any] | None = None) -> Support:
@@ -211,7 +239,7 @@ def of_config(config: PretrainedConfig, classes: Sequence[Any] | None = None) ->
         whole = f"has no layer that caches keys, so there is nothing to compress: {_STEPWISE}"
     elif kind is not None and not interface.takes_dynamic_cache(kind):
         whole = f"decodes with a cache of its own: {interface.PLAIN}"
-    elif slots := _slots(text, kind):
+    elif slots := _slots(text, _attending(config)):
         whole = f"{slots}: {_STEPWISE}"
     elif unsplit := heads.unsplit(config):
         whole = f"{unsplit}: {_STEPWISE}"
@@ -236,8 +264,11 @@ def of_config(config: PretrainedConfig, classes: Sequence[Any] | None = None) ->
             window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
             layer_type = (types[index] or "sliding_attention").replace("_", " ")
             reasons[index] = layer_type + (f" of {window}" if window else "")
+    by_cache = whole is None and apart(config) is not None
+    if by_cache and 0 < len(reasons) < count:
+        whole = f"has one mask for all layers, and some have {next(iter(reasons.values()))}: {_STEPWISE}"
     selecting, split = any(map(interface.selects_keys, classes)), None if whole else heads.split_of(config)
-    return Support(name, count, whole, reasons, selecting, windowed, reading, split)
+    return Support(name, count, whole, reasons, selecting, windowed, reading, split, by_cache and whole is None)
 
 
 def refuse_outside(model: PreTrainedModel) -> None:
@@ -249,8 +280,9 @@ def refuse_outside(model: PreTrainedModel) -> None:
 def of_model(model: PreTrainedModel) -> Support:
     """Support of a model for attached presses."""
     support = of_config(model.config)
-    name, decoder = type(model).__name__, interface.decoder_of(model)
     whole = support.whole
-    if whole is None and not interface.goes_through_interface(type(decoder)):
+    if support.by_cache:
+        whole = f"{apart(model.config)}: {_BY_CACHE}"
+    elif whole is None and not interface.goes_through_interface(type(interface.decoder_of(model))):
         whole = f"{_OUTSIDE}: {_STEPWISE}"
-    return replace(support, name=name, whole=whole)
+    return replace(support, name=type(model).__name__, whole=whole)

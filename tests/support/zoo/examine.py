@@ -24,7 +24,7 @@ PADDED = (LENGTH, 29, 20)
 """Tokens of the rows of a padded batch."""
 PRESS = KnormPress(0.5, prune_after=3)
 
-RIGHT, REFUSED = "right", "refused"
+RIGHT, BY_CACHE, REFUSED = "right", "right by cache", "refused"
 WRONG, CRASH, FALSE, UNCHECKED, NOT_BUILT = "silently wrong", "crash", "false refusal", "unchecked", "not built"
 BAD = (WRONG, CRASH, FALSE, UNCHECKED)
 
@@ -221,6 +221,30 @@ class _Specimen:
             raise Wrong("neither stepwise nor plain works without a press")
         self.plain_cache()
 
+    def by_cache(self) -> None:
+        """Stepwise and a plain cache give the results of the oracle where no press can be attached."""
+        press, sizes = PRESS, _sizes(self.model)
+        for passes in PATTERNS:
+            stock, _ = oracle.decode(self.model, self.ids, passes, DynamicCache(config=self.model.config))
+            logits, _ = self.cached(replace(press, keep_ratio=1), passes)
+            if not torch.equal(logits, stock):
+                raise Wrong(f"keep_ratio 1 in passes {passes[:3]}...: off by {float((logits - stock).abs().max()):.2g}")
+            logits, cache = self.cached(press, passes)
+            if cache.held != sizes:
+                raise Wrong(f"layers hold {cache.held} entries where the schedule leaves {sizes}")
+            self.close(f"plain cache in passes {passes[:3]}... and the oracle",
+                       oracle.expected(self.model, self.ids, passes, cache.evicted_at), logits)  # fmt: skip
+        logits, cache = self.cached(press, PATTERNS[0])
+        stepwise = perplexity(self.model, self.ids, press, PROMPT, "stepwise")
+        self.close("stepwise and plain cache", stepwise.nll, oracle.nll(logits, self.ids, PROMPT))
+        if not all(map(torch.equal, stepwise.evicted_at, cache.evicted_at)):
+            raise Wrong("evicted_at differs between stepwise and a plain cache")
+        rows = torch.cat([self.ids, specimens.tokens(1, LENGTH, seed=1)])
+        batch = perplexity(self.model, rows, press, PROMPT, "stepwise")
+        self.close("row of a batch and alone", batch.nll[:1], stepwise.nll)
+        self.rows(press)
+        self.queries(press)
+
     def plain_cache(self) -> None:
         """A plain cache is accepted where an attached press is refused."""
         press = replace(PRESS, skip_layers="unprunable")
@@ -346,7 +370,10 @@ def _examine(model_type: str) -> Verdict:
                 specimen.alone()
             except Wrong as finding:
                 return Verdict(FALSE, f"{finding}: {sentence}")
-            return Verdict(REFUSED, sentence)
+            if "press.cache(" not in sentence:
+                return Verdict(REFUSED, sentence)
+            specimen.by_cache()
+            return Verdict(BY_CACHE, sentence)
         skipped = press.skipped
         specimen.identity(press)
         specimen.ways(press)

@@ -2,12 +2,14 @@
 
 The model decodes with its own cache, ``eager`` attention and its own masks. Keys evicted by a press are masked with
 minus infinity, per head, by wrapping ``eager_attention_forward`` of the model's file. The implementation is still
-called ``eager``, so the model's code does not change its behaviour.
+called ``eager``, so the model's code does not change its behaviour. Where attention is the model's own code, the
+products that its modules pass to ``softmax`` are masked.
 """
 
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -80,11 +82,20 @@ def masked(
             files[id(names)] = names
     before = {key: names[_NAME] for key, names in files.items()}
     read: dict[int, Tensor] = {}
+    fed: list[Any] = [None]
+    update = DynamicCache.update
+
+    def updated(cache: Any, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        fed[0] = layer_idx
+        return update(cache, keys, values, layer_idx, *args, **kwargs)
 
     def wrapped(own: Any) -> Any:
         def forward(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
             given = {**dict(zip(("attention_mask",), args, strict=False)), **kwargs}
             layer = getattr(module, "layer_idx", None)
+            if hasattr(module, "layer_idx") and layer in (None, -1):
+                # Modules with the weights of several layers are told their layer, and attend to what they fed last.
+                layer = fed[0]
             if isinstance(layer, int):
                 # A layer may read the keys of one before it.
                 index, read[layer] = layer, key
@@ -101,9 +112,11 @@ def masked(
 
     for key, names in files.items():
         names[_NAME] = wrapped(before[key])
+    DynamicCache.update = updated  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
+        DynamicCache.update = update  # type: ignore[method-assign]
         for key, names in files.items():
             names[_NAME] = before[key]
 
@@ -111,8 +124,7 @@ def masked(
 def _with(mask: Tensor | None, table: Tensor, query: Tensor, key: Tensor) -> Tensor:
     """The model's mask, with minus infinity at evicted keys."""
     columns, new = key.shape[2], query.shape[2]
-    time = torch.arange(columns - new, columns)
-    gone = time[:, None] >= table[:, :, None, :]
+    gone = _gone(table, new, columns)
     heads = gone.shape[1]
     if key.shape[1] > heads > 1 and torch.equal(key[:, 0], key[:, heads]):
         # The model has repeated its KV heads for the query heads.
@@ -120,10 +132,51 @@ def _with(mask: Tensor | None, table: Tensor, query: Tensor, key: Tensor) -> Ten
     gone = gone.repeat_interleave(query.shape[1] // gone.shape[1], dim=1)
     bias = torch.zeros(gone.shape, dtype=query.dtype).masked_fill(gone, -torch.inf)
     if mask is None:
-        later = torch.arange(columns) > time[:, None]
+        later = torch.arange(columns) > torch.arange(columns - new, columns)[:, None]
         return bias.masked_fill(later, -torch.inf)
     own = mask if mask.is_floating_point() else torch.zeros_like(bias).masked_fill(~mask, -torch.inf)
     return own[..., :columns] + bias
+
+
+def _gone(table: Tensor, new: int, columns: int) -> Tensor:
+    """Evicted keys of the last ``new`` of ``columns`` queries: ``[B, K, new, columns]``."""
+    return torch.arange(columns - new, columns)[:, None] >= table[:, :, None, :columns]
+
+
+@contextmanager
+def softened(model: Any, tables: Sequence[Tensor], reached: set[int]) -> Iterator[None]:
+    """Context in which modules with attention code of their own lose keys by these tables before their softmax.
+
+    Layers whose softmax was reached are added to ``reached``.
+    """
+    running: list[int] = []
+    own, config = torch.nn.functional.softmax, model.config.get_text_config(decoder=True)
+    implementation = config._attn_implementation
+
+    def softmax(scores: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if running and tables[running[-1]].shape[-1]:
+            gone = _gone(tables[running[-1]], *scores.shape[-2:])
+            # Some have flattened rows and heads.
+            heads = scores.reshape(len(gone), -1, *scores.shape[-2:])
+            scores = heads.masked_fill(gone, -torch.inf).reshape(scores.shape)
+            reached.add(running[-1])
+        return own(scores, *args, **kwargs)
+
+    handles: list[Any] = []
+    for module in model.modules():
+        layer = getattr(module, "layer_idx", None)
+        if isinstance(layer, int) and 0 <= layer < len(tables):
+            handles.append(module.register_forward_pre_hook(lambda *_, layer=layer: running.append(layer)))
+            handles.append(module.register_forward_hook(lambda *_: (running.pop(), None)[1], always_call=True))
+    config._attn_implementation = "eager"
+    torch.nn.functional.softmax = softmax  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.nn.functional.softmax = own
+        config._attn_implementation = implementation
+        for handle in handles:
+            handle.remove()
 
 
 def uncompressed(model: Any) -> Any:
@@ -149,19 +202,20 @@ def expected(
     Raises:
         Unreachable: if not all layers with evictions could be masked.
     """
-    reached: set[int] = set()
     losing = {layer for layer, table in enumerate(tables) if bool((table < ids.shape[1]).any())}
+    some = [table if layer in losing else table[..., :0] for layer, table in enumerate(tables)]
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
-        some = [table if layer in losing else table[..., :0] for layer, table in enumerate(tables)]
-        with masked(model, some, reached, noted):
-            logits, _ = decode(model, ids, passes, uncompressed(model))
+        for masking in (partial(masked, noted=noted), softened):
+            reached: set[int] = set()
+            with masking(model, some, reached):
+                logits, _ = decode(model, ids, passes, uncompressed(model))
+            if not losing - reached:
+                return logits
     finally:
         model.set_attn_implementation(implementation)
-    if losing - reached:
-        raise Unreachable(f"layers {sorted(losing - reached)} do not attend by {_NAME}")
-    return logits
+    raise Unreachable(f"layers {sorted(losing - reached)} attend neither by {_NAME} nor by a softmax")
 
 
 @torch.no_grad()

@@ -162,6 +162,23 @@ def _differs(read: list[Tensor], cached: Tensor | None) -> bool:
     return cached is not None and not all(tensor.shape == cached.shape and tensor.equal(cached) for tensor in read)
 
 
+def _in_turns(read: list[Tensor], cached: Tensor | None) -> bool:
+    heads = 0 if cached is None else cached.shape[1]
+    return any(key.shape[1] > heads > 1 and torch.equal(key[:, 0], key[:, heads]) for key in read)
+
+
+def _masks_all_seen(known: Facts, ids: Tensor) -> bool:
+    _, cache = oracle.decode(known.model, ids[:, :PROMPT], [PROMPT])
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys[:, :, 1:], layer.values[:, :, 1:]
+    cache.get_seq_length = lambda *_: PROMPT
+    try:
+        oracle.decode(known.model, ids[:, PROMPT : PROMPT + 1], [1], cache)
+    except RuntimeError as error:
+        return "must match the size" in str(error)
+    return False
+
+
 def _outside(known: Facts, layer: int | None) -> bool:
     layers = known.layers.values() if layer is None else [known.layers.get(layer, Layer())]
     return not any(one.keys for one in layers)
@@ -210,6 +227,13 @@ LAYERS: dict[str, Callable[[Facts, int, re.Match[str]], bool]] = {
 WHOLE: dict[str, Callable[[Facts, Tensor], bool]] = {
     r"does not go through transformers' attention interface": lambda known, ids: _outside(known, None),
     r"adds (?:ALiBi )?biases by the slot": _by_slots,
+    r"has one mask for all layers, and some have local attention of \d+ slots": lambda known, ids: (
+        _outside(known, None) and _by_slots(known, ids)
+    ),
+    r"makes masks of as many columns as it has seen tokens": _masks_all_seen,
+    r"read KV heads in turns": lambda known, ids: any(
+        _in_turns(layer.keys, layer.cached_keys) for layer in known.layers.values()
+    ),
     r"keeps no key-value cache": lambda known, ids: oracle.cache_name(known.model) is None,
     r"has no layer that caches keys": lambda known, ids: not any(map(known.held, range(100))),
     r"decodes with a cache of its own": lambda known, ids: type(known.own) is not DynamicCache,

@@ -1,6 +1,7 @@
 """Support of models, in the cases that only one line of code decides, and the words of each refusal."""
 
 import re
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -197,7 +198,11 @@ SLOTS = "adds ALiBi biases by the slot of an entry, not its position"
             "is not known to attend through transformers' interface, and may take the slot of an entry for its "
             f"position: {STEPWISE}",
         ),
-        (Outside, {"model_type": "gptj"}, None),
+        (
+            Outside,
+            {"model_type": "gptj"},
+            f"makes masks of as many columns as it has seen tokens, whatever its cache holds: {STEPWISE}",
+        ),
     ],
 )
 def test_what_keeps_a_press_from_a_whole_model(
@@ -206,6 +211,22 @@ def test_what_keeps_a_press_from_a_whole_model(
     """One reason each, with the way out."""
     found = of(kind, [DynamicLayer(), DynamicLayer()], monkeypatch, **config)
     assert found == Support("Config" if kind is None else kind.__name__, 2, whole, {}, False)
+
+
+def test_a_plain_cache_serves_models_whose_masks_are_those_of_their_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one mask for all layers, of which none may be left out, unless none is left."""
+    monkeypatch.setattr(sys.modules[__name__], "create_causal_mask", None, raising=False)
+    layers = [DynamicLayer(), DynamicLayer()]
+    assert of(Outside, layers, monkeypatch, model_type="gptj") == Support("Outside", 2, None, {}, by_cache=True)
+    assert of(Kind, layers, monkeypatch, model_type="jetmoe") == Support("Kind", 2, None, {}, by_cache=True)
+    assert not of(Kind, layers, monkeypatch, model_type="gptj").by_cache
+    local: dict[str, Any] = {"model_type": "gptj", "window_size": 5}
+    reason = "local attention of 5 slots, whatever their positions"
+    found = of(Outside, layers, monkeypatch, attention_layers=["global", "local"], **local)
+    whole = f"has one mask for all layers, and some have {reason}: {STEPWISE}"
+    assert found == Support("Outside", 2, whole, {1: reason})
+    found = of(Outside, layers, monkeypatch, attention_layers=["local", "local"], **local)
+    assert (found.whole, found.reasons) == (None, {0: reason, 1: reason})
 
 
 def test_a_model_that_caches_no_keys_at_all_has_nothing_to_compress(monkeypatch: pytest.MonkeyPatch) -> None:
