@@ -84,9 +84,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Loading]:
 
     def loads(name: str) -> subprocess.CompletedProcess[str]:
         command = [*program, "-c", SCRIPT, name]
-        return subprocess.run(
-            command, env=os.environ | settings, cwd=home, capture_output=True, text=True, check=False
-        )
+        return subprocess.run(command, env=os.environ | settings, cwd=home, capture_output=True, text=True, check=False)
 
     return int(endpoint.rpartition(":")[2]), loads
 
