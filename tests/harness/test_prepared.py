@@ -14,7 +14,8 @@ from support.prepared import python
 SEEN = """
 import os, sys, threading
 print(sys.argv, sys.path[0] == "", os.getcwd(), os.environ["GIVEN"], sys.stdin.read(), __name__)
-print(len(os.environ), sys.path[1:] == os.environ["OWN"].split(os.pathsep) + [path for path in sys.path if "lib" in path])
+own = os.environ["OWN"].split(os.pathsep)
+print(len(os.environ), sys.path[1:] == own + [path for path in sys.path if "lib" in path])
 print(threading.active_count(), file=sys.stderr)
 """
 

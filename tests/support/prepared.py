@@ -1,9 +1,9 @@
 """Python processes that begin with torch and transformers imported, which else takes longer than most of them run.
 
-A server imports them once, and forks a process for each command. ``python()`` is used in place of ``sys.executable``: it
-starts a small client, which hands its arguments, environment, folder and standard streams to the server, passes signals
-on, and ends as the forked process does. If the client is killed, so is that process. What reads the environment as it is
-imported, as torch and huggingface_hub do, has that of the server.
+A server imports them once, and forks a process for each command. ``python()`` is used in place of ``sys.executable``:
+it starts a small client, which hands its arguments, environment, folder and standard streams to the server, passes
+signals on, and ends as the forked process does. If the client is killed, so is that process, shortly after.
+What reads the environment as it is imported, as torch and huggingface_hub do, has that of the server.
 """
 
 import array
