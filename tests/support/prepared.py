@@ -79,8 +79,8 @@ def serve(address: str) -> list[str]:
     # What was forked needs no waiting for.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
-        ready, _, _ = select.select([listener, 0], [], [])
-        if listener not in ready:
+        ready, _, _ = select.select([listener.fileno(), 0], [], [])
+        if listener.fileno() not in ready:
             Path(address).unlink()
             Path(address).parent.rmdir()
             os._exit(0)
