@@ -23,6 +23,8 @@ LOCKS = {
     "constraints-peers.txt": ("peers",),
 }
 """Lock of each dependency group."""
+TWO = ("--numprocesses", "2", "--dist", "worksteal")
+"""Two workers, the first of which to be idle takes tests from the other, so that a long one at the end delays none."""
 
 
 def install(session: nox.Session, *groups: str, locked: bool = True) -> None:
@@ -84,7 +86,7 @@ def cpu(session: nox.Session) -> None:
     """Validate on the CPU: the whole suite."""
     install(session, "test")
     # With the releases of the lock, deprecated features are errors.
-    session.run("python", "-m", "pytest", "--device", "cpu", "--numprocesses", "2", "--deprecations", *session.posargs)
+    session.run("python", "-m", "pytest", "--device", "cpu", *TWO, "--deprecations", *session.posargs)
     if not session.posargs:
         # Times are taken when nothing else runs.
         session.run("python", "-m", "pytest", "--device", "cpu", "tests/regression/test_time.py")
@@ -129,7 +131,7 @@ def oldest(session: nox.Session) -> None:
     install(session, "oldest")
     inside = ["cache", "test_attach.py", "test_proof.py", "test_storage.py"]
     where = ["tests/conformance", "tests/properties", *(f"tests/unit/{name}" for name in inside)]
-    session.run("python", "-m", "pytest", *where, "--numprocesses", "2", *session.posargs)
+    session.run("python", "-m", "pytest", *where, *TWO, *session.posargs)
 
 
 @nox.session
@@ -137,7 +139,7 @@ def newest(session: nox.Session) -> None:
     """The whole suite with the newest releases that the metadata allows, after listing those newer than the lock."""
     install(session, "test", locked=False)
     session.run("python", "-m", "tools.lock", "newer", "constraints.txt")
-    session.run("python", "-m", "pytest", "--device", "cpu", "--numprocesses", "2", *session.posargs)
+    session.run("python", "-m", "pytest", "--device", "cpu", *TWO, *session.posargs)
 
 
 @nox.session(python="3.11")

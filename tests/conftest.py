@@ -1,6 +1,5 @@
 """Shared fixtures: devices, trained models, and a guard over shared models."""
 
-import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -72,11 +71,6 @@ def nothing_deprecated_is_used(pytestconfig: pytest.Config, deprecations: Deprec
 
 def pytest_report_header() -> str:
     return f"shared folder {'found' if SHARED.is_dir() else 'not found, tests that name it are skipped'}"
-
-
-def pytest_collection_finish() -> None:
-    """Exclude imported objects from garbage collection, which would take a tenth of a run."""
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from support.prepared import python
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
@@ -129,7 +130,7 @@ def found(copy: Path) -> dict[str, Any]:
     law."""
     where = ["tests/conformance", *(f"tests/properties/test_{name}.py" for name in PROPERTIES)]
     ended = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [*python(), "-c", SCRIPT],
         input=json.dumps([where, MEASURE]),
         cwd=copy,
         env={**os.environ, "PYTHONPATH": str(copy / "src")},

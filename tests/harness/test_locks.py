@@ -131,7 +131,7 @@ def test_the_newest_releases_are_listed_before_they_are_tried(
     assert arguments[:4] == ("--no-compile", "--upgrade", "--upgrade-strategy", "eager")
     listing, suite = session.ran
     assert listing == ("python", "-m", "tools.lock", "newer", "constraints.txt")
-    assert suite == ("python", "-m", "pytest", "--device", "cpu", "--numprocesses", "2")
+    assert suite == ("python", "-m", "pytest", "--device", "cpu", "--numprocesses", "2", "--dist", "worksteal")
 
 
 @pytest.mark.parametrize("lock", LOCKS)

@@ -1,9 +1,11 @@
 """Rule 7: without evictions, everything is bit-identical to transformers' ``DynamicCache``."""
 
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import DynamicCache
 
 from pressgauge import KnormPress
@@ -16,6 +18,17 @@ LENGTH = 24
 PASSES = [9, 1, 1, 5] + [1] * 8
 
 
+@cache
+def without(architecture: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Any]:
+    """Logits ``[1, T, V]`` and cache of the text without a press. Read-only."""
+    model = architectures.cast(architecture, dtype, device)
+    plain: Any = DynamicCache(config=model.config)
+    with torch.no_grad():
+        passes = architectures.tokens(1, LENGTH).to(device).split(PASSES, dim=1)
+        logits = [model(one, **using(plain)).logits for one in passes]
+    return torch.cat(logits, dim=1), plain
+
+
 @pytest.mark.parametrize("architecture", architectures.ARCHITECTURES)
 @pytest.mark.parametrize("attached", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -25,16 +38,10 @@ def test_nothing_evicted_is_nothing_changed(
     """With r = 1, or at most P tokens, logits and cache are bit-identical to those of a ``DynamicCache``."""
     model = architectures.cast(architecture, dtype, device)
     ids = architectures.tokens(1, LENGTH).to(device)
-    plain: Any = DynamicCache(config=model.config)
-    seen = 0
-    expected = []
-    with torch.no_grad():
-        for length in PASSES:
-            expected.append(model(ids[:, seen : seen + length], **using(plain)).logits)
-            seen += length
+    expected, plain = without(architecture, dtype, device)
     for press in (KnormPress(1.0, prune_after=0), KnormPress(0.1, prune_after=LENGTH)):
         result = run(model, press, ids, PASSES, attached=attached)
-        assert torch.equal(result.logits, torch.cat(expected, dim=1))
+        assert torch.equal(result.logits, expected)
         for ours, theirs in zip(result.cache.layers, plain.layers, strict=True):
             assert torch.equal(ours.keys, theirs.keys)
             assert torch.equal(ours.values, theirs.values)

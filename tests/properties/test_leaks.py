@@ -2,7 +2,6 @@
 
 import dataclasses
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from pressgauge.conformance.subjects import Subject
 from pressgauge.conformance.versions import cache_of, using
 from pressgauge.conventions.state import fingerprint
 from support.drive import feed, run
+from support.prepared import python
 
 
 def test_a_press_is_an_immutable_value(subject: Subject) -> None:
@@ -183,7 +183,7 @@ before = state()
 import pressgauge, pressgauge.cli
 assert state() == before
 """
-    subprocess.run([sys.executable, "-c", script], check=True)
+    subprocess.run([*python(), "-c", script], check=True)
 
 
 def test_a_random_press_draws_no_random_numbers() -> None:

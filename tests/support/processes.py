@@ -1,11 +1,12 @@
-"""Several commands in one process: most of a process's time is that of importing torch and transformers."""
+"""Several commands in one process, which share what they import."""
 
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from support.prepared import python
 
 SCRIPT = """
 import json, os, runpy, sys, tempfile
@@ -46,7 +47,7 @@ def run_together(
     environment = os.environ | ({} if source is None else {"PYTHONPATH": str(source)})
     given = [(str(folder), module, arguments) for folder, (module, *arguments) in commands]
     ran = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [*python(), "-c", SCRIPT],
         input=json.dumps(given),
         env=environment,
         capture_output=True,

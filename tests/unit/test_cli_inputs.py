@@ -23,6 +23,7 @@ from pressgauge.bench import files, sweep
 from pressgauge.cli import app
 from pressgauge.models import checks, location
 from pressgauge.texts import check_text_name
+from support.prepared import python
 
 SMALL = ("--tokens", "40", "--samples", "1", "--prune-after", "16", "--device", "cpu", "--keep-ratios", "0.5",
          "--no-random")  # fmt: skip
@@ -377,11 +378,11 @@ def test_unreadable_weights_are_not_called_missing(monkeypatch: pytest.MonkeyPat
 LIBRARY = str(Path(files.__file__).parents[2])
 
 
-def process(*arguments: str, **options: Any) -> "subprocess.Popen[str]":
-    """``pressgauge measure`` in a process of its own, with pipes unless given."""
+def process(*arguments: str, program: Sequence[str] = (), **options: Any) -> "subprocess.Popen[str]":
+    """``pressgauge measure`` in a process of its own, with pipes unless given; by a prepared one unless given."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
-        [sys.executable, "-m", "pressgauge", "measure", *SMALL, *arguments],
+        [*(program or python()), "-m", "pressgauge", "measure", *SMALL, *arguments],
         # A shell lets what it starts in the background ignore interrupts, and the tests with it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **{**pipes, "text": True, "env": os.environ | {"PYTHONPATH": LIBRARY}, **options},
@@ -410,7 +411,7 @@ def test_tables_are_whole_in_one_column() -> None:
 def test_tables_are_whole_in_any_surroundings() -> None:
     """Neither an encoding nor a missing home nor a missing cache loses a figure."""
     environment = {"PYTHONIOENCODING": "ascii", "HOME": "/nonexistent", "HF_HOME": "/proc/none", "TERM": ""}
-    running = process(env=os.environ | {"PYTHONPATH": LIBRARY} | environment)
+    running = process(program=[sys.executable], env=os.environ | {"PYTHONPATH": LIBRARY} | environment)
     shown, error = running.communicate(timeout=120)
     assert (running.returncode, error) == (0, "")
     assert sorted(FIGURES.findall(shown)) == sorted(FIGURES.findall(run("measure", *SMALL).stdout))

@@ -3,6 +3,7 @@
 import functools
 import importlib.metadata
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -82,5 +83,16 @@ def version_of(reference: str) -> str:
     try:
         return f"{package} {importlib.metadata.version(package)}"
     except importlib.metadata.PackageNotFoundError:
-        names = importlib.metadata.packages_distributions().get(package)
-        return f"{names[0]} {importlib.metadata.version(names[0])}" if names else "version unknown"
+        own = next((one for one in importlib.metadata.distributions() if _contains(one, package)), None)
+        return "version unknown" if own is None else f"{own.name} {own.version}"
+
+
+def _contains(distribution: importlib.metadata.Distribution, package: str) -> bool:
+    """Whether a distribution installed a package or module of this name.
+
+    ``importlib.metadata.packages_distributions`` answers it for all packages, which takes a second.
+    """
+    if declared := distribution.read_text("top_level.txt"):
+        return package in declared.split()
+    record = distribution.read_text("RECORD") or ""
+    return re.search(rf"^{re.escape(package)}(/.*)?\.py,", record, flags=re.MULTILINE) is not None

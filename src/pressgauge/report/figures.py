@@ -512,11 +512,15 @@ def norm_attention_map(correlation: Tensor) -> Figure:
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """The figure as an ``<svg>`` element whose ids begin with ``name``; the same figure gives the same text."""
+    """The figure as an ``<svg>`` element whose ids begin with ``name``; the same figure gives the same text.
+
+    Its layout is that of this file from now on, since a layout takes as long as a drawing.
+    """
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with rc_context({**_STYLE, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", dpi=144, metadata=nothing)
+    figure.set_layout_engine("none")
     text = buffer.getvalue()
     found: Counter[str] = Counter()
 

@@ -55,6 +55,7 @@ class _Specimen:
         self.model = model
         self.tolerance = 1e-5 if model.dtype == torch.float64 else 2e-3
         self.ids = specimens.tokens(1, LENGTH)
+        self._plain: dict[tuple[int, ...], Tensor] = {}
 
     def close(self, what: str, found: Tensor, wanted: Tensor) -> None:
         """Raise ``Wrong`` unless both are equal up to rounding."""
@@ -65,12 +66,20 @@ class _Specimen:
         if not off <= self.tolerance:
             raise Wrong(f"{what}: off by {off:.2g}")
 
-    def stock(self, passes: Sequence[int]) -> tuple[Tensor, Any]:
+    def stock(self, passes: Sequence[int]) -> Tensor:
         """Logits of the stock model in passes, with its own cache if it returns one."""
         try:
-            return oracle.decode(self.model, self.ids, passes)
+            return oracle.decode(self.model, self.ids, passes)[0]
         except oracle.Unreachable:
-            return oracle.decode(self.model, self.ids, passes, DynamicCache(config=self.model.config))
+            return self.plain(passes)
+
+    def plain(self, passes: Sequence[int]) -> Tensor:
+        """Logits of the stock model in passes, with a ``DynamicCache``."""
+        key = tuple(passes)
+        if key not in self._plain:
+            cache = DynamicCache(config=self.model.config)
+            self._plain[key], _ = oracle.decode(self.model, self.ids, passes, cache)
+        return self._plain[key]
 
     def baseline(self) -> None:
         """Without a press, every method gives the results of the stock model, or is refused."""
@@ -78,14 +87,16 @@ class _Specimen:
         with torch.no_grad():
             self.close("plain, no press", perplexity(model, ids, None, PROMPT, "plain").nll,
                        oracle.nll(model(ids, use_cache=False).logits, ids, PROMPT))  # fmt: skip
+        found = {}
         for method in ("stepwise", "onepass"):
             try:
-                found = perplexity(model, ids, None, PROMPT, method)
+                found[method] = perplexity(model, ids, None, PROMPT, method).nll
             except ValueError as refusal:
                 _sentence(refusal)
-                continue
-            wanted, _ = self.stock(PATTERNS[0])
-            self.close(f"{method}, no press", found.nll, oracle.nll(wanted, ids, PROMPT))
+        if found:
+            wanted = oracle.nll(self.stock(PATTERNS[0]), ids, PROMPT)
+        for method, nll in found.items():
+            self.close(f"{method}, no press", nll, wanted)
 
     def attached(self, press: Press, passes: Sequence[int]) -> tuple[Tensor, PressedCache]:
         """Logits of passes with the press attached, and the cache."""
@@ -105,7 +116,7 @@ class _Specimen:
         """With a ratio of 1, results are bit-identical to the stock model with its own cache."""
         whole = replace(press, keep_ratio=1)
         for passes in PATTERNS:
-            stock, _ = oracle.decode(self.model, self.ids, passes, DynamicCache(config=self.model.config))
+            stock = self.plain(passes)
             logits, _ = self.attached(whole, passes)
             if not torch.equal(logits, stock):
                 raise Wrong(f"keep_ratio 1 in passes {passes[:3]}...: off by {float((logits - stock).abs().max()):.2g}")
@@ -204,8 +215,7 @@ class _Specimen:
         except ValueError as refusal:
             _sentence(refusal)
             return
-        stock, _ = oracle.decode(self.model, self.ids, PATTERNS[0], DynamicCache(config=self.model.config))
-        self.close("all layers skipped", logits, stock)
+        self.close("all layers skipped", logits, self.plain(PATTERNS[0]))
 
     def alone(self) -> None:
         """The model without a press, as suggested by a refusal, and a plain cache are correct or refused."""

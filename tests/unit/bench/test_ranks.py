@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from pressgauge import cli
 from pressgauge.bench.ranks import Lost, Ranks, join, launched
 from pressgauge.cli import app
+from support.prepared import python
 
 SMALL = "--press knorm --no-random --keep-ratios 0.5 --tokens 40 --prune-after 16 --device cpu".split()
 LONG = "--keep-ratios 0.9,0.8,0.7,0.6,0.5 --tokens 300 --samples 6 --prune-after 16 --device cpu".split()
@@ -25,8 +26,9 @@ LONG = "--keep-ratios 0.9,0.8,0.7,0.6,0.5 --tokens 300 --samples 6 --prune-after
 
 def launch(count: int, *arguments: str) -> Any:
     """``torchrun`` with this many ranks of ``pressgauge``, as a group of processes."""
+    launcher = [*python(), "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--no-python"]
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "-m", "pressgauge", *arguments],
+        [*launcher, *python(), "-m", "pressgauge", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -35,10 +37,11 @@ def launch(count: int, *arguments: str) -> Any:
     )
 
 
-def pids(parent: int) -> list[int]:
-    """Processes that a process started."""
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False)
-    return [int(pid) for pid in listed.stdout.split()]
+def ranks(path: Path) -> list[int]:
+    """Processes of the ranks of a sweep that writes to this file."""
+    listed = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,args="], capture_output=True, text=True, check=True)
+    lines = [line.split(maxsplit=1) for line in listed.stdout.splitlines() if str(path) in line]
+    return [int(pid) for pid, command in lines if "torch.distributed.run" not in command]
 
 
 def rows(path: Path) -> Any:
@@ -55,7 +58,7 @@ def test_a_killed_rank_leaves_its_results_and_one_process_goes_on(tmp_path: Path
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(pids(process.pid)[-1], signal.SIGKILL)
+    os.kill(ranks(path)[-1], signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
     assert process.returncode
     assert not path.exists()

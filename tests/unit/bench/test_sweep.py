@@ -5,7 +5,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from functools import cache
@@ -28,6 +27,7 @@ from pressgauge.cli import app
 from pressgauge.conformance import architectures
 from pressgauge.models import interface, load, load_parts
 from pressgauge.texts import load_text
+from support.prepared import python
 
 
 def plan(**changes: Any) -> Plan:
@@ -383,9 +383,9 @@ def test_a_killed_and_resumed_sweep_writes_the_same_rows(tmp_path: Path) -> None
     whole, cut = tmp_path / "whole.json", tmp_path / "cut.json"
     assert CliRunner().invoke(app, ["measure", *options, "--json", str(whole)]).exit_code == 0
     process = subprocess.Popen(
-        [sys.executable, "-c", "from pressgauge.cli import app; app()", "measure", *options, "--json", str(cut)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        [*python(), "-m", "pressgauge", "measure", *options, "--json", str(cut)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     unfinished = tmp_path / "cut.json.unfinished"
@@ -395,7 +395,8 @@ def test_a_killed_and_resumed_sweep_writes_the_same_rows(tmp_path: Path) -> None
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    # Ends when nobody can write any more.
+    process.communicate(timeout=120)
     assert not cut.exists()
     refused = CliRunner().invoke(app, ["measure", *options, "--json", str(cut)], env={"COLUMNS": "200"})
     assert refused.exit_code == 2

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from pressgauge import KnormPress, RandomPress, TOVAPress
 from pressgauge.cli import app
 from pressgauge.models.heads import Split, split_given_to, unsplit
 from pressgauge.models.support import Support
+from support.prepared import python
 
 OPTIONS = (
     "measure --model reference --press knorm,keydiff,h2o,tova,snapkv(recent=4),streaming-llm --keep-ratios 0.5 --text "
@@ -30,7 +30,8 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     one, two = tmp_path / "one.json", tmp_path / "two.json"
     result = CliRunner().invoke(app, [*OPTIONS, "--json", str(one)])
     assert result.exit_code == 0, result.stderr
-    started = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "pressgauge"]
+    launcher = [*python(), "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
+    started = [*launcher, *python(), "-m", "pressgauge"]
     options = [*OPTIONS, "--json", str(two), "--report", str(tmp_path / "page"), "--tensor-parallel", "2"]
     done = subprocess.run(
         [*started, *options], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False

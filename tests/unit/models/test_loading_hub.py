@@ -2,10 +2,9 @@
 
 import os
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pressgauge.models import load, location
+from support.prepared import python
 
 FOLDER = Path(location("reference"))
 NAME = "owner/model"
@@ -46,9 +46,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve() -> Iterator[str]:
-    """A local hub, by its address."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+def serve(port: int = 0) -> Iterator[str]:
+    """A local hub at this port, or at any, by its address."""
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
@@ -69,27 +69,43 @@ assert all(torch.equal(weight, own.state_dict()[key]) for key, weight in model.s
 """
 
 
-def loads(name: str, endpoint: str, home: Path) -> subprocess.CompletedProcess[str]:
-    """Load the model in a process that knows only this hub and cache, and compare it with the reference model."""
-    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
-    environment.pop("HF_HUB_CACHE", None)
-    command = [sys.executable, "-c", SCRIPT, name]
-    return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, check=False)
+Loading = Callable[[str], "subprocess.CompletedProcess[str]"]
 
 
-def test_a_model_of_the_hub_loads_and_then_loads_without_the_hub(tmp_path: Path) -> None:
-    """A model loads from the hub, and then from the cache."""
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Loading]:
+    """Port of a local hub, and a function that loads a model in a process that knows only this hub and an empty cache,
+    and compares it with the reference model."""
     with serve() as endpoint:
-        first = loads(NAME, endpoint, tmp_path)
+        pass
+    home = tmp_path_factory.mktemp("home")
+    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "0"}
+    program = python(**settings)
+
+    def loads(name: str) -> subprocess.CompletedProcess[str]:
+        command = [*program, "-c", SCRIPT, name]
+        return subprocess.run(command, env=os.environ | settings, cwd=home, capture_output=True, text=True, check=False)
+
+    return int(endpoint.rpartition(":")[2]), loads
+
+
+def test_a_model_of_the_hub_loads_and_then_loads_without_the_hub(hub: tuple[int, Loading]) -> None:
+    """A model loads from the hub, and then from the cache."""
+    port, loads = hub
+    missing = loads(NAME)
+    assert missing.returncode == 1, "loaded without a hub and a cache"
+    with serve(port):
+        first = loads(NAME)
     assert first.returncode == 0, first.stderr
-    second = loads(NAME, endpoint, tmp_path)
+    second = loads(NAME)
     assert second.returncode == 0, second.stderr
 
 
-def test_a_model_that_the_hub_does_not_know_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_the_hub_does_not_know_is_refused(hub: tuple[int, Loading]) -> None:
     """An unknown model is refused with transformers' reason."""
-    with serve() as endpoint:
-        refused = loads("some/folder", endpoint, tmp_path)
+    port, loads = hub
+    with serve(port):
+        refused = loads("some/folder")
     assert "ValueError: model 'some/folder' could not be loaded" in refused.stderr
     assert "(some/folder is not a local folder" in refused.stderr
 
