@@ -32,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--deprecations", action="store_true", help="fail a test that uses what torch or transformers is to remove"
     )
+    parser.addoption("--real-model", metavar="FILE", help="Gemma 3 270M as a GGUF file, which nox -s real fetches")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -110,6 +111,18 @@ def tinystories(shared_folder: Path) -> "Callable[..., tuple[PreTrainedModel, Pr
     from pressgauge.conformance.trained import trained_model
 
     return lambda dtype="float32": trained_model(str(shared_folder / "models" / "tinystories-260k"), dtype)
+
+
+@pytest.fixture(scope="session")
+def real_model(pytestconfig: pytest.Config) -> str:
+    """The file of Gemma 3 270M, with the SHA-256 of that of the baselines."""
+    path = pytestconfig.getoption("real_model")
+    if path is None:
+        pytest.skip("Gemma 3 270M was not found: `nox -s real` fetches it, and --real-model names its file")
+    from tools.real.fetch import check
+
+    check(Path(path))
+    return str(path)
 
 
 @pytest.fixture(autouse=True)

