@@ -54,8 +54,8 @@ MOST_TIES = 0.02
 
 PROMPT, LATER = 192, 24
 """Of texts for Gemma: tokens of the prompt that is compressed, and of those scored; together they fit into a window."""
-KEEP_RATIOS = (0.5, 0.25)
-"""Exact in binary, so that kvpress's floats are exact too."""
+KEEP_RATIO = 0.5
+"""Exact in binary, so that kvpress's float is exact too."""
 
 
 def theirs(pair: Pair) -> Subject:

@@ -11,20 +11,18 @@ from typing import Annotated, Any
 import typer
 from torch import Tensor
 
-from peers.pairs import KEEP_RATIOS, LATER, PAIRS, PROMPT, agreement
+from peers.pairs import KEEP_RATIO, LATER, PAIRS, PROMPT, agreement
 from pressgauge.models import load
 from pressgauge.texts import load_text
 
 
 def rows(model: Any, ids: Tensor) -> Iterator[str]:
-    """Perplexities by pair of presses and ratio."""
-    yield "| press | keep_ratio | ours | kvpress's | ours, with kvpress's ties | ties retained otherwise |"
-    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
+    """Perplexities by pair of presses."""
+    yield "| press | ours | kvpress's | ours, with kvpress's ties | ties retained otherwise |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
     for pair in PAIRS:
-        for ratio in KEEP_RATIOS:
-            found = agreement(pair, model, ids, PROMPT, ratio)
-            cells = f"{found.mine:.6f} | {found.own:.6f} | {found.same:.6f} | {found.differing}"
-            yield f"| {pair} | {ratio:g} | {cells} |"
+        found = agreement(pair, model, ids, PROMPT, KEEP_RATIO)
+        yield f"| {pair} | {found.mine:.6f} | {found.own:.6f} | {found.same:.6f} | {found.differing} |"
 
 
 app = typer.Typer(add_completion=False)
@@ -42,7 +40,8 @@ def main(
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     releases = ", ".join(f"{name} {version(name)}" for name in ("kvpress", "transformers", "torch"))
-    print(f"{Path(text).name}, prompt of {PROMPT} tokens and {LATER} more, float64, {releases}\n")
+    lengths = f"half of a prompt of {PROMPT} tokens retained, {LATER} scored"
+    print(f"{Path(text).name}, {lengths}, float64, {releases}\n")
     for line in rows(loaded, ids):
         print(line, flush=True)
 
