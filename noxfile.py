@@ -317,14 +317,27 @@ def peers(session: nox.Session, package: str) -> None:
     session.run("python", "-m", "tools.peers", package)
 
 
+TEXTS = tuple(Path("..", "shared", "data", name) for name in ("wikitext-2/test.txt", "books/shakespeare.txt"))
+"""Texts for the session ``real``, where found."""
+
+
 @nox.session
 def real(session: nox.Session) -> None:
-    """Print published patterns on Gemma 3 270M, a file of 253 MB under Gemma's terms of use; ``-- novel.txt`` names the
-    text."""
+    """Run the tests of Gemma 3 270M, a file of 253 MB under Gemma's terms of use, and print tables of it.
+
+    ``-- --regen-all``, or other options of pytest, only runs the tests; ``-- novel.txt`` only prints the tables, of
+    that text.
+    """
     install(session, "test")
     folder = Path(session.create_tmp()).resolve()
-    model = session.run("python", "-m", "tools.real.fetch", str(folder), silent=True)
-    session.run("python", "-m", "tools.real.patterns", str(model).strip(), *session.posargs)
+    model = str(session.run("python", "-m", "tools.real.fetch", str(folder), silent=True)).strip()
+    options = session.posargs if session.posargs and session.posargs[0].startswith("-") else []
+    texts = [] if options else session.posargs or [str(text) for text in TEXTS if text.is_file()]
+    if options or not session.posargs:
+        session.run("python", "-m", "pytest", "tests/regression/test_gemma.py", "--real-model", model, *options)
+    for text in texts:
+        for tool in ("patterns", "claims", "speed"):
+            session.run("python", "-m", f"tools.real.{tool}", model, text)
 
 
 @nox.session

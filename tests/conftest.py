@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--deprecations", action="store_true", help="fail a test that uses what torch or transformers is to remove"
     )
+    parser.addoption("--real-model", metavar="FOLDER", help="Gemma 3 270M, as nox -s real fetches it")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -104,6 +105,15 @@ def tinystories(shared_folder: Path) -> "Callable[..., tuple[PreTrainedModel, Pr
     from pressgauge.conformance.trained import trained_model
 
     return lambda dtype="float32": trained_model(str(shared_folder / "models" / "tinystories-260k"), dtype)
+
+
+@pytest.fixture(scope="session")
+def real_model(pytestconfig: pytest.Config) -> str:
+    """The folder of Gemma 3 270M."""
+    path = pytestconfig.getoption("real_model")
+    if path is None:
+        pytest.skip("Gemma 3 270M was not found: `nox -s real` fetches it, and --real-model names its folder")
+    return str(path)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from pytest_regressions.common import perform_regression_check
 
 from regression.baseline import Baseline, Change, Rows, changes, read, table, updated, write
 from regression.plugin import PROPERTY
-from regression.provenance import BASELINES, command, folder, provenance
+from regression.provenance import BASELINES, folder, provenance
 
 OBTAINED = BASELINES.parent / "obtained"
 """Folder for differing files, with the same subfolders."""
@@ -19,10 +19,17 @@ OBTAINED = BASELINES.parent / "obtained"
 
 @dataclass
 class Golden:
-    """Compares measured values with the baseline of a device, or records them with ``--regen-all``."""
+    """Compares measured values with the baseline of a device, or records them with ``--regen-all``.
+
+    Attributes:
+        request: of the test.
+        device: the device.
+        by: the command that records.
+    """
 
     request: pytest.FixtureRequest
     device: torch.device
+    by: str
 
     @property
     def recording(self) -> bool:
@@ -44,7 +51,7 @@ class Golden:
             return read(path)
         if not self.recording:
             file = path.relative_to(BASELINES.parent)
-            pytest.fail(f"there is no baseline {file}: `{command(self.device)}` makes it", pytrace=False)
+            pytest.fail(f"there is no baseline {file}: `{self.by}` makes it", pytrace=False)
         return None
 
     def check(
@@ -62,7 +69,7 @@ class Golden:
         before = self.recorded(name)
         # Keep the tolerance, since the obtained file may replace the baseline.
         allowed = before.tolerance if before is not None and not self.recording else tolerance()
-        now = Baseline(provenance(self.device, dtype), allowed, measure())
+        now = Baseline(provenance(self.device, dtype, self.by), allowed, measure())
         if self.recording and (unsteady := list(changes(name, now, measure()))):
             self.note(unsteady)
             pytest.fail(f"{name} does not repeat itself, so that it is not recorded:\n{table(unsteady)}", pytrace=False)

@@ -40,14 +40,14 @@ def command(device: torch.device) -> str:
     return "nox -s baselines" + ("" if device.type == "cpu" else f" -- --device {device.type}")
 
 
-def provenance(device: torch.device, dtype: str) -> dict[str, str | int]:
-    """Versions, machine, dtype, date and command."""
+def provenance(device: torch.device, dtype: str, by: str) -> dict[str, str | int]:
+    """Versions, machine, dtype, date and the command that records."""
     return {
         **versions(),
         **machine(device),
         "dtype": dtype,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "command": command(device),
+        "command": by,
     }
 
 

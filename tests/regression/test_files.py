@@ -7,7 +7,7 @@ from regression.provenance import BASELINES
 
 FILES = (
     r"(cpu|mps|cuda/sm_\d+)/"
-    r"(perplexity-(reference|reference-neox|tinystories)(-float32|-bfloat16)?|decoding|entries|time"
+    r"(perplexity-(reference|reference-neox|tinystories|gemma)(-float32|-bfloat16)?|tasks-gemma|decoding|entries|time"
     r"|cost-torch-\d+\.\d+\.\d+-transformers-\d+\.\d+\.\d+)"
     r"\.yml"
 )

@@ -72,7 +72,7 @@ def record(golden: Golden, before: Baseline | None, sides: list[list[dict[str, f
     golden.note([change(name, was[name], now[name]) for name in moved if name in was])
     if moved or set(was) != set(now):
         rows = {name: to_row(now[name] if name in moved else was[name]) for name in now}
-        write(Baseline(provenance(golden.device, "float32"), {}, rows), golden.path(NAME))
+        write(Baseline(provenance(golden.device, "float32", golden.by), {}, rows), golden.path(NAME))
 
 
 def change(name: str, was: Level, now: Level) -> Change:

