@@ -1,17 +1,20 @@
 """Replay of evictions with changing scores, pass by pass."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pressgauge.history.record import History
-from pressgauge.presses.attention_scores import MOST, Attention, Votes, weights
-from pressgauge.presses.base import Press, rank_entries
-from pressgauge.presses.ranking import choose, last_choice, spare
+from pressgauge.models.heads import split_given_to
+from pressgauge.presses.attention_scores import MOST, Attention, AttentionSums, LastQueries, Votes, weights
+from pressgauge.presses.base import Press, rank_entries, score_entries
+from pressgauge.presses.ranking import choose, last_choice, last_of_lowest, spare
 from pressgauge.rules import Ledger
 from pressgauge.softmax import PLAIN, Softmax
-from pressgauge.storage import Storage, taken
+from pressgauge.storage import Storage, heavy, light, taken
 
 _AHEAD = 64
 """Number of upcoming tokens whose attention is precomputed in one batch."""
@@ -34,8 +37,12 @@ class _Held:
         rows, heads, tokens, _ = keys.shape
         offset = torch.tensor(padding, device=keys.device)[:, None, None]
         self._own = (torch.arange(tokens, device=keys.device) - offset).clamp(min=-1).expand(rows, heads, tokens)
+        self.lines = light(torch.arange(rows * heads, device=keys.device))
         self._storage = Storage()
-        self._storage.update(keys=keys[:, :, :0], positions=self._own[..., :0])
+        self._storage.update(keys=keys[:, :, :0], positions=self._own[..., :0], empty=self._own[..., :0] < 0)
+        self._arrays: list[Any] = []
+        self._stored = 0
+        """Number of columns in storage, which has some before they are known."""
         self.padded = any(padding)
         self.known = self.holes = 0
 
@@ -57,34 +64,62 @@ class _Held:
     @property
     def filler(self) -> Tensor | None:
         """``[B, K, N]`` bool, True at padding slots; None if there are none."""
-        return self.positions < 0 if self.padded or self.holes else None
+        return self.empty if self.padded or self.holes else None
+
+    @property
+    def empty(self) -> Tensor:
+        """``[B, K, N]`` bool, True at padding slots."""
+        return self._storage.held("empty")
 
     def add(self, columns: int) -> None:
         """Append the entries up to column ``columns``."""
-        storage, new = self._storage, slice(self.known, columns)
-        start, end = storage.used, storage.used + columns - self.known
-        storage.reserve(end, min(end + end // 2, self.source.shape[2]))
-        storage.put("keys", start, self.source[:, :, new])
-        storage.put("positions", start, self._own[:, :, new])
-        self.known, storage.used = columns, end
-        if self.padded:
-            self.keys[:, :, start:].masked_fill_((self._own[:, :, new] < 0)[..., None], 0)
+        if columns > self._stored:
+            self._store(min(columns + _AHEAD, self.source.shape[2]))
+        self._storage.used += columns - self.known
+        self.known = columns
 
-    def drop(self, slots: Tensor) -> Tensor:
-        """Evict one entry of each head, at ``slots`` ``[B, K, 1]``, and return their positions."""
-        keys, positions = (self._storage[name] for name in ("keys", "positions"))
-        gone = positions.gather(2, slots)
-        positions.scatter_(2, slots, -1)
-        keys.scatter_(2, slots[..., None].expand(-1, -1, -1, keys.shape[3]), 0)
+    def _store(self, columns: int) -> None:
+        storage, new = self._storage, slice(self._stored, columns)
+        start = storage.used + self._stored - self.known
+        end = start + columns - self._stored
+        if end > storage["keys"].shape[2]:
+            used, storage.used = storage.used, start
+            storage.reserve(end, min(end + end // 2, self.source.shape[2]))
+            storage.used = used
+        own = self._own[:, :, new]
+        storage.put("keys", start, self.source[:, :, new])
+        storage.put("positions", start, own)
+        storage.put("empty", start, own < 0)
+        if self.padded:
+            storage["keys"][:, :, start:end].masked_fill_((own < 0)[..., None], 0)
+        self._stored, self._arrays = columns, []
+
+    def drop(self, slots: Any) -> Any:
+        """Evict one entry of each head, and return their positions.
+
+        Args:
+            slots: array ``[B * K]``, as is the result.
+        """
+        if not self._arrays:
+            keys, *others = (self._storage[name] for name in ("keys", "positions", "empty"))
+            # NumPy has no bfloat16, and zero has no bits.
+            tensors = [keys.view(torch.uint8), *others]
+            self._arrays = [light(tensor).reshape(len(self.lines), *tensor.shape[2:]) for tensor in tensors]
+        keys, positions, empty = self._arrays
+        gone = positions[self.lines, slots]
+        positions[self.lines, slots] = -1
+        keys[self.lines, slots] = 0
+        empty[self.lines, slots] = True
         self.holes += 1
         return gone
 
     def keep(self, kept: Tensor, positions: Tensor) -> None:
         """Retain the entries at the indices ``kept``, with their ``positions``: ``[B, K, n]``."""
-        self._storage.take(kept, keys=taken(self._storage["keys"], kept), positions=positions)
+        empty = positions < 0
+        self._storage.take(kept, keys=taken(self._storage["keys"], kept), positions=positions, empty=empty)
         if self.padded:
-            self._storage.zero(positions < 0)
-        self.holes = 0
+            self._storage.zero(empty)
+        self.holes, self._stored, self._arrays = 0, self.known, []
 
 
 class _Voting:
@@ -100,15 +135,32 @@ class _Voting:
         held: retained entries.
         scale: scaling factor of the query-key products.
         softmax: softmax of the layer.
+        follows: whether ``Press.pooled`` may be used.
     """
 
-    def __init__(self, votes: Votes, queries: Tensor, held: _Held, scale: float, softmax: Softmax = PLAIN) -> None:
+    def __init__(
+        self,
+        votes: Votes,
+        queries: Tensor,
+        held: _Held,
+        scale: float,
+        softmax: Softmax = PLAIN,
+        *,
+        follows: bool = False,
+    ) -> None:
         self.votes, self.queries, self.held, self.scale, self.softmax = votes, queries, held, scale, softmax
         self.group = queries.shape[1] // held.source.shape[1]
-        self._weights: Tensor | None = None
-        """Attention of the stretch's queries, 0 on evicted entries: ``[B * K, q * H / K, N]``."""
-        self._left: Tensor
-        """``[B * K, q * H / K]``: sum of these weights and that of the sinks, 1 before any eviction."""
+        self._follows = follows and queries.device.type == "cpu"
+        self._behind = False
+        """Whether ``votes`` lack the last queries."""
+        self._sound: bool
+        """Whether the weights of the stretch are numbers."""
+        self._shut: Any
+        """Infinity at padding slots of the stretch, 0 at others: array ``[B, K, N]``."""
+        self._weights: Any = None
+        """Attention of the stretch's queries, 0 on evicted entries: array ``[B * K, q * H / K, N]``."""
+        self._left: Any
+        """Array ``[B * K, q * H / K]``: sum of these weights and that of the sinks, 1 before any eviction."""
         self._first: int
         self._stop: int
         """First token of the stretch, and the token after its last."""
@@ -121,12 +173,44 @@ class _Voting:
             stretch: whether to take the attention from that of a stretch.
         """
         held = self.held
+        if self._behind and isinstance(self.votes, LastQueries):
+            known = max(0, known - self.votes.most)
+        self._behind = False
         queries = self.queries[:, :, known : held.known]
         attention = Attention(queries, held.keys, held.filler, self.scale, self.softmax)
         self.votes.observe(_Foreseen(attention, self) if stretch else attention)
 
-    def received(self, since: int) -> Tensor | None:
-        """``Attention.received`` of the queries from token ``since`` on: ``[B, K, N]``.
+    def followed(self, press: Press, known: int, candidates: slice) -> Any:
+        """Update the attention state, and choose among candidates: array ``[B * K]``.
+
+        Equals ``observe``, ``Press.score`` and ``last_choice``, in a fraction of the time. None if there is no such
+        shortcut.
+
+        Args:
+            press: the press.
+            known: tokens fed before the pass.
+            candidates: slots.
+        """
+        votes, held = self.votes, self.held
+        if not self._follows:
+            return None
+        since = max(0, held.known - votes.most) if isinstance(votes, LastQueries) else known
+        found = self.received(since)
+        if found is None or not self._sound:
+            return None
+        if isinstance(votes, LastQueries):
+            found /= held.known - since
+            self._behind = True
+        else:
+            assert isinstance(votes, AttentionSums)
+            if votes.sums is not None:
+                found[..., : votes.sums.shape[2]] += light(votes.sums)
+            votes.sums = heavy(found)
+        scores = press.pooled(found, light(held.empty))[..., candidates] + self._shut[..., candidates]
+        return last_of_lowest(scores.reshape(len(held.lines), -1))
+
+    def received(self, since: int) -> Any:
+        """``Attention.received`` of the queries from token ``since`` on: array ``[B, K, N]``.
 
         None if the weights exceed the memory limit.
         """
@@ -136,8 +220,10 @@ class _Voting:
             return None
         rows = self._rows(since)
         # Averages the query heads that share a KV head.
-        shares = self._left[:, None, rows].mul(self.group).reciprocal_()
-        return shares.bmm(self._weights[:, rows, : self.held.used]).view_as(self.held.positions)
+        shares = 1 / (self._left[:, None, rows] * self.group)
+        given = self._weights[:, rows, : self.held.used]
+        found = shares * given if given.shape[1] == 1 else shares @ given
+        return found.reshape(*self.queries.shape[:1], -1, self.held.used)
 
     def _rows(self, since: int) -> slice:
         return slice((since - self._first) * self.group, (self.held.known - self._first) * self.group)
@@ -146,7 +232,7 @@ class _Voting:
         if since < self._first or self.held.known > self._stop:
             return False
         # False for NaN as well.
-        return float(self._left[:, self._rows(since)].amin()) >= _LEAST
+        return float(self._left[:, self._rows(since)].min()) >= _LEAST
 
     def _look(self, since: int) -> None:
         held = self.held
@@ -163,20 +249,32 @@ class _Voting:
         if filler is not None:
             filler = torch.nn.functional.pad(filler, (0, ahead))
         given = weights(queries, torch.cat([held.keys, coming], dim=2), filler, self.scale, self.softmax)
-        self._weights = given.transpose(2, 3).flatten(2, 3).flatten(0, 1)
-        self._left = given.new_ones(self._weights.shape[:2])
+        flat = given.transpose(2, 3).flatten(2, 3).flatten(0, 1)
+        self._weights, self._left = light(flat), light(flat.new_ones(flat.shape[:2]))
+        if self._follows:
+            self._sound = bool(np.isfinite(self._weights.sum()))
+            self._shut = np.zeros(given.shape[:2] + given.shape[4:], dtype=self._weights.dtype)
+            self._shut[..., : held.used][light(held.empty)] = np.inf
 
-    def drop(self, slots: Tensor) -> None:
-        """Evict the entry of each head at ``slots``, ``[B, K, 1]``."""
+    def drop(self, slots: Any) -> None:
+        """Evict the entry of each head at ``slots``, an array ``[B * K]``."""
         if self._weights is not None and self.held.known <= self._stop:
-            index = slots.view(-1, 1, 1).expand(*self._weights.shape[:2], 1)
-            self._left -= self._weights.gather(2, index)[..., 0]
-            self._weights.scatter_(2, index, 0)
+            lines = self.held.lines
+            self._left -= self._weights[lines, :, slots]
+            self._weights[lines, :, slots] = 0
+            if self._follows:
+                self._shut.reshape(len(lines), -1)[lines, slots] = np.inf
 
     def keep(self, kept: Tensor) -> None:
         """Retain the entries at the indices ``[B, K, n]``."""
         self.votes.keep(kept)
         self._weights = None
+
+
+def _follows(press: Press, votes: Votes) -> bool:
+    """Whether ``Press.pooled`` gives the scores of a press: none of its parts is defined by another class."""
+    kinds = {next(kind for kind in type(press).__mro__ if part in vars(kind)) for part in ("pooled", "score", "votes")}
+    return len(kinds) == 1 and type(votes) in (AttentionSums, LastQueries) and split_given_to(press) is None
 
 
 class _Foreseen(Attention):
@@ -191,7 +289,8 @@ class _Foreseen(Attention):
         return super().received() if found is None else found
 
     def received_from(self, last: int) -> Tensor | None:
-        return self.voting.received(max(0, self.voting.held.known - last))
+        found = self.voting.received(max(0, self.voting.held.known - last))
+        return None if found is None else heavy(found)
 
 
 def replay_changing(
@@ -215,39 +314,56 @@ def replay_changing(
     Returns:
         ``evicted_at``: ``[B, K, T]`` int32.
     """
+    keys = keys.detach()
     history = History(keys.shape[0], keys.shape[1], keys.device)
     held = _Held(keys, padding)
     voting = None
     if press.needs_queries:
         assert queries is not None
-        voting = _Voting(press.votes(), queries, held, scale, softmax)
+        state = press.votes()
+        voting = _Voting(state, queries.detach(), held, scale, softmax, follows=_follows(press, state))
+    released = 0
+    alone: list[Tensor] = []
+    ends: list[int] = []
+    """Positions of entries evicted alone, per pass, and the columns fed by its end."""
     for length in passes:
         ledger.feed(length, [min(pad, ledger.columns + length) for pad in padding])
         if not ledger.cut:
             continue
         known = held.known
         held.add(ledger.columns)
-        # Compacting moves the attention weights of all entries, which is expensive for a single eviction.
-        single = not held.padded and held.used - held.holes - ledger.held[0] == 1
-        if voting is not None:
+        keep = ledger.held[0]
+        newest = press.newest(keep)
+        # Compacting moves the attention weights of all entries, which is expensive for a single eviction. Protected
+        # entries are in the first and the last slots, unless some were evicted when they were not protected.
+        single = not held.padded and voting is not None and held.used - held.holes - keep == 1
+        single = single and press.sinks + newest <= keep and ledger.columns - newest >= released
+        released = ledger.columns - newest
+        candidates = slice(press.sinks, held.used - newest)
+        slots = voting.followed(press, known, candidates) if voting is not None and single else None
+        if voting is not None and slots is None:
             voting.observe(known, single)
-        votes, positions = None if voting is None else voting.votes, held.positions
-        ranks = spare(press, rank_entries(press, held.keys, positions, layer, votes), positions, ledger)
-        kept = None
+        votes, positions, kept = None if voting is None else voting.votes, held.positions, None
         if voting is not None and single:
-            slots = last_choice(ranks)
-            gone = held.drop(slots)
+            if slots is None:
+                scores = score_entries(press, held.keys, positions, layer, votes)
+                slots = last_choice(scores[..., candidates], held.empty[..., candidates])
+            slots = slots + press.sinks
+            alone.append(heavy(held.drop(slots)))
+            ends.append(ledger.columns)
             voting.drop(slots)
-            if held.holes > ledger.held[0] // 4:
-                kept = (held.positions < 0).long().argsort(dim=-1, stable=True)[..., : ledger.held[0]]
-                stays = held.positions.gather(2, kept)
+            if held.holes > keep // 4:
+                kept = held.empty.long().argsort(dim=-1, stable=True)[..., :keep]
+                stays = positions.gather(2, kept)
         else:
+            ranks = spare(press, rank_entries(press, held.keys, positions, layer, votes), positions, ledger)
             kept, stays, gone = choose(ranks, positions, ledger.held)
             # Holes rank last, and are not evictions.
-            gone = gone[..., : gone.shape[2] - held.holes]
+            history.record(gone[..., : gone.shape[2] - held.holes], ledger.padding, ledger.columns)
         if kept is not None:
             held.keep(kept, stays)
             if voting is not None:
                 voting.keep(kept)
-        history.record(gone, ledger.padding, ledger.columns)
+    if alone:
+        history.record(torch.stack(alone, dim=-1).unflatten(0, keys.shape[:2]), padding, ends)
     return history.evicted_at(ledger.columns, padding)

@@ -198,7 +198,7 @@ def test_a_stretch_serves_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None
         found = voting.received(since)
         assert found is not None
         alone = votes.Attention(queries[:, :, since:known], held.keys, None, 0.5)
-        torch.testing.assert_close(found, alone.received(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(torch.from_numpy(found), alone.received(), rtol=1e-12, atol=0)
     assert starts == [2, 67, 66, 100]
     for since, ahead, fewer in [(99, 20, 0), (98, 10, 0), (97, 0, 0), (96, 0, 1)]:
         monkeypatch.setattr("pressgauge.history.changing.MOST", 2 * 6 * (140 - since + ahead) * (140 + ahead) - fewer)
