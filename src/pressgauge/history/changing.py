@@ -154,7 +154,7 @@ class _Voting:
         self._behind = False
         """Whether ``votes`` lack the last queries."""
         self._sound: bool
-        """Whether the weights of the stretch are numbers."""
+        """Whether the weights of the stretch, and sums of attention before it, are finite."""
         self._shut: Any
         """Infinity at padding slots of the stretch, 0 at others: array ``[B, K, N]``."""
         self._weights: Any = None
@@ -252,7 +252,8 @@ class _Voting:
         flat = given.transpose(2, 3).flatten(2, 3).flatten(0, 1)
         self._weights, self._left = light(flat), light(flat.new_ones(flat.shape[:2]))
         if self._follows:
-            self._sound = bool(np.isfinite(self._weights.sum()))
+            sums = getattr(self.votes, "sums", None)
+            self._sound = bool(np.isfinite(self._weights.sum() + (0 if sums is None else float(sums.sum()))))
             self._shut = np.zeros(given.shape[:2] + given.shape[4:], dtype=self._weights.dtype)
             self._shut[..., : held.used][light(held.empty)] = np.inf
 
