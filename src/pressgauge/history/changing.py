@@ -10,7 +10,7 @@ from torch import Tensor
 from pressgauge.history.record import History
 from pressgauge.models.heads import split_given_to
 from pressgauge.presses.attention_scores import MOST, Attention, AttentionSums, LastQueries, Votes, weights
-from pressgauge.presses.base import Press, rank_entries, score_entries
+from pressgauge.presses.base import Follower, Press, rank_entries, score_entries
 from pressgauge.presses.ranking import choose, last_choice, last_of_lowest, spare
 from pressgauge.rules import Ledger
 from pressgauge.softmax import PLAIN, Softmax
@@ -45,6 +45,8 @@ class _Held:
         """Number of columns in storage, which has some before they are known."""
         self.padded = any(padding)
         self.known = self.holes = 0
+        self.moved = 0
+        """How often entries were moved, or entries to come stored."""
 
     @property
     def used(self) -> int:
@@ -93,6 +95,7 @@ class _Held:
         if self.padded:
             storage["keys"][:, :, start:end].masked_fill_((own < 0)[..., None], 0)
         self._stored, self._arrays = columns, []
+        self.moved += 1
 
     def drop(self, slots: Any) -> Any:
         """Evict one entry of each head, and return their positions.
@@ -113,6 +116,12 @@ class _Held:
         self.holes += 1
         return gone
 
+    def follower(self, press: Press) -> Follower | None:
+        """A follower of the press, as long as entries have the slots that they have now."""
+        if self.padded or self.source.device.type != "cpu":
+            return None
+        return press.follower(self._storage["keys"], self._storage["empty"], self.used)
+
     def keep(self, kept: Tensor, positions: Tensor) -> None:
         """Retain the entries at the indices ``kept``, with their ``positions``: ``[B, K, n]``."""
         empty = positions < 0
@@ -120,6 +129,7 @@ class _Held:
         if self.padded:
             self._storage.zero(empty)
         self.holes, self._stored, self._arrays = 0, self.known, []
+        self.moved += 1
 
 
 class _Voting:
@@ -207,7 +217,7 @@ class _Voting:
                 found[..., : votes.sums.shape[2]] += light(votes.sums)
             votes.sums = heavy(found)
         scores = press.pooled(found, light(held.empty))[..., candidates] + self._shut[..., candidates]
-        return last_of_lowest(scores.reshape(len(held.lines), -1))
+        return last_of_lowest(scores.reshape(len(held.lines), -1)) + candidates.start
 
     def received(self, since: int) -> Any:
         """``Attention.received`` of the queries from token ``since`` on: array ``[B, K, N]``.
@@ -323,6 +333,7 @@ def replay_changing(
         assert queries is not None
         state = press.votes()
         voting = _Voting(state, queries.detach(), held, scale, softmax, follows=_follows(press, state))
+    follower, moved = None, -1
     released = 0
     alone: list[Tensor] = []
     ends: list[int] = []
@@ -335,24 +346,30 @@ def replay_changing(
         held.add(ledger.columns)
         keep = ledger.held[0]
         newest = press.newest(keep)
-        # Compacting moves the attention weights of all entries, which is expensive for a single eviction. Protected
-        # entries are in the first and the last slots, unless some were evicted when they were not protected.
-        single = not held.padded and voting is not None and held.used - held.holes - keep == 1
+        # Protected entries are in the first and the last slots, unless some were evicted when they were not protected.
+        single = not held.padded and held.used - held.holes - keep == 1
         single = single and press.sinks + newest <= keep and ledger.columns - newest >= released
         released = ledger.columns - newest
         candidates = slice(press.sinks, held.used - newest)
-        slots = voting.followed(press, known, candidates) if voting is not None and single else None
+        # Compacting moves the attention weights of all entries, which is expensive for a single eviction.
+        slots = None
+        if single and voting is not None:
+            slots = voting.followed(press, known, candidates)
+        elif single:
+            if moved != held.moved:
+                follower, moved = held.follower(press), held.moved
+            slots = None if follower is None else follower.choose(held.used, candidates)
+        votes, positions, kept = None if voting is None else voting.votes, held.positions, None
         if voting is not None and slots is None:
             voting.observe(known, single)
-        votes, positions, kept = None if voting is None else voting.votes, held.positions, None
-        if voting is not None and single:
-            if slots is None:
+            if single:
                 scores = score_entries(press, held.keys, positions, layer, votes)
-                slots = last_choice(scores[..., candidates], held.empty[..., candidates])
-            slots = slots + press.sinks
+                slots = last_choice(scores[..., candidates], held.empty[..., candidates]) + press.sinks
+        if slots is not None:
             alone.append(heavy(held.drop(slots)))
             ends.append(ledger.columns)
-            voting.drop(slots)
+            if voting is not None:
+                voting.drop(slots)
             if held.holes > keep // 4:
                 kept = held.empty.long().argsort(dim=-1, stable=True)[..., :keep]
                 stays = positions.gather(2, kept)

@@ -155,20 +155,23 @@ def last_choice(scores: Tensor, empty: Tensor) -> Any:
 
 
 def last_of_lowest(scores: NDArray[Any]) -> NDArray[Any]:
-    """Index of the lowest-ranked entry of each line of non-negative scores: ``[L]``.
+    """Index of the lowest-ranked entry of each line: ``[L]``.
 
     Args:
-        scores: ``[L, n]`` float32 or float64, of entries in order of position; infinity at entries that are not chosen.
+        scores: ``[L, n]`` float32 or float64 without NaN, of entries in order of position; infinity at entries that are
+            not to be chosen.
     """
     lines, count = scores.shape
     lowest = scores[np.arange(lines), scores.argmin(axis=1)]
     bits = lowest.view(np.int64 if lowest.dtype == np.float64 else np.int32)
+    size = bits & np.iinfo(bits.dtype).max
     dropped = (52 if lowest.dtype == np.float64 else 23) - (_SIGNIFICANT_BITS - 1)
     half = 1 << (dropped - 1)
     # The largest number that is rounded like the lowest one, to the nearest step or, halfway, to the even one.
-    place = bits + ((bits >> dropped) & 1) + (half - 1) >> dropped
-    edge = (place << dropped) + half - (place & 1)
-    ties: NDArray[Any] = scores <= edge.view(lowest.dtype)[:, None]
+    place = size + ((size >> dropped) & 1) + (half - 1) >> dropped
+    edge = np.where(bits < 0, -(place << dropped), place << dropped) + (half - (place & 1))
+    largest = np.copysign(abs(edge).view(lowest.dtype), edge)
+    ties: NDArray[Any] = scores <= largest[:, None]
     return count - 1 - ties[:, ::-1].argmax(axis=1)
 
 
