@@ -120,7 +120,9 @@ class _Held:
         """A follower of the press, as long as entries have the slots that they have now."""
         if self.padded or self.source.device.type != "cpu":
             return None
-        return press.follower(self._storage["keys"], self._storage["empty"], self.used)
+        stored = self.used + self._stored - self.known
+        keys, empty = (self._storage[name][:, :, :stored] for name in ("keys", "empty"))
+        return press.follower(keys, empty, self.used)
 
     def keep(self, kept: Tensor, positions: Tensor) -> None:
         """Retain the entries at the indices ``kept``, with their ``positions``: ``[B, K, n]``."""
