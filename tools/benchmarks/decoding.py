@@ -109,6 +109,4 @@ def own_time() -> Iterator[str]:
         passes = _shares(model, ids, KnormPress(0.5, prune_after=256), 65)
         share = median(own / whole for whole, own in passes)
         own, whole = (median(times) * 1e3 for times in zip(*((own, whole) for whole, own in passes), strict=True))
-        yield (
-            f"own share of a pass, Llama, prompt {prompt:,}, KnormPress r = 0.5: {share:.1%}, {own:.2f} of {whole:.2f} ms"
-        )
+        yield f"own share of a pass, Llama, prompt {prompt:,}, KnormPress: {share:.1%}, {own:.2f} of {whole:.2f} ms"
