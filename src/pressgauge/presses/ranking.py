@@ -172,7 +172,8 @@ def last_of_lowest(scores: NDArray[Any]) -> NDArray[Any]:
     edge = np.where(bits < 0, -(place << dropped), place << dropped) + (half - (place & 1))
     largest = np.copysign(abs(edge).view(lowest.dtype), edge)
     ties: NDArray[Any] = scores <= largest[:, None]
-    return count - 1 - ties[:, ::-1].argmax(axis=1)
+    chosen: NDArray[Any] = count - 1 - ties[:, ::-1].argmax(axis=1)
+    return chosen
 
 
 def lowest(ranks: Tensor, count: int) -> Tensor:
