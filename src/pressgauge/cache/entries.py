@@ -91,10 +91,7 @@ class Entries:
         if self.compressed:
             # No more slack than the entries before the pass allow, or a following eviction would move everything again.
             storage.reserve(end, start + start // SLACK)
-            if tokens == 1 and not any(self.ledger.padding):
-                storage["positions"][:, :, start] = self.columns
-            else:
-                storage.put("positions", start, self._own_positions(self.columns, tokens, rows, heads))
+            storage.put("positions", start, self._own_positions(self.columns, tokens, rows, heads))
         if not moves:
             for name, states in given.items():
                 storage.put(name, start, states)
