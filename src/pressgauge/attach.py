@@ -191,7 +191,7 @@ class _Attachment:
                 attention_mask = mask
         output = own(module, query, key, value, attention_mask, **kwargs)
         if index == layer.index:
-            if self.press.needs_queries:
+            if self.press.needs_queries and not cache.ledger.finished:
                 assert layer.handed is not None
                 query = latents.scored_queries(module, query, layer.handed.keys, layer.handed.values)
             layer.observe(query, interface.scaling(key, kwargs), softmax_of(own, kwargs))

@@ -3,8 +3,24 @@
 Shapes: B batch, K KV heads, T slots, n entries, D head dimension.
 """
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
+
+
+def light(tensor: Tensor) -> Any:
+    """A tensor as an array that shares its memory: NumPy's on the CPU, else the tensor itself.
+
+    An operator of NumPy takes a third of the time of torch's on a few thousand numbers.
+    """
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+
+def heavy(array: Any) -> Tensor:
+    """The inverse of ``light``."""
+    return torch.from_numpy(array) if isinstance(array, np.ndarray) else array
 
 
 def writable(tensor: Tensor) -> Tensor:

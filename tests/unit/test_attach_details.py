@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, StaticCache
 
-from pressgauge import KnormPress, PressedCache, TOVAPress, perplexity
+from pressgauge import H2OPress, KnormPress, Press, PressedCache, SnapKVPress, TOVAPress, perplexity
 from pressgauge.attach import _Attachment, attach, refuse_implementation
 from pressgauge.cache import Handed
 from pressgauge.conformance import architectures
 from pressgauge.conformance.versions import using
-from pressgauge.models import interface, support
+from pressgauge.models import interface, latents, support
 from pressgauge.models.support import Support
 from pressgauge.proof import OUTSIDE, UNFED, Problems, misfit, misread, strange_mask
 
@@ -495,3 +495,23 @@ def test_numbers_below_half_of_the_least_one_hide() -> None:
     mask = torch.zeros(1, 1, 3, 3).masked_fill(torch.ones(3, 3).triu(1).bool(), torch.finfo(torch.float32).min)
     assert strange_mask(nn.Module(), mask, 3, 3, []) is None
     assert strange_mask(nn.Module(), mask * 0.4, 3, 3, []) is not None
+
+
+@pytest.mark.parametrize(
+    ("press", "passes"),
+    [(SnapKVPress(0.5, prune_after=4, recent=2), 1), (H2OPress(0.5, prune_after=4), 3)],
+    ids=["after the prompt", "always"],
+)
+def test_queries_are_expanded_only_while_they_are_scored(
+    press: Press, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of latents take a product with a large matrix in each layer, which no later pass of ``prefill`` needs."""
+    own, calls = latents.scored_queries, []
+    monkeypatch.setattr(latents, "scored_queries", lambda *given: calls.append(1) or own(*given))
+    model = architectures.shared("llama")
+    cache = PressedCache(press, model.config)
+    with torch.no_grad(), press(model):
+        for tokens in (IDS, IDS[:, :1], IDS[:, :1]):
+            model(tokens, **using(cache))
+    assert len(calls) == passes * architectures.LAYERS
+    assert cache.evictions

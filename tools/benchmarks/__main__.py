@@ -12,6 +12,7 @@ BENCHMARKS = {
     "long": onepass.long,
     "space": onepass.space,
     "decoding": decoding.decoding,
+    "own-time": decoding.own_time,
     "attention-scores": attention_scores.attention_scores,
     "proof": proof.proof,
     "false-alarms": false_alarms.false_alarms,

@@ -5,6 +5,7 @@ padding. So query t attends to key j if and only if ``j <= t < evicted_at[b, k, 
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,19 +27,22 @@ class History:
     def __init__(self, rows: int, heads: int, device: torch.device) -> None:
         self._evicted_at = torch.full((rows, heads, 1), NEVER, dtype=torch.int32, device=device)
 
-    def record(self, positions: Tensor, padding: Sequence[int], seen: int, *, partly: bool = False) -> None:
-        """Record an eviction.
+    def record(
+        self, positions: Tensor, padding: Sequence[int], seen: int | Sequence[int], *, partly: bool = False
+    ) -> None:
+        """Record evictions.
 
         Args:
             positions: ``[B, K, n]``, of the evicted entries; -1 for none.
             padding: columns of padding, per row.
-            seen: columns fed by the end of the evicting pass.
+            seen: columns fed by the end of the evicting pass, ascending if there is one for each of the n.
             partly: whether some positions are -1 although no row is padded.
         """
         self._evicted_at = writable(self._evicted_at)
-        if seen >= self._evicted_at.shape[-1]:
+        last = seen if isinstance(seen, int) else seen[-1]
+        if last >= self._evicted_at.shape[-1]:
             # The last column is a dummy target for "none", so that no value has to be read back from the device.
-            more = seen + seen // 2 + 64 - self._evicted_at.shape[-1]
+            more = last + last // 2 + 64 - self._evicted_at.shape[-1]
             self._evicted_at[..., -1] = NEVER
             self._evicted_at = torch.nn.functional.pad(self._evicted_at, (0, more), value=NEVER)
         columns = positions.long()
@@ -46,7 +50,10 @@ class History:
             columns = columns + torch.tensor(padding, device=columns.device)[:, None, None]
         if partly or any(padding):
             columns = torch.where(positions < 0, self._evicted_at.shape[-1] - 1, columns)
-        self._evicted_at.scatter_(2, columns, seen)
+        ends: Any = seen
+        if not isinstance(seen, int):
+            ends = torch.tensor(seen, dtype=torch.int32, device=columns.device).expand_as(columns)
+        self._evicted_at.scatter_(2, columns, ends)
 
     def evicted_at(self, columns: int, padding: Sequence[int]) -> Tensor:
         """The eviction history of the first columns: ``[B, K, columns]`` int32."""

@@ -214,7 +214,7 @@ class AttentionSums(Votes):
     def observe(self, attention: Attention) -> None:
         found = attention.received()
         if self.sums is not None:
-            found[..., : self.sums.shape[2]] += self.sums
+            found[..., : self.sums.shape[2]].add_(self.sums)
             if attention.filler is not None:
                 found.masked_fill_(attention.filler, 0)
         self.sums = found

@@ -6,9 +6,10 @@ Scores follow kvpress: higher means retain. Shapes: B batch, K KV heads, N entri
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -24,6 +25,19 @@ if TYPE_CHECKING:
 ATTACHED = "use with press(model):"
 """Way out of what a plain cache cannot do."""
 _KEYS = "[batch, KV heads, tokens, dimension]"
+
+
+class Follower(ABC):
+    """Choices among the entries of a layer while they come and go one by one."""
+
+    @abstractmethod
+    def choose(self, used: int, candidates: slice) -> NDArray[Any]:
+        """Evict one entry of each head, chosen as by ``Press.score``: its slot, ``[B * K]``.
+
+        Args:
+            used: number of slots, at least that of the last call.
+            candidates: slots to choose from.
+        """
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,30 @@ class Press(Budget, ABC):
             NotImplementedError: if not overridden.
         """
         raise NotImplementedError(f"{type(self).__name__} needs queries: define votes()")
+
+    def pooled(self, received: NDArray[Any], empty: NDArray[Any]) -> NDArray[Any]:
+        """Scores from the attention that entries received: ``[B, K, N]``, or ``[B, 1, N]`` if equal for all KV heads.
+
+        A shortcut of ``score`` for replay on the CPU, taken only if the class that defines it also defines ``score``
+        and ``votes``, and ``votes`` gives ``AttentionSums`` or ``LastQueries``.
+
+        Args:
+            received: ``[B, K, N]``, from ``votes``; not ``score``'s own, so that it may be overwritten.
+            empty: ``[B, K, N]`` bool, True at slots without an entry, whose scores are ignored.
+        """
+        raise NotImplementedError
+
+    def follower(self, keys: Tensor, empty: Tensor, used: int) -> Follower | None:
+        """Choices among entries that come and go one by one, without ``score``; None if there is no such shortcut.
+
+        A shortcut of ``score`` for replay on the CPU, for presses without ``needs_queries``.
+
+        Args:
+            keys: ``[B, K, S, D]`` in slots, in order of position, entries to come included.
+            empty: ``[B, K, S]`` bool, True at slots without an entry.
+            used: number of slots before those of entries to come.
+        """
+        return None
 
     @abstractmethod
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
@@ -158,20 +196,15 @@ def check_press(press: object) -> None:
         raise TypeError(f"press must be a press such as KnormPress(0.5), or None for no press, got {described(press)}")
 
 
-def rank_entries(
-    press: Press, keys: Tensor, positions: Tensor, layer: int, votes: Votes | None = None, *, first: bool = False
-) -> Tensor:
-    """Validate a press's scores and rank them. Arguments are those of ``Press.score``.
-
-    Args:
-        first: whether this is the layer's first ranking, at which ``fixed_scores`` is verified.
+def score_entries(press: Press, keys: Tensor, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
+    """Scores of a press, validated. Arguments are those of ``Press.score``.
 
     Returns:
-        ``[B, K, N]`` int64, see ``rank``.
+        ``[B, K, N]``.
 
     Raises:
         TypeError: if the scores are not a tensor.
-        ValueError: if the scores are not ``[B, K, N]``, or are not fixed although ``fixed_scores`` is set.
+        ValueError: if the scores are not ``[B, K, N]``.
     """
     scores = press.score(keys, positions=positions, layer=layer, votes=votes)
     shape = "[batch, KV heads, entries] with one score per key"
@@ -180,6 +213,25 @@ def rank_entries(
         raise ValueError(
             f"the scores of {type(press).__name__} must be {list(positions.shape)}, {shape}, got {list(scores.shape)}"
         )
+    return scores
+
+
+def rank_entries(
+    press: Press, keys: Tensor, positions: Tensor, layer: int, votes: Votes | None = None, *, first: bool = False
+) -> Tensor:
+    """Rank the scores of a press. Arguments are those of ``Press.score``.
+
+    Args:
+        first: whether this is the layer's first ranking, at which ``fixed_scores`` is verified.
+
+    Returns:
+        ``[B, K, N]`` int64, see ``rank``.
+
+    Raises:
+        TypeError: as ``score_entries``.
+        ValueError: as ``score_entries``, or if the scores are not fixed although ``fixed_scores`` is set.
+    """
+    scores = score_entries(press, keys, positions, layer, votes)
     if first and press.fixed_scores:
         check_fixed(press, scores, keys, positions, layer)
     return rank(scores, positions, press.sinks)

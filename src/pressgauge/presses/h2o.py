@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from numbers import Real
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pressgauge.presses.attention_scores import AttentionSums, Votes
@@ -62,3 +63,7 @@ class H2OPress(Press):
         """Cumulative attention received: ``[B, K, N]``, in float32 or wider."""
         assert votes is not None
         return votes.of(keys)
+
+    def pooled(self, received: NDArray[Any], empty: NDArray[Any]) -> NDArray[Any]:
+        """Cumulative attention received."""
+        return received

@@ -4,11 +4,15 @@ Shapes: B batch, K KV heads, N entries.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pressgauge.rules import Budget, Ledger
+from pressgauge.storage import heavy, light
 
 _SIGNIFICANT_BITS = 10
 """Significant bits to which scores are rounded.
@@ -32,24 +36,31 @@ def wide(keys: Tensor) -> Tensor:
 
 
 def _places(scores: Tensor) -> Tensor:
-    """Order-preserving int64 sort keys, equal where 10 significant bits are equal.
+    """Order-preserving integer sort keys, equal where 10 significant bits are equal.
 
     Integer scores are exact and are not rounded.
     """
     if not scores.is_floating_point():
         return scores.long().clamp(1 - _PROTECTED, _PROTECTED - 1)
     scores = wide(scores)
-    bits = scores.view(torch.int64 if scores.dtype == torch.float64 else torch.int32)
+    bits = light(scores.view(torch.int64 if scores.dtype == torch.float64 else torch.int32))
+    whole = torch.iinfo(torch.int64 if scores.dtype == torch.float64 else torch.int32)
     mantissa = 52 if scores.dtype == torch.float64 else 23
     dropped = mantissa - (_SIGNIFICANT_BITS - 1)
-    whole = torch.iinfo(bits.dtype)
     size = bits & whole.max
     # Round half to even, as in IEEE 754. A carry into the exponent is correct.
-    odd = (size >> dropped).bitwise_and_(1)
-    size.add_(odd).add_((1 << (dropped - 1)) - 1).bitwise_right_shift_(dropped)
+    places = size >> dropped
+    places &= 1
+    places += size
+    places += (1 << (dropped - 1)) - 1
+    places >>= dropped
     # Sign-magnitude to two's complement: flip all bits of negatives and add 1.
     minus = bits >> (whole.bits - 1)
-    return size.bitwise_xor_(minus).sub_(minus).masked_fill_(scores.isnan(), -_PROTECTED).long()
+    places ^= minus
+    places -= minus
+    # NaN is above infinity.
+    above = heavy(size > whole.max >> mantissa << mantissa)
+    return heavy(places).masked_fill_(above, -_PROTECTED)
 
 
 def rank(scores: Tensor, positions: Tensor, sinks: int = 0) -> Tensor:
@@ -67,7 +78,7 @@ def rank(scores: Tensor, positions: Tensor, sinks: int = 0) -> Tensor:
         ``[B, K, N]`` int64; ``FILLER`` at padding slots.
     """
     positions = positions.long()
-    places = _places(scores)
+    places = _places(scores).long()
     if sinks:
         places = places.masked_fill(positions < sinks, _PROTECTED)
     return (places << 32).add_(_POSITIONS).sub_(positions).masked_fill_(positions < 0, FILLER)
@@ -128,10 +139,41 @@ def choose(
     return order[..., :most].gather(2, by_position), stays, gone
 
 
-def last_choice(ranks: Tensor) -> Tensor:
-    """Index ``[B, K, 1]`` of the lowest-ranked entry of each head, never of a padding slot."""
-    # FILLER is the smallest int64, so FILLER - 1 wraps around to the largest.
-    return (ranks - 1).argmin(dim=-1, keepdim=True)
+def last_choice(scores: Tensor, empty: Tensor) -> Any:
+    """Index of each head's lowest-ranked entry: an array ``[B * K]``.
+
+    Args:
+        scores: ``[B, K, n]``, of entries in order of position.
+        empty: ``[B, K, n]`` bool, True at padding slots, of which none is chosen.
+    """
+    places = _places(scores)
+    places.masked_fill_(empty, torch.iinfo(places.dtype).max)
+    heads = light(places).reshape(-1, places.shape[-1])
+    lines, order = (light(torch.arange(size, device=scores.device)) for size in heads.shape)
+    ties = heads == heads[lines, heads.argmin(axis=-1)][:, None]
+    return (ties * order).argmax(axis=-1)
+
+
+def last_of_lowest(scores: NDArray[Any]) -> NDArray[Any]:
+    """Index of the lowest-ranked entry of each line: ``[L]``.
+
+    Args:
+        scores: ``[L, n]`` float32 or float64 without NaN, of entries in order of position; infinity at entries that are
+            not to be chosen.
+    """
+    lines, count = scores.shape
+    lowest = scores[np.arange(lines), scores.argmin(axis=1)]
+    bits = lowest.view(np.int64 if lowest.dtype == np.float64 else np.int32)
+    size = bits & np.iinfo(bits.dtype).max
+    dropped = (52 if lowest.dtype == np.float64 else 23) - (_SIGNIFICANT_BITS - 1)
+    half = 1 << (dropped - 1)
+    # The largest number that is rounded like the lowest one, to the nearest step or, halfway, to the even one.
+    place = size + ((size >> dropped) & 1) + (half - 1) >> dropped
+    edge = np.where(bits < 0, -(place << dropped), place << dropped) + (half - (place & 1))
+    largest = np.copysign(abs(edge).view(lowest.dtype), edge)
+    ties: NDArray[Any] = scores <= largest[:, None]
+    chosen: NDArray[Any] = count - 1 - ties[:, ::-1].argmax(axis=1)
+    return chosen
 
 
 def lowest(ranks: Tensor, count: int) -> Tensor:

@@ -1,8 +1,10 @@
 """``SnapKVPress``."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pressgauge.presses.attention_scores import LastQueries, Votes
@@ -64,3 +66,19 @@ class SnapKVPress(Press):
         together = received.new_zeros((*received.shape[:2], received.shape[2] + self.kernel))
         together[..., self.kernel // 2 :].scatter_add_(2, place, received)
         return together.unfold(2, self.kernel, 1).sum(dim=-1).div_(self.kernel).gather(2, place)
+
+    def pooled(self, received: NDArray[Any], empty: NDArray[Any]) -> NDArray[Any]:
+        """Pooled mean attention from the window."""
+        rows, heads, _ = received.shape
+        entries = ~empty
+        together = received[entries].reshape(rows, heads, -1)
+        count = together.shape[2]
+        spread = np.zeros((rows, heads, count + self.kernel - 1), dtype=received.dtype)
+        outside = count - self.recent
+        spread[..., self.kernel // 2 :][..., :outside] = together[..., :outside]
+        for place in range(self.kernel):
+            part = spread[..., place : place + count]
+            together = part.copy() if not place else np.add(together, part, out=together)
+        together /= self.kernel
+        received[entries] = together.ravel()
+        return received

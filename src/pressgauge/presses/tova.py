@@ -1,8 +1,9 @@
 """``TOVAPress``."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pressgauge.models.heads import split_given_to
@@ -37,3 +38,7 @@ class TOVAPress(Press):
         split = split_given_to(self)
         mean = received.mean(dim=1, keepdim=True) if split is None else split.mean(received)
         return mean.expand_as(received)
+
+    def pooled(self, received: NDArray[Any], empty: NDArray[Any]) -> NDArray[Any]:
+        """Mean attention from the last query."""
+        return received.mean(axis=1, keepdims=True)

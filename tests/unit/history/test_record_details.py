@@ -54,3 +54,13 @@ def test_the_first_eviction_of_a_row_is_that_of_any_layer_and_head() -> None:
         away = first_evictions(table.to(device) for table in (other, one))
     assert away.device.type == "cpu"
     assert away.tolist() == [6, 5, NEVER]
+
+
+def test_evictions_of_several_passes_are_recorded_at_once() -> None:
+    """As one by one."""
+    one, other = (History(1, 2, torch.device("cpu")) for _ in range(2))
+    positions, ends = torch.tensor([[[4, 0, 70], [1, 5, 2]]]), [6, 8, 90]
+    one.record(positions, [0], ends)
+    for place, end in enumerate(ends):
+        other.record(positions[..., place : place + 1], [0], end)
+    assert one.evicted_at(100, [0]).equal(other.evicted_at(100, [0]))

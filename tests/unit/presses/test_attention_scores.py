@@ -22,7 +22,8 @@ from harness.mutants.attention_scores import (
 )
 from pressgauge import H2OPress, Press, SnapKVPress, TOVAPress, replay
 from pressgauge.conformance.oracle import NEVER
-from pressgauge.history.changing import _Held, _Voting
+from pressgauge.history.held import Held
+from pressgauge.history.voting import Voting
 from pressgauge.presses import attention_scores as votes
 from support.evictions import PRESSES, evictions
 
@@ -128,7 +129,7 @@ def test_scores_need_not_observe_every_pass(monkeypatch: pytest.MonkeyPatch) -> 
     kind: Any = counting(H2OPress, lambda press: NowAndThen())
     press = kind(0.5, prune_after=500, recent_share=0)
     found = replay(press, keys, [1] * 700, queries=queries)
-    monkeypatch.setattr("pressgauge.history.changing.MOST", 0)
+    monkeypatch.setattr("pressgauge.history.voting.MOST", 0)
     assert found.equal(replay(press, keys, [1] * 700, queries=queries))
     assert int((found < NEVER).sum())
 
@@ -160,17 +161,17 @@ def test_precomputed_attention_equals_that_of_each_pass(name: str, kind: str, mo
         keys[0, :, 30, 0] = torch.nan
     passes = [1] * 90 + [5] * 2 + [1] * 60
     looks = Counter[bool]()
-    ahead = _Voting._look
+    ahead = Voting._look
 
-    def look(self: _Voting, since: int) -> None:
+    def look(self: Voting, since: int) -> None:
         ahead(self, since)
         looks[self._weights is not None] += 1
 
-    monkeypatch.setattr(_Voting, "_look", look)
+    monkeypatch.setattr(Voting, "_look", look)
     known = replay(press, keys, passes, queries=queries)
     assert looks[True] < len(passes) / (4 if kind == "plain" else 1)
     assert not looks[False]
-    monkeypatch.setattr("pressgauge.history.changing.MOST", 0)
+    monkeypatch.setattr("pressgauge.history.voting.MOST", 0)
     looks.clear()
     assert known.equal(replay(press, keys, passes, queries=queries))
     assert looks[False]
@@ -183,8 +184,8 @@ def test_a_stretch_serves_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None
     weights."""
     generator = torch.Generator().manual_seed(7)
     queries, keys = (torch.randn((2, heads, 160, 4), generator=generator, dtype=torch.float64) for heads in (6, 2))
-    held = _Held(keys, [0, 0])
-    voting = _Voting(votes.LastQueries(8), queries, held, 0.5)
+    held = Held(keys, [0, 0])
+    voting = Voting(votes.LastQueries(8), queries, held, 0.5)
     starts: list[int] = []
     known_look = voting._look
 
@@ -198,10 +199,10 @@ def test_a_stretch_serves_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None
         found = voting.received(since)
         assert found is not None
         alone = votes.Attention(queries[:, :, since:known], held.keys, None, 0.5)
-        torch.testing.assert_close(found, alone.received(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(torch.from_numpy(found), alone.received(), rtol=1e-12, atol=0)
     assert starts == [2, 67, 66, 100]
     for since, ahead, fewer in [(99, 20, 0), (98, 10, 0), (97, 0, 0), (96, 0, 1)]:
-        monkeypatch.setattr("pressgauge.history.changing.MOST", 2 * 6 * (140 - since + ahead) * (140 + ahead) - fewer)
+        monkeypatch.setattr("pressgauge.history.voting.MOST", 2 * 6 * (140 - since + ahead) * (140 + ahead) - fewer)
         assert (voting.received(since) is None) == bool(fewer)
         assert voting._stop == 140 + ahead
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pressgauge.presses.ranking import lowest, rank, spare
+from pressgauge.presses.ranking import last_choice, last_of_lowest, lowest, rank, spare
 from pressgauge.rules import Budget, Ledger
 
 
@@ -44,3 +44,27 @@ def test_the_newest_tokens_of_each_row_are_spared(padding: list[int]) -> None:
         for row, pad in zip(ranks.tolist(), padding, strict=True)
     ]
     assert spare(budget, ranks, positions, ledger).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_single_choices_are_the_lowest_ranks(dtype: torch.dtype) -> None:
+    """Of numbers of both signs, zeros, ties, and numbers halfway between two roundings."""
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.randint(-1100, 1100, (400, 1, 12), generator=generator).to(dtype)
+    halves = steps * (1 + torch.randint(0, 3, steps.shape, generator=generator) * 2.0**-11)
+    scores = torch.cat([halves, steps / 1024, -halves.abs(), halves.abs(), steps.sign() * 0.0])
+    scores = scores.nextafter(scores + torch.randint(-1, 2, scores.shape, generator=generator))
+    empty = torch.rand(scores.shape, generator=generator) < 0.3
+    empty[..., 5] = False
+    positions = torch.arange(12).expand(scores.shape)
+    expected = rank(scores, positions).masked_fill(empty, torch.iinfo(torch.int64).max).argmin(dim=-1).flatten()
+    assert last_choice(scores, empty).tolist() == expected.tolist()
+    assert last_of_lowest(scores.masked_fill(empty, torch.inf)[:, 0].numpy()).tolist() == expected.tolist()
+
+
+def test_a_single_choice_ranks_nan_below_every_number_and_integers_exactly() -> None:
+    """The later one of several, and never a padding slot."""
+    scores = torch.tensor([[[-torch.inf, torch.nan, 2.0, torch.nan, torch.nan]]])
+    empty = torch.tensor([[[False, False, False, False, True]]])
+    assert last_choice(scores, empty).tolist() == [3]
+    assert last_choice(torch.tensor([[[5000, 4999, 4999, 5001, 1]]]), empty).tolist() == [2]
