@@ -3,6 +3,7 @@
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import pytest
@@ -53,7 +54,12 @@ def test_the_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """The converted model has the weights and the tokenizer of the file, which is read once."""
     read = load("reference")
     asked: list[str] = []
-    monkeypatch.setattr(fetch, "load", lambda name: asked.append(name) or read)
+
+    def noted(name: str) -> Any:
+        asked.append(name)
+        return read
+
+    monkeypatch.setattr(fetch, "load", noted)
     folders = [fetch.converted(tmp_path / "model.gguf") for _ in range(2)]
     assert folders == [tmp_path / "model"] * 2
     assert asked == [str(tmp_path / "model.gguf")]

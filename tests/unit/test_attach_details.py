@@ -507,7 +507,12 @@ def test_queries_are_expanded_only_while_they_are_scored(
 ) -> None:
     """Those of latents take a product with a large matrix in each layer, which no later pass of ``prefill`` needs."""
     own, calls = latents.scored_queries, []
-    monkeypatch.setattr(latents, "scored_queries", lambda *given: calls.append(1) or own(*given))
+
+    def noted(*given: Any) -> Any:
+        calls.append(1)
+        return own(*given)
+
+    monkeypatch.setattr(latents, "scored_queries", noted)
     model = architectures.shared("llama")
     cache = PressedCache(press, model.config)
     with torch.no_grad(), press(model):

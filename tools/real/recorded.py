@@ -47,7 +47,7 @@ def page() -> str:
     for name, made in {"perplexity-gemma": perplexities, "tasks-gemma": recalls}.items():
         table = "\n".join(made(read(BASELINES / "cpu" / f"{name}.yml").rows))
         mark = re.compile(rf"(?<=<!-- {name} -->\n\n).*?(?=\n\n<!-- /{name} -->)", re.DOTALL)
-        text = mark.sub(lambda _, table=table: table, text)
+        text = mark.sub(table.replace("\\", r"\\"), text)
     return text
 
 

@@ -44,7 +44,6 @@ def replay_changing(
         assert queries is not None
         state = press.votes()
         voting = Voting(state, queries.detach(), held, scale, softmax, follows=follows(press, state))
-    follower, moved = None, -1
     released = 0
     alone: list[Tensor] = []
     ends: list[int] = []
@@ -58,18 +57,12 @@ def replay_changing(
         keep = ledger.held[0]
         newest = press.newest(keep)
         # Protected entries are in the first and the last slots, unless some were evicted when they were not protected.
-        single = not held.padded and held.used - held.holes - keep == 1
+        single = not held.padded and voting is not None and held.used - held.holes - keep == 1
         single = single and press.sinks + newest <= keep and ledger.columns - newest >= released
         released = ledger.columns - newest
         candidates = slice(press.sinks, held.used - newest)
         # Compacting moves the attention weights of all entries, which is expensive for a single eviction.
-        slots = None
-        if single and voting is not None:
-            slots = voting.followed(press, known, candidates)
-        elif single:
-            if moved != held.moved:
-                follower, moved = held.follower(press), held.moved
-            slots = None if follower is None else follower.choose(held.used, candidates)
+        slots = voting.followed(press, known, candidates) if voting is not None and single else None
         votes, positions, kept = None if voting is None else voting.votes, held.positions, None
         if voting is not None and slots is None:
             voting.observe(known, single)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pressgauge.presses.base import Follower, Press
 from pressgauge.storage import Storage, light, taken
 
 AHEAD = 64
@@ -35,8 +34,6 @@ class Held:
         """Number of columns in storage, which has some before they are known."""
         self.padded = any(padding)
         self.known = self.holes = 0
-        self.moved = 0
-        """How often entries were moved, or entries to come stored."""
 
     @property
     def used(self) -> int:
@@ -85,7 +82,6 @@ class Held:
         if self.padded:
             storage["keys"][:, :, start:end].masked_fill_((own < 0)[..., None], 0)
         self._stored, self._arrays = columns, []
-        self.moved += 1
 
     def drop(self, slots: Any) -> Any:
         """Evict one entry of each head, and return their positions.
@@ -106,14 +102,6 @@ class Held:
         self.holes += 1
         return gone
 
-    def follower(self, press: Press) -> Follower | None:
-        """A follower of the press, as long as entries have the slots that they have now."""
-        if self.padded or self.source.device.type != "cpu":
-            return None
-        stored = self.used + self._stored - self.known
-        keys, empty = (self._storage[name][:, :, :stored] for name in ("keys", "empty"))
-        return press.follower(keys, empty, self.used)
-
     def keep(self, kept: Tensor, positions: Tensor) -> None:
         """Retain the entries at the indices ``kept``, with their ``positions``: ``[B, K, n]``."""
         empty = positions < 0
@@ -121,4 +109,3 @@ class Held:
         if self.padded:
             self._storage.zero(empty)
         self.holes, self._stored, self._arrays = 0, self.known, []
-        self.moved += 1

@@ -27,19 +27,6 @@ ATTACHED = "use with press(model):"
 _KEYS = "[batch, KV heads, tokens, dimension]"
 
 
-class Follower(ABC):
-    """Choices among the entries of a layer while they come and go one by one."""
-
-    @abstractmethod
-    def choose(self, used: int, candidates: slice) -> NDArray[Any]:
-        """Evict one entry of each head, chosen as by ``Press.score``: its slot, ``[B * K]``.
-
-        Args:
-            used: number of slots, at least that of the last call.
-            candidates: slots to choose from.
-        """
-
-
 @dataclass(frozen=True)
 class Press(Budget, ABC):
     """A compression method: a budget, and a score that ranks entries for retention.
@@ -77,18 +64,6 @@ class Press(Budget, ABC):
             empty: ``[B, K, N]`` bool, True at slots without an entry, whose scores are ignored.
         """
         raise NotImplementedError
-
-    def follower(self, keys: Tensor, empty: Tensor, used: int) -> Follower | None:
-        """Choices among entries that come and go one by one, without ``score``; None if there is no such shortcut.
-
-        A shortcut of ``score`` for replay on the CPU, for presses without ``needs_queries``.
-
-        Args:
-            keys: ``[B, K, S, D]`` in slots, in order of position, entries to come included.
-            empty: ``[B, K, S]`` bool, True at slots without an entry.
-            used: number of slots before those of entries to come.
-        """
-        return None
 
     @abstractmethod
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:

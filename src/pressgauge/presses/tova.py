@@ -41,4 +41,5 @@ class TOVAPress(Press):
 
     def pooled(self, received: NDArray[Any], empty: NDArray[Any]) -> NDArray[Any]:
         """Mean attention from the last query."""
-        return received.mean(axis=1, keepdims=True)
+        mean: NDArray[Any] = received.mean(axis=1, keepdims=True)
+        return mean

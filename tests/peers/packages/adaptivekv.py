@@ -16,8 +16,7 @@ def read(cache: Any, index: int) -> Any:
 
 
 class Mended(AdaptiveKVCache):  # type: ignore[misc]
-    """With what stops the laws mended, so that they see the rest: masks count the tokens of the pass, and what is evicted
-    is attended to before."""
+    """What stops the laws is mended: masks count the tokens of the pass, and what is evicted is attended to before."""
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """What is held and what comes."""
