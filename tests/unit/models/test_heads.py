@@ -1,5 +1,6 @@
 """KV heads that processes share: two on the CPU have the results of one, and what cannot be right is refused."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -12,8 +13,9 @@ from torch import Tensor
 from transformers import GPT2Config, LlamaConfig
 from typer.testing import CliRunner
 
-from pressgauge import KnormPress, RandomPress, TOVAPress
+from pressgauge import KeyDiffPress, KnormPress, RandomPress, StreamingLLMPress, TOVAPress
 from pressgauge.cli import app
+from pressgauge.models import interface, load
 from pressgauge.models.heads import Split, split_given_to, unsplit
 from pressgauge.models.support import Support
 from support.prepared import python
@@ -45,6 +47,50 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
             sums = [torch.tensor(row.get("nll_sums", [0.0]), dtype=torch.float64) for row in (own, other)]
             assert (sums[0] - sums[1]).abs().max() < 1e-9 * 64
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.json", "page", "two.json"]
+
+
+def decoded(model: Any) -> dict[str, tuple[Tensor, int]]:
+    """Logits of 40 tokens decoded singly by plain caches, and the bytes of these, by press."""
+    ids = torch.arange(60)[None] * 7 % 50 + 5
+    found = {}
+    for kind in (KnormPress, RandomPress, KeyDiffPress, StreamingLLMPress):
+        cache = kind(0.5, prune_after=8).cache(model.config)
+        named = {interface.cache_argument(model): cache}
+        with torch.no_grad():
+            model(ids[:, :20], **named)
+            logits = [model(ids[:, token, None], **named).logits for token in range(20, 60)]
+        found[kind.__name__] = torch.cat(logits, dim=1), cache.nbytes
+    return found
+
+
+IMPORTS = """
+import sys
+import torch
+from pressgauge import KeyDiffPress, KnormPress, RandomPress, StreamingLLMPress
+from pressgauge.models import interface, load
+from typing import Any
+from torch import Tensor
+"""
+RUN = """
+found = decoded(load("reference", dtype="float64", tensor_parallel=2)[0])
+if torch.distributed.get_rank() == 0:
+    torch.save(found, sys.argv[1])
+"""
+
+
+def test_a_plain_cache_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    """Logits to 1e-9 in float64, and half of the bytes in each."""
+    launcher = [*python(), "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
+    code = IMPORTS + inspect.getsource(decoded) + RUN
+    started = [*launcher, *python(), "-c", code, str(tmp_path / "found.pt")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(started, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "found.pt")
+    for name, (logits, size) in decoded(load("reference", dtype="float64")[0]).items():
+        own, part = found[name]
+        assert (own - logits).abs().max() < 1e-9, name
+        assert 2 * part == size
 
 
 def given(press: Any, index: int, count: int = 2, total: int = 4) -> Any:
