@@ -206,14 +206,17 @@ def takes_positions(decoder: nn.Module) -> bool:
 def layer_indices(decoder: nn.Module) -> dict[int, int]:
     """Layer index by the ``id`` of each module with a ``layer_idx``.
 
-    Where layers share weights, as in Zamba, it is None or -1, and the module's is that of the layer it is part of.
+    Where layers share weights, as in Zamba, it is None or -1; such a module has the index of the layer that it is part
+    of, unless another module of its class has it.
     """
-    indices: dict[int, Any] = {}
-    for name, module in decoder.named_modules():
-        index = getattr(module, "layer_idx", False)
+    named = [(name, module, getattr(module, "layer_idx", False)) for name, module in decoder.named_modules()]
+    found = {id(module): index for _, module, index in named if type(index) is int}
+    own = [(module, index) for _, module, index in named if type(index) is int]
+    for name, module, index in named:
         part = re.match(r"layers\.(\d+)\.", name) if index in (None, -1) else None
-        indices[id(module)] = int(part[1]) if part else index
-    return {module: index for module, index in indices.items() if type(index) is int}
+        if part and not any(isinstance(other, type(module)) and at == int(part[1]) for other, at in own):
+            found[id(module)] = int(part[1])
+    return found
 
 
 def scaling(key: Tensor, kwargs: Mapping[str, Any]) -> float:

@@ -34,9 +34,11 @@ class Layer(nn.Module):
 
 
 def test_modules_without_an_index_have_that_of_their_layer() -> None:
-    """Not modules that never have one, nor those outside the layers, nor those with an index of their own."""
+    """Not modules that never have one, those outside the layers, those with an index of their own, and those beside one
+    of their class with the index."""
     decoder: Any = nn.Module()
-    decoder.layers = nn.ModuleList([Layer(-1), Layer(None), Layer(7)])
+    decoder.layers = nn.ModuleList([Layer(-1), Layer(None), Layer(7), Layer(3)])
+    decoder.layers[3].beside = Layer(None)
     decoder.before = Layer(-1)
     decoder.after = Layer(None)
     attention = [layer.attention for layer in decoder.layers]
@@ -44,6 +46,7 @@ def test_modules_without_an_index_have_that_of_their_layer() -> None:
         id(attention[0]): 0,
         id(attention[1]): 1,
         id(attention[2]): 7,
+        id(attention[3]): 3,
         id(decoder.before.attention): -1,
     }
 
