@@ -10,7 +10,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from pressgauge import replay
 from pressgauge.conformance.oracle import Rules, counts, retained
-from pressgauge.history import NEVER, changing
+from pressgauge.history import NEVER, voting
 from pressgauge.onepass import attend
 from pressgauge.presses import H2OPress
 from pressgauge.presses.attention_scores import MOST, Attention, LastQueries, weights
@@ -94,7 +94,7 @@ def test_replay_renormalises_what_is_left_with_its_sinks(
 ) -> None:
     """Attention computed ahead for a stretch of tokens gives the evictions of attention computed pass by pass, to which
     a limit of memory leads."""
-    monkeypatch.setattr(changing, "MOST", most)
+    monkeypatch.setattr(voting, "MOST", most)
     keys, queries = random(1, 2, 40, 5), random(1, 4, 40, 5, seed=1)
     press = H2OPress(0.3, prune_after=4)
     together = replay(press, keys, PASSES, queries=queries, scale=SCALE, softmax=form)
