@@ -73,7 +73,13 @@ except KeyboardInterrupt:
 )
 def test_signals_reach_the_program(number: signal.Signals, code: int) -> None:
     """A signal to the command is one to its program, which ends with it."""
-    running = subprocess.Popen([*python(), "-c", WAITS], stdout=subprocess.PIPE, text=True)
+    command = [*python(), "-c", WAITS]
+    # What a shell starts in the background ignores it, and so does all that it starts.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert running.stdout
     pid = int(running.stdout.readline())
     running.send_signal(number)

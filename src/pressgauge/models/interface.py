@@ -206,12 +206,11 @@ def takes_positions(decoder: nn.Module) -> bool:
 def layer_indices(decoder: nn.Module) -> dict[int, int]:
     """Layer index by the ``id`` of each module with a ``layer_idx``.
 
-    Where layers share weights, as in Zamba, it is None or -1; such a module has the index of the layer that it is part
-    of, unless another module of its class has it.
+    Where layers share weights (Zamba), it is None or -1, and that of the layer, unless another of its class has it.
     """
     named = [(name, module, getattr(module, "layer_idx", False)) for name, module in decoder.named_modules()]
-    found = {id(module): index for _, module, index in named if type(index) is int}
     own = [(module, index) for _, module, index in named if type(index) is int]
+    found = {id(module): index for module, index in own}
     for name, module, index in named:
         part = re.match(r"layers\.(\d+)\.", name) if index in (None, -1) else None
         if part and not any(isinstance(other, type(module)) and at == int(part[1]) for other, at in own):
