@@ -7,10 +7,10 @@ which takes minutes instead of an hour, a mutant meets only the law that must ki
 
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +119,14 @@ def outcomes(suite: int, own: bool, number: int) -> dict[str, tuple[str, str]]:
 
 
 def measure(suite: int, own: bool) -> tuple[Matrix, Matrix]:
-    """All mutants, and all that is right, against the laws, in as many processes as there are cores."""
+    """All mutants, and all that is right, against the laws, in as many processes as there are cores.
+
+    Each has a process of its own, since some mutants patch classes for good.
+    """
     this = SUITES[suite]
     count = len(this.mutants if own else this.subjects)
-    with ProcessPoolExecutor() as pool:
-        found = pool.map(partial(outcomes, suite, own), range(count))
+    with get_context("fork").Pool(maxtasksperchild=1) as pool:
+        found = pool.imap(partial(outcomes, suite, own), range(count))
         rows = list(track(found, f"killing {this.what}", total=count))
     mutants = {mutant.id: row for mutant, row in zip(this.mutants, rows, strict=False)}
     return mutants, dict(zip(map(repr, this.right), rows[len(mutants) :], strict=not own))
