@@ -59,6 +59,11 @@ def python(**environment: str) -> tuple[str, ...]:
     return sys.executable, "-I", "-S", __file__, "start", address
 
 
+def launcher(ranks: int) -> tuple[str, ...]:
+    """Beginning of a command that ``torchrun`` starts in this many processes; ``-m MODULE`` or ``-c CODE`` follow."""
+    return (*python(), "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--no-python", *python())
+
+
 _SERVERS: list["subprocess.Popen[bytes]"] = []
 """Kept, since a server ends when its standard input is closed."""
 

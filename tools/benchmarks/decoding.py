@@ -38,13 +38,13 @@ def decoding() -> Iterator[str]:
 
 
 class _Watch:
-    """Seconds of each pass, and those in functions of the package in it: hooks, masks, updates and evictions.
+    """Seconds of a pass in functions of the package: hooks, masks, updates and evictions.
 
     A profiler of operators would add to the time of each, and the package's are many and small.
     """
 
     def __init__(self) -> None:
-        self.own = self.model = 0.0
+        self.own = 0.0
 
     def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function of the package, whose time is its own."""

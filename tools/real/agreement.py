@@ -6,14 +6,13 @@ Needs the group ``peers`` of ``pyproject.toml``.
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from torch import Tensor
 
 from peers.pairs import KEEP_RATIO, LATER, PAIRS, PROMPT, agreement
-from pressgauge.models import load
-from pressgauge.texts import load_text
+from tools.real.given import Model, Text, loaded, show
 
 
 def rows(model: Any, ids: Tensor) -> Iterator[str]:
@@ -30,20 +29,15 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    model: Annotated[str, typer.Argument(help="a model, as for pressgauge measure")],
-    text: Annotated[str, typer.Argument(help="a text, as for pressgauge measure")],
+    model: Model,
+    text: Text,
 ) -> None:
     """Print the table."""
-    try:
-        loaded, tokenizer = load(model, dtype="float64")
-        ids = load_text(text, tokenizer, samples=1, tokens=PROMPT + LATER)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
+    found, ids = loaded(model, text, PROMPT + LATER, "float64")
     releases = ", ".join(f"{name} {version(name)}" for name in ("kvpress", "transformers", "torch"))
     lengths = f"half of a prompt of {PROMPT} tokens retained, {LATER} scored"
     print(f"{Path(text).name}, {lengths}, float64, {releases}\n")
-    for line in rows(loaded, ids):
-        print(line, flush=True)
+    show(rows(found, ids))
 
 
 if __name__ == "__main__":

@@ -10,14 +10,15 @@ from rich.progress import track
 from tools.comparison.claims import CLAIMS
 from tools.comparison.measurements import SCHEDULES, Case, effect, texts
 from tools.comparison.page import Comparison, claims, tally
+from tools.real.given import Model, Text
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def main(
-    model: Annotated[str, typer.Argument(help="a model, as for pressgauge measure")],
-    text: Annotated[str, typer.Argument(help="a text, as for pressgauge measure")],
+    model: Model,
+    text: Text,
     documents: Annotated[int, typer.Option(help="documents of the text, at least 2")] = 4,
     tokens: Annotated[int, typer.Option(help="tokens per document")] = 256,
 ) -> None:

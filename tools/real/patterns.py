@@ -12,10 +12,9 @@ import typer
 from torch import Tensor
 
 from pressgauge import StreamingLLMPress, perplexity
-from pressgauge.models import load
 from pressgauge.models.windows import windows
 from pressgauge.norm_attention import norm_attention
-from pressgauge.texts import load_text
+from tools.real.given import Model, Text, loaded, show
 
 SINKS = (0, 1, 2, 4, 8)
 RATIO = 0.001
@@ -55,24 +54,18 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    model: Annotated[str, typer.Argument(help="a model, as for pressgauge measure")],
-    text: Annotated[str, typer.Argument(help="a text, as for pressgauge measure")],
+    model: Model,
+    text: Text,
     tokens: Annotated[int, typer.Option(help="length of the text")] = 8192,
     held: Annotated[int, typer.Option(help="entries that a layer holds")] = 256,
 ) -> None:
     """Print both tables."""
-    try:
-        loaded, tokenizer = load(model, dtype="float32")
-        ids = load_text(text, tokenizer, samples=1, tokens=tokens)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
+    found, ids = loaded(model, text, tokens, "float32")
     print(f"{Path(model).name}, {tokens:,} tokens of {Path(text).name}, float32\n")
     # Beyond a window, keys would receive less attention the older they are.
-    for line in of_norms(loaded, ids[:, :NORM_TOKENS]):
-        print(line, flush=True)
+    show(of_norms(found, ids[:, :NORM_TOKENS]))
     print()
-    for line in of_sinks(loaded, ids, held):
-        print(line, flush=True)
+    show(of_sinks(found, ids, held))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ import typer
 from torch import Tensor
 
 from pressgauge import Press, perplexity
-from pressgauge.models import load
 from pressgauge.presses import PRESSES
-from pressgauge.texts import load_text
 from pressgauge.timing import measure_timing
 from regression.provenance import processor
 from tools.benchmarks.onepass import compare
+from tools.real.given import Model, Text, loaded, show
 
 RATIO, PRUNE_AFTER = 0.5, 64
 
@@ -48,22 +47,17 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    model: Annotated[str, typer.Argument(help="a model, as for pressgauge measure")],
-    text: Annotated[str, typer.Argument(help="a text, as for pressgauge measure")],
+    model: Model,
+    text: Text,
     tokens: Annotated[int, typer.Option(help="length of the text")] = 256,
     new_tokens: Annotated[int, typer.Option(help="tokens to decode after it")] = 16,
     pairs: Annotated[int, typer.Option(help="pairs of runs")] = 3,
 ) -> None:
     """Print the table."""
-    try:
-        loaded, tokenizer = load(model, dtype="float32")
-        ids = load_text(text, tokenizer, samples=1, tokens=tokens)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
+    found, ids = loaded(model, text, tokens, "float32")
     machine = f"{processor(torch.device('cpu'))}, {torch.get_num_threads()} threads"
     print(f"{tokens} tokens, then {new_tokens} decoded, medians of {pairs} pairs, {machine}\n")
-    for line in times(loaded, ids, new_tokens, pairs):
-        print(line, flush=True)
+    show(times(found, ids, new_tokens, pairs))
 
 
 if __name__ == "__main__":

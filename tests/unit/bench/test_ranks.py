@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from pressgauge import cli
 from pressgauge.bench.ranks import Lost, Ranks, join, launched
 from pressgauge.cli import app
-from support.prepared import python
+from support.prepared import launcher
 
 SMALL = "--press knorm --no-random --keep-ratios 0.5 --tokens 40 --prune-after 16 --device cpu".split()
 LONG = "--keep-ratios 0.9,0.8,0.7,0.6,0.5 --tokens 300 --samples 6 --prune-after 16 --device cpu".split()
@@ -26,9 +26,8 @@ LONG = "--keep-ratios 0.9,0.8,0.7,0.6,0.5 --tokens 300 --samples 6 --prune-after
 
 def launch(count: int, *arguments: str) -> Any:
     """``torchrun`` with this many ranks of ``pressgauge``, as a group of processes."""
-    launcher = [*python(), "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--no-python"]
     return subprocess.Popen(
-        [*launcher, *python(), "-m", "pressgauge", *arguments],
+        [*launcher(count), "-m", "pressgauge", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

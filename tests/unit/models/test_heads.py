@@ -18,7 +18,7 @@ from pressgauge.cli import app
 from pressgauge.models import interface, load
 from pressgauge.models.heads import Split, split_given_to, unsplit
 from pressgauge.models.support import Support
-from support.prepared import python
+from support.prepared import launcher
 
 OPTIONS = (
     "measure --model reference --press knorm,keydiff,h2o,tova,snapkv(recent=4),streaming-llm --keep-ratios 0.5 --text "
@@ -32,8 +32,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     one, two = tmp_path / "one.json", tmp_path / "two.json"
     result = CliRunner().invoke(app, [*OPTIONS, "--json", str(one)])
     assert result.exit_code == 0, result.stderr
-    launcher = [*python(), "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
-    started = [*launcher, *python(), "-m", "pressgauge"]
+    started = [*launcher(2), "-m", "pressgauge"]
     options = [*OPTIONS, "--json", str(two), "--report", str(tmp_path / "page"), "--tensor-parallel", "2"]
     done = subprocess.run(
         [*started, *options], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
@@ -80,9 +79,8 @@ if torch.distributed.get_rank() == 0:
 
 def test_a_plain_cache_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
     """Logits to 1e-9 in float64, and half of the bytes in each."""
-    launcher = [*python(), "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
     code = IMPORTS + inspect.getsource(decoded) + RUN
-    started = [*launcher, *python(), "-c", code, str(tmp_path / "found.pt")]
+    started = [*launcher(2), "-c", code, str(tmp_path / "found.pt")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(started, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
