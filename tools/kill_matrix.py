@@ -114,6 +114,8 @@ def outcomes(suite: int, own: bool, number: int) -> dict[str, tuple[str, str]]:
         concerned = [this.mutants[number].law]
     with pytest.MonkeyPatch.context() as patch:
         if number < len(this.mutants):
+            # Its own law first: what a mutant keeps from the others could hide the bug behind a crash.
+            concerned.sort(key=lambda law: law != this.mutants[number].law)
             this.mutants[number].breaks(patch)
         return found | judged_by(concerned, subject)
 

@@ -79,6 +79,7 @@ def fetched(folder: Path) -> Path:
     path = folder / NAME
     if path.is_file():
         return path
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as wheels:
         return join(download(Path(wheels)), folder)
 

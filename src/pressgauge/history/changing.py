@@ -63,11 +63,11 @@ def replay_changing(
         candidates = slice(press.sinks, held.used - newest)
         # Compacting moves the attention weights of all entries, which is expensive for a single eviction.
         slots = voting.followed(press, known, candidates) if voting is not None and single else None
-        votes, positions, kept = None if voting is None else voting.votes, held.positions, None
+        votes, kept = None if voting is None else voting.votes, None
         if voting is not None and slots is None:
             voting.observe(known, single)
             if single:
-                scores = score_entries(press, held.keys, positions, layer, votes)
+                scores = score_entries(press, held.keys, held.positions, layer, votes)
                 slots = last_choice(scores[..., candidates], held.empty[..., candidates]) + press.sinks
         if slots is not None:
             alone.append(heavy(held.drop(slots)))
@@ -76,8 +76,9 @@ def replay_changing(
                 voting.drop(slots)
             if held.holes > keep // 4:
                 kept = held.empty.long().argsort(dim=-1, stable=True)[..., :keep]
-                stays = positions.gather(2, kept)
+                stays = held.positions.gather(2, kept)
         else:
+            positions = held.positions
             ranks = spare(press, rank_entries(press, held.keys, positions, layer, votes), positions, ledger)
             kept, stays, gone = choose(ranks, positions, ledger.held)
             # Holes rank last, and are not evictions.

@@ -4,7 +4,9 @@ Mutants of ``quantised.py`` override one method of one of them.
 """
 
 from collections.abc import Callable
+from fractions import Fraction
 from functools import cache
+from math import ceil
 from typing import Any
 
 import torch
@@ -370,7 +372,7 @@ class EvictingLayer(PackedLayer):
         self.norms = [torch.cat([*self.norms, key_states.double().norm(dim=-1)], dim=2)]
         entries = self.read()
         held = self.norms[0].shape[2]
-        budget = max(1, self.prune_after, -(-round(self.keep_ratio * 1000) * self.seen // 1000))
+        budget = max(1, self.prune_after, ceil(Fraction(str(self.keep_ratio)) * self.seen))
         if self.keep_ratio < 1 and self.prune_after < held > budget:
             order = self.norms[0].nan_to_num(torch.inf, torch.inf).argsort(dim=-1, stable=True)
             kept = order[..., :budget].sort(dim=-1).values[..., None]

@@ -1,5 +1,7 @@
 """Correct compressors in different styles, on which no law may break."""
 
+from fractions import Fraction
+from math import ceil
 from typing import Any
 
 import torch
@@ -28,8 +30,7 @@ def by_hand(keep_ratio: float, prune_after: int = 512, skip_layers: tuple[int, .
             if index in skip_layers or held <= prune_after or keep_ratio == 1:
                 result.append((keys, values))
                 continue
-            thousandths = round(keep_ratio * 1000)
-            left = max(1, (held * thousandths + 999) // 1000)
+            left = max(1, ceil(Fraction(str(keep_ratio)) * held))
             result.append((keys[:, :, held - left :].clone(), values[:, :, held - left :].clone()))
         return result
 
