@@ -196,7 +196,8 @@ def measure(
             )
         # Free the memory for the next model.
         del model
-        gc.collect()
+        if name != plan.models[-1]:
+            gc.collect()
     return report
 
 
