@@ -48,6 +48,8 @@ class Entries:
         From the first eviction on also ``positions``, and ``ranks`` if scores are fixed.
         """
         self._ranked = 0
+        self._zeroed = 0
+        """Columns whose padding slots have zero keys."""
         self._history: History | None = None
         self._votes: Votes | None = None
 
@@ -112,6 +114,8 @@ class Entries:
         return positions.expand(rows, heads, tokens)
 
     def _rank(self, keys: Tensor, positions: Tensor) -> Tensor:
+        if max(self.ledger.padding, default=0) > self._zeroed:
+            keys = keys.masked_fill((positions < 0)[..., None], 0)
         return rank_entries(self.press, keys, positions.long(), self.index, self._votes, first=not self._ranked)
 
     def _scored(self, start: int = 0) -> Tensor:
@@ -191,13 +195,14 @@ class Entries:
             gone = positions.gather(2, slots)
             storage.refill(slots)
         else:
-            kept, stays, gone = choose(ranks, positions, keep)
+            kept, stays, gone = choose(ranks, positions, keep, ordered=unpadded and not fixed)
             storage.take(kept)
             storage["positions"] = stays
             if self._votes is not None:
                 self._votes.keep(kept)
             if not unpadded:
                 storage.zero(stays < 0)
+                self._zeroed = self.columns
                 if fixed:
                     storage.held("ranks").masked_fill_(stays < 0, FILLER)
         self._ranked = storage.used

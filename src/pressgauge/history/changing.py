@@ -80,7 +80,7 @@ def replay_changing(
         else:
             positions = held.positions
             ranks = spare(press, rank_entries(press, held.keys, positions, layer, votes), positions, ledger)
-            kept, stays, gone = choose(ranks, positions, ledger.held)
+            kept, stays, gone = choose(ranks, positions, ledger.held, ordered=not held.padded and not held.holes)
             # Holes rank last, and are not evictions.
             history.record(gone[..., : gone.shape[2] - held.holes], ledger.padding, ledger.columns)
         if kept is not None:

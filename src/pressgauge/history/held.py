@@ -104,8 +104,14 @@ class Held:
 
     def keep(self, kept: Tensor, positions: Tensor) -> None:
         """Retain the entries at the indices ``kept``, with their ``positions``: ``[B, K, n]``."""
+        storage = self._storage
+        # The upcoming entries in storage stay there.
+        coming = torch.arange(self.used, self.used + self._stored - self.known, device=kept.device)
+        index = torch.cat([kept, coming.expand(*kept.shape[:2], -1)], dim=2)
+        positions = torch.cat([positions, self._own[:, :, self.known : self._stored]], dim=2)
         empty = positions < 0
-        self._storage.take(kept, keys=taken(self._storage["keys"], kept), positions=positions, empty=empty)
+        storage.take(index, keys=taken(storage["keys"], index), positions=positions, empty=empty)
         if self.padded:
-            self._storage.zero(empty)
-        self.holes, self._stored, self._arrays = 0, self.known, []
+            storage.zero(empty)
+        storage.used = kept.shape[2]
+        self.holes, self._arrays = 0, []

@@ -20,6 +20,7 @@ class KeyDiffPress(Press):
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         """Negative cosine similarity to the mean direction: ``[B, K, N]``, in float32 or wider."""
+        # Padding slots, whose keys are zero, add nothing to the mean.
         unit = torch.nn.functional.normalize(wide(keys), dim=-1)
-        mean = unit.masked_fill((positions < 0)[..., None], 0).sum(dim=2, keepdim=True)
+        mean = unit.sum(dim=2, keepdim=True)
         return -(unit * torch.nn.functional.normalize(mean, dim=-1)).sum(dim=-1)

@@ -110,7 +110,11 @@ def spare(budget: Budget, ranks: Tensor, positions: Tensor, ledger: Ledger) -> T
 
 
 def choose(
-    ranks: Tensor, positions: Tensor, keep: Sequence[int] | Sequence[Sequence[int]]
+    ranks: Tensor,
+    positions: Tensor,
+    keep: Sequence[int] | Sequence[Sequence[int]],
+    *,
+    ordered: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Select the entries to retain.
 
@@ -118,16 +122,22 @@ def choose(
         ranks: ``[B, K, N]``.
         positions: ``[B, K, N]``, -1 at padding slots.
         keep: number of entries to retain, per row, or per row and head.
+        ordered: whether the entries are in order of position, without padding slots.
 
     Returns:
         With n the largest of ``keep``: the indices ``[B, K, n]`` of retained entries in order of position, shorter ones
         padded on the left; their positions ``[B, K, n]``, -1 at padding slots; and the positions of evicted entries
         ``[B, K, N - min(keep)]``, -1 where none is evicted.
     """
-    order = ranks.argsort(dim=-1, descending=True)
-    sorted_positions = positions.gather(2, order)
     limits = torch.tensor(keep).view(len(keep), -1, 1)
     most, least = int(limits.max()), int(limits.min())
+    if ordered and most == least == ranks.shape[-1] - 1:
+        slot = lowest(ranks, 1)
+        kept = torch.arange(most, device=ranks.device)
+        kept = kept + (kept >= slot)
+        return kept, positions.gather(2, kept), positions.gather(2, slot)
+    order = ranks.argsort(dim=-1, descending=True)
+    sorted_positions = positions.gather(2, order)
     if most == least:
         stays, gone = sorted_positions[..., :most], sorted_positions[..., most:]
     else:

@@ -192,3 +192,37 @@ def test_rows_change_places_with_their_attention_scores() -> None:
     assert isinstance(first, PressedCache)
     assert isinstance(second, PressedCache)
     assert all(map(torch.equal, first.evicted_at, second.evicted_at))
+
+
+KEYS_AT_PADDING: list[float] = []
+"""Largest entry of keys at padding slots, per layer and scoring."""
+
+
+@dataclass(frozen=True)
+class Looking(Press):
+    """Retains the first tokens, and notes the keys at padding slots."""
+
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
+        padding = keys[positions < 0]
+        KEYS_AT_PADDING.append(float(padding.abs().max()) if padding.numel() else -1)
+        return -positions
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("prompt", [20, 6])
+def test_keys_at_padding_slots_are_zero_whenever_a_press_scores(name: str, prompt: int) -> None:
+    """As ``Press.score`` says, at the first eviction and later ones, also if a row's padding ends in a later pass."""
+    model = architectures.shared(name)
+    ids = torch.randint(4, 20, (2, 26), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :9] = 0
+    KEYS_AT_PADDING.clear()
+    with Looking(0.5, prune_after=3, skip_layers=())(model), torch.no_grad():
+        cache = None
+        for start, stop in ((0, prompt), (prompt, 22), (22, 23), (23, 26)):
+            given = {} if cache is None else using(cache)
+            places = mask.cumsum(-1).sub(1).clamp(min=0)[:, start:stop]
+            step = model(ids[:, start:stop], attention_mask=mask[:, :stop], position_ids=places, **given)
+            cache = step.past_key_values
+    assert KEYS_AT_PADDING.count(0) >= 2
+    assert max(KEYS_AT_PADDING) == 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pressgauge.presses.ranking import last_choice, last_of_lowest, lowest, rank, spare
+from pressgauge.presses.ranking import choose, last_choice, last_of_lowest, lowest, rank, spare
 from pressgauge.rules import Budget, Ledger
 
 
@@ -68,3 +68,25 @@ def test_a_single_choice_ranks_nan_below_every_number_and_integers_exactly() -> 
     empty = torch.tensor([[[False, False, False, False, True]]])
     assert last_choice(scores, empty).tolist() == [3]
     assert last_choice(torch.tensor([[[5000, 4999, 4999, 5001, 1]]]), empty).tolist() == [2]
+
+
+@pytest.mark.parametrize("keep", [1, 5, 6, 7])
+def test_entries_in_order_are_chosen_as_any_others_are(keep: int) -> None:
+    """Also where one of them is evicted: the first, the last or one between."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 4, (5, 8, 7), generator=generator).double()
+    positions = torch.arange(3, 24, 3).expand(scores.shape)
+    ranks = rank(scores, positions)
+    assert {0, 3, 6} <= set(ranks.argmin(dim=-1).flatten().tolist())
+    known = choose(ranks, positions, [keep] * 5, ordered=True)
+    for found, expected in zip(known, choose(ranks, positions, [keep] * 5), strict=True):
+        assert found.equal(expected)
+
+
+def test_rows_that_retain_different_numbers_are_chosen_in_the_general_way() -> None:
+    """A row that evicts one entry next to a row that evicts two."""
+    positions = torch.arange(4).expand(2, 1, 4)
+    ranks = rank(torch.tensor([3.0, 1.0, 2.0, 4.0]).expand(2, 1, 4), positions)
+    kept, stays, gone = choose(ranks, positions, [3, 2], ordered=True)
+    assert kept[0].tolist() == [[0, 2, 3]]
+    assert (stays.tolist(), gone.tolist()) == ([[[0, 2, 3]], [[-1, 0, 3]]], [[[-1, 1]], [[2, 1]]])
