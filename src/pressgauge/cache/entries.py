@@ -43,10 +43,7 @@ class Entries:
         self.lent = False
         """Whether other layers of the model read the entries of a pass later in the pass."""
         self.storage = Storage()
-        """``keys`` and ``values``.
-
-        From the first eviction on also ``positions``, and ``ranks`` if scores are fixed.
-        """
+        """``keys`` and ``values``; from the first eviction on also ``positions``, and ``ranks`` if scores are fixed."""
         self._ranked = 0
         self._zeroed = 0
         """Columns whose padding slots have zero keys."""
@@ -140,9 +137,7 @@ class Entries:
             scale: scaling factor of the query-key products.
             softmax: softmax of the layer.
         """
-        if self._votes is None:
-            return
-        if self.ledger.finished:
+        if self._votes is None or self.ledger.finished:
             self._votes = None
             return
         keys = self._scored()
