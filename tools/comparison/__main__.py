@@ -37,6 +37,10 @@ SHARED = PROJECT.parent / "shared"
 DOCUMENTS = 16
 PROMPT, NEW_TOKENS, PAIRS = 512, 16, 5
 """Settings of timing."""
+ELSEWHERE = (
+    "**Gemma 3 270M on WikiText-2**: the same claims on [a real model](real-model.md#claims-of-reports), "
+    "whose weights are fetched by `nox -s real`."
+)
 
 
 def usual() -> list[Case]:
@@ -112,7 +116,7 @@ def main(
     }
     tpot = dict(timings(cases[0])) if timing else {}
     machine = f"{processor(torch.device('cpu'))}, one thread"
-    comparison = Comparison(cases, effects, tpot, machine)
+    comparison = Comparison(cases, effects, tpot, machine, ELSEWHERE if model is None else "")
     names = {case.name: f"comparison-{number}.svg" for number, case in enumerate(cases)}
     for case in cases:
         (folder / names[case.name]).write_text(to_svg(picture(comparison, case), "comparison"), encoding="utf-8")

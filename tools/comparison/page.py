@@ -33,6 +33,8 @@ class Comparison:
     tpot: Mapping[tuple[str, str], Ratio]
     """By press and schedule, with ``keep_ratio`` .5."""
     machine: str
+    elsewhere: str = ""
+    """Another text and where its page is."""
 
 
 def percent(found: Change) -> str:
@@ -182,6 +184,8 @@ def page(comparison: Comparison, command: str, names: Mapping[str, str]) -> Iter
     yield ""
     for case in comparison.cases:
         yield f"- {words(case)}"
+    if comparison.elsewhere:
+        yield f"- {comparison.elsewhere}"
     yield ""
     yield "## The claims"
     yield ""

@@ -220,7 +220,7 @@ def test_keys_at_padding_slots_are_zero_whenever_a_press_scores(name: str, promp
     with Looking(0.5, prune_after=3, skip_layers=())(model), torch.no_grad():
         cache = None
         for start, stop in ((0, prompt), (prompt, 22), (22, 23), (23, 26)):
-            given = {} if cache is None else using(cache)
+            given: dict[str, object] = {} if cache is None else using(cache)
             places = mask.cumsum(-1).sub(1).clamp(min=0)[:, start:stop]
             step = model(ids[:, start:stop], attention_mask=mask[:, :stop], position_ids=places, **given)
             cache = step.past_key_values
