@@ -60,6 +60,13 @@ class Held:
         """``[B, K, N]`` bool, True at padding slots."""
         return self._storage.held("empty")
 
+    @property
+    def vacant(self) -> Any:
+        """``empty`` as an array."""
+        if not self._arrays:
+            return light(self.empty)
+        return self._arrays[2][:, : self.used].reshape(*self.source.shape[:2], -1)
+
     def add(self, columns: int) -> None:
         """Append the entries up to column ``columns``."""
         if columns > self._stored:

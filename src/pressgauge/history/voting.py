@@ -114,7 +114,7 @@ class Voting:
             if votes.sums is not None:
                 found[..., : votes.sums.shape[2]] += light(votes.sums)
             votes.sums = heavy(found)
-        scores = press.pooled(found, light(held.empty))[..., candidates] + self._shut[..., candidates]
+        scores = press.pooled(found, held.vacant)[..., candidates] + self._shut[..., candidates]
         return last_of_lowest(scores.reshape(len(held.lines), -1)) + candidates.start
 
     def received(self, since: int) -> Any:

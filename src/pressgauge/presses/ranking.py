@@ -173,9 +173,10 @@ def last_of_lowest(scores: NDArray[Any]) -> NDArray[Any]:
     """
     lines, count = scores.shape
     lowest = scores[np.arange(lines), scores.argmin(axis=1)]
-    bits = lowest.view(np.int64 if lowest.dtype == np.float64 else np.int32)
-    size = bits & np.iinfo(bits.dtype).max
-    dropped = (52 if lowest.dtype == np.float64 else 23) - (_SIGNIFICANT_BITS - 1)
+    kind, whole, mantissa = (np.int64, 2**63 - 1, 52) if lowest.dtype == np.float64 else (np.int32, 2**31 - 1, 23)
+    bits = lowest.view(kind)
+    size = bits & whole
+    dropped = mantissa - (_SIGNIFICANT_BITS - 1)
     half = 1 << (dropped - 1)
     # The largest number that is rounded like the lowest one, to the nearest step or, halfway, to the even one.
     place = size + ((size >> dropped) & 1) + (half - 1) >> dropped

@@ -49,14 +49,15 @@ class Ledger:
     def _held_after(self, tokens: int, padding: Sequence[int], acts: bool) -> tuple[list[int], list[int]]:
         before = self.held or [0] * len(padding)
         old = self.padding or [0] * len(padding)
+        arrived = [held + tokens - pad + had for held, had, pad in zip(before, old, padding, strict=True)]
+        if not acts:
+            return arrived, arrived
         columns = self.columns + tokens
-        arrived: dict[tuple[int, int, int], tuple[int, int]] = {}
-        rows = list(zip(before, old, padding, strict=True))
-        for row in rows:
-            if row not in arrived:
-                held = row[0] + (columns - row[2]) - (self.columns - row[1])
-                arrived[row] = held, self.budget.target(columns - row[2], held) if acts else held
-        return [arrived[row][0] for row in rows], [arrived[row][1] for row in rows]
+        targets: dict[tuple[int, int], int] = {}
+        for row in zip(padding, arrived, strict=True):
+            if row not in targets:
+                targets[row] = self.budget.target(columns - row[0], row[1])
+        return arrived, [targets[row] for row in zip(padding, arrived, strict=True)]
 
     @property
     def finished(self) -> bool:
