@@ -85,6 +85,19 @@ class Storage(dict[str, Tensor]):
             self[name] = known[name] if name in known else _gathered(tensor, index)
         self.used = index.shape[2]
 
+    def drop_padding(self) -> Tensor:
+        """Remove the slots that are padding in every row and head, which precede the entries.
+
+        Returns:
+            Indices of the other slots: ``[B, K, n]``.
+        """
+        positions = self.held("positions")
+        empty = int((positions < 0).sum(dim=-1).min())
+        kept = torch.arange(empty, self.used, device=positions.device).expand(*positions.shape[:2], -1)
+        if empty:
+            self.take(kept)
+        return kept
+
     def zero(self, empty: Tensor) -> None:
         """Zero keys and values where ``empty``, ``[B, K, used]`` bool, is True."""
         for name in ("keys", "values"):

@@ -230,6 +230,19 @@ def test_rows_of_a_padded_batch_are_those_alone(model: Any, name: str) -> None:
             close(model, own, alone.nll)
 
 
+@pytest.mark.parametrize("model", ["mistral"], indirect=True)
+@pytest.mark.parametrize("name", ["snapkv", "tova-interval", "keydiff-step"])
+def test_a_row_beside_a_padded_one_is_that_row_alone(model: Any, name: str) -> None:
+    """Live, with a later pass in which entries leave the window and others are evicted by its attention."""
+    torch.manual_seed(0)
+    ids = torch.randint(4, 20, (2, LENGTH))
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    passes = [12, *[1] * 6, 5, *[1] * (LENGTH - 23)]
+    batch, alone = (attached(model, PRESSES[name], ids[rows], passes, mask[rows])[0] for rows in ([0, 1], [0]))
+    close(model, batch[:1], alone)
+
+
 def test_eager_attention_is_sdpa(model: Any) -> None:
     """Also where KV heads hold different numbers of entries."""
     ids, found = specimens.tokens(1, LENGTH), []

@@ -12,7 +12,7 @@ from pressgauge.presses.base import Press, rank_entries
 from pressgauge.presses.ranking import FILLER, choose, lowest, spare
 from pressgauge.rules import Ledger
 from pressgauge.softmax import PLAIN, Softmax
-from pressgauge.storage import Storage, taken
+from pressgauge.storage import Storage
 
 SLACK = 50
 """Storage may exceed the retained entries by one part in this many."""
@@ -111,15 +111,17 @@ class Entries:
         return positions.expand(rows, heads, tokens)
 
     def _rank(self, keys: Tensor, positions: Tensor) -> Tensor:
-        if max(self.ledger.padding, default=0) > self._zeroed:
-            keys = keys.masked_fill((positions < 0)[..., None], 0)
         return rank_entries(self.press, keys, positions.long(), self.index, self._votes, first=not self._ranked)
 
     def _scored(self, start: int = 0) -> Tensor:
-        """The keys that the press scores, from slot ``start`` on."""
+        """The keys that the press scores, from slot ``start`` on, zero at padding slots."""
         slots = slice(start, self.storage.used)
         keys = self.storage["keys"][:, :, slots]
-        return latents.entry_keys(keys, self.storage["values"][:, :, slots]) if self.latent else keys
+        if self.latent:
+            keys = latents.entry_keys(keys, self.storage["values"][:, :, slots])
+        if max(self.ledger.padding, default=0) > self._zeroed:
+            keys = keys.masked_fill((self._stored_positions()[:, :, slots] < 0)[..., None], 0)
+        return keys
 
     def _rank_new(self) -> None:
         """Rank the entries added since the last eviction; the caller updates ``_ranked``."""
@@ -203,15 +205,6 @@ class Entries:
         self._ranked = storage.used
         history.record(gone, self.ledger.padding, self.ledger.columns)
 
-    def _ordered(self, name: str) -> Tensor | None:
-        """A stored tensor in order of position; None before the first pass."""
-        if not self.is_initialized:
-            return None
-        if not self.compressed:
-            return self.storage[name]
-        order = self.storage.held("positions").argsort(dim=-1, stable=True)
-        return taken(self.storage[name], order)
-
     def crop_to(self, columns: int) -> None:
         """Remove the entries after ``columns`` columns.
 
@@ -229,7 +222,7 @@ class Entries:
         else:
             self.storage.used = left
             self.storage.trim(left)
-        self.columns = columns
+        self.columns, self._zeroed = columns, min(self._zeroed, columns)
 
     def _select(self, rows: Tensor) -> None:
         self.settle()
@@ -238,3 +231,8 @@ class Entries:
             self._history.select(rows)
         if self._votes is not None:
             self._votes.select(rows)
+        if self.compressed and any(self.ledger.padding):
+            before, kept = self.used, self.storage.drop_padding()
+            self._ranked = max(0, self._ranked - (before - self.used))
+            if self._votes is not None:
+                self._votes.keep(kept)

@@ -13,6 +13,7 @@ from pressgauge.history import History
 from pressgauge.models import interface
 from pressgauge.presses.base import Press
 from pressgauge.rules import Ledger
+from pressgauge.storage import taken
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,15 @@ class PressedLayer(Entries, CacheLayerMixin):
         A padding query without any key would give NaN, which later masks cannot remove.
         """
         mask[..., self.used - tokens :] |= torch.eye(tokens, dtype=torch.bool, device=self.device)
+
+    def _ordered(self, name: str) -> Tensor | None:
+        """A stored tensor in order of position; None before the first pass."""
+        if not self.is_initialized:
+            return None
+        if not self.compressed:
+            return self.storage[name]
+        order = self.storage.held("positions").argsort(dim=-1, stable=True)
+        return taken(self.storage[name], order)
 
     @property
     def keys(self) -> Tensor | None:  # type: ignore[override]  # computed here

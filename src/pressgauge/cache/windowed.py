@@ -118,7 +118,7 @@ class WindowedLayer(PressedLayer):
             storage["positions"] = stays
             if self._votes is not None:
                 self._votes.keep(kept)
-            self.uneven = most != least
+            self.uneven, self._zeroed = most != least, self.columns
             if self.uneven:
                 storage.zero(stays < 0)
                 if self.press.fixed_scores:
