@@ -204,6 +204,10 @@ def test_rows_of_a_padded_batch_continue_as_the_rows_they_were(
             f"batch_select_indices of rows {rows}",
             padded=padding,
         )
+    # Of a row as short as P everything stays, which is more than half of a longer one.
+    moment = Moment("after evictions from the longer of two rows", {"keep_ratio": 0.5, "prune_after": 12}, (20,))
+    call = lambda cache: cache.batch_select_indices(_index(one_model, [1]))  # noqa: E731
+    check_rows(subject, one_model, moment, [1], call, "batch_select_indices of the longer row", 2, (9, 0))
     order = [1, 0, 0]
     _on_rows(
         subject,

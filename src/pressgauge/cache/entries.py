@@ -231,7 +231,8 @@ class Entries:
             self._history.select(rows)
         if self._votes is not None:
             self._votes.select(rows)
-        if self.compressed and any(self.ledger.padding):
+        padding = self.ledger.padding
+        if self.compressed and any(padding) and not any(padding[row] for row in rows.tolist()):
             before, kept = self.used, self.storage.drop_padding()
             self._ranked = max(0, self._ranked - (before - self.used))
             if self._votes is not None:

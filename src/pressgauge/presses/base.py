@@ -72,8 +72,8 @@ class Press(Budget, ABC):
         Args:
             keys: ``[B, K, N, D]``, with the rotary embedding applied when they were added.
             positions: ``[B, K, N]``, ascending, counted in the row's own tokens; -1 at padding slots, whose scores are
-                ignored. Their keys are zero. They precede the entries of padded rows and, for presses with
-                ``needs_queries``, may be anywhere.
+                ignored. Their keys are zero, unless scores are fixed. They precede the entries of padded rows and, for
+                presses with ``needs_queries``, may be anywhere, with the keys of what left the layer's window.
             layer: index of the layer.
             votes: the layer's attention state, the last pass included, for presses with ``needs_queries``.
 
