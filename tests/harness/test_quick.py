@@ -8,6 +8,7 @@ import pytest
 from conformance.ours import ours_by_default
 from harness.mutants.registry import MUTANTS
 from measuring.ours import SUBJECTS as MEASURING
+from properties import test_softmax_and_latents, test_windows
 from tools.quick import LIST, SHARE, Candidate, cover, killed, kills, law_of
 
 TESTS = LIST.read_text(encoding="utf-8").splitlines()
@@ -15,6 +16,7 @@ PARAMETERS = {
     *(mutant.id for mutant in MUTANTS),
     *(subject.name for subject in ours_by_default()),
     *(measurement.name for measurements in MEASURING.values() for measurement in measurements),
+    *(f"{case.model}-{case.press}" for case in (*test_softmax_and_latents.CASES, *test_windows.CASES)),
 }
 """Names in the brackets of a test's id, before that of an architecture or a dtype."""
 
