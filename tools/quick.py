@@ -13,11 +13,16 @@ from typing import Any
 
 import pytest
 
-from harness.mutants.registry import MUTANTS
-from pressgauge.conformance.subjects import Subject
-from pressgauge.presses import PRESSES
-from support.laws import words
-from tools.kill_matrix import sections_of
+from pressgauge.conformance import plugin
+
+# Which of our subjects a law meets is decided when they are imported.
+plugin.load_profile()
+
+from harness.mutants.registry import MUTANTS  # noqa: E402
+from pressgauge.conformance.subjects import Subject  # noqa: E402
+from pressgauge.presses import PRESSES  # noqa: E402
+from support.laws import words  # noqa: E402
+from tools.kill_matrix import sections_of  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 LIST = ROOT / "tests" / "quick.txt"
