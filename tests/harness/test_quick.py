@@ -16,7 +16,8 @@ PARAMETERS = {
     *(mutant.id for mutant in MUTANTS),
     *(subject.name for subject in ours_by_default()),
     *(measurement.name for measurements in MEASURING.values() for measurement in measurements),
-    *(f"{case.model}-{case.press}" for case in (*test_softmax_and_latents.CASES, *test_windows.CASES)),
+    *(f"{case.model}-{case.press}" for case in test_softmax_and_latents.CASES),
+    *(f"{case.model}-{case.press}" for case in test_windows.CASES),
 }
 """Names in the brackets of a test's id, before that of an architecture or a dtype."""
 
