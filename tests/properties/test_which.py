@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pressgauge import KnormPress, PressedCache, StreamingLLMPress
+from pressgauge import KeyDiffPress, KnormPress, PressedCache, StreamingLLMPress
 from pressgauge.cache import PressedLayer
 from pressgauge.conformance import oracle
 from pressgauge.conformance.strategies import DIMENSION, HEADS, LAYERS, Case, cases, few, key_tensors, options
@@ -195,3 +195,12 @@ def test_later_tokens_change_no_earlier_decision(
             feed(press, variant, passes, prompt_length=1).evicted_at[0][:, :, :split] for variant in (keys, other)
         )
         assert torch.equal(one.masked_fill(one > split, NEVER), two.masked_fill(two > split, NEVER))
+
+
+def test_keydiff_ignores_padding() -> None:
+    """The mean of the held keys excludes padding slots."""
+    keys = torch.randn(1, 1, 6, 4, dtype=torch.float64)
+    positions = torch.tensor([[[-1, -1, 0, 1, 2, 3]]])
+    press = KeyDiffPress(0.5)
+    alone = press.score(keys[:, :, 2:], positions=positions[:, :, 2:], layer=0)
+    assert torch.allclose(press.score(keys, positions=positions, layer=0)[:, :, 2:], alone, rtol=1e-13)

@@ -20,7 +20,9 @@ class KeyDiffPress(Press):
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         """Negative cosine similarity to the mean direction: ``[B, K, N]``, in float32 or wider."""
-        # Padding slots, whose keys are zero, add nothing to the mean.
-        unit = torch.nn.functional.normalize(wide(keys), dim=-1)
+        keys = wide(keys)
+        # Padding slots are divided by infinity, and add nothing to the mean.
+        lengths = keys.norm(dim=-1, keepdim=True).clamp_min(1e-12).masked_fill((positions < 0)[..., None], torch.inf)
+        unit = keys / lengths
         mean = unit.sum(dim=2, keepdim=True)
         return -(unit * torch.nn.functional.normalize(mean, dim=-1)).sum(dim=-1)

@@ -307,9 +307,9 @@ def test_knorm_scores_are_minus_the_norms() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_keydiff_scores_are_minus_the_cosines_to_the_mean_of_unit_keys(dtype: torch.dtype) -> None:
-    """Scores are minus the cosines to the mean of unit keys over the entries of a row and head, without padding
-    slots, in float32 or wider (Park et al., arXiv 2504.15364)."""
-    entries = [[[3.0, 4.0], [-8.0, 6.0], [6.0, 8.0]], [[0.0, 0.0], [-4.0, 3.0], [6.0, 8.0]]]
+    """Scores are minus the cosines to the mean of unit keys over the entries of a row and head, without padding, in
+    float32 or wider (Park et al., arXiv 2504.15364)."""
+    entries = [[[3.0, 4.0], [-8.0, 6.0], [6.0, 8.0]], [[9.0, 9.0], [-4.0, 3.0], [6.0, 8.0]]]
     # The other head has the same keys turned by an angle of the triangle 3, 4, 5, and ten times as long.
     turned = [[[6 * x - 8 * y, 8 * x + 6 * y] for x, y in row] for row in entries]
     keys = torch.tensor([list(heads) for heads in zip(entries, turned, strict=True)], dtype=dtype)
