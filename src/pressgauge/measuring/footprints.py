@@ -1,5 +1,6 @@
 """Functions that measure memory, their declarations, and readings of them on the scripted device."""
 
+import copy
 import functools
 import gc
 import math
@@ -202,7 +203,8 @@ class Footprint(Measurement):
     def meter(self, scenario: Scenario) -> Meter:
         """A new device for the model of a scenario."""
         device = self.declares.device if scenario.device else "cpu"
-        return Meter(model_of(scenario.kv_heads, scenario.dtype), device)
+        # What one call leaves behind in its model is another law's finding.
+        return Meter(copy.deepcopy(model_of(scenario.kv_heads, scenario.dtype)), device)
 
     def measure(self, scenario: Scenario, meter: Meter) -> Reading:
         """Call the function once.
