@@ -22,7 +22,8 @@ class KeyDiffPress(Press):
         """Negative cosine similarity to the mean direction: ``[B, K, N]``, in float32 or wider."""
         keys = wide(keys)
         # Padding slots are divided by infinity, and add nothing to the mean.
-        lengths = keys.norm(dim=-1, keepdim=True).clamp_min(1e-12).masked_fill((positions < 0)[..., None], torch.inf)
+        lengths: Tensor = keys.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        lengths = lengths.masked_fill((positions < 0)[..., None], torch.inf)
         unit = keys / lengths
         mean = unit.sum(dim=2, keepdim=True)
         return -(unit * torch.nn.functional.normalize(mean, dim=-1)).sum(dim=-1)
