@@ -68,10 +68,14 @@ def install_peer(session: nox.Session, requires: list[str], releases: dict[str, 
     session.install("--no-compile", "--constraint", str(lock), "--editable", ".[bench]", *tests, *requires)
 
 
+def printed(session: nox.Session, *arguments: str) -> str:
+    """What Python prints, without the warnings of tools, which go to the standard error."""
+    return str(session.run("python", *arguments, silent=True, stderr=None)).strip()
+
+
 def require(session: nox.Session, device: str, condition: str) -> None:
     """Stop with an error if the machine does not have the device, since a skipped validation would hide failures."""
-    answer = session.run("python", "-c", f"import torch; print({condition})", silent=True)
-    if str(answer).strip() != "True":
+    if printed(session, "-c", f"import torch; print({condition})") != "True":
         session.error(f"nox -s {device} needs a machine on which torch finds {device}, and it finds none here")
 
 
@@ -331,7 +335,7 @@ def real(session: nox.Session) -> None:
     """
     install(session, "test")
     folder = Path(session.create_tmp()).resolve()
-    model = str(session.run("python", "-m", "tools.real.fetch", str(folder), silent=True)).strip()
+    model = printed(session, "-m", "tools.real.fetch", str(folder))
     options = session.posargs if session.posargs and session.posargs[0].startswith("-") else []
     texts = [] if options else session.posargs or [str(text) for text in TEXTS if text.is_file()]
     if options or not session.posargs:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pressgauge.history.held import Held
+from pressgauge.history.likeness import Likeness, compares
 from pressgauge.history.record import History
 from pressgauge.history.voting import Voting, follows
 from pressgauge.presses.base import Press, rank_entries, score_entries
@@ -40,10 +41,12 @@ def replay_changing(
     history = History(keys.shape[0], keys.shape[1], keys.device)
     held = Held(keys, padding)
     voting = None
+    likeness = Likeness(held) if compares(press, keys) else None
     if press.needs_queries:
         assert queries is not None
         state = press.votes()
         voting = Voting(state, queries.detach(), held, scale, softmax, follows=follows(press, state))
+    followers = [one for one in (voting, likeness) if one is not None]
     released = 0
     alone: list[Tensor] = []
     ends: list[int] = []
@@ -57,23 +60,27 @@ def replay_changing(
         keep = ledger.held[0]
         newest = press.newest(keep)
         # Protected entries are in the first and the last slots, unless some were evicted when they were not protected.
-        single = not held.padded and voting is not None and held.used - held.holes - keep == 1
+        single = not held.padded and bool(followers) and held.used - held.holes - keep == 1
         single = single and press.sinks + newest <= keep and ledger.columns - newest >= released
         released = ledger.columns - newest
         candidates = slice(press.sinks, held.used - newest)
         # Compacting moves the attention weights of all entries, which is expensive for a single eviction.
-        slots = voting.followed(press, known, candidates) if voting is not None and single else None
+        slots = None
+        if single and likeness is not None:
+            slots = likeness.followed(candidates)
+        elif single and voting is not None:
+            slots = voting.followed(press, known, candidates)
         votes, kept = None if voting is None else voting.votes, None
         if voting is not None and slots is None:
             voting.observe(known, single)
-            if single:
-                scores = score_entries(press, held.keys, held.positions, layer, votes)
-                slots = last_choice(scores[..., candidates], held.empty[..., candidates]) + press.sinks
+        if single and slots is None:
+            scores = score_entries(press, held.keys, held.positions, layer, votes)
+            slots = last_choice(scores[..., candidates], held.empty[..., candidates]) + press.sinks
         if slots is not None:
             alone.append(heavy(held.drop(slots)))
             ends.append(ledger.columns)
-            if voting is not None:
-                voting.drop(slots)
+            for follower in followers:
+                follower.drop(slots)
             if held.holes > keep // 4:
                 kept = held.empty.long().argsort(dim=-1, stable=True)[..., :keep]
                 stays = held.positions.gather(2, kept)
@@ -85,8 +92,8 @@ def replay_changing(
             history.record(gone[..., : gone.shape[2] - held.holes], ledger.padding, ledger.columns)
         if kept is not None:
             held.keep(kept, stays)
-            if voting is not None:
-                voting.keep(kept)
+            for follower in followers:
+                follower.keep(kept)
     if alone:
         history.record(torch.stack(alone, dim=-1).unflatten(0, keys.shape[:2]), padding, ends)
     return history.evicted_at(ledger.columns, padding)

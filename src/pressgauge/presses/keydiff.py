@@ -10,6 +10,13 @@ from pressgauge.presses.base import Press
 from pressgauge.presses.ranking import wide
 
 
+def units(keys: Tensor, empty: Tensor) -> Tensor:
+    """Keys of unit length, in float32 or wider; zeros where ``empty``, ``[B, K, N]`` bool, is True."""
+    keys = wide(keys)
+    lengths: Tensor = keys.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return keys / lengths.masked_fill(empty[..., None], torch.inf)
+
+
 @dataclass(frozen=True)
 class KeyDiffPress(Press):
     """Retains the keys that differ most from the others.
@@ -20,10 +27,7 @@ class KeyDiffPress(Press):
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         """Negative cosine similarity to the mean direction: ``[B, K, N]``, in float32 or wider."""
-        keys = wide(keys)
-        # Padding slots are divided by infinity, and add nothing to the mean.
-        lengths: Tensor = keys.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        lengths = lengths.masked_fill((positions < 0)[..., None], torch.inf)
-        unit = keys / lengths
+        # Padding slots add nothing to the mean.
+        unit = units(keys, positions < 0)
         mean = unit.sum(dim=2, keepdim=True)
         return -(unit * torch.nn.functional.normalize(mean, dim=-1)).sum(dim=-1)

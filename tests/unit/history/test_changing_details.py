@@ -1,5 +1,6 @@
 """Replay with changing scores: what it computes ahead and leaves in place changes nothing."""
 
+import math
 from typing import Any
 
 import pytest
@@ -76,6 +77,7 @@ def general(press: Press, monkeypatch: pytest.MonkeyPatch, *args: Any, **given: 
     """The replay without shortcuts."""
     with monkeypatch.context() as patch:
         patch.setattr("pressgauge.history.changing.follows", lambda press, votes: False)
+        patch.setattr("pressgauge.history.changing.compares", lambda press, keys: False)
         return replay(press, *args, **given)
 
 
@@ -86,6 +88,9 @@ SHORTCUTS: list[Press] = [
     TOVAPress(0.3, prune_after=20, sinks=3, recent=4),
     SnapKVPress(0.5, prune_after=60, recent=9, schedule="budget"),
     SnapKVPress(0.3, prune_after=20, recent=1, sinks=2, kernel=3, schedule="step"),
+    KeyDiffPress(0.5, prune_after=60),
+    KeyDiffPress(0.3, prune_after=20, sinks=2, recent=4, interval=2),
+    KeyDiffPress(0.3, prune_after=20, schedule="step"),
 ]
 
 
@@ -108,10 +113,35 @@ class ReversedH2O(H2OPress):
         return -super().score(keys, **given)
 
 
-def test_a_class_with_another_score_does_not_take_the_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
+class ReversedKeyDiff(KeyDiffPress):
+    """Retains what KeyDiffPress evicts."""
+
+    def score(self, keys: Tensor, **given: Any) -> Tensor:
+        return -super().score(keys, **given)
+
+
+@pytest.mark.parametrize("kind", [ReversedH2O, ReversedKeyDiff])
+def test_a_class_with_another_score_does_not_take_the_shortcut(
+    kind: type[Press], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its evictions are those of its score, and differ from those of the class that it derives from."""
     keys, queries = states(2, 0), states(4, 1)
-    press = ReversedH2O(0.5, prune_after=20)
+    press = kind(0.5, prune_after=20)
     found = replay(press, keys, [1] * 90, queries=queries)
     assert found.equal(general(press, monkeypatch, keys, [1] * 90, queries=queries))
-    assert not found.equal(replay(H2OPress(0.5, prune_after=20), keys, [1] * 90, queries=queries))
+    base = kind.__base__
+    assert base is not None
+    assert not found.equal(replay(base(0.5, prune_after=20), keys, [1] * 90, queries=queries))
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_key_that_is_not_finite_is_compared_in_the_general_way(
+    number: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As are the entries after it, since the mean direction is not finite while the key is held."""
+    keys = states(2, 0)
+    keys[0, 1, 50, 2] = number
+    press = KeyDiffPress(0.5, prune_after=20)
+    found = replay(press, keys, [1] * 90)
+    assert found.equal(general(press, monkeypatch, keys, [1] * 90))
+    assert int((found < NEVER).sum()) == 2 * 2 * 45
