@@ -111,7 +111,7 @@ class WindowedLayer(PressedLayer):
         if in_place:
             slots = lowest(ranks, storage.used - most)
             gone = live.gather(2, slots)
-            storage.refill(slots)
+            self._refill(slots)
         else:
             kept, stays, gone = choose(ranks, live, counts.keep)
             storage.take(kept)

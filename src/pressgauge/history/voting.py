@@ -12,7 +12,7 @@ from torch import Tensor
 from pressgauge.history.held import AHEAD, Held
 from pressgauge.models.heads import split_given_to
 from pressgauge.presses.attention_scores import MOST, Attention, AttentionSums, LastQueries, Votes, weights
-from pressgauge.presses.base import Press
+from pressgauge.presses.base import Press, together
 from pressgauge.presses.ranking import last_of_lowest
 from pressgauge.softmax import PLAIN, Softmax
 from pressgauge.storage import heavy, light
@@ -25,9 +25,9 @@ Renormalising a smaller share would lose too many digits of float32.
 
 
 def follows(press: Press, votes: Votes) -> bool:
-    """Whether ``Press.pooled`` gives the scores of a press: none of its parts is defined by another class."""
-    kinds = {next(kind for kind in type(press).__mro__ if part in vars(kind)) for part in ("pooled", "score", "votes")}
-    return len(kinds) == 1 and type(votes) in (AttentionSums, LastQueries) and split_given_to(press) is None
+    """Whether ``Press.pooled`` gives the scores of a press."""
+    own = together(press, "pooled", "score", "votes")
+    return own and type(votes) in (AttentionSums, LastQueries) and split_given_to(press) is None
 
 
 class Voting:

@@ -39,6 +39,12 @@ class Press(Budget, ABC):
 
     Lets caches and ``replay`` skip work. Verified at a layer's first eviction, see ``check_fixed``.
     """
+    any_order: ClassVar[bool] = False
+    """Whether scores are the same in whatever order the entries are given.
+
+    Lets caches leave the entries where they are, which is taken only from the class that defines ``score`` and
+    ``votes``.
+    """
     needs_queries: ClassVar[bool] = False
     """Whether ``score`` needs ``votes``, which only an attached press has.
 
@@ -71,9 +77,10 @@ class Press(Budget, ABC):
 
         Args:
             keys: ``[B, K, N, D]``, with the rotary embedding applied when they were added.
-            positions: ``[B, K, N]``, ascending, counted in the row's own tokens; -1 at padding slots, whose scores are
-                ignored. Their keys are zero, unless scores are fixed. They precede the entries of padded rows and, for
-                presses with ``needs_queries``, may be anywhere, with the keys of what left the layer's window.
+            positions: ``[B, K, N]``, ascending unless ``any_order``, counted in the row's own tokens; -1 at padding
+                slots, whose scores are ignored. Their keys are zero, unless scores are fixed. They precede the entries
+                of padded rows and, for presses with ``needs_queries``, may be anywhere, with the keys of what left the
+                layer's window.
             layer: index of the layer.
             votes: the layer's attention state, the last pass included, for presses with ``needs_queries``.
 
@@ -163,6 +170,12 @@ class Press(Budget, ABC):
         """
         check_model(model)
         return of_model(model).resolve(self)
+
+
+def together(press: Press, *names: str) -> bool:
+    """Whether one class defines all these attributes of a press, so that a derived class has overridden none of them
+    alone."""
+    return len({next(kind for kind in type(press).__mro__ if name in vars(kind)) for name in names}) == 1
 
 
 def check_press(press: object) -> None:

@@ -36,6 +36,7 @@ class H2OPress(Press):
         ValueError: if ``recent_share`` is outside [0, 1].
     """
 
+    any_order: ClassVar[bool] = True
     needs_queries: ClassVar[bool] = True
     recent_share: float = 0.5
 

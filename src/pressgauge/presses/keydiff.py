@@ -1,6 +1,7 @@
 """``KeyDiffPress``."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ class KeyDiffPress(Press):
     The score is the negative cosine similarity between a key and the mean of the normalised keys currently in the cache
     (Park et al. 2025, arXiv 2504.15364).
     """
+
+    any_order: ClassVar[bool] = True
 
     def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
         """Negative cosine similarity to the mean direction: ``[B, K, N]``, in float32 or wider."""

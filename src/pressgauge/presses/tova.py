@@ -22,6 +22,7 @@ class TOVAPress(Press):
     does the same here.
     """
 
+    any_order: ClassVar[bool] = True
     needs_queries: ClassVar[bool] = True
 
     def votes(self) -> Votes:
