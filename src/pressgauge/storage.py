@@ -123,6 +123,14 @@ class Storage(dict[str, Tensor]):
             tensor.scatter_(2, slot, last)
         self.used = left
 
+    def refilled(self, slots: Tensor) -> Tensor:
+        """Indices of the entries after ``refill(slots)``, before it: ``[B, K, used - n]``."""
+        order = torch.arange(self.used, device=slots.device).expand(*slots.shape[:2], self.used).clone()
+        moved = Storage(order=order)
+        moved.used = self.used
+        moved.refill(slots)
+        return moved.held("order")
+
     def select(self, rows: Tensor) -> None:
         """Reorder the batch: row i becomes the former row ``rows[i]``."""
         for name, tensor in self.items():

@@ -8,7 +8,7 @@ from torch import Tensor
 from pressgauge.history import History
 from pressgauge.models import latents
 from pressgauge.presses.attention_scores import Attention, Votes
-from pressgauge.presses.base import Press, rank_entries, together
+from pressgauge.presses.base import Press, rank_entries, takes_any_order
 from pressgauge.presses.ranking import FILLER, choose, lowest, spare
 from pressgauge.rules import Ledger
 from pressgauge.softmax import PLAIN, Softmax
@@ -21,9 +21,8 @@ SLACK = 50
 class Entries:
     """Entries of one layer.
 
-    Until the first eviction they are stored exactly as in transformers' ``DynamicLayer``. After that, entries are in
-    slots with their ``positions``. If scores are the same in any order, another entry moves into the slot of an evicted
-    one, which saves moving the whole storage.
+    Until the first eviction they are stored exactly as in transformers' ``DynamicLayer``; then in slots with their
+    ``positions``. If scores are the same in any order, another entry moves into the slot of an evicted one.
 
     Args:
         press: the press.
@@ -34,8 +33,6 @@ class Entries:
 
     def __init__(self, press: Press, index: int, ledger: Ledger, latent: bool) -> None:
         self.latent = latent
-        parts = ("any_order", "score", "votes") if press.needs_queries else ("any_order", "score")
-        self._any_order = press.fixed_scores or (press.any_order and together(press, *parts))
         self.press = press
         self.index = index
         self.ledger = ledger
@@ -51,6 +48,7 @@ class Entries:
         """Columns whose padding slots have zero keys."""
         self._history: History | None = None
         self._votes: Votes | None = None
+        self._any_order = takes_any_order(press)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Initialise empty storage with the shape, dtype and device of the first entries."""
@@ -178,17 +176,6 @@ class Entries:
         """Whether another entry may take the slot of an evicted one, if no row is padded."""
         return self._any_order and not self.lent and not self._differentiated(self.storage["keys"])
 
-    def _refill(self, slots: Tensor) -> None:
-        """Evict the entries in ``slots``, ``[B, K, n]`` ascending, and move the last entries into these slots."""
-        storage = self.storage
-        if self._votes is None:
-            storage.refill(slots)
-            return
-        rows, heads, length = storage["keys"].shape[:3]
-        storage["slots"] = torch.arange(length, device=self.device).expand(rows, heads, length).clone()
-        storage.refill(slots)
-        self._votes.keep(storage.pop("slots")[:, :, : storage.used])
-
     def _evict(self) -> None:
         storage = self.storage
         storage.thaw()
@@ -203,18 +190,19 @@ class Entries:
         if unpadded and self._in_place() and storage["keys"].shape[2] <= keep[0] + keep[0] // SLACK:
             slots = lowest(ranks, storage.used - keep[0])
             gone = positions.gather(2, slots)
-            self._refill(slots)
+            kept = None if self._votes is None else storage.refilled(slots)
+            storage.refill(slots)
         else:
             kept, stays, gone = choose(ranks, positions, keep, ordered=unpadded and not self._any_order)
             storage.take(kept)
             storage["positions"] = stays
-            if self._votes is not None:
-                self._votes.keep(kept)
             if not unpadded:
                 storage.zero(stays < 0)
                 self._zeroed = self.columns
                 if fixed:
                     storage.held("ranks").masked_fill_(stays < 0, FILLER)
+        if self._votes is not None and kept is not None:
+            self._votes.keep(kept)
         self._ranked = storage.used
         history.record(gone, self.ledger.padding, self.ledger.columns)
 

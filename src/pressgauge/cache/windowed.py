@@ -111,7 +111,9 @@ class WindowedLayer(PressedLayer):
         if in_place:
             slots = lowest(ranks, storage.used - most)
             gone = live.gather(2, slots)
-            self._refill(slots)
+            if self._votes is not None:
+                self._votes.keep(storage.refilled(slots))
+            storage.refill(slots)
         else:
             kept, stays, gone = choose(ranks, live, counts.keep)
             storage.take(kept)

@@ -178,6 +178,12 @@ def together(press: Press, *names: str) -> bool:
     return len({next(kind for kind in type(press).__mro__ if name in vars(kind)) for name in names}) == 1
 
 
+def takes_any_order(press: Press) -> bool:
+    """Whether a press may be given entries in any order, see ``Press.any_order``."""
+    parts = ("any_order", "score", "votes") if press.needs_queries else ("any_order", "score")
+    return press.fixed_scores or (press.any_order and together(press, *parts))
+
+
 def check_press(press: object) -> None:
     """Raise ``TypeError`` unless ``press`` is a press, or None for an uncompressed cache."""
     if press is not None and not isinstance(press, Press):

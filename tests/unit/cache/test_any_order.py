@@ -39,7 +39,7 @@ def ascending(positions: Tensor) -> bool:
 def derived(press: Press, orders: list[bool]) -> Press:
     """A press with a score of its own, which gives that of ``press`` and notes in which order entries are given."""
 
-    class Derived(type(press)):  # type: ignore[valid-type,misc]
+    class Derived(type(press)):  # type: ignore[misc]
         def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
             orders.append(ascending(positions))
             scores: Tensor = super().score(keys, positions=positions, layer=layer, votes=votes)
