@@ -116,7 +116,7 @@ def attached(model: Any, press: Press, ids: Tensor, passes: Sequence[int], mask:
 def test_replay_equals_a_plain_loop(data: st.DataObject, name: str) -> None:
     """What leaves a window is no eviction; the target is that of the tokens in the window, for each KV head alone."""
     press = PRESSES[name]
-    size, chunked = data.draw(st.integers(2, 9)), data.draw(st.booleans())
+    size, chunked = data.draw(st.integers(2, 9) | st.integers(10, 60)), data.draw(st.booleans())
     passes = data.draw(st.lists(st.sampled_from([1, 1, 1, 2, 5, 12]), min_size=1, max_size=20))
     prompt = data.draw(st.sampled_from([None, 1, 6]))
     pad = data.draw(st.sampled_from([0, 0, 3]))

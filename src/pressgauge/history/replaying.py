@@ -79,7 +79,8 @@ def replay(
     if whole_number("layer", layer, 0) in press.skipped:
         return History(rows, heads, keys.device).evicted_at(columns, pads)
     scale = keys.shape[3] ** -0.5 if scale is None else scale
-    if window is not None:
+    # A window that the next query still sees whole is none.
+    if window is not None and window.first(columns):
         ledger = Ledger(press, prompt_length)
         return replay_windowed(press, keys, layer, passes, ledger, pads, queries, scale, softmax, window)
     if not press.fixed_scores:
