@@ -31,7 +31,7 @@ class Likeness:
     def __init__(self, held: Held) -> None:
         self.held = held
         self._units: Any = None
-        """Those of the entries, and of upcoming ones: array ``[B * K, N, D]``, zeros at padding slots."""
+        """Those of the entries, of ones that were evicted, and of upcoming ones: array ``[B * K, N, D]``."""
         self._sum: Any
         """Sum of those of the entries: array ``[B * K, D]`` float64."""
         self._known: int
@@ -74,7 +74,6 @@ class Likeness:
         """Evict the entry of each head at ``slots``, an array ``[B * K]``."""
         if self._units is not None:
             self._sum -= self._units[self.held.lines, slots]
-            self._units[self.held.lines, slots] = 0
 
     def keep(self, kept: Tensor) -> None:
         """Retain the entries at the indices ``[B, K, n]``."""

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pressgauge import H2OPress, KeyDiffPress, Press, SnapKVPress, TOVAPress, replay
-from pressgauge.history import NEVER, voting
+from pressgauge.history import NEVER, likeness, voting
 from pressgauge.history.held import Held
+from pressgauge.presses.keydiff import units
 
 PRESSES: list[Press] = [
     H2OPress(0.1, prune_after=40),
@@ -145,3 +146,32 @@ def test_a_key_that_is_not_finite_is_compared_in_the_general_way(
     found = replay(press, keys, [1] * 90)
     assert found.equal(general(press, monkeypatch, keys, [1] * 90))
     assert int((found < NEVER).sum()) == 2 * 2 * 45
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_near_ties_to_the_mean_direction_are_those_of_the_general_way(
+    centred: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys of two dimensions have many directions alike, and the sum of centred ones is shorter than one of them."""
+    keys = torch.randn(2, 3, 200, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    if centred:
+        keys[:, :, 1::2] = 0.01 * keys[:, :, 1::2] - keys[:, :, ::2]
+    press = KeyDiffPress(0.5, prune_after=60)
+    assert replay(press, keys, [1] * 200).equal(general(press, monkeypatch, keys, [1] * 200))
+
+
+def test_keys_are_normalised_once_per_stretch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And after a quarter of the entries was evicted; the score itself is not computed for single evictions."""
+    looked: list[int] = []
+
+    def counted(keys: Tensor, empty: Tensor) -> Tensor:
+        looked.append(keys.shape[2])
+        return units(keys, empty)
+
+    monkeypatch.setattr(likeness, "units", counted)
+    monkeypatch.setattr(KeyDiffPress, "score", lambda *_, **__: pytest.fail("scored"))
+    keys = torch.randn(1, 2, 500, 4, generator=torch.Generator().manual_seed(6))
+    table = replay(KeyDiffPress(0.5, prune_after=300), keys, [1] * 500)
+    assert int((table < NEVER).sum()) == 2 * 200
+    # At token 301, at the end of the stretch, twice with the entries together again, and between these.
+    assert looked == [301 + 64, 366 + 64, 301 + 64, 366 + 58, 301 + 47]
