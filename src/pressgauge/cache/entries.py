@@ -48,7 +48,8 @@ class Entries:
         """Columns whose padding slots have zero keys."""
         self._history: History | None = None
         self._votes: Votes | None = None
-        self._any_order = takes_any_order(press)
+        self._any_order, self._in_order = takes_any_order(press), True
+        """Whether the press takes entries in any order, and whether they are in order of position, padding first."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Initialise empty storage with the shape, dtype and device of the first entries."""
@@ -83,7 +84,8 @@ class Entries:
         rows, heads, tokens, _ = key_states.shape
         start, end = storage.used, storage.used + tokens
         given = {"keys": key_states, "values": value_states}
-        moves = not self.compressed or self._differentiated(key_states)
+        # A backward pass may need what is stored, also for queries, so that nothing is written in place.
+        moves = not self.compressed or torch.is_grad_enabled()
         if moves:
             for name, states in given.items():
                 storage[name] = torch.cat([storage.held(name), states], dim=2)
@@ -98,10 +100,6 @@ class Entries:
         storage.used = end
         self.pending = True
         return storage.held("keys"), storage.held("values")
-
-    def _differentiated(self, keys: Tensor) -> bool:
-        """Whether a backward pass may need the stored tensors, which forbids writing in place."""
-        return torch.is_grad_enabled() and (keys.requires_grad or self.storage["keys"].requires_grad)
 
     def _own_positions(self, start: int, tokens: int, rows: int, heads: int) -> Tensor:
         positions = torch.arange(start, start + tokens, device=self.device)
@@ -174,7 +172,7 @@ class Entries:
 
     def _in_place(self) -> bool:
         """Whether another entry may take the slot of an evicted one, if no row is padded."""
-        return self._any_order and not self.lent and not self._differentiated(self.storage["keys"])
+        return self._any_order and not self.lent and not torch.is_grad_enabled()
 
     def _evict(self) -> None:
         storage = self.storage
@@ -192,9 +190,11 @@ class Entries:
             gone = positions.gather(2, slots)
             kept = None if self._votes is None else storage.refilled(slots)
             storage.refill(slots)
+            self._in_order = False
         else:
-            kept, stays, gone = choose(ranks, positions, keep, ordered=unpadded and not self._any_order)
+            kept, stays, gone = choose(ranks, positions, keep, ordered=unpadded and self._in_order)
             storage.take(kept)
+            self._in_order = True
             storage["positions"] = stays
             if not unpadded:
                 storage.zero(stays < 0)

@@ -11,14 +11,24 @@ from torch import Tensor
 
 from pressgauge.history.held import AHEAD, Held
 from pressgauge.presses.base import Press
-from pressgauge.presses.keydiff import KeyDiffPress, units
-from pressgauge.presses.ranking import last_of_lowest
-from pressgauge.storage import light
+from pressgauge.presses.keydiff import SHORTEST, KeyDiffPress, cosines, direction, units
+from pressgauge.presses.ranking import last_of_lowest, surely_last_of_lowest
+from pressgauge.storage import heavy, light
+
+NOISE = 8
+"""Units in the last place of 1 by which two ways to sum a product of unit vectors may differ."""
 
 
 def compares(press: Press, keys: Tensor) -> bool:
     """Whether ``Likeness`` gives the scores of a press."""
-    return type(press).score is KeyDiffPress.score and keys.device.type == "cpu"
+    return type(press).score is KeyDiffPress.score and not press.needs_queries and keys.device.type == "cpu"
+
+
+def _scores(likeness: Any, empty: Any) -> Any:
+    """Scores that go by likeness: arrays ``[B * K, n]``, infinity where ``empty`` is True."""
+    scores = -likeness
+    scores[empty] = np.inf
+    return scores
 
 
 class Likeness:
@@ -30,8 +40,8 @@ class Likeness:
 
     def __init__(self, held: Held) -> None:
         self.held = held
-        self._units: Any = None
-        """Those of the entries, of ones that were evicted, and of upcoming ones: array ``[B * K, N, D]``."""
+        self._units: Tensor | None = None
+        """Those of the entries, of ones that were evicted, and of upcoming ones: ``[B * K, N, D]``."""
         self._sum: Any
         """Sum of those of the entries: array ``[B * K, D]`` float64."""
         self._known: int
@@ -47,33 +57,41 @@ class Likeness:
         Args:
             candidates: slots.
         """
-        held = self.held
-        if self._units is None or held.known > self._stop:
-            self._look()
+        held, unit = self.held, self._units
+        if unit is None or held.known > self._stop:
+            unit = self._look()
         else:
-            came = held.known - self._known
-            self._sum += self._units[:, held.used - came : held.used].sum(axis=1)
+            for slot in range(held.used - (held.known - self._known), held.used):
+                self._sum += light(unit)[:, slot]
         self._known = held.known
-        lengths = np.linalg.norm(self._sum, axis=-1, keepdims=True)
+        lengths = np.sqrt(np.einsum("ld,ld->l", self._sum, self._sum))
         if not np.isfinite(lengths).all():
             return None
-        mean = (self._sum / np.maximum(lengths, 1e-12)).astype(self._units.dtype)
-        scores = -(self._units[:, candidates] @ mean[:, :, None])[..., 0]
-        scores[held.vacant[:, :, candidates].reshape(scores.shape)] = np.inf
-        return last_of_lowest(scores) + candidates.start
+        part, empty = unit[:, candidates], held.vacant[:, :, candidates].reshape(len(held.lines), -1)
+        chosen = None
+        if lengths.min() > SHORTEST:
+            # A product of matrices takes a third of the time, and rounds otherwise than the press.
+            mean = (self._sum / lengths[:, None]).astype(light(unit).dtype)
+            scores = _scores((light(part) @ mean[:, :, None])[..., 0], empty)
+            chosen = surely_last_of_lowest(scores, NOISE * float(np.finfo(scores.dtype).eps))
+        if chosen is None:
+            exact = cosines(part, direction(heavy(self._sum)[:, None], unit.dtype))
+            chosen = last_of_lowest(_scores(light(exact), empty))
+        return chosen + candidates.start
 
-    def _look(self) -> None:
+    def _look(self) -> Tensor:
         held = self.held
         self._stop = min(held.known + AHEAD, held.source.shape[2])
         coming = held.source[:, :, held.known : self._stop]
         empty = torch.nn.functional.pad(held.empty, (0, coming.shape[2]))
-        self._units = light(units(torch.cat([held.keys, coming], dim=2), empty).flatten(0, 1))
-        self._sum = self._units[:, : held.used].sum(axis=1, dtype=np.float64)
+        self._units = units(torch.cat([held.keys, coming], dim=2), empty).flatten(0, 1)
+        self._sum = light(self._units[:, : held.used].sum(dim=1, dtype=torch.float64))
+        return self._units
 
     def drop(self, slots: Any) -> None:
         """Evict the entry of each head at ``slots``, an array ``[B * K]``."""
         if self._units is not None:
-            self._sum -= self._units[self.held.lines, slots]
+            self._sum -= light(self._units)[self.held.lines, slots]
 
     def keep(self, kept: Tensor) -> None:
         """Retain the entries at the indices ``[B, K, n]``."""

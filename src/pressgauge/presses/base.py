@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from pressgauge.arguments import check_config, check_model, check_tensor, described
 from pressgauge.models.support import of_model
-from pressgauge.presses.attention_scores import Votes
+from pressgauge.presses.attention_scores import AttentionSums, LastQueries, Votes
 from pressgauge.presses.ranking import choose, rank, spare
 from pressgauge.rules import Budget, Ledger
 
@@ -42,8 +42,8 @@ class Press(Budget, ABC):
     any_order: ClassVar[bool] = False
     """Whether scores are the same in whatever order the entries are given.
 
-    Lets caches leave the entries where they are, which is taken only from the class that defines ``score`` and
-    ``votes``.
+    Lets caches of at least 50 entries leave them where they are. Taken only from the class that defines ``score``, and
+    with ``votes`` that are ``AttentionSums`` or of the last query alone, since those of several need their order.
     """
     needs_queries: ClassVar[bool] = False
     """Whether ``score`` needs ``votes``, which only an attached press has.
@@ -180,8 +180,12 @@ def together(press: Press, *names: str) -> bool:
 
 def takes_any_order(press: Press) -> bool:
     """Whether a press may be given entries in any order, see ``Press.any_order``."""
-    parts = ("any_order", "score", "votes") if press.needs_queries else ("any_order", "score")
-    return press.fixed_scores or (press.any_order and together(press, *parts))
+    if press.fixed_scores:
+        return True
+    if not press.any_order or not together(press, "any_order", "score"):
+        return False
+    votes = press.votes() if press.needs_queries else None
+    return votes is None or type(votes) is AttentionSums or (type(votes) is LastQueries and votes.most == 1)
 
 
 def check_press(press: object) -> None:

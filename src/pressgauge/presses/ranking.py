@@ -164,6 +164,20 @@ def last_choice(scores: Tensor, empty: Tensor) -> Any:
     return (ties * order).argmax(axis=-1)
 
 
+def _edges(scores: NDArray[Any]) -> NDArray[Any]:
+    """The largest numbers that are rounded like these, of any shape."""
+    kind, whole, mantissa = (np.int64, 2**63 - 1, 52) if scores.dtype == np.float64 else (np.int32, 2**31 - 1, 23)
+    bits: NDArray[Any] = scores.view(kind)
+    size = bits & whole
+    dropped = mantissa - (_SIGNIFICANT_BITS - 1)
+    half = 1 << (dropped - 1)
+    # Rounded to the nearest step or, halfway, to the even one.
+    place = size + ((size >> dropped) & 1) + (half - 1) >> dropped
+    edge = np.where(bits < 0, -(place << dropped), place << dropped) + (half - (place & 1))
+    found: NDArray[Any] = np.copysign(abs(edge).view(scores.dtype), edge)
+    return found
+
+
 def last_of_lowest(scores: NDArray[Any]) -> NDArray[Any]:
     """Index of the lowest-ranked entry of each line: ``[L]``.
 
@@ -171,20 +185,24 @@ def last_of_lowest(scores: NDArray[Any]) -> NDArray[Any]:
         scores: ``[L, n]`` float32 or float64 without NaN, of entries in order of position; infinity at entries that are
             not to be chosen.
     """
-    lines, count = scores.shape
-    lowest = scores[np.arange(lines), scores.argmin(axis=1)]
-    kind, whole, mantissa = (np.int64, 2**63 - 1, 52) if lowest.dtype == np.float64 else (np.int32, 2**31 - 1, 23)
-    bits = lowest.view(kind)
-    size = bits & whole
-    dropped = mantissa - (_SIGNIFICANT_BITS - 1)
-    half = 1 << (dropped - 1)
-    # The largest number that is rounded like the lowest one, to the nearest step or, halfway, to the even one.
-    place = size + ((size >> dropped) & 1) + (half - 1) >> dropped
-    edge = np.where(bits < 0, -(place << dropped), place << dropped) + (half - (place & 1))
-    largest = np.copysign(abs(edge).view(lowest.dtype), edge)
-    ties: NDArray[Any] = scores <= largest[:, None]
-    chosen: NDArray[Any] = count - 1 - ties[:, ::-1].argmax(axis=1)
+    lines = np.arange(len(scores))
+    return _last(scores, _edges(scores[lines, scores.argmin(axis=1)]))
+
+
+def _last(scores: NDArray[Any], edges: NDArray[Any]) -> NDArray[Any]:
+    """Index of the last entry of each line that is not above its edge."""
+    chosen: NDArray[Any] = scores.shape[1] - 1 - (scores <= edges[:, None])[:, ::-1].argmax(axis=1)
     return chosen
+
+
+def surely_last_of_lowest(scores: NDArray[Any], within: float) -> NDArray[Any] | None:
+    """``last_of_lowest`` of scores that are known up to ``within``; None if they do not determine it."""
+    lowest = scores[np.arange(len(scores)), scores.argmin(axis=1)]
+    edges, others = _edges(np.stack([lowest - within, lowest + within]).astype(scores.dtype))
+    if (edges != others).any():
+        return None
+    chosen = _last(scores, edges - within)
+    return chosen if (chosen == _last(scores, edges + within)).all() else None
 
 
 def lowest(ranks: Tensor, count: int) -> Tensor:

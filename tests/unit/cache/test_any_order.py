@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from pressgauge import H2OPress, KeyDiffPress, KnormPress, Press, PressedCache, TOVAPress
+from pressgauge import H2OPress, KeyDiffPress, KnormPress, Press, PressedCache, TOVAPress, replay
 from pressgauge.conformance import architectures
+from pressgauge.conformance.strategies import LAYERS
 from pressgauge.conformance.versions import using
-from pressgauge.presses.attention_scores import AttentionSums, Votes
+from pressgauge.presses.attention_scores import AttentionSums, LastQueries, Votes
+from support.drive import CONFIG, values_of
 
 PRESSES: list[Press] = [
     H2OPress(0.5, prune_after=100, recent_share=0.04),
@@ -63,27 +65,79 @@ def test_the_order_changes_no_eviction(press: Press, window: int | None) -> None
     assert all(map(torch.equal, own.evicted_at, other.evicted_at))
 
 
-class Forgetful(H2OPress):
-    """H2O with attention sums of its own."""
+class Own(AttentionSums):
+    """Attention state of a class of its own, which may need the order of entries."""
+
+
+class OwnVotes(H2OPress):
+    """H2O with this state."""
 
     def votes(self) -> Votes:
-        return AttentionSums()
+        return Own()
 
 
-def test_a_derived_class_with_its_own_attention_state_keeps_entries_in_order() -> None:
-    """Since its state may depend on the order."""
-    cache = decoded(Forgetful(0.5, prune_after=100), architectures.shared("llama"))
+class LastFour(TOVAPress):
+    """TOVA by the last four queries, which are those of the last entries only if these are in order."""
+
+    any_order = True
+
+    def votes(self) -> Votes:
+        return LastQueries(4)
+
+    def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Votes | None = None) -> Tensor:
+        assert votes is not None
+        return votes.of(keys)
+
+
+@pytest.mark.parametrize("kind", [OwnVotes, LastFour])
+def test_attention_of_several_queries_keeps_entries_in_order(kind: type[Press]) -> None:
+    """Whatever a derived class says, as does an attention state that is not ours."""
+    cache = decoded(kind(0.5, prune_after=100, recent=4), architectures.shared("llama"))
     assert all(ascending(layer.storage.held("positions")) for layer in cache.pressed)
 
 
+@pytest.mark.parametrize("trained", ["", "q_proj"])
 @pytest.mark.parametrize("press", [*PRESSES, KnormPress(0.5, prune_after=100)], ids=repr)
-def test_entries_that_gradients_need_are_not_overwritten(press: Press) -> None:
-    """A press whose entries stay where they are copies them where a backward pass reads them."""
-    model = architectures.shared("llama")
+def test_entries_that_gradients_need_are_not_overwritten(press: Press, trained: str) -> None:
+    """A backward pass reads keys that need no gradient themselves for the queries' gradients."""
+    model = architectures.build("llama")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in name)
     ids = architectures.tokens(1, 112)
+    cache = DynamicCache(config=model.config)
     with press(model):
-        cache = DynamicCache(config=model.config)
         logits: list[Any] = [model(part, **using(cache)).logits[:, -1] for part in ids.split([104, *[1] * 8], dim=1)]
     torch.stack(logits).logsumexp(-1).sum().backward()
-    assert any(parameter.grad is not None for parameter in model.parameters())
-    model.zero_grad(set_to_none=True)
+    assert all((parameter.grad is not None) is parameter.requires_grad for parameter in model.parameters())
+
+
+def recorded(press: Press, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """What a plain cache evicts that is fed these keys singly, and the replay."""
+    cache = PressedCache(press, CONFIG, unpadded=True)
+    with torch.no_grad():
+        for part in keys.split(1, dim=2):
+            for layer in range(LAYERS):
+                cache.update(part, values_of(part), layer)
+    return cache.evicted_at[0], replay(press, keys, [1] * keys.shape[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_order_of_a_sum_changes_no_score(dtype: torch.dtype) -> None:
+    """Keys with a common part have likenesses that nearly tie, which the rounding of a sum would decide."""
+    draw = torch.Generator().manual_seed(0)
+    common = torch.randn(1, 64, 1, 16, generator=draw)
+    keys = (torch.randn(1, 64, 400, 16, generator=draw) + 3 * common).to(dtype)
+    cache, table = recorded(KeyDiffPress(0.3, prune_after=100), keys)
+    assert torch.equal(cache, table)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_keys_that_cancel_tie(dtype: torch.dtype) -> None:
+    """Their sum is rounding noise, in whatever order, and the latest entry goes."""
+    draw = torch.Generator().manual_seed(0)
+    some = torch.randint(1, 9, (1, 300, 4, 2), generator=draw)
+    others = -some.gather(2, torch.rand(1, 300, 4, generator=draw).argsort(dim=2)[..., None].expand(-1, -1, -1, 2))
+    keys = torch.cat([some, others, some, torch.randint(1, 9, (1, 300, 1, 2), generator=draw)], dim=2).to(dtype)
+    cache, table = recorded(KeyDiffPress(0.5, prune_after=7), keys)
+    assert torch.equal(cache, table)
+    assert bool((table[:, :, 7] == 8).all())

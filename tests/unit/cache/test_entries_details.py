@@ -41,6 +41,7 @@ def fed(press: Press, keys: Tensor, *lengths: int) -> PressedCache:
     return cache
 
 
+@torch.no_grad()
 def feed(cache: PressedCache, keys: Tensor, length: int, *layers: int) -> None:
     """One more pass, through these layers."""
     start = cache.layers[layers[0]].get_seq_length()

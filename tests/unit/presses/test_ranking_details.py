@@ -1,9 +1,12 @@
 """Ranking, where the cache relies on it."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 
-from pressgauge.presses.ranking import choose, last_choice, last_of_lowest, lowest, rank, spare
+from pressgauge.presses.ranking import choose, last_choice, last_of_lowest, lowest, rank, spare, surely_last_of_lowest
 from pressgauge.rules import Budget, Ledger
 
 
@@ -60,6 +63,33 @@ def test_single_choices_are_the_lowest_ranks(dtype: torch.dtype) -> None:
     expected = rank(scores, positions).masked_fill(empty, torch.iinfo(torch.int64).max).argmin(dim=-1).flatten()
     assert last_choice(scores, empty).tolist() == expected.tolist()
     assert last_of_lowest(scores.masked_fill(empty, torch.inf)[:, 0].numpy()).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_sure_choice_is_that_of_all_scores_within_the_margin(dtype: torch.dtype, sign: int) -> None:
+    """Scores are near and on the edges between those of 10 bits; all are moved up, down or not at all."""
+    margin = 2.0**-9 / 32
+    generator = torch.Generator().manual_seed(0)
+    moves = torch.tensor(list(itertools.product((-margin, 0, margin), repeat=4)), dtype=dtype)
+    unsure = 0
+    for _ in range(200):
+        scores = sign * (1 + torch.randint(0, 40, (1, 4), generator=generator).to(dtype) * 2.0**-9 / 16)
+        possible = set(last_of_lowest((scores + moves).numpy()).tolist())
+        found = surely_last_of_lowest(scores.numpy(), margin)
+        if found is None:
+            unsure += 1
+        else:
+            assert possible == set(found.tolist())
+    assert 10 < unsure < 190
+
+
+def test_a_choice_is_unsure_where_one_line_is() -> None:
+    """Two lines, of which the second has a score on an edge."""
+    scores = np.array([[1.0, 1.5, np.inf], [2.0, 1.0, 1 + 2.0**-10]])
+    assert surely_last_of_lowest(scores[:1], 1e-9) == [0]
+    assert surely_last_of_lowest(scores, 0.0).tolist() == [0, 2]  # type: ignore[union-attr]
+    assert surely_last_of_lowest(scores, 1e-9) is None
 
 
 def test_a_single_choice_ranks_nan_below_every_number_and_integers_exactly() -> None:
