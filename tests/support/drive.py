@@ -30,6 +30,7 @@ def values_of(keys: Tensor) -> Tensor:
     return torch.stack([index, -index], dim=-1).view(rows, heads, length, 2)
 
 
+@torch.no_grad()
 def feed(
     press: Press,
     keys: Tensor,

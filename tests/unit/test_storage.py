@@ -30,6 +30,7 @@ def expect(cache: PressedCache, press: Press, keys: Tensor, passes: list[int]) -
             assert torch.equal(layer.values[row, head], values[row, head, kept])
 
 
+@torch.no_grad()
 def feed_on(cache: PressedCache, keys: Tensor, start: int, passes: list[int]) -> None:
     """Feed a cache that has seen ``start`` tokens the following ones."""
     values = values_of(keys)
