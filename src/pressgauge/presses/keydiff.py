@@ -29,7 +29,7 @@ def direction(total: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: that of the result.
     """
     length = total.norm(dim=-1, keepdim=True)
-    return torch.where(length > SHORTEST, total / length, 0).to(dtype)
+    return torch.where(length <= SHORTEST, 0, total / length).to(dtype)
 
 
 def cosines(unit: Tensor, mean: Tensor) -> Tensor:
