@@ -10,10 +10,9 @@ from transformers import DynamicCache
 
 from pressgauge import H2OPress, KeyDiffPress, KnormPress, Press, PressedCache, TOVAPress, replay
 from pressgauge.conformance import architectures
-from pressgauge.conformance.strategies import LAYERS
 from pressgauge.conformance.versions import using
 from pressgauge.presses.attention_scores import AttentionSums, LastQueries, Votes
-from support.drive import CONFIG, values_of
+from support.drive import feed
 
 PRESSES: list[Press] = [
     H2OPress(0.5, prune_after=100, recent_share=0.04),
@@ -113,12 +112,8 @@ def test_entries_that_gradients_need_are_not_overwritten(press: Press, trained: 
 
 def recorded(press: Press, keys: Tensor) -> tuple[Tensor, Tensor]:
     """What a plain cache evicts that is fed these keys singly, and the replay."""
-    cache = PressedCache(press, CONFIG, unpadded=True)
-    with torch.no_grad():
-        for part in keys.split(1, dim=2):
-            for layer in range(LAYERS):
-                cache.update(part, values_of(part), layer)
-    return cache.evicted_at[0], replay(press, keys, [1] * keys.shape[2])
+    passes = [1] * keys.shape[2]
+    return feed(press, keys, passes).evicted_at[0], replay(press, keys, passes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
