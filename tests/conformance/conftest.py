@@ -5,13 +5,9 @@ from typing import Any
 
 import pytest
 
-from pressgauge.conformance import architectures, devices
 from pressgauge.conformance.plugin import option
-from pressgauge.conformance.smoke import concerns
-from pressgauge.conformance.subjects import find
-from pressgauge.conformance.trained import trained_model
 
-from .ours import one_per_press, ours_by_default
+# Heavy modules are imported only in processes that run tests, see ``pressgauge.conformance.plugin``.
 
 FIRST = "knorm-budget"
 """Press that runs on further architectures as well."""
@@ -28,6 +24,11 @@ def _name(value: Any) -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every law runs on every subject, and laws about what a model computes on several models."""
+    from pressgauge.conformance import architectures
+    from pressgauge.conformance.subjects import find
+
+    from .ours import one_per_press, ours_by_default
+
     reference, asked = (option(metafunc.config, name) for name in ("subject", "model"))
     subjects = find(reference) if reference else ours_by_default()
     if not reference and Path(metafunc.module.__file__).stem in LONG:
@@ -54,6 +55,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the laws that do not concern a subject, for example those for functions that generate."""
+    from pressgauge.conformance.smoke import concerns
+
     own = [item for item in items if isinstance(item, pytest.Function) and item.path.parent == Path(__file__).parent]
     beyond = {
         item
@@ -78,11 +81,17 @@ def one_model(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture(scope="session")
 def trained() -> Any:
     """A trained float32 Llama and its tokenizer. Read-only."""
+    from pressgauge.conformance import devices
+    from pressgauge.conformance.trained import trained_model
+
     return trained_model("reference", "float32", str(devices.chosen()))
 
 
 def specimen(name: str) -> Any:
     """Model of this name: an architecture, a folder, a name on the hub, or a reference model."""
+    from pressgauge.conformance import architectures, devices
+    from pressgauge.conformance.trained import trained_model
+
     if name in architectures.NAMED:
         return architectures.under_test(name)
     return trained_model(name, "float64", str(devices.chosen()))[0]

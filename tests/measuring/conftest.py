@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 
 from pressgauge.conformance.plugin import MEASUREMENTS, option
-from pressgauge.measuring.subjects import find
 
-from . import ours
+# Heavy modules are imported only in processes that run tests, see ``pressgauge.conformance.plugin``.
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -25,6 +24,10 @@ def _name(value: Any) -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every law of a kind runs on every function of that kind."""
+    from pressgauge.measuring.subjects import find
+
+    from . import ours
+
     for kind in MEASUREMENTS:
         if kind in metafunc.fixturenames:
             reference = option(metafunc.config, kind)

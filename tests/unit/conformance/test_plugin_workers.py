@@ -1,8 +1,8 @@
 """Audits by workers of pytest-xdist, whose controller does not load what is under audit."""
 
+import subprocess
+import sys
 from pathlib import Path
-
-from support.processes import run_together
 
 FACTORY = """
 import os
@@ -14,14 +14,26 @@ def make(keep_ratio, **options):
     return KnormPress(keep_ratio, **options)
 """
 
+WATCH = """
+import os, sys
+
+def pytest_unconfigure():
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        print("the controller imported torch:", "torch" in sys.modules)
+"""
+
 
 def test_workers_describe_the_subject(tmp_path: Path) -> None:
-    """The summary describes the subject, which only workers load, and the header has its name."""
+    """The summary describes the subject, which only workers load, and the header has its name. The controller does not
+    import torch, for which workers would wait."""
     (tmp_path / "loads.py").write_text(FACTORY)
-    audit = ["pressgauge", "audit", "compressor", "loads:make", "--", "-n", "1", "-k", "it_runs"]
-    (ended,) = run_together((tmp_path, audit))
+    (tmp_path / "watch.py").write_text(WATCH)
+    audit = ["pressgauge", "audit", "compressor", "loads:make", "--", "-n", "1", "-k", "it_runs", "-p", "watch"]
+    # Not one of the prepared processes, which have imported torch.
+    ended = subprocess.run([sys.executable, "-m", *audit], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     lines = ended.stdout.splitlines()
     described = "subject: loads:make, version unknown: a transformers cache, held to schedule budget"
     assert lines.index("subject: loads:make") < lines.index(described)
     assert "held            it runs and its cache can be read" in lines
+    assert "the controller imported torch: False" in lines
