@@ -8,7 +8,7 @@ import torch
 
 from pressgauge.conformance import devices
 from pressgauge.conformance.trained import trained_model
-from pressgauge.history import fixed
+from pressgauge.history import plan
 from pressgauge.texts import load_text
 from regression.baseline import Baseline, Rows, changes, read, table
 from regression.costs import costs
@@ -50,9 +50,9 @@ def rows_are_as_recorded(subject: str) -> None:
     path = folder(devices.chosen()) / f"{f'cost-{series()}' if subject == 'cost' else subject}.yml"
     if not path.is_file():
         pytest.skip(f"not comparable: there is no {path.name}")
-    fixed.slots.cache_clear()
+    plan._shared.cache_clear()
     now = works[subject]()
-    fixed.slots.cache_clear()
+    plan._shared.cache_clear()
     was = read(path)
     found = list(
         changes(path.stem, Baseline(was.provenance, was.tolerance, {name: was.rows[name] for name in now}), now)

@@ -182,7 +182,7 @@ class Entries:
         positions = storage.held("positions")
         fixed = "ranks" in storage
         ranks = storage.held("ranks") if fixed else self._rank(self._scored(), positions)
-        ranks = spare(self.press, ranks, positions, self.ledger)
+        ranks = spare(self.press, ranks, positions, self.ledger.balance)
         keep = self.ledger.held
         unpadded = not any(self.ledger.padding)
         if unpadded and self._in_place() and storage["keys"].shape[2] <= keep[0] + keep[0] // SLACK:

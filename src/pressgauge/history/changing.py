@@ -11,7 +11,7 @@ from pressgauge.history.record import History
 from pressgauge.history.voting import Voting, follows
 from pressgauge.presses.base import Press, rank_entries, score_entries
 from pressgauge.presses.ranking import choose, last_choice, spare
-from pressgauge.rules import Ledger
+from pressgauge.rules import Balance
 from pressgauge.softmax import Softmax
 from pressgauge.storage import heavy
 
@@ -20,8 +20,7 @@ def replay_changing(
     press: Press,
     keys: Tensor,
     layer: int,
-    passes: Sequence[int],
-    ledger: Ledger,
+    cuts: Sequence[Balance],
     padding: Sequence[int],
     queries: Tensor | None,
     scale: float,
@@ -30,9 +29,9 @@ def replay_changing(
     """Replay evictions with changing scores, each over the entries retained at the time.
 
     Args:
-        press, keys, layer, passes, padding, queries, scale: as in ``replay``.
+        press, keys, layer, padding, queries, scale: as in ``replay``.
+        cuts: counts after each pass that evicts.
         softmax: softmax of the layer.
-        ledger: a new ledger of the press.
 
     Returns:
         ``evicted_at``: ``[B, K, T]`` int32.
@@ -51,18 +50,15 @@ def replay_changing(
     alone: list[Tensor] = []
     ends: list[int] = []
     """Positions of entries evicted alone, per pass, and the columns fed by its end."""
-    for length in passes:
-        ledger.feed(length, [min(pad, ledger.columns + length) for pad in padding])
-        if not ledger.cut:
-            continue
+    for cut in cuts:
         known = held.known
-        held.add(ledger.columns)
-        keep = ledger.held[0]
+        held.add(cut.columns)
+        keep = cut.held[0]
         newest = press.newest(keep)
         # Protected entries are in the first and the last slots, unless some were evicted when they were not protected.
         single = not held.padded and bool(followers) and held.used - held.holes - keep == 1
-        single = single and press.sinks + newest <= keep and ledger.columns - newest >= released
-        released = ledger.columns - newest
+        single = single and press.sinks + newest <= keep and cut.columns - newest >= released
+        released = cut.columns - newest
         candidates = slice(press.sinks, held.used - newest)
         # Compacting moves the attention weights of all entries, which is expensive for a single eviction.
         slots = None
@@ -78,7 +74,7 @@ def replay_changing(
             slots = last_choice(scores[..., candidates], held.empty[..., candidates]) + press.sinks
         if slots is not None:
             alone.append(heavy(held.drop(slots)))
-            ends.append(ledger.columns)
+            ends.append(cut.columns)
             for follower in followers:
                 follower.drop(slots)
             if held.holes > keep // 4:
@@ -86,14 +82,14 @@ def replay_changing(
                 stays = held.positions.gather(2, kept)
         else:
             positions = held.positions
-            ranks = spare(press, rank_entries(press, held.keys, positions, layer, votes), positions, ledger)
-            kept, stays, gone = choose(ranks, positions, ledger.held, ordered=not held.padded and not held.holes)
+            ranks = spare(press, rank_entries(press, held.keys, positions, layer, votes), positions, cut)
+            kept, stays, gone = choose(ranks, positions, cut.held, ordered=not held.padded and not held.holes)
             # Holes rank last, and are not evictions.
-            history.record(gone[..., : gone.shape[2] - held.holes], ledger.padding, ledger.columns)
+            history.record(gone[..., : gone.shape[2] - held.holes], cut.padding, cut.columns)
         if kept is not None:
             held.keep(kept, stays)
             for follower in followers:
                 follower.keep(kept)
     if alone:
         history.record(torch.stack(alone, dim=-1).unflatten(0, keys.shape[:2]), padding, ends)
-    return history.evicted_at(ledger.columns, padding)
+    return history.evicted_at(keys.shape[2], padding)

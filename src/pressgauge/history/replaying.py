@@ -1,18 +1,18 @@
 """``replay``: eviction history of given keys under a press, without decoding."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 
 import torch
 from torch import Tensor
 
 from pressgauge.arguments import check_tensor
 from pressgauge.history.changing import replay_changing
-from pressgauge.history.fixed import replay_fixed, slots
+from pressgauge.history.fixed import replay_fixed
+from pressgauge.history.plan import plan_of, protects_recent_only
 from pressgauge.history.record import History
 from pressgauge.history.windowed import replay_windowed
 from pressgauge.presses.base import Press, check_press, rank_entries
-from pressgauge.rules import Budget, Ledger, Window, whole_number, whole_numbers
+from pressgauge.rules import Ledger, Window, whole_number, whole_numbers
 from pressgauge.softmax import PLAIN, Softmax
 
 
@@ -83,14 +83,13 @@ def replay(
     if window is not None and window.first(columns):
         ledger = Ledger(press, prompt_length)
         return replay_windowed(press, keys, layer, passes, ledger, pads, queries, scale, softmax, window)
-    if not press.fixed_scores:
-        return replay_changing(press, keys, layer, passes, Ledger(press, prompt_length), pads, queries, scale, softmax)
-    # Attributes added by a subclass do not affect when it evicts and how many entries.
-    budget = Budget(**{field.name: getattr(press, field.name) for field in fields(Budget)})
-    places = slots(budget, press.exact_ratio, tuple(passes), prompt_length, tuple(pads))
-    if not any(slot.seen for slot in places):
+    plan = plan_of(press, passes, prompt_length, pads)
+    if not plan.cuts:
         return History(rows, heads, keys.device).evicted_at(columns, pads)
-    positions = torch.arange(columns, device=keys.device) - torch.tensor(pads, device=keys.device)[:, None, None]
-    positions = positions.clamp(min=-1).expand(rows, heads, columns)
-    ranks = rank_entries(press, keys, positions, layer, first=True)
-    return replay_fixed(ranks, places, pads)
+    if press.fixed_scores:
+        positions = torch.arange(columns, device=keys.device) - torch.tensor(pads, device=keys.device)[:, None, None]
+        positions = positions.clamp(min=-1).expand(rows, heads, columns)
+        ranks = rank_entries(press, keys, positions, layer, first=True)
+        if protects_recent_only(press):
+            return replay_fixed(ranks, plan.slots, pads)
+    return replay_changing(press, keys, layer, plan.cuts, pads, queries, scale, softmax)

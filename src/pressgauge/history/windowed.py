@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pressgauge.history.plan import protects_recent_only
 from pressgauge.history.record import NEVER, History
 from pressgauge.presses.attention_scores import Attention
 from pressgauge.presses.base import Press, rank_entries
@@ -178,7 +179,8 @@ def replay_windowed(
     own = own.clamp(min=-1).expand(rows, heads, columns)
     if press.fixed_scores:
         ranks = rank_entries(press, keys, own, layer, first=True)
-        return _replay_fixed(press, ranks, passes, ledger, padding, window)
+        if protects_recent_only(press):
+            return _replay_fixed(press, ranks, passes, ledger, padding, window)
     history = History(rows, heads, keys.device)
     votes = press.votes() if press.needs_queries else None
     stored, positions = keys[:, :, :0], own[..., :0]

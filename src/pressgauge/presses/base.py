@@ -119,7 +119,7 @@ class Press(Budget, ABC):
         ledger.feed(tokens, [0] * rows)
         positions = torch.arange(tokens, device=keys.device).expand(rows, heads, tokens)
         ranks = rank_entries(self, keys, positions, layer)
-        kept, _, _ = choose(spare(self, ranks, positions, ledger), positions, ledger.held)
+        kept, _, _ = choose(spare(self, ranks, positions, ledger.balance), positions, ledger.held)
         return tuple(t.gather(2, kept[..., None].expand(-1, -1, -1, t.shape[-1])) for t in (keys, values))  # type: ignore[return-value]
 
     # `cache` and `attach` are higher layers that import this module, so they are imported lazily.

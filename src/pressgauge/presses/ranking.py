@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pressgauge.rules import Budget, Ledger
+from pressgauge.rules import Balance, Budget
 from pressgauge.storage import heavy, light
 
 _SIGNIFICANT_BITS = 10
@@ -99,10 +99,10 @@ def protect(ranks: Tensor, positions: Tensor, first: Tensor | int) -> Tensor:
     return ranks.masked_fill(positions >= first, torch.iinfo(torch.int64).max)
 
 
-def spare(budget: Budget, ranks: Tensor, positions: Tensor, ledger: Ledger) -> Tensor:
+def spare(budget: Budget, ranks: Tensor, positions: Tensor, balance: Balance) -> Tensor:
     """``ranks`` with each row's protected newest tokens ranked above all others."""
-    first = [seen - budget.newest(held) for seen, held in zip(ledger.seen, ledger.held, strict=True)]
-    if first == ledger.seen:
+    first = [seen - budget.newest(held) for seen, held in zip(balance.seen, balance.held, strict=True)]
+    if first == balance.seen:
         return ranks
     if len(set(first)) == 1:
         return protect(ranks, positions, first[0])
@@ -185,8 +185,25 @@ def last_of_lowest(scores: NDArray[Any]) -> NDArray[Any]:
         scores: ``[L, n]`` float32 or float64 without NaN, of entries in order of position; infinity at entries that are
             not to be chosen.
     """
-    lines = np.arange(len(scores))
-    return _last(scores, _edges(scores[lines, scores.argmin(axis=1)]))
+    first, least = _first_of_lowest(scores)
+    return first if _alone(scores, least, 0.0) else _last(scores, _edges(least))
+
+
+def _first_of_lowest(scores: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Index of each line's first lowest score, and that score: ``[L]`` each."""
+    first: NDArray[Any] = scores.argmin(axis=1)
+    return first, scores[np.arange(len(scores)), first]
+
+
+def _alone(scores: NDArray[Any], least: NDArray[Any], within: float) -> bool:
+    """Whether in every line no score but the lowest, ``least``, may be rounded like it, if all are known up to
+    ``within``; False may be wrong."""
+    kind = np.finfo(scores.dtype)
+    # Twice the step between numbers of 10 bits, and subnormal numbers, whose steps are all of one size.
+    reach = np.minimum(abs(least) * 2.0 ** (2 - _SIGNIFICANT_BITS), kind.max) + (kind.tiny + 3 * within)
+    with np.errstate(over="ignore"):
+        bound = least + reach
+    return int(np.count_nonzero(scores <= bound[:, None])) == len(scores)
 
 
 def _last(scores: NDArray[Any], edges: NDArray[Any]) -> NDArray[Any]:
@@ -197,8 +214,10 @@ def _last(scores: NDArray[Any], edges: NDArray[Any]) -> NDArray[Any]:
 
 def surely_last_of_lowest(scores: NDArray[Any], within: float) -> NDArray[Any] | None:
     """``last_of_lowest`` of scores that are known up to ``within``; None if they do not determine it."""
-    lowest = scores[np.arange(len(scores)), scores.argmin(axis=1)]
-    edges, others = _edges(np.stack([lowest - within, lowest + within]).astype(scores.dtype))
+    first, least = _first_of_lowest(scores)
+    if _alone(scores, least, within):
+        return first
+    edges, others = _edges(np.stack([least - within, least + within]).astype(scores.dtype))
     if (edges != others).any():
         return None
     chosen = _last(scores, edges - within)

@@ -1,9 +1,29 @@
 """Counts of the tokens fed to a batch, and of the entries that each row retains."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pressgauge.rules.budget import Budget
 from pressgauge.rules.numbers import whole_number
+
+
+class Balance(NamedTuple):
+    """Counts after a pass.
+
+    Attributes:
+        columns: columns fed so far.
+        padding: columns of padding, per row.
+        held: entries to retain, per row.
+    """
+
+    columns: int
+    padding: list[int]
+    held: list[int]
+
+    @property
+    def seen(self) -> list[int]:
+        """Tokens fed so far, per row."""
+        return [self.columns - padding for padding in self.padding]
 
 
 class Ledger:
@@ -34,9 +54,14 @@ class Ledger:
         self._later_passes = 0
 
     @property
+    def balance(self) -> Balance:
+        """Counts after the last pass."""
+        return Balance(self.columns, self.padding, self.held)
+
+    @property
     def seen(self) -> list[int]:
         """Tokens fed so far, per row."""
-        return [self.columns - padding for padding in self.padding]
+        return self.balance.seen
 
     def _after(self, tokens: int) -> tuple[bool, int, int]:
         """Whether a pass of ``tokens`` evicts, the prompt length, and the number of later passes."""

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from conformance.ours import SCORED_BY_ATTENTION, SUBJECTS
+from conformance.ours import SCORED_BY_ATTENTION, SUBJECTS, ours
 from harness.mutants.mutant import Breaks, Mutant
-from pressgauge import onepass, replay
+from pressgauge import KnormPress, onepass, replay
 from pressgauge.conformance.subjects import Subject
-from pressgauge.history import NEVER
+from pressgauge.history import NEVER, plan, replaying
 from properties import test_onepass
+from support.budgets import SizedPress, SparingPress
 
 KNORM = next(subject for subject in SUBJECTS if subject.name == "knorm-budget")
 RANDOM = next(subject for subject in SUBJECTS if subject.name == "random-budget")
@@ -86,6 +87,20 @@ def queries_of_the_future(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(onepass, "replay", careless)
 
 
+def of_the_fields_only(patch: pytest.MonkeyPatch) -> None:
+    """The target is that of ``Budget``, whatever the class of the press defines."""
+
+    def careless(press: KnormPress, *given: Any) -> plan.Plan:
+        return plan.plan_of(KnormPress(press.keep_ratio, press.prune_after, recent=press.recent), *given)
+
+    patch.setattr(replaying, "plan_of", careless)
+
+
+def recent_only(patch: pytest.MonkeyPatch) -> None:
+    """``recent`` newest tokens are protected, whatever the class of the press defines."""
+    patch.setattr(replaying, "protects_recent_only", lambda press: True)
+
+
 LAW = test_onepass.test_every_press_in_one_pass_equals_decoding
 
 
@@ -103,5 +118,19 @@ ONEPASS = [
     ),
     onepass_mutant("prompt", "the prompt is fed token by token", "plausible", prompt_fed_singly),
     onepass_mutant("padding", "padding is counted as time", "KIVI issue 18", columns_of_the_batch),
+    onepass_mutant(
+        "target",
+        "a target of the press's own is ignored",
+        "pressgauge 1ca98b0",
+        of_the_fields_only,
+        ours("knorm", "budget", SizedPress),
+    ),
+    onepass_mutant(
+        "newest",
+        "own protected tokens are ignored",
+        "pressgauge 1ca98b0",
+        recent_only,
+        ours("knorm", "budget", SparingPress),
+    ),
     onepass_mutant("future", "queries of later tokens count", "plausible", queries_of_the_future, TOVA),
 ]

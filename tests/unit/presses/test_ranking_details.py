@@ -46,7 +46,7 @@ def test_the_newest_tokens_of_each_row_are_spared(padding: list[int]) -> None:
         [[most if column >= max(6, pad) else rank for column, rank in enumerate(head)] for head in row]
         for row, pad in zip(ranks.tolist(), padding, strict=True)
     ]
-    assert spare(budget, ranks, positions, ledger).tolist() == expected
+    assert spare(budget, ranks, positions, ledger.balance).tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -63,6 +63,45 @@ def test_single_choices_are_the_lowest_ranks(dtype: torch.dtype) -> None:
     expected = rank(scores, positions).masked_fill(empty, torch.iinfo(torch.int64).max).argmin(dim=-1).flatten()
     assert last_choice(scores, empty).tolist() == expected.tolist()
     assert last_of_lowest(scores.masked_fill(empty, torch.inf)[:, 0].numpy()).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_single_choices_are_the_lowest_ranks_of_extreme_numbers(dtype: torch.dtype) -> None:
+    """Of pairs of numbers, near the largest and the smallest, subnormal or zero, or minus infinity."""
+    kind = torch.finfo(dtype)
+    sizes = torch.tensor([kind.max * (1 - 2.0**-9), kind.tiny, kind.tiny * kind.eps * 5, 1.0, 0.0], dtype=dtype)
+    near = (
+        sizes[:, None] * torch.tensor([1, 1 - 2.0**-11, 1 - 2.0**-10, 1 - 2.0**-9, 1 - 2.0**-7], dtype=dtype)
+    ).flatten()
+    numbers = torch.cat([near, -near, torch.tensor([-torch.inf], dtype=dtype)])
+    scores = torch.cartesian_prod(numbers, numbers)
+    expected = rank(scores[:, None], torch.arange(2).expand(len(scores), 1, 2)).argmin(dim=-1).flatten().numpy()
+    with np.errstate(over="raise", invalid="raise"):
+        found = np.concatenate([last_of_lowest(line[None]) for line in scores.numpy()])
+    # Comparing lists would take minutes if they differed.
+    assert (found == expected).all()
+    assert (last_of_lowest(scores.numpy()) == expected).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_farthest_scores_that_are_rounded_alike_tie(dtype: torch.dtype, sign: int) -> None:
+    """The later of two at the ends of an interval is chosen, and the lower one of two beyond them."""
+    for step in range(1, 100, 7):
+        middle, half = 1 + step * 2.0**-9, torch.tensor(2.0**-10, dtype=dtype)
+        ends = torch.stack([middle - half, middle + half])
+        beyond, inside = (ends.nextafter(to) for to in (ends.new_tensor([0, 9]), ends.new_full((2,), middle)))
+        for pair, chosen in ((inside, 1), (beyond, 0 if sign > 0 else 1)):
+            assert last_of_lowest((sign * pair)[None].numpy()) == [chosen]
+            assert last_of_lowest((sign * pair)[None].flip(1).numpy()) == [1 if pair is inside else 1 - chosen]
+
+
+def test_a_sure_choice_is_not_that_of_scores_known_too_roughly() -> None:
+    """Two scores, known up to more than the steps between numbers of 10 bits."""
+    margin = 2.0**-7
+    for distance in np.arange(0, 4 * margin, margin / 16):
+        sure = surely_last_of_lowest(np.array([[1.0, 1.0 + distance]]), margin)
+        assert sure is None or distance > 2 * margin
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

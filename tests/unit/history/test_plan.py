@@ -1,0 +1,97 @@
+"""Presses with rules of their own on how many entries are retained or protected are replayed by these."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pressgauge import KnormPress, Press, TOVAPress, perplexity, replay
+from pressgauge.conformance import architectures
+from pressgauge.history import NEVER
+from pressgauge.history.plan import plan_of
+from pressgauge.rules import Window
+from support.budgets import SizedPress, SizedTOVAPress, SparingPress, SparingTOVAPress
+from support.drive import feed
+
+TOKENS = 60
+OPTIONS: dict[str, Any] = {"prune_after": 4, "sinks": 1}
+RULES: dict[type[KnormPress], tuple[Callable[[int, int], int], Callable[[int], int]]] = {
+    SizedPress: (lambda seen, held: min(held, 5 + seen // 10), lambda kept: 0),
+    SparingPress: (lambda seen, held: min(held, max(4, -(-seen // 2))), lambda kept: min(kept, kept * 7 % 4)),
+}
+"""The target and the number of protected newest tokens, written out."""
+
+
+def expected(kind: type[KnormPress], norms: Sequence[int], passes: Sequence[int], window: int | None) -> list[int]:
+    """``evicted_at`` by a plain loop over lists."""
+    target, newest = RULES[kind]
+    evicted_at, held, seen = [NEVER] * len(norms), list[int](), 0
+    for tokens in passes:
+        held += range(seen, seen + tokens)
+        seen += tokens
+        held = [j for j in held if window is None or j > seen - window]
+        kept = target(seen if window is None else min(seen, window - 1), len(held))
+        while len(held) > kept:
+            free = [j for j in held if j >= 1 and j < seen - newest(kept)]
+            gone = max(free, key=norms.__getitem__)
+            held.remove(gone)
+            evicted_at[gone] = seen
+    return evicted_at
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("passes", [[1] * TOKENS, [30, *[1] * 10, 7, *[2] * 5, 3]], ids=["singly", "in passes"])
+@pytest.mark.parametrize("kind", RULES)
+def test_own_rules_are_replayed_as_a_plain_loop_has_them(
+    kind: type[KnormPress], passes: list[int], window: int | None
+) -> None:
+    """Entries without a window, and with one, and the record of a cache; norms differ in their first ten bits."""
+    generator = torch.Generator().manual_seed(0)
+    norms = torch.stack([torch.randperm(TOKENS, generator=generator) for _ in range(3)]) + 512
+    keys = norms[None, :, :, None].double()
+    press = kind(0.5, **OPTIONS)
+    table = replay(press, keys, passes, window=None if window is None else Window(window))
+    assert table[0].tolist() == [expected(kind, head, passes, window) for head in norms.tolist()]
+    if window is None:
+        assert feed(press, keys, passes).evicted_at[0].equal(table)
+
+
+@pytest.mark.parametrize(
+    ("kind", "usual"),
+    [(SizedPress, KnormPress), (SparingPress, KnormPress), (SizedTOVAPress, TOVAPress), (SparingTOVAPress, TOVAPress)],
+)
+def test_own_rules_are_those_of_decoding_in_one_pass(kind: type[Press], usual: type[Press]) -> None:
+    """The NLL of one pass is that of token-by-token decoding, also of padded rows, and differs from that under the
+    usual rules."""
+    model = architectures.shared("llama")
+    ids, mask = architectures.padded([40, 25])
+    press = kind(0.5, **OPTIONS)
+    one = perplexity(model, ids, press, 6, attention_mask=mask)
+    stepwise = perplexity(model, ids, press, 6, "stepwise", attention_mask=mask)
+    other = perplexity(model, ids, usual(0.5, **OPTIONS), 6, attention_mask=mask)
+    torch.testing.assert_close(one.nll, stepwise.nll, rtol=0, atol=1e-9, equal_nan=True)
+    assert all(a.equal(b) for a, b in zip(one.evicted_at, stepwise.evicted_at, strict=True))
+    assert (one.nll - other.nll).abs().nan_to_num().max() > 1e-6
+
+
+def test_a_plan_is_computed_once_for_the_layers_of_a_model() -> None:
+    """Unless the press has a target of its own, which may depend on what no budget has."""
+    given: tuple[Any, ...] = ([3, *[1] * 20], None, [0])
+    assert plan_of(KnormPress(0.5, 4), *given) is plan_of(KnormPress(0.5, 4), *given)
+    assert plan_of(KnormPress(0.5, 4), *given) is plan_of(SparingPress(0.5, 4), *given)
+    few, many = (plan_of(SizedPress(0.5, 4, size=size), *given).cuts[-1].held for size in (5, 8))
+    assert (few, many) == ([7], [10])
+
+
+def test_a_false_declaration_of_fixed_scores_is_refused_under_own_rules() -> None:
+    """As under the usual ones."""
+
+    class Aging(SparingPress):
+        def score(self, keys: Tensor, *, positions: Tensor, layer: int, votes: Any = None) -> Tensor:
+            return positions - positions.amax(dim=-1, keepdim=True)
+
+    for window in (None, Window(20)):
+        with pytest.raises(ValueError, match="Aging declares fixed_scores = True, but"):
+            replay(Aging(0.5, 4), torch.ones(1, 1, 30, 2), [1] * 30, window=window)
