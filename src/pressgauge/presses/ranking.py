@@ -35,19 +35,20 @@ def wide(keys: Tensor) -> Tensor:
     return keys if keys.dtype == torch.float64 else keys.float()
 
 
-def _places(scores: Tensor) -> Tensor:
-    """Order-preserving integer sort keys, equal where 10 significant bits are equal.
+def _places(scores: Tensor) -> Any:
+    """Order-preserving integer sort keys, equal where 10 significant bits are equal: array ``[B, K, N]`` int64.
 
     Integer scores are exact and are not rounded.
     """
     if not scores.is_floating_point():
-        return scores.long().clamp(1 - _PROTECTED, _PROTECTED - 1)
+        return light(scores.long().clamp(1 - _PROTECTED, _PROTECTED - 1))
     scores = wide(scores)
-    bits = light(scores.view(torch.int64 if scores.dtype == torch.float64 else torch.int32))
-    whole = torch.iinfo(torch.int64 if scores.dtype == torch.float64 else torch.int32)
+    kind = torch.int64 if scores.dtype == torch.float64 else torch.int32
+    whole = torch.iinfo(kind).max
+    bits = light(scores.view(kind).long())
     mantissa = 52 if scores.dtype == torch.float64 else 23
     dropped = mantissa - (_SIGNIFICANT_BITS - 1)
-    size = bits & whole.max
+    size = bits & whole
     # Round half to even, as in IEEE 754. A carry into the exponent is correct.
     places = size >> dropped
     places &= 1
@@ -55,12 +56,12 @@ def _places(scores: Tensor) -> Tensor:
     places += (1 << (dropped - 1)) - 1
     places >>= dropped
     # Sign-magnitude to two's complement: flip all bits of negatives and add 1.
-    minus = bits >> (whole.bits - 1)
+    minus = bits >> 63
     places ^= minus
     places -= minus
     # NaN is above infinity.
-    above = heavy(size > whole.max >> mantissa << mantissa)
-    return heavy(places).masked_fill_(above, -_PROTECTED)
+    places[size > whole >> mantissa << mantissa] = -_PROTECTED
+    return places
 
 
 def rank(scores: Tensor, positions: Tensor, sinks: int = 0) -> Tensor:
@@ -77,11 +78,14 @@ def rank(scores: Tensor, positions: Tensor, sinks: int = 0) -> Tensor:
     Returns:
         ``[B, K, N]`` int64; ``FILLER`` at padding slots.
     """
-    positions = positions.long()
-    places = _places(scores).long()
+    places, order = _places(scores), light(positions)
     if sinks:
-        places = places.masked_fill(positions < sinks, _PROTECTED)
-    return (places << 32).add_(_POSITIONS).sub_(positions).masked_fill_(positions < 0, FILLER)
+        places[order < sinks] = _PROTECTED
+    places <<= 32
+    places += _POSITIONS
+    places -= order
+    places[order < 0] = FILLER
+    return heavy(places)
 
 
 def protect(ranks: Tensor, positions: Tensor, first: Tensor | int) -> Tensor:
@@ -157,8 +161,8 @@ def last_choice(scores: Tensor, empty: Tensor) -> Any:
         empty: ``[B, K, n]`` bool, True at padding slots, of which none is chosen.
     """
     places = _places(scores)
-    places.masked_fill_(empty, torch.iinfo(places.dtype).max)
-    heads = light(places).reshape(-1, places.shape[-1])
+    places[light(empty)] = _PROTECTED
+    heads = places.reshape(-1, places.shape[-1])
     lines, order = (light(torch.arange(size, device=scores.device)) for size in heads.shape)
     ties = heads == heads[lines, heads.argmin(axis=-1)][:, None]
     return (ties * order).argmax(axis=-1)
