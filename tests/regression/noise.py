@@ -23,6 +23,7 @@ from pressgauge import H2OPress, KeyDiffPress, KnormPress, Press, SnapKVPress, T
 from pressgauge.history import NEVER
 from pressgauge.models import interface, load
 from pressgauge.presses import ranking
+from pressgauge.storage import light
 from pressgauge.texts import load_text
 
 NOISE = 2.0**-20
@@ -85,7 +86,7 @@ def moved_places(scores: Tensor, draws: int, generator: torch.Generator) -> floa
     factors = grids((draws, *scores.shape[:-1], 1), generator)
     clean, other = scores * factors, noisy(scores.expand(draws, *scores.shape), generator) * factors
     places = [ranking._places(one.float()) for one in (clean, other)]
-    return float((places[0] != places[1]).double().mean())
+    return float((places[0] != places[1]).mean())
 
 
 @contextmanager
@@ -96,14 +97,14 @@ def ranked(bits: int | None, factors: Tensor | None = None) -> Iterator[None]:
     """
     own = ranking._places
 
-    def rounded(scores: Tensor) -> Tensor:
+    def rounded(scores: Tensor) -> Any:
         return own(scores if factors is None else scores.float() * factors.float())
 
-    def told_apart(scores: Tensor) -> Tensor:
+    def told_apart(scores: Tensor) -> Any:
         values, order = scores.sort(dim=-1)
         steps = (values.diff(dim=-1) > values[..., 1:].abs() * 2.0**-22).cumsum(dim=-1)
         steps = nn.functional.pad(steps, (1, 0))
-        return torch.empty_like(steps).scatter_(-1, order, steps)
+        return light(torch.empty_like(steps).scatter_(-1, order, steps))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranking, "_places", told_apart if bits is None else rounded)

@@ -97,6 +97,22 @@ def _cell(before: Row, after: Row) -> Cell:
     return Cell(before, after, change(before.sums, after.sums) if same else None)
 
 
+SAME = 0.05
+"""Difference in memory, as a share, up to which two presses hold the same."""
+
+
+def holds(row: Row, other: Row) -> str:
+    """Whether a press holds ``more`` or ``less`` memory than another, or ``an unknown amount``; empty if the same.
+
+    At one keep ratio, compressors of one's own may hold different numbers of entries, so that the one that loses less
+    may be the one that holds more.
+    """
+    if row.kv_bytes is None or not other.kv_bytes:
+        return "an unknown amount"
+    share = row.kv_bytes / other.kv_bytes - 1
+    return "" if abs(share) <= SAME else "more" if share > 0 else "less"
+
+
 @dataclass(frozen=True)
 class Contest:
     """Two presses at the same ratio.
@@ -135,8 +151,31 @@ def is_random(row: Row) -> bool:
     return row.press == "random" or row.press.startswith("random(")
 
 
-def against_random(rows: Sequence[Row]) -> dict[int, Change]:
-    """Changes in perplexity from ``random`` to each press, by the row's index; presses without one have none.
+@dataclass(frozen=True)
+class Beside:
+    """A press beside ``random``.
+
+    Attributes:
+        change: change in perplexity from ``random`` to the press.
+        holds: memory that the press holds, as ``holds`` has it.
+    """
+
+    change: Change
+    holds: str
+
+    @property
+    def words(self) -> str:
+        """Whether the press loses less than ``random``, and what it holds where that may be the reason."""
+        found = self.change
+        if found.interval is None or found.interval[0] <= 0 <= found.interval[1]:
+            return "no difference can be told"
+        less = found.change < 0
+        words = f"loses {'less' if less else 'more'} than random"
+        return words if self.holds in ("", "less" if less else "more") else f"{words} and holds {self.holds}"
+
+
+def against_random(rows: Sequence[Row]) -> dict[int, Beside]:
+    """Each press beside ``random``, by the row's index; presses without one have none.
 
     The rows are of one text under one model. Intervals are simultaneous (Bonferroni).
     """
@@ -153,14 +192,10 @@ def against_random(rows: Sequence[Row]) -> dict[int, Change]:
             ]
             pairs |= {index: alike[0]} if alike else {}
     level = 1 - (1 - LEVEL) / max(1, len(pairs))
-    return {index: change(other.sums, rows[index].sums, level) for index, other in pairs.items()}
-
-
-def beats(found: Change) -> str:
-    """Whether a press loses less than ``random``, in words."""
-    if found.interval is None or found.interval[0] <= 0 <= found.interval[1]:
-        return "no difference can be told"
-    return "loses less than random" if found.change < 0 else "loses more than random"
+    return {
+        index: Beside(change(other.sums, rows[index].sums, level), holds(rows[index], other))
+        for index, other in pairs.items()
+    }
 
 
 def _pairs(rows: Sequence[Row]) -> Iterator[tuple[Row, Row]]:

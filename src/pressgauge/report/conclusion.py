@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
-from pressgauge.bench.comparing import against_random, beats, is_random
+from pressgauge.bench.comparing import against_random, is_random
 from pressgauge.bench.row import Row, band_names
 from pressgauge.report.figures import series
 
@@ -35,17 +35,16 @@ def conclusion(rows: Sequence[Row]) -> str:
         said = f"No press is known to be {first} at any ratio."
     told: dict[str, dict[str, list[str]]] = {}
     for index, found in against_random(rows).items():
-        at = told.setdefault(beats(found), {}).setdefault(rows[index].press, [])
+        at = told.setdefault(found.words, {}).setdefault(rows[index].press, [])
         at.append(rows[index].ratio)
     if not told:
         return said
-    for words in ("less", "more"):
-        found_at = told.get(f"loses {words} than random", {})
-        parts = [f"{press} (at {', '.join(ratios)})" for press, ratios in found_at.items()]
-        if parts:
-            said += f" {_listed(parts)} {'lose' if len(parts) > 1 else 'loses'} {words} than random."
-        elif words == "less":
-            said += " No press is known to lose less than random."
+    if not any(words.startswith("loses less") for words in told):
+        said += " No press is known to lose less than random."
+    for words in sorted(words for words in told if words.startswith("loses")):
+        found_at = [f"{press} (at {', '.join(ratios)})" for press, ratios in told[words].items()]
+        verbs = words.replace("loses", "lose").replace("holds", "hold") if len(found_at) > 1 else words
+        said += f" {_listed(found_at)} {verbs}."
     return said
 
 

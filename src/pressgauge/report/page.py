@@ -11,9 +11,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pressgauge.bench.comparing import Contest, against_random, contests
+from pressgauge.bench.comparing import Beside, Contest, against_random, contests, holds
 from pressgauge.bench.files import GENERATOR, check_page, write_files
-from pressgauge.bench.intervals import Change
 from pressgauge.bench.quantities import BANDS
 from pressgauge.bench.results import as_json
 from pressgauge.bench.row import MEMORY, QUANTITIES, UNTOLD, Row, band_names, bands_in_words
@@ -55,8 +54,8 @@ _TIMES = {quantity.page.heading for quantity in QUANTITIES.values() if quantity.
 TO_RANDOM = "change to random"
 
 
-def _to_random(found: Change | None) -> str:
-    return DASH if found is None else interval(found.change, found.interval)
+def _to_random(found: Beside | None) -> str:
+    return DASH if found is None else interval(found.change.change, found.change.interval)
 
 
 def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
@@ -101,7 +100,9 @@ def _told(contest: Contest) -> str:
         return f"Between {better} and {worse}{where} no difference can be told."
     low, high = contest.change.interval
     higher = f"{percent(low)} to {percent(high)}"
-    return f"{better} loses less than {worse}{where}: perplexity under {worse} is higher by {higher}."
+    amount = holds(contest.better, contest.worse)
+    also = f" and holds {amount}" if amount not in ("", "less") else ""
+    return f"{better} loses less than {worse}{where}{also}: perplexity under {worse} is higher by {higher}."
 
 
 def _kind(row: Row) -> str:

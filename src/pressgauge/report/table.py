@@ -7,7 +7,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from pressgauge.bench.comparing import Comparison, against_random, beats
+from pressgauge.bench.comparing import Comparison, against_random
 from pressgauge.bench.row import MEMORY, OBSERVED, QUANTITIES, UNTOLD, Row, bands_in_words
 from pressgauge.formats import DASH, interval, number
 
@@ -97,7 +97,11 @@ def make_distance_table(rows: Sequence[Row]) -> Table:
     for index, row in enumerate(rows):
         values = {metric.name: metric.text for metric in row.metrics}
         cells = [column.text(row) for column in columns]
-        cells += [interval(random[index].change, random[index].interval) if index in random else DASH] if random else []
+        cells += (
+            [interval(random[index].change.change, random[index].change.interval) if index in random else DASH]
+            if random
+            else []
+        )
         cells += [values.get(name, DASH) for name in own]
         table.add_row(escape(row.press), row.ratio, *cells)
     return table
@@ -112,7 +116,7 @@ def random_notes(rows: Sequence[Row]) -> Iterator[str]:
         said: dict[str, list[str]] = {}
         for index, found in against_random(rows).items():
             if rows[index].press == press:
-                said.setdefault(beats(found), []).append(rows[index].ratio)
+                said.setdefault(found.words, []).append(rows[index].ratio)
         if said:
             yield f"{press}: " + "; ".join(f"{words} at {', '.join(ratios)}" for words, ratios in said.items())
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from pressgauge.bench.comparing import against_random, beats, compare, contests
+from pressgauge.bench.comparing import against_random, compare, contests
 from pressgauge.bench.results import Results, read_results, told_apart, write_results
 from pressgauge.bench.row import Row
 from pressgauge.report.table import comparison_notes, make_comparison, random_notes
@@ -122,17 +122,41 @@ def test_a_press_is_compared_with_random_of_the_same_budget() -> None:
         row("snapkv", means=ONE),
     ]
     found = against_random(rows)
-    assert {index: beats(change) for index, change in found.items()} == {
+    assert {index: one.words for index, one in found.items()} == {
         0: "loses more than random",
         3: "loses less than random",
         7: "no difference can be told",
     }
     level = 1 - 0.05 / 3
     expected = ttest_rel(OTHER, ONE).confidence_interval(level)
-    assert found[0].interval == pytest.approx((math.expm1(expected.low), math.expm1(expected.high)))
-    assert beats(replace(found[0], interval=None)) == "no difference can be told"
+    assert found[0].change.interval == pytest.approx((math.expm1(expected.low), math.expm1(expected.high)))
+    untold = replace(found[0], change=replace(found[0].change, interval=None))
+    assert untold.words == "no difference can be told"
     shown = [*random_notes(rows)]
     assert "knorm: loses more than random at 0.5" in shown
+
+
+@pytest.mark.parametrize(
+    ("means", "kv_bytes", "words"),
+    [
+        (ONE, 1000, "loses less than random"),
+        (ONE, 1049, "loses less than random"),
+        (ONE, 1051, "loses less than random and holds more"),
+        (ONE, 400, "loses less than random"),
+        (ONE, None, "loses less than random and holds an unknown amount"),
+        (OTHER, 1000, "loses more than random"),
+        (OTHER, 951, "loses more than random"),
+        (OTHER, 949, "loses more than random and holds less"),
+        (OTHER, 2000, "loses more than random"),
+        (OTHER, None, "loses more than random and holds an unknown amount"),
+    ],
+)
+def test_a_press_that_holds_another_amount_than_random_is_told(
+    means: tuple[float, ...], kv_bytes: int | None, words: str
+) -> None:
+    """Where it may be the reason of the difference, and not where the press is better with less or worse with more."""
+    rows = [row("mine", means=means, kv_bytes=kv_bytes), row("random", means=tuple(np.mean([ONE, OTHER], axis=0)))]
+    assert against_random([rows[0], replace(rows[1], kv_bytes=1000)])[0].words == words
 
 
 def test_equal_presses_seldom_beat_random() -> None:
@@ -146,7 +170,7 @@ def test_equal_presses_seldom_beat_random() -> None:
             for press in ("knorm", "tova", "h2o", "keydiff", "random")
             for ratio in (0.5, 0.2)
         ]
-        false += any(beats(one) != "no difference can be told" for one in against_random(rows).values())
+        false += any(one.words != "no difference can be told" for one in against_random(rows).values())
     assert false <= 0.05 * 200
 
 

@@ -572,11 +572,27 @@ OUT: dict[str, Any] = {"ppl_change": 0.9, "ppl_interval": (0.8, 1.0)}
             "tova is within +20 % at a keep ratio of 0.5. No press is known to lose less than random. tova (at 0.5) "
             "loses more than random.",
         ),
+        (
+            [
+                *(replace(told(press, 0.5, *LOW), kv_bytes=9) for press in ("tova", "h2o")),
+                replace(told("random", 0.5, *HIGH), kv_bytes=3),
+            ],
+            "tova and h2o are within +20 % at a keep ratio of 0.5. tova (at 0.5) and h2o (at 0.5) lose less than "
+            "random and hold more.",
+        ),
     ],
 )  # fmt: skip
 def test_the_conclusion_says_what_intervals_tell(rows: list[Row], words: str) -> None:
     """The presses within the first band at the smallest ratio, and those that lose less or more than random."""
     assert conclusion(rows) == words
+
+
+@pytest.mark.usefixtures("plain_pictures")
+@pytest.mark.parametrize(("kv_bytes", "also"), [(8, ""), (9, " and holds more"), (3, "")])
+def test_the_better_press_is_told_to_hold_more(tmp_path: Path, kv_bytes: int, also: str) -> None:
+    """In the sentence about two presses, if it does."""
+    rows = [replace(told("tova", 0.5, *LOW), kv_bytes=kv_bytes), replace(told("h2o", 0.5, *HIGH), kv_bytes=8)]
+    assert f"tova loses less than h2o at 0.5{also}: perplexity" in write(tmp_path, rows).source
 
 
 @pytest.mark.usefixtures("plain_pictures")
