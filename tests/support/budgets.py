@@ -21,8 +21,8 @@ class SparingPress(KnormPress):
     """Protects a number of newest tokens that rises and falls from pass to pass."""
 
     def newest(self, kept: int) -> int:
-        """Up to three."""
-        return min(kept, kept * 7 % 4)
+        """Up to eight."""
+        return min(kept - self.sinks, kept * 7 % 9)
 
 
 @dataclass(frozen=True)

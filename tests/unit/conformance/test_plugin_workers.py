@@ -1,5 +1,6 @@
 """Audits by workers of pytest-xdist, whose controller does not load what is under audit."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,8 +30,10 @@ def test_workers_describe_the_subject(tmp_path: Path) -> None:
     (tmp_path / "loads.py").write_text(FACTORY)
     (tmp_path / "watch.py").write_text(WATCH)
     audit = ["pressgauge", "audit", "compressor", "loads:make", "--", "-n", "1", "-k", "it_runs", "-p", "watch"]
-    # Not one of the prepared processes, which have imported torch.
-    ended = subprocess.run([sys.executable, "-m", *audit], cwd=tmp_path, capture_output=True, text=True, check=False)
+    # Not one of the prepared processes, which have imported torch, nor as a worker, if this is one.
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    command = [sys.executable, "-m", *audit]
+    ended = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     lines = ended.stdout.splitlines()
     described = "subject: loads:make, version unknown: a transformers cache, held to schedule budget"

@@ -19,7 +19,7 @@ TOKENS = 60
 OPTIONS: dict[str, Any] = {"prune_after": 4, "sinks": 1}
 RULES: dict[type[KnormPress], tuple[Callable[[int, int], int], Callable[[int], int]]] = {
     SizedPress: (lambda seen, held: min(held, 5 + seen // 10), lambda kept: 0),
-    SparingPress: (lambda seen, held: min(held, max(4, -(-seen // 2))), lambda kept: min(kept, kept * 7 % 4)),
+    SparingPress: (lambda seen, held: min(held, max(4, -(-seen // 2))), lambda kept: min(kept - 1, kept * 7 % 9)),
 }
 """The target and the number of protected newest tokens, written out."""
 
@@ -74,6 +74,16 @@ def test_own_rules_are_those_of_decoding_in_one_pass(kind: type[Press], usual: t
     torch.testing.assert_close(one.nll, stepwise.nll, rtol=0, atol=1e-9, equal_nan=True)
     assert all(a.equal(b) for a, b in zip(one.evicted_at, stepwise.evicted_at, strict=True))
     assert (one.nll - other.nll).abs().nan_to_num().max() > 1e-6
+
+
+def test_own_rules_hold_at_the_end_of_the_prompt() -> None:
+    """However it is fed: of 12 tokens, the 6 of the lowest norms are held, and nothing is evicted later."""
+    norms = (torch.randperm(30, generator=torch.Generator().manual_seed(0)) + 512).double()
+    press = SizedPress(0.5, prune_after=4, schedule="prefill")
+    for passes in ([1] * 30, [5, 7, *[1] * 18]):
+        table = replay(press, norms[None, None, :, None], passes, prompt_length=12)[0, 0]
+        assert (table == 12).nonzero().flatten().tolist() == sorted(norms[:12].argsort()[6:].tolist())
+        assert int((table == NEVER).sum()) == 24
 
 
 def test_plans_of_equal_presses_with_a_target_of_their_own_differ() -> None:

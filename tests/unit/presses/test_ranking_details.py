@@ -96,9 +96,9 @@ def test_the_farthest_scores_that_are_rounded_alike_tie(dtype: torch.dtype, sign
             assert last_of_lowest((sign * pair)[None].flip(1).numpy()) == [1 if pair is inside else 1 - chosen]
 
 
-def test_a_sure_choice_is_not_that_of_scores_known_too_roughly() -> None:
-    """Two scores, known up to more than the steps between numbers of 10 bits."""
-    margin = 2.0**-7
+@pytest.mark.parametrize("margin", [2.0**-7, 2.0**-10])
+def test_a_sure_choice_is_not_that_of_scores_known_too_roughly(margin: float) -> None:
+    """Two scores, known up to more than the steps between numbers of 10 bits, or to half of one."""
     for distance in np.arange(0, 4 * margin, margin / 16):
         sure = surely_last_of_lowest(np.array([[1.0, 1.0 + distance]]), margin)
         assert sure is None or distance > 2 * margin
