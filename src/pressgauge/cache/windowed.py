@@ -48,7 +48,7 @@ class WindowedLayer(PressedLayer):
     def _due(self, acts: bool, seen: Sequence[int]) -> bool:
         """Whether a layer that has evicted nothing evicts."""
         held = set(map(self.window.holds, seen))
-        return acts and any(self.press.target(count, count) < count for count in held)
+        return acts and any(self.press.checked_target(count, count) < count for count in held)
 
     def would_evict(self, tokens: int, padding: Sequence[int]) -> bool:
         """Whether a layer that has evicted nothing would evict after a next pass of ``tokens`` columns."""

@@ -54,7 +54,7 @@ def replay_changing(
         known = held.known
         held.add(cut.columns)
         keep = cut.held[0]
-        newest = press.newest(keep)
+        newest = press.protected(keep)
         # Protected entries are in the first and the last slots, unless some were evicted when they were not protected.
         single = not held.padded and bool(followers) and held.used - held.holes - keep == 1
         single = single and press.sinks + newest <= keep and cut.columns - newest >= released

@@ -50,7 +50,7 @@ class Counts:
         self.keep: list[list[int]] = held
         if ledger.acts:
             self.keep = [
-                [press.target(window.holds(seen), count) for count in row]
+                [press.checked_target(window.holds(seen), count) for count in row]
                 for seen, row in zip(ledger.seen, held, strict=True)
             ]
         self.evicts = self.keep != held
@@ -71,7 +71,8 @@ class Counts:
         if not self.evicts:
             return ranks
         first = [
-            [seen - self._press.newest(count) for count in row] for seen, row in zip(self._seen, self.keep, strict=True)
+            [seen - self._press.protected(count) for count in row]
+            for seen, row in zip(self._seen, self.keep, strict=True)
         ]
         if all(number == seen for row, seen in zip(first, self._seen, strict=True) for number in row):
             return ranks
@@ -120,7 +121,7 @@ def _replay_head(
             continue
         place = window.holds(seen) * (len(ranks) + 1) + held
         if place not in targets:
-            targets[place] = press.target(window.holds(seen), held)
+            targets[place] = press.checked_target(window.holds(seen), held)
         keep = targets[place]
         if keep == held:
             continue

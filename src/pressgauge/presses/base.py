@@ -113,7 +113,7 @@ class Press(Budget, ABC):
         if self.needs_queries:
             raise ValueError(f"{type(self).__name__} needs queries, so it works attached only: with press(model):")
         rows, heads, tokens, _ = keys.shape
-        if layer in self.skipped or not tokens or not rows or self.target(tokens, tokens) == tokens:
+        if layer in self.skipped or not tokens or not rows or self.checked_target(tokens, tokens) == tokens:
             return keys, values
         ledger = Ledger(self)
         ledger.feed(tokens, [0] * rows)

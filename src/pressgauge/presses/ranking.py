@@ -105,7 +105,7 @@ def protect(ranks: Tensor, positions: Tensor, first: Tensor | int) -> Tensor:
 
 def spare(budget: Budget, ranks: Tensor, positions: Tensor, balance: Balance) -> Tensor:
     """``ranks`` with each row's protected newest tokens ranked above all others."""
-    first = [seen - budget.newest(held) for seen, held in zip(balance.seen, balance.held, strict=True)]
+    first = [seen - budget.protected(held) for seen, held in zip(balance.seen, balance.held, strict=True)]
     if first == balance.seen:
         return ranks
     if len(set(first)) == 1:

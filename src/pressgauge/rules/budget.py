@@ -84,7 +84,7 @@ class Budget:
         return self.skip_layers
 
     def newest(self, kept: int) -> int:
-        """Number of newest tokens protected in a pass that retains ``kept`` entries."""
+        """Number of newest tokens to protect in a pass that retains ``kept`` entries."""
         return self.recent
 
     def target(self, seen: int, held: int) -> int:
@@ -101,6 +101,37 @@ class Budget:
         else:
             size = max(1, self.sinks + self.recent, exact_ceil(self.exact_ratio, held))
         return min(size, held)
+
+    def checked_target(self, seen: int, held: int) -> int:
+        """``target``, validated if a class defines its own.
+
+        Raises:
+            TypeError: if it is not an integer.
+            ValueError: if it is more than ``held``, too few for ``sinks`` and ``recent`` or for one entry, or less than
+                ``held`` with a ``keep_ratio`` of 1.
+        """
+        size = self.target(seen, held)
+        if type(self).target is Budget.target:
+            return size
+        name = f"{type(self).__name__}.target({seen}, {held})"
+        size = whole_number(name, size, min(held, max(1, self.sinks + self.recent)))
+        if size > held:
+            raise ValueError(f"{name} must be at most the {held} entries held, got {size}: return min(held, ...)")
+        if size < held and self.keep_ratio == 1:
+            raise ValueError(f"{name} must be {held} with keep_ratio=1, which retains everything, got {size}")
+        return size
+
+    def protected(self, kept: int) -> int:
+        """``newest``, as far as the sinks leave room among ``kept`` entries, and none if it is negative.
+
+        Raises:
+            TypeError: if a class defines its own, which is not an integer.
+        """
+        count = self.newest(kept)
+        if type(self).newest is Budget.newest:
+            return count
+        count = whole_number(f"{type(self).__name__}.newest({kept})", count, None)
+        return max(0, min(count, max(self.recent, kept - self.sinks)))
 
 
 def usual_prompt(schedules: Iterable[str], tokens: int) -> int:

@@ -81,7 +81,7 @@ class Ledger:
         targets: dict[tuple[int, int], int] = {}
         for row in zip(padding, arrived, strict=True):
             if row not in targets:
-                targets[row] = self.budget.target(columns - row[0], row[1])
+                targets[row] = self.budget.checked_target(columns - row[0], row[1])
         return arrived, [targets[row] for row in zip(padding, arrived, strict=True)]
 
     @property

@@ -1,13 +1,15 @@
 """Presses with rules of their own on how many entries are retained or protected are replayed by these."""
 
+import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from pressgauge import KnormPress, Press, TOVAPress, perplexity, replay
+from pressgauge import H2OPress, KnormPress, Press, StreamingLLMPress, TOVAPress, perplexity, replay
 from pressgauge.conformance import architectures
 from pressgauge.history import NEVER
 from pressgauge.history.plan import plan_of
@@ -90,6 +92,63 @@ def test_plans_of_equal_presses_with_a_target_of_their_own_differ() -> None:
     """A plan shared by the layers of a model is that of a budget; a press may have attributes of its own."""
     few, many = (plan_of(SizedPress(0.5, 4, size=size), [3, *[1] * 20], None, [0]) for size in (5, 8))
     assert (few.cuts[-1].held, many.cuts[-1].held) == ([7], [10])
+
+
+BAD: list[tuple[type[Exception], dict[str, Any], dict[str, Any], str]] = [
+    (ValueError, {"target": 40}, {}, "target(1, 1) must be at most the 1 entries held, got 40: return min(held, ...)"),
+    (ValueError, {"target": 0}, {}, "target(1, 1) must be at least 1, got 0"),
+    (ValueError, {"target": 1}, {"sinks": 2, "recent": 1}, "target(2, 2) must be at least 2, got 1"),
+    (TypeError, {"target": 1.0}, {}, "target(1, 1) must be a whole number, got 1.0"),
+    (
+        ValueError,
+        {"target": 1},
+        {"keep_ratio": 1},
+        "target(2, 2) must be 2 with keep_ratio=1, which retains everything, got 1",
+    ),
+    (TypeError, {"newest": 0.5}, {}, "newest(4) must be a whole number, got 0.5"),
+]
+
+
+def constant(base: type[Press], methods: dict[str, Any], **options: Any) -> Press:
+    """A press whose methods return constants."""
+    own = {name: lambda *_, value=value: value for name, value in methods.items()}
+    press: Press = type("OwnPress", (base,), own)(**{"keep_ratio": 0.5, "prune_after": 4, **options})
+    return press
+
+
+@pytest.mark.parametrize("base", [KnormPress, TOVAPress, H2OPress])
+@pytest.mark.parametrize("way", ["onepass", "stepwise", "window"])
+@pytest.mark.parametrize(("error", "own", "options", "sentence"), BAD)
+def test_impossible_rules_are_refused(
+    base: type[Press], way: Any, error: type[Exception], own: dict[str, Any], options: dict[str, Any], sentence: str
+) -> None:
+    """At the first pass that they do not fit, in one pass, stepwise and in a window, by what they returned."""
+    press = constant(base, own, **options)
+    states = torch.randn(1, 2, 30, 4, generator=torch.Generator().manual_seed(0))
+    if way == "window":
+        run = partial(replay, press, states, [1] * 30, queries=states, window=Window(20))
+    else:
+        run = partial(perplexity, architectures.shared("llama"), architectures.tokens(1, 30), press, method=way)
+    with pytest.raises(error, match=f"^{re.escape(f'OwnPress.{sentence}')}$"):
+        run()
+
+
+@pytest.mark.parametrize("base", [KnormPress, TOVAPress, H2OPress])
+@pytest.mark.parametrize("method", ["onepass", "stepwise"])
+def test_as_many_tokens_are_protected_as_there_is_room_for(base: type[Press], method: Any) -> None:
+    """None if the number is negative; all but the sinks if it is large, so that the oldest is evicted. A row of two
+    tokens retains both."""
+    ids, mask = architectures.padded([20, 2])
+    for number, like in (
+        (-3, constant(base, {"newest": 0}, sinks=1)),
+        (99, StreamingLLMPress(0.5, prune_after=4, sinks=1)),
+    ):
+        tables, expected = (
+            perplexity(architectures.shared("llama"), ids, press, 6, method, attention_mask=mask).evicted_at
+            for press in (constant(base, {"newest": number}, sinks=1), like)
+        )
+        assert all(one.equal(other) for one, other in zip(tables, expected, strict=True))
+        assert all(int((table[1] == NEVER).sum()) == 2 * table.shape[1] for table in tables)
 
 
 def test_a_false_declaration_of_fixed_scores_is_refused_under_own_rules() -> None:
