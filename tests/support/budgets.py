@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from pressgauge import KnormPress, TOVAPress
+from pressgauge import KnormPress, Press, TOVAPress
 
 
 @dataclass(frozen=True)
-class SizedPress(KnormPress):
+class Sized(Press):
     """Retains a number of entries that does not follow from ``keep_ratio``."""
 
     size: int = 5
@@ -17,7 +17,7 @@ class SizedPress(KnormPress):
 
 
 @dataclass(frozen=True)
-class SparingPress(KnormPress):
+class Sparing(Press):
     """Protects a number of newest tokens that rises and falls from pass to pass."""
 
     def newest(self, kept: int) -> int:
@@ -26,15 +26,20 @@ class SparingPress(KnormPress):
 
 
 @dataclass(frozen=True)
-class SizedTOVAPress(TOVAPress):
-    """The number of ``SizedPress``, and scores by attention."""
-
-    target = SizedPress.target
-    size: int = 5
+class SizedPress(Sized, KnormPress):
+    """With fixed scores."""
 
 
 @dataclass(frozen=True)
-class SparingTOVAPress(TOVAPress):
-    """The protection of ``SparingPress``, and scores by attention."""
+class SizedTOVAPress(Sized, TOVAPress):
+    """With scores by attention."""
 
-    newest = SparingPress.newest
+
+@dataclass(frozen=True)
+class SparingPress(Sparing, KnormPress):
+    """With fixed scores."""
+
+
+@dataclass(frozen=True)
+class SparingTOVAPress(Sparing, TOVAPress):
+    """With scores by attention."""

@@ -128,7 +128,8 @@ class Alternating(TOVAPress):
     """Retains in every second layer what it evicts in the others."""
 
     def score(self, keys: Tensor, *, layer: int, **given: Any) -> Tensor:
-        return super().score(keys, layer=layer, **given) * (-1) ** layer
+        scores = super().score(keys, layer=layer, **given)
+        return -scores if layer % 2 else scores
 
 
 class Reversed(TOVAPress):
@@ -211,6 +212,15 @@ def test_near_ties_to_the_mean_direction_are_those_of_the_general_way(
     found = replay(press, keys, [1] * 200)
     assert exact or dtype == torch.float64
     assert found.equal(general(press, monkeypatch, keys, [1] * 200))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_keys_with_a_common_part_are_compared_as_in_the_general_way(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, in which their cosines differ in the last digits only, and a sum of them in float32 in more."""
+    keys = torch.randn(4, 8, 300, 3, generator=torch.Generator().manual_seed(seed))
+    keys[..., 0] += 30
+    press = KeyDiffPress(0.5, prune_after=100)
+    assert replay(press, keys, [1] * 300).equal(general(press, monkeypatch, keys, [1] * 300))
 
 
 def test_keys_that_cancel_have_no_direction(monkeypatch: pytest.MonkeyPatch) -> None:

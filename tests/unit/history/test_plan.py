@@ -78,12 +78,13 @@ def test_own_rules_are_those_of_decoding_in_one_pass(kind: type[Press], usual: t
     assert (one.nll - other.nll).abs().nan_to_num().max() > 1e-6
 
 
-def test_own_rules_hold_at_the_end_of_the_prompt() -> None:
+@pytest.mark.parametrize("window", [None, Window(20)])
+def test_own_rules_hold_at_the_end_of_the_prompt(window: Window | None) -> None:
     """However it is fed: of 12 tokens, the 6 of the lowest norms are held, and nothing is evicted later."""
     norms = (torch.randperm(30, generator=torch.Generator().manual_seed(0)) + 512).double()
     press = SizedPress(0.5, prune_after=4, schedule="prefill")
     for passes in ([1] * 30, [5, 7, *[1] * 18]):
-        table = replay(press, norms[None, None, :, None], passes, prompt_length=12)[0, 0]
+        table = replay(press, norms[None, None, :, None], passes, prompt_length=12, window=window)[0, 0]
         assert (table == 12).nonzero().flatten().tolist() == sorted(norms[:12].argsort()[6:].tolist())
         assert int((table == NEVER).sum()) == 24
 
@@ -125,6 +126,7 @@ def test_impossible_rules_are_refused(
     """At the first pass that they do not fit, in one pass, stepwise and in a window, by what they returned."""
     press = constant(base, own, **options)
     states = torch.randn(1, 2, 30, 4, generator=torch.Generator().manual_seed(0))
+    run: Callable[[], object]
     if way == "window":
         run = partial(replay, press, states, [1] * 30, queries=states, window=Window(20))
     else:

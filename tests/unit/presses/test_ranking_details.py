@@ -159,3 +159,5 @@ def test_rows_that_retain_different_numbers_are_chosen_in_the_general_way() -> N
     kept, stays, gone = choose(ranks, positions, [3, 2], ordered=True)
     assert kept[0].tolist() == [[0, 2, 3]]
     assert (stays.tolist(), gone.tolist()) == ([[[0, 2, 3]], [[-1, 0, 3]]], [[[-1, 1]], [[2, 1]]])
+    _, stays, gone = choose(ranks, positions, [4, 3], ordered=True)
+    assert (stays.tolist(), gone.tolist()) == ([[[0, 1, 2, 3]], [[-1, 0, 2, 3]]], [[[-1]], [[1]]])
