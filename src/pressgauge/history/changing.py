@@ -57,7 +57,7 @@ def replay_changing(
         newest = press.protected(keep)
         # Protected entries are in the first and the last slots, unless some were evicted when they were not protected.
         single = not held.padded and bool(followers) and held.used - held.holes - keep == 1
-        single = single and press.sinks + newest <= keep and cut.columns - newest >= released
+        single = single and cut.columns - newest >= released
         released = cut.columns - newest
         candidates = slice(press.sinks, held.used - newest)
         # Compacting moves the attention weights of all entries, which is expensive for a single eviction.
