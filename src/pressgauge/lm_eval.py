@@ -205,9 +205,13 @@ class PressLM(HFLM):  # type: ignore[misc]
             eval_logger.warning(
                 f"{task}: {vacuous} of {len(self._counts)} requests are vacuous: none of their tokens was predicted "
                 "after an eviction, so their result is that of the uncompressed cache. The first token of an answer is "
-                "predicted by the prompt's own pass, before the press evicts: use a task with longer answers. A layer "
-                f"with {press.prune_after} entries or fewer evicts nothing: use longer contexts, or a smaller "
-                "prune_after"
+                "predicted by the prompt's own pass, before the press evicts: use a task with longer answers. "
+                + (
+                    "Or use longer contexts."
+                    if press.has_own_target
+                    else f"A layer with {press.prune_after} entries or fewer evicts nothing: use longer contexts, or a "
+                    "smaller prune_after"
+                )
             )
 
     def _loglikelihood_tokens(

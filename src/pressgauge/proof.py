@@ -255,10 +255,10 @@ def warn_vacuous(press: Press, passes: int) -> None:
         return
     name = f"{type(press).__name__}(keep_ratio={press.keep_ratio}, prune_after={press.prune_after})"
     plural = "pass" if passes == 1 else "passes"
+    more = "more tokens" if press.has_own_target else f"tokens after the prompt, more than {press.prune_after} in all"
     warnings.warn(
         f"{name} was attached for {passes} {plural} and no query met an eviction, so what was measured is the "
-        f"uncompressed model: feed tokens after the prompt, more than {press.prune_after} in all, or use "
-        "pressgauge.perplexity",
+        f"uncompressed model: feed {more}, or use pressgauge.perplexity",
         VacuousWarning,
         # The caller of the context manager of the caller.
         stacklevel=4,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pressgauge import KnormPress, Press, TOVAPress
+from pressgauge import KeyDiffPress, KnormPress, Press, TOVAPress
 
 
 @dataclass(frozen=True)
@@ -43,3 +43,22 @@ class SparingPress(Sparing, KnormPress):
 @dataclass(frozen=True)
 class SparingTOVAPress(Sparing, TOVAPress):
     """With scores by attention."""
+
+
+@dataclass(frozen=True)
+class Blinking(Press):
+    """Protects six newest tokens in most passes, and none in others."""
+
+    def newest(self, kept: int) -> int:
+        """None if ``kept`` is a multiple of 5."""
+        return 6 if kept % 5 else 0
+
+
+@dataclass(frozen=True)
+class BlinkingTOVAPress(Blinking, TOVAPress):
+    """With scores by attention."""
+
+
+@dataclass(frozen=True)
+class BlinkingKeyDiffPress(Blinking, KeyDiffPress):
+    """With scores that change."""

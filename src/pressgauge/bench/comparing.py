@@ -97,20 +97,18 @@ def _cell(before: Row, after: Row) -> Cell:
     return Cell(before, after, change(before.sums, after.sums) if same else None)
 
 
-SAME = 0.05
-"""Difference in memory, as a share, up to which two presses hold the same."""
-
-
 def holds(row: Row, other: Row) -> str:
-    """Whether a press holds ``more`` or ``less`` memory than another, or ``an unknown amount``; empty if the same.
+    """Whether a press holds over 5 % ``more`` or ``less`` memory than another, or ``an unknown amount``; else empty.
 
     At one keep ratio, compressors of one's own may hold different numbers of entries, so that the one that loses less
     may be the one that holds more.
     """
-    if row.kv_bytes is None or not other.kv_bytes:
+    if row.kv_bytes is None or other.kv_bytes is None:
         return "an unknown amount"
-    share = row.kv_bytes / other.kv_bytes - 1
-    return "" if abs(share) <= SAME else "more" if share > 0 else "less"
+    less, more = sorted((row.kv_bytes, other.kv_bytes))
+    if 20 * more <= 21 * less:
+        return ""
+    return "more" if row.kv_bytes == more else "less"
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,11 @@ def prepare_tasks(plan: TaskPlan, model: str, *, trust_remote_code: bool = False
         shortest = min(len(prompt.ids) for prompt in prompts.prompts) - 1
         for _, (press, *rest) in plan.lines:
             of_config(config).resolve(press)
-            if rest and shortest <= press.prune_after:
-                raise ValueError(
-                    f"a press evicts after the prompt, and nothing from one of {shortest} tokens with "
-                    f"prune_after={press.prune_after}: give more --tokens or a smaller --prune-after"
-                )
+            if rest and rest[-1].spares(shortest):
+                reason = f"with prune_after={press.prune_after}: give more --tokens or a smaller --prune-after"
+                if press.has_own_target:
+                    reason = f"all of which {type(press).__name__}.target retains: give more --tokens"
+                raise ValueError(f"a press evicts after the prompt, and nothing from one of {shortest} tokens {reason}")
         found[name] = prompts
     return found
 

@@ -58,7 +58,7 @@ def replay_changing(
         # Protected entries are in the first and the last slots, unless some were evicted when they were not protected.
         single = not held.padded and bool(followers) and held.used - held.holes - keep == 1
         single = single and cut.columns - newest >= released
-        released = cut.columns - newest
+        released = max(released, cut.columns - newest)
         candidates = slice(press.sinks, held.used - newest)
         # Compacting moves the attention weights of all entries, which is expensive for a single eviction.
         slots = None

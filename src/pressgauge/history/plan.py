@@ -81,7 +81,7 @@ def _shared(
 
 def plan_of(press: Budget, passes: Sequence[int], prompt_length: int | None, padding: Sequence[int]) -> Plan:
     """The plan of a press. Arguments are those of ``Plan``."""
-    if any(getattr(type(press), name) is not getattr(Budget, name) for name in ("target", "exact_ratio")):
+    if press.has_own_target or type(press).exact_ratio is not Budget.exact_ratio:
         # What a class of its own retains may depend on attributes of its own.
         return Plan(press, passes, prompt_length, padding)
     budget = Budget(**{field.name: getattr(press, field.name) for field in fields(Budget)})

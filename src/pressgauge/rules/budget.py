@@ -102,17 +102,24 @@ class Budget:
             size = max(1, self.sinks + self.recent, exact_ceil(self.exact_ratio, held))
         return min(size, held)
 
+    @property
+    def has_own_target(self) -> bool:
+        """Whether the class defines its own ``target``, for which ``prune_after`` may mean nothing."""
+        return type(self).target is not Budget.target
+
     def checked_target(self, seen: int, held: int) -> int:
-        """``target``, validated if a class defines its own.
+        """``target``, validated if a class defines its own; 0 of no entries.
 
         Raises:
             TypeError: if it is not an integer.
             ValueError: if it is more than ``held``, too few for ``sinks`` and ``recent`` or for one entry, or less than
                 ``held`` with a ``keep_ratio`` of 1.
         """
+        if not self.has_own_target:
+            return self.target(seen, held)
+        if not held:
+            return 0
         size = self.target(seen, held)
-        if type(self).target is Budget.target:
-            return size
         name = f"{type(self).__name__}.target({seen}, {held})"
         size = whole_number(name, size, min(held, max(1, self.sinks + self.recent)))
         if size > held:
@@ -120,6 +127,10 @@ class Budget:
         if size < held and self.keep_ratio == 1:
             raise ValueError(f"{name} must be {held} with keep_ratio=1, which retains everything, got {size}")
         return size
+
+    def spares(self, tokens: int) -> bool:
+        """Whether nothing is ever evicted from a prompt of this many tokens by a press that acts on the prompt only."""
+        return self.checked_target(tokens, tokens) == tokens if self.has_own_target else tokens <= self.prune_after
 
     def protected(self, kept: int) -> int:
         """``newest``, as far as the sinks leave room among ``kept`` entries, and none if it is negative.
@@ -155,8 +166,10 @@ def check_prompt(budget: Budget | None, prompt: int, columns: int, longest: int 
     if not 1 <= prompt < columns:
         raise ValueError(f"prompt must be at least 1 and leave one of the {columns} tokens to score, got {prompt}")
     longest = prompt if longest is None else longest
-    if budget is not None and budget.keep_ratio < 1 and budget.schedule == "prefill" and longest <= budget.prune_after:
+    if budget is not None and budget.keep_ratio < 1 and budget.schedule == "prefill" and budget.spares(longest):
+        reason = f"and prune_after={budget.prune_after}: give a longer prompt or a smaller prune_after"
+        if budget.has_own_target:
+            reason = f"all of which {type(budget).__name__}.target retains: give a longer prompt"
         raise ValueError(
-            f"schedule 'prefill' acts once, after the prompt, and never with a prompt of {longest} tokens and "
-            f"prune_after={budget.prune_after}: give a longer prompt or a smaller prune_after"
+            f"schedule 'prefill' acts once, after the prompt, and never with a prompt of {longest} tokens {reason}"
         )

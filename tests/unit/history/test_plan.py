@@ -65,10 +65,10 @@ def test_own_rules_are_replayed_as_a_plain_loop_has_them(
     [(SizedPress, KnormPress), (SparingPress, KnormPress), (SizedTOVAPress, TOVAPress), (SparingTOVAPress, TOVAPress)],
 )
 def test_own_rules_are_those_of_decoding_in_one_pass(kind: type[Press], usual: type[Press]) -> None:
-    """The NLL of one pass is that of token-by-token decoding, also of padded rows, and differs from that under the
-    usual rules."""
+    """The NLL of one pass is that of token-by-token decoding, also of padded rows, one of which has no token in the
+    prompt, and differs from that under the usual rules."""
     model = architectures.shared("llama")
-    ids, mask = architectures.padded([40, 25])
+    ids, mask = architectures.padded([40, 25, 3])
     press = kind(0.5, **OPTIONS)
     one = perplexity(model, ids, press, 6, attention_mask=mask)
     stepwise = perplexity(model, ids, press, 6, "stepwise", attention_mask=mask)
@@ -87,6 +87,20 @@ def test_own_rules_hold_at_the_end_of_the_prompt(window: Window | None) -> None:
         table = replay(press, norms[None, None, :, None], passes, prompt_length=12, window=window)[0, 0]
         assert (table == 12).nonzero().flatten().tolist() == sorted(norms[:12].argsort()[6:].tolist())
         assert int((table == NEVER).sum()) == 24
+
+
+def test_a_prompt_is_too_short_by_the_target_of_the_press() -> None:
+    """Not by its ``prune_after``; and the sentence names what retains it."""
+    model, ids = architectures.shared("llama"), architectures.tokens(1, 30)
+    press = SizedPress(0.5, schedule="prefill")
+    assert press.prune_after == 512
+    assert perplexity(model, ids, press, 20).held == (17,) * architectures.LAYERS
+    sentence = (
+        "schedule 'prefill' acts once, after the prompt, and never with a prompt of 5 tokens all of which "
+        "SizedPress.target retains: give a longer prompt"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        perplexity(model, ids, press, 5)
 
 
 def test_plans_of_equal_presses_with_a_target_of_their_own_differ() -> None:
