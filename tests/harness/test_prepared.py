@@ -60,8 +60,8 @@ def test_a_command_ends_as_its_program_does(code: str, expected: int) -> None:
 
 WAITS = """
 import os, time
-print(os.getpid(), flush=True)
 try:
+    print(os.getpid(), flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     raise SystemExit(5)
