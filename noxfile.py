@@ -175,6 +175,8 @@ MUTATED = {
             "properties/test_counts.py",
             "properties/test_which.py",
             "properties/test_replay.py",
+            "properties/test_windows.py",
+            "properties/test_softmax_and_latents.py",
             "properties/test_attention_scores.py",
             "unit/rules",
             "unit/presses",

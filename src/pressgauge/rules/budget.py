@@ -129,7 +129,7 @@ class Budget:
         return size
 
     def spares(self, tokens: int) -> bool:
-        """Whether nothing is ever evicted from a prompt of this many tokens by a press that acts on the prompt only."""
+        """Whether a prompt of this many tokens is too short to evict from, by ``prune_after`` or a target of its own."""
         return self.checked_target(tokens, tokens) == tokens if self.has_own_target else tokens <= self.prune_after
 
     def protected(self, kept: int) -> int:

@@ -101,6 +101,9 @@ def test_a_prompt_is_too_short_by_the_target_of_the_press() -> None:
     )
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         perplexity(model, ids, press, 5)
+    # By the threshold alone, although a share of .99 of 17 tokens, rounded up, is all of them.
+    usual = KnormPress(0.99, prune_after=16, schedule="prefill")
+    assert [usual.spares(tokens) for tokens in (16, 17)] == [True, False]
 
 
 def test_plans_of_equal_presses_with_a_target_of_their_own_differ() -> None:
