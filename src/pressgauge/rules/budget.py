@@ -129,7 +129,7 @@ class Budget:
         return size
 
     def spares(self, tokens: int) -> bool:
-        """Whether a prompt of this many tokens is too short to evict from, by ``prune_after`` or a target of its own."""
+        """Whether a prompt of this many tokens is too short to evict from, by ``prune_after`` or an own target."""
         return self.checked_target(tokens, tokens) == tokens if self.has_own_target else tokens <= self.prune_after
 
     def protected(self, kept: int) -> int:
