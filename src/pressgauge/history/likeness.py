@@ -42,6 +42,8 @@ class Likeness:
         self.held = held
         self._units: Tensor | None = None
         """Those of the entries, of ones that were evicted, and of upcoming ones: ``[B * K, N, D]``."""
+        self._array: Any
+        """``_units`` as an array."""
         self._sum: Any
         """Sum of those of the entries: array ``[B * K, D]`` float64."""
         self._known: int
@@ -62,20 +64,20 @@ class Likeness:
             unit = self._look()
         else:
             for slot in range(held.used - (held.known - self._known), held.used):
-                self._sum += light(unit)[:, slot]
+                self._sum += self._array[:, slot]
         self._known = held.known
         lengths = np.sqrt(np.einsum("ld,ld->l", self._sum, self._sum))
         if not np.isfinite(lengths).all():
             return None
-        part, empty = unit[:, candidates], held.vacant[:, :, candidates].reshape(len(held.lines), -1)
+        empty = held.vacant[:, :, candidates].reshape(len(held.lines), -1)
         chosen = None
         if lengths.min() > SHORTEST:
             # A product of matrices takes a third of the time, and rounds otherwise than the press.
-            mean = (self._sum / lengths[:, None]).astype(light(unit).dtype)
-            scores = _scores((light(part) @ mean[:, :, None])[..., 0], empty)
+            mean = (self._sum / lengths[:, None]).astype(self._array.dtype)
+            scores = _scores((self._array[:, candidates] @ mean[:, :, None])[..., 0], empty)
             chosen = surely_last_of_lowest(scores, NOISE * float(np.finfo(scores.dtype).eps))
         if chosen is None:
-            exact = cosines(part, direction(heavy(self._sum)[:, None], unit.dtype))
+            exact = cosines(unit[:, candidates], direction(heavy(self._sum)[:, None], unit.dtype))
             chosen = last_of_lowest(_scores(light(exact), empty))
         return chosen + candidates.start
 
@@ -85,13 +87,14 @@ class Likeness:
         coming = held.source[:, :, held.known : self._stop]
         empty = torch.nn.functional.pad(held.empty, (0, coming.shape[2]))
         self._units = units(torch.cat([held.keys, coming], dim=2), empty).flatten(0, 1)
+        self._array = light(self._units)
         self._sum = light(self._units[:, : held.used].sum(dim=1, dtype=torch.float64))
         return self._units
 
     def drop(self, slots: Any) -> None:
         """Evict the entry of each head at ``slots``, an array ``[B * K]``."""
         if self._units is not None:
-            self._sum -= light(self._units)[self.held.lines, slots]
+            self._sum -= self._array[self.held.lines, slots]
 
     def keep(self, kept: Tensor) -> None:
         """Retain the entries at the indices ``[B, K, n]``."""

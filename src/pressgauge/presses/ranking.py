@@ -203,10 +203,11 @@ def _alone(scores: NDArray[Any], least: NDArray[Any], within: float) -> bool:
     """Whether in every line no score but the lowest, ``least``, may be rounded like it, if all are known up to
     ``within``; False may be wrong."""
     kind = np.finfo(scores.dtype)
+    # No sum is too large, so that nothing warns: what lies beyond half of the largest number is not found to be alone.
+    half = kind.max / 2
     # Twice the step between numbers of 10 bits, and subnormal numbers, whose steps are all of one size.
-    reach = np.minimum(abs(least) * 2.0 ** (2 - _SIGNIFICANT_BITS), kind.max) + (kind.tiny + 3 * within)
-    with np.errstate(over="ignore"):
-        bound = least + reach
+    reach = np.minimum(abs(least) * 2.0 ** (2 - _SIGNIFICANT_BITS), half / 2) + (kind.tiny + 3 * within)
+    bound = np.minimum(least, half) + reach
     return int(np.count_nonzero(scores <= bound[:, None])) == len(scores)
 
 
@@ -221,7 +222,7 @@ def surely_last_of_lowest(scores: NDArray[Any], within: float) -> NDArray[Any] |
     first, least = _first_of_lowest(scores)
     if _alone(scores, least, within):
         return first
-    edges, others = _edges(np.stack([least - within, least + within]).astype(scores.dtype))
+    edges, others = _edges(np.array([least - within, least + within], dtype=scores.dtype))
     if (edges != others).any():
         return None
     chosen = _last(scores, edges - within)
