@@ -97,18 +97,22 @@ def _cell(before: Row, after: Row) -> Cell:
     return Cell(before, after, change(before.sums, after.sums) if same else None)
 
 
-def holds(row: Row, other: Row) -> str:
-    """Whether a press holds over 5 % ``more`` or ``less`` memory than another, or ``an unknown amount``; else empty.
+def also_holds(row: Row, other: Row, *, less: bool) -> str:
+    """`` and holds more``, ``less`` or ``an unknown amount``, if that may be why a press loses less or more.
 
-    At one keep ratio, compressors of one's own may hold different numbers of entries, so that the one that loses less
-    may be the one that holds more.
+    Empty if it is not: if they hold the same up to 5 %, or the one that loses less holds less memory as well. At one
+    keep ratio, compressors of one's own may hold different numbers of entries.
+
+    Args:
+        row, other: rows of the press and of the other one.
+        less: whether the press loses less.
     """
     if row.kv_bytes is None or other.kv_bytes is None:
-        return "an unknown amount"
-    less, more = sorted((row.kv_bytes, other.kv_bytes))
-    if 20 * more <= 21 * less:
+        return " and holds an unknown amount"
+    lowest, highest = sorted((row.kv_bytes, other.kv_bytes))
+    if 20 * highest <= 21 * lowest or (row.kv_bytes == lowest) is less:
         return ""
-    return "more" if row.kv_bytes == more else "less"
+    return f" and holds {'more' if less else 'less'}"
 
 
 @dataclass(frozen=True)
@@ -155,11 +159,11 @@ class Beside:
 
     Attributes:
         change: change in perplexity from ``random`` to the press.
-        holds: memory that the press holds, as ``holds`` has it.
+        also: what the press holds where that may be the reason of the change, see ``also_holds``.
     """
 
     change: Change
-    holds: str
+    also: str
 
     @property
     def words(self) -> str:
@@ -167,9 +171,7 @@ class Beside:
         found = self.change
         if found.interval is None or found.interval[0] <= 0 <= found.interval[1]:
             return "no difference can be told"
-        less = found.change < 0
-        words = f"loses {'less' if less else 'more'} than random"
-        return words if self.holds in ("", "less" if less else "more") else f"{words} and holds {self.holds}"
+        return f"loses {'less' if found.change < 0 else 'more'} than random{self.also}"
 
 
 def against_random(rows: Sequence[Row]) -> dict[int, Beside]:
@@ -190,9 +192,10 @@ def against_random(rows: Sequence[Row]) -> dict[int, Beside]:
             ]
             pairs |= {index: alike[0]} if alike else {}
     level = 1 - (1 - LEVEL) / max(1, len(pairs))
+    changes = {index: change(other.sums, rows[index].sums, level) for index, other in pairs.items()}
     return {
-        index: Beside(change(other.sums, rows[index].sums, level), holds(rows[index], other))
-        for index, other in pairs.items()
+        index: Beside(found, also_holds(rows[index], pairs[index], less=found.change < 0))
+        for index, found in changes.items()
     }
 
 

@@ -11,15 +11,16 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pressgauge.bench.comparing import Beside, Contest, against_random, contests, holds
+from pressgauge.bench.comparing import Contest, against_random, also_holds, contests
 from pressgauge.bench.files import GENERATOR, check_page, write_files
 from pressgauge.bench.quantities import BANDS
 from pressgauge.bench.results import as_json
 from pressgauge.bench.row import MEMORY, QUANTITIES, UNTOLD, Row, band_names, bands_in_words
 from pressgauge.bench.task_row import TaskRow
-from pressgauge.formats import DASH, interval, percent, ratio
+from pressgauge.formats import DASH, percent, ratio
 from pressgauge.report import figures
 from pressgauge.report.conclusion import conclusion, short_names
+from pressgauge.report.table import to_random
 from pressgauge.report.tasks import READING, task_sections
 
 _KINDS = ("overview", "trade-off", "eviction-map", "norm-attention")
@@ -52,10 +53,6 @@ _TIMES = {quantity.page.heading for quantity in QUANTITIES.values() if quantity.
 
 
 TO_RANDOM = "change to random"
-
-
-def _to_random(found: Beside | None) -> str:
-    return DASH if found is None else interval(found.change.change, found.change.interval)
 
 
 def summary(name: str, line: Sequence[Row], rows: Sequence[Row]) -> str:
@@ -100,8 +97,7 @@ def _told(contest: Contest) -> str:
         return f"Between {better} and {worse}{where} no difference can be told."
     low, high = contest.change.interval
     higher = f"{percent(low)} to {percent(high)}"
-    amount = holds(contest.better, contest.worse)
-    also = f" and holds {amount}" if amount not in ("", "less") else ""
+    also = also_holds(contest.better, contest.worse, less=True)
     return f"{better} loses less than {worse}{where}{also}: perplexity under {worse} is higher by {higher}."
 
 
@@ -189,7 +185,7 @@ def write_report(
             ],
             "rows": [
                 {name: COLUMNS[name](row) for name in names}
-                | ({TO_RANDOM: _to_random(random.get(index))} if random else {})
+                | ({TO_RANDOM: to_random(random.get(index))} if random else {})
                 | dict.fromkeys(own_metrics, DASH)
                 | {metric.name: metric.text for metric in row.metrics}
                 for index, row in enumerate(own)

@@ -7,7 +7,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from pressgauge.bench.comparing import Comparison, against_random
+from pressgauge.bench.comparing import Beside, Comparison, against_random
 from pressgauge.bench.row import MEMORY, OBSERVED, QUANTITIES, UNTOLD, Row, bands_in_words
 from pressgauge.formats import DASH, interval, number
 
@@ -79,6 +79,11 @@ def make_timing_table(rows: Sequence[Row]) -> Table:
     return _table(f"{first.press}: times", caption, rows, timed=True)
 
 
+def to_random(found: Beside | None) -> str:
+    """Change in perplexity from ``random``, with its interval."""
+    return DASH if found is None else interval(found.change.change, found.change.interval)
+
+
 def make_distance_table(rows: Sequence[Row]) -> Table:
     """Table of the distances from the uncompressed run: the rows of all presses on one text."""
     columns = [one.terminal for one in QUANTITIES.values() if one.terminal and one.compared]
@@ -97,11 +102,7 @@ def make_distance_table(rows: Sequence[Row]) -> Table:
     for index, row in enumerate(rows):
         values = {metric.name: metric.text for metric in row.metrics}
         cells = [column.text(row) for column in columns]
-        cells += (
-            [interval(random[index].change.change, random[index].change.interval) if index in random else DASH]
-            if random
-            else []
-        )
+        cells += [to_random(random.get(index))] if random else []
         cells += [values.get(name, DASH) for name in own]
         table.add_row(escape(row.press), row.ratio, *cells)
     return table
